@@ -1,0 +1,59 @@
+# One verb per need; CI runs exactly these. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+# Ray starts 12 s slower where Python may not keep its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.PHONY: help install demo check fmt test test-fast lock bundle clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The stamps hold the environment to the files that describe it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("shardlabel needs Python >= 3.11, got %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create .venv and install the project in it, at the locked versions
+
+demo: $(VENV)/.installed ## Label the bundled photographs with the bundled model and show the rows
+	$(BIN)/shardlabel label models/samples/photos.tar --output $(OUT) --model efficientnet-lite0 --overwrite
+	@$(BIN)/python -m pipeline.preview $(OUT)
+
+check: $(VENV)/.installed-dev ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.installed-dev ## Every test that this machine can run
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
+	$(BIN)/python -m pytest -m 'not ray and not slow'
+
+lock: ## Resolve constraints.txt anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
+
+bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
+	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert
+	.venv-convert/bin/python -m pip install --quiet --requirement models/conversion/requirements.txt
+	.venv-convert/bin/python -m models.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
+
+clean: ## Remove what the targets above made, but no model cache
+	rm -rf $(VENV) .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,71 @@
+"""The console command `shardlabel`: puts the folders' commands together, and turns errors into one line and a code.
+
+It lives here since only `cluster` may import every other folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+import models.commands
+import pipeline.commands
+from models.errors import ShardlabelError
+
+logger = logging.getLogger(__name__)
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"shardlabel {version('shardlabel')}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """Return the whole command line."""
+    app = typer.Typer(
+        name="shardlabel",
+        help="Label images with an ONNX classifier: in bulk on Ray Data, online on Ray Serve.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+        verbose: bool = typer.Option(False, "--verbose", "-v", help="Also log what is retried and why."),
+    ) -> None:
+        logging.basicConfig(
+            level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s"
+        )
+
+    pipeline.commands.register(app)
+    models.commands.register(app)
+    return app
+
+
+def main() -> None:
+    """Run the console command; never returns."""
+    try:
+        build_app()()
+    except ShardlabelError as err:
+        sys.stderr.write(f"shardlabel: error: {err}\n")
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("shardlabel: interrupted; the same command goes on where this one stopped\n")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_BUG)
+
+
+if __name__ == "__main__":
+    main()

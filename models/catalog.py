@@ -1,0 +1,121 @@
+"""Find a model by its name in the catalog, or by the path of an ONNX file with its entry beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from models.cache import file_sha256, home
+from models.errors import ArtifactError, ConfigError, UnknownModelError
+from models.spec import ModelSpec, Precision
+
+ENTRIES = Path(__file__).parent / "entries"
+DEFAULT_MODEL = "resnet18-v2"
+
+
+def entry_folders() -> tuple[Path, ...]:
+    """Return the folders that hold entries: ours, then the user's own."""
+    return (ENTRIES, home() / "models")
+
+
+def model_names() -> list[str]:
+    """List the names in the catalog, sorted."""
+    return sorted({path.stem for folder in entry_folders() for path in folder.glob("*.toml")})
+
+
+def load_spec(name: str) -> ModelSpec:
+    """Load a model's entry.
+
+    Args:
+        name: A name in the catalog, or the path of an ONNX file; its entry lies beside it under the same name,
+            with the suffix .toml, .yaml or .yml, and may leave out `name`, `artifacts` and `description`.
+
+    Raises:
+        UnknownModelError: No such name, or no such file.
+        ConfigError: The entry is malformed; the message names the key.
+    """
+    if name.endswith(".onnx"):
+        return _load_own(Path(name))
+    for folder in entry_folders():
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            return _parse(path, _read(path))
+    raise UnknownModelError(
+        f"model must be one of {', '.join(model_names())}, or the path of an .onnx file, got {name!r}"
+    )
+
+
+def load_all() -> Iterator[ModelSpec]:
+    """Yield every entry, by name."""
+    for name in model_names():
+        yield load_spec(name)
+
+
+def load_labels(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the name of each class, by class index: of several synonyms the first.
+
+    Raises:
+        ArtifactError: The labels file is missing or empty.
+    """
+    return tuple(_first_name(line) for line in _label_lines(spec))
+
+
+def _label_lines(spec: ModelSpec) -> list[str]:
+    path = spec.folder / spec.labels
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ArtifactError(f"labels of {spec.name}: cannot read {path}: {err}") from err
+    if not lines:
+        raise ArtifactError(f"labels of {spec.name}: {path} is empty, expected one class a line")
+    return lines
+
+
+def _first_name(line: str) -> str:
+    head, _, rest = line.strip().partition(" ")
+    is_synset = len(head) == 9 and head[0] == "n" and head[1:].isdigit()
+    return (rest if is_synset and rest else line).split(",")[0].strip()
+
+
+def _load_own(path: Path) -> ModelSpec:
+    if not path.is_file():
+        raise UnknownModelError(f"model file {path} does not exist; give a path or a name of the catalog")
+    beside = next((p for s in (".toml", ".yaml", ".yml") if (p := path.with_suffix(s)).is_file()), None)
+    if beside is None:
+        raise ConfigError(
+            f"model {path} needs an entry beside it: {path.with_suffix('.toml')} with input, output, preprocessing "
+            "and labels, as in docs/models.md"
+        )
+    entry = _read(beside)
+    entry.setdefault("name", path.stem.lower())
+    entry.setdefault("description", f"{path.name}, a model of the user's own")
+    entry.setdefault("licence", "unknown")
+    precision = entry.pop("precision", Precision.FP32.value)
+    digest = file_sha256(path)
+    entry["artifacts"] = {precision: {"file": path.name, "sha256": digest, "size_bytes": path.stat().st_size}}
+    return _parse(beside, entry)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        entry = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise ConfigError(f"model entry {path} cannot be read: {err}") from err
+    if not isinstance(entry, dict):
+        raise ConfigError(f"model entry {path} must be a table of keys, got {type(entry).__name__}")
+    return entry
+
+
+def _parse(path: Path, entry: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate({**entry, "folder": path.parent})
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the entry"
+        raise ConfigError(f"model entry {path}: {where}: {first['msg']}") from err

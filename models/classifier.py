@@ -1,0 +1,217 @@
+"""The one inference class of the project: bulk actors and online replicas both hold a `Classifier`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.cache import is_cached, locate
+from models.errors import InferenceError, ProviderUnavailableError, SignatureError
+from models.graph_cache import load_joined_graph
+from models.spec import ModelSpec, Precision
+
+logger = logging.getLogger(__name__)
+
+UInt8Array = npt.NDArray[np.uint8]
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+class Device(StrEnum):
+    """What a caller asks for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Provider(StrEnum):
+    """ONNX Runtime's execution providers that are used here."""
+
+    CPU = "CPUExecutionProvider"
+    CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Labels of a batch, in input order.
+
+    Attributes:
+        label_ids: int32 of shape (n_images, k), best first; equal scores keep the lower class index first.
+        scores: float32 of shape (n_images, k), probabilities after softmax.
+        probabilities: float32 of shape (n_images, n_classes), or None where it was not asked for.
+        embedding: float32 of shape (n_images, features), or None where it was not asked for.
+    """
+
+    label_ids: Int32Array
+    scores: Float32Array
+    probabilities: Float32Array | None = None
+    embedding: Float32Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `auto` came to: the provider and precision used, and one line that says why."""
+
+    provider: Provider
+    precision: Precision
+    reason: str
+
+
+def choose(spec: ModelSpec, device: Device, precision: str, *, has_gpu: bool) -> Choice:
+    """Settle device and precision before anything is loaded.
+
+    Args:
+        spec: The model's entry.
+        device: What was asked for; AUTO takes the GPU where there is one.
+        precision: "auto", or one of `Precision`.
+        has_gpu: Whether the machine or cluster offers a GPU.
+
+    Raises:
+        ProviderUnavailableError: CUDA was asked for, and there is no GPU.
+        UnknownModelError: The model has no artifact of that precision.
+    """
+    if device is Device.CUDA and not has_gpu:
+        raise ProviderUnavailableError("device cuda was asked for, and no GPU was found; use --device cpu or auto")
+    on_gpu = has_gpu and device is not Device.CPU
+    provider = Provider.CUDA if on_gpu else Provider.CPU
+    where = "GPU" if on_gpu else "CPU"
+    how = "" if device is not Device.AUTO else " (chosen)"
+    if precision != "auto":
+        wanted = Precision(precision)
+        spec.artifact(wanted)
+        return Choice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
+    order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
+    offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts]
+    ready = [p for p in offered if is_cached(spec, p)]
+    # A precision that has to be downloaded or built is taken only where none lies ready.
+    chosen = (ready or offered)[0]
+    why = f"the fastest of {', '.join(dict.fromkeys(offered))} that lies ready" if ready else "the fastest it has"
+    return Choice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")
+
+
+class Classifier:
+    """Label batches of images with one ONNX Runtime session.
+
+    Construction loads the joined graph (see `models.graph`) and runs a first batch; that takes up to seconds. Build
+    one per process, in the actor or the replica, never in the driver: a session cannot be pickled, a spec can.
+    `predict` may be called from several threads.
+
+    Args:
+        spec: What to load; see `models.catalog.load_spec`.
+        precision: Which artifact of it.
+        provider: Execution provider to use. Never another: if ONNX Runtime cannot use it, construction fails.
+        top_k: How many labels `predict` gives, 1 <= top_k <= number of classes.
+        num_threads: Threads of one `predict` on a CPU; 1 where each core has an actor of its own.
+        graph: The joined graph's bytes, where the caller has them already; else it is found by the spec.
+
+    Raises:
+        ArtifactError: The model's file is missing or its SHA-256 differs.
+        DownloadError: The model has to be downloaded, and no source had it.
+        ProviderUnavailableError: The provider cannot be used here; the message lists those that can.
+        SignatureError: The file's tensors are not what the entry says, or top_k is more than its classes.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        precision: Precision,
+        provider: Provider = Provider.CPU,
+        top_k: int = 5,
+        num_threads: int = 1,
+        graph: bytes | None = None,
+    ) -> None:
+        self.spec = spec
+        self.precision = precision
+        self.top_k = top_k
+        if graph is None:
+            artifact = spec.artifact(precision)
+            graph = load_joined_graph(spec, artifact, locate(spec, precision))
+        self._session = _build_session(graph, provider, num_threads)
+        self._side = spec.preprocessing.crop
+        self.num_classes = self._warm_up()
+        if not 1 <= top_k <= self.num_classes:
+            raise SignatureError(
+                f"top_k must be between 1 and {self.num_classes} (the classes of {spec.name}), got {top_k}"
+            )
+        self._k = np.asarray([top_k], np.int64)
+
+    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+        """Label a batch.
+
+        Args:
+            images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
+            probabilities: Whether to return every class's probability.
+            embedding: Whether to return the penultimate features; the entry must name them.
+
+        Returns:
+            Predictions with n_images rows, in input order.
+
+        Raises:
+            SignatureError: images has another shape or dtype, or the model has no embedding.
+            InferenceError: ONNX Runtime failed; its exception is the cause.
+        """
+        expected = (self._side, self._side, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise SignatureError(
+                f"images must be uint8 of shape (n_images, {self._side}, {self._side}, 3), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        if embedding and self.spec.embedding is None:
+            raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
+        names = ["top_ids", "top_scores"]
+        names += ["probabilities"] * probabilities + ["embedding"] * embedding
+        values = dict(zip(names, self._run(names, {"images": images, "k": self._k}), strict=True))
+        return Predictions(
+            label_ids=values["top_ids"].astype(np.int32),
+            scores=values["top_scores"],
+            probabilities=values.get("probabilities"),
+            embedding=values.get("embedding"),
+        )
+
+    def _warm_up(self) -> int:
+        """Run one image and return the number of classes."""
+        image = np.zeros((1, self._side, self._side, 3), np.uint8)
+        (probabilities,) = self._run(["probabilities"], {"images": image, "k": np.ones(1, np.int64)})
+        return int(probabilities.shape[1])
+
+    def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        try:
+            return list(self._session.run(names, feed))
+        except Exception as err:  # ONNX Runtime's errors share no base but Exception
+            raise InferenceError(f"{self.spec.name} failed on {len(feed['images'])} images: {err}") from err
+
+
+def _build_session(graph: bytes, provider: Provider, num_threads: int) -> Any:  # noqa: ANN401 (untyped library)
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise ProviderUnavailableError(
+            f"provider {provider.value} is not in this ONNX Runtime, which has {', '.join(available)}"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin between batches take the core from the decoders beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider is Provider.CUDA:
+        ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(graph, options, providers=[provider.value])
+    except Exception as err:  # ONNX Runtime's errors share no base but Exception
+        raise SignatureError(f"ONNX Runtime cannot load this model: {err}") from err
+    used = session.get_providers()[0]
+    if used != provider.value:
+        raise ProviderUnavailableError(
+            f"provider {provider.value} was asked for, and ONNX Runtime fell back to {used}; "
+            "see that the CUDA and cuDNN libraries of its build are installed, or use --device cpu"
+        )
+    return session

@@ -1,0 +1,167 @@
+"""`shardlabel models list|info|pull|verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.catalog import load_all, load_labels, load_spec
+from models.errors import ArtifactError, UnknownModelError
+from models.spec import ModelSpec, Precision
+
+app = typer.Typer(no_args_is_help=True, help="The models: what there is, fetching and checking their files.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, or an .onnx file.")]
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
+    from models.cache import is_cached
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": spec.name,
+            "description": spec.description,
+            "licence": spec.licence,
+            "precisions": [
+                {"precision": p.value, "size_bytes": a.size_bytes, "bundled": a.bundled, "cached": is_cached(spec, p)}
+                for p, a in spec.artifacts.items()
+            ],
+            "reported_top1": spec.reported[0].top1 if spec.reported else None,
+            "reported_top5": spec.reported[0].top5 if spec.reported else None,
+        }
+        for spec in load_all()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "precision", "MB", "here", "top-1 %", "top-5 %", "description", box=None, pad_edge=False)
+    for row in rows:
+        for index, file in enumerate(row["precisions"]):
+            here = "bundled" if file["bundled"] else "cached" if file["cached"] else "no"
+            first = index == 0
+            table.add_row(
+                row["name"] if first else "", file["precision"], f"{file['size_bytes'] / 1e6:.1f}", here,
+                _percent(row["reported_top1"]) if first else "", _percent(row["reported_top5"]) if first else "",
+                row["description"] if first else "",
+            )  # fmt: skip
+    Console().print(table)
+
+
+@app.command()
+def info(name: Name, as_json: AsJson = False) -> None:
+    """Show a model's whole entry, and its inputs and outputs as ONNX Runtime reports them."""
+    from models.cache import is_cached
+
+    spec = load_spec(name)
+    entry: dict[str, Any] = spec.model_dump(mode="json", exclude={"folder"})
+    entry["classes"] = len(load_labels(spec))
+    for precision in spec.artifacts:
+        cached = is_cached(spec, precision)
+        entry["artifacts"][precision.value]["cached"] = cached
+        entry["artifacts"][precision.value]["onnxruntime"] = _signature(spec, precision) if cached else None
+    if as_json:
+        typer.echo(json.dumps(entry))
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+@app.command()
+def pull(
+    name: Name,
+    source: Annotated[Path | None, typer.Option("--from", help="Import this file instead of downloading.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, int8 or fp16. [default: all that can be had]")] = None,
+) -> None:
+    """Fetch a model's files, or import one; each is checked by size and SHA-256."""
+    from models.cache import is_cached, locate
+    from models.download import import_file, progress_printer
+
+    spec = load_spec(name)
+    wanted = [_precision(spec, precision)] if precision else list(spec.artifacts)
+    if source is not None:
+        if precision is None:
+            wanted = _of_size(spec, source)
+        path = import_file(spec, wanted[0], source)
+        typer.echo(f"{spec.name} {wanted[0]}: imported to {path}")
+        return
+    for each in wanted:
+        artifact = spec.artifact(each)
+        if is_cached(spec, each):
+            typer.echo(f"{spec.name} {each}: here already, {locate(spec, each)}")
+        elif artifact.built_by is not None and precision is None:
+            typer.echo(f"{spec.name} {each}: not downloaded, it is built by `{artifact.built_by}`")
+        elif artifact.built_by is not None:
+            locate(spec, each)
+        else:
+            with progress_printer(artifact.file) as progress:
+                path = locate(spec, each, progress=progress)
+            typer.echo(f"{spec.name} {each}: fetched to {path}")
+
+
+@app.command()
+def verify(name: Name) -> None:
+    """Check a model's files: SHA-256, inputs and outputs, and the zoo's own test vector where the catalog has one.
+
+    Checks what is cached; exits with 1 where nothing is, or something is wrong.
+    """
+    from models.cache import is_cached, locate, verify_file
+    from models.verification import check_test_vector
+
+    spec = load_spec(name)
+    checked = 0
+    for precision, artifact in spec.artifacts.items():
+        if not is_cached(spec, precision):
+            typer.echo(f"{spec.name} {precision}: not here, not checked")
+            continue
+        path = locate(spec, precision, download=False)
+        verify_file(path, artifact)
+        typer.echo(f"{spec.name} {precision}: SHA-256 {artifact.sha256} holds")
+        signature = _signature(spec, precision)
+        typer.echo(f"{spec.name} {precision}: ONNX Runtime loads it: {signature['inputs']} -> {signature['outputs']}")
+        vector = check_test_vector(spec, precision, path)
+        if vector is not None:
+            typer.echo(f"{spec.name} {precision}: {vector}")
+        checked += 1
+    if not checked:
+        raise ArtifactError(f"{spec.name}: none of its files is here; fetch one with `shardlabel models pull {name}`")
+
+
+def _signature(spec: ModelSpec, precision: Precision) -> dict[str, list[str]]:
+    from models.cache import locate
+    from models.verification import read_signature
+
+    return read_signature(locate(spec, precision, download=False))
+
+
+def _precision(spec: ModelSpec, value: str) -> Precision:
+    if value not in list(Precision):
+        raise UnknownModelError(f"--precision must be one of {', '.join(Precision)}, got {value!r}")
+    spec.artifact(Precision(value))
+    return Precision(value)
+
+
+def _of_size(spec: ModelSpec, source: Path) -> list[Precision]:
+    """Tell by its size which of a model's files this is; the SHA-256 then has the last word."""
+    size = source.stat().st_size if source.is_file() else -1
+    same = [p for p, a in spec.artifacts.items() if a.size_bytes == size]
+    downloadable = [p for p, a in spec.artifacts.items() if not a.bundled]
+    return same or downloadable or list(spec.artifacts)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def register(root: typer.Typer) -> None:
+    """Add this folder's commands to the console command."""
+    root.add_typer(app, name="models")

@@ -1,0 +1,248 @@
+"""What an image's first bytes say, read before any decoder is asked: its format, its size, its orientation."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from models.errors import EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
+
+# Pillow describes each strip or tile by a Python object of some 300 bytes before it says how large the image is:
+# 64 MiB of strip offsets would take 5 GB. One strip a row of the tallest image of 100 megapixels still fits.
+MAX_TIFF_STRIPS = 131_072
+
+# libjpeg goes over the whole image once a scan, and an empty scan takes a few bytes: a file of 1 MB could keep a core
+# busy for an hour. Encoders write about 10.
+MAX_JPEG_SCANS = 100
+
+_WIDTH, _HEIGHT, _STRIPS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 256, 257, 273, 274, 322, 323, 324
+
+# Kinds of JPEG segments.
+_END, _SCAN = 0xD9, 0xDA
+_PROGRESSIVE_FRAMES = {0xC2, 0xC6, 0xCA, 0xCE}
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Inside a scan, 0xFF is followed by 0x00 or is a restart marker; neither is matched.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_UNSIGNED = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest image that is decoded; larger ones are refused by their headers.
+
+    Args:
+        max_pixels: Width times height. 100 megapixels are 400 MB in memory, and more than cameras take.
+        max_image_bytes: Of the encoded image.
+    """
+
+    max_pixels: int = 100_000_000
+    max_image_bytes: int = 64 * 2**20
+
+    def check_bytes(self, num_bytes: int) -> None:
+        """Raise EmptyImageError or ImageTooLargeError for a number of encoded bytes out of range."""
+        if num_bytes == 0:
+            raise EmptyImageError("image has no bytes")
+        if num_bytes > self.max_image_bytes:
+            raise ImageTooLargeError(f"image has {num_bytes:,} bytes; max_image_bytes is {self.max_image_bytes:,}")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raise ImageTooLargeError, with the size, if it has too many pixels."""
+        if width * height > self.max_pixels:
+            raise ImageTooLargeError(
+                f"image has {width * height:,} pixels ({width} x {height}); max_pixels is {self.max_pixels:,}",
+                width=width,
+                height=height,
+            )
+
+
+class ImageFormat(StrEnum):
+    """A format that is read here."""
+
+    JPEG = "JPEG"
+    PNG = "PNG"
+    WEBP = "WebP"
+    GIF = "GIF"
+    BMP = "BMP"
+    TIFF = "TIFF"
+
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", ImageFormat.JPEG),
+    (b"\x89PNG\r\n\x1a\n", ImageFormat.PNG),
+    (b"GIF87a", ImageFormat.GIF),
+    (b"GIF89a", ImageFormat.GIF),
+    (b"BM", ImageFormat.BMP),
+    (b"II\x2a\x00", ImageFormat.TIFF),
+    (b"MM\x00\x2a", ImageFormat.TIFF),
+    (b"II\x2b\x00", ImageFormat.TIFF),
+    (b"MM\x00\x2b", ImageFormat.TIFF),
+)
+
+# Formats that are recognised, so that a row says what to convert: (offset, first bytes, name).
+_OTHER_FORMATS: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphei", "HEIF"),
+    (4, b"ftyphev", "HEIF"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypmsf1", "HEIF"),
+    (4, b"ftyp", "a video (ISO base media)"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "XML"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"v/1\x01", "OpenEXR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"\x1aE\xdf\xa3", "a video (Matroska)"),
+)
+_OTHER_FORMATS += tuple((0, b"P%d" % kind, "PNM") for kind in range(1, 8))
+
+
+def sniff_format(data: bytes) -> ImageFormat:
+    """Tell the format by the content, whatever the file was called.
+
+    Raises:
+        UnsupportedImageError: Another format, which is known by its first bytes.
+        UndecodableImageError: No format that is known here: a broken file, or no image at all.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ImageFormat.WEBP
+    for signature, image_format in _SIGNATURES:
+        if data.startswith(signature):
+            return image_format
+    names = ", ".join(ImageFormat)
+    for offset, signature, name in _OTHER_FORMATS:
+        if data.startswith(signature, offset):
+            raise UnsupportedImageError(f"image must be one of {names}, got {name}")
+    raise UndecodableImageError(f"image must be one of {names}, got bytes that start with {data[:4].hex()}")
+
+
+def check_header(image_format: ImageFormat, data: bytes, limits: ImageLimits) -> None:
+    """Refuse what would cost memory or time already before Pillow tells the size.
+
+    Pillow allocates the canvas of a WebP, and the first frame of some GIFs, as soon as it opens them.
+
+    Raises:
+        ImageTooLargeError: The canvas, or one tile, has too many pixels.
+        UndecodableImageError: More strips or tiles than are read.
+    """
+    match image_format:
+        case ImageFormat.WEBP:
+            limits.check_pixels(*_webp_size(data))
+        case ImageFormat.GIF:
+            limits.check_pixels(*struct.unpack("<HH", data[6:10].ljust(4, b"\0")))
+        case ImageFormat.TIFF:
+            _check_tiff(data, limits)
+
+
+def check_scans(data: bytes, width: int, height: int) -> None:
+    """Refuse a JPEG of very many scans. Takes 10 us, unless it has several.
+
+    Raises:
+        UndecodableImageError: It has more than MAX_JPEG_SCANS.
+    """
+    several, components = False, 0
+    for kind, position in _jpeg_segments(data):
+        if kind in _FRAMES:
+            several = kind in _PROGRESSIVE_FRAMES
+            components = data[position + 7] if len(data) > position + 7 else 0
+        elif kind == _SCAN:
+            several = several or data[position + 2 : position + 3] < bytes((components,))
+            break
+    # A video behind the image may hold the same bytes by chance: only many of them are worth a closer look.
+    if not several or data.count(bytes((0xFF, _SCAN))) <= MAX_JPEG_SCANS:
+        return
+    scans = sum(kind == _SCAN for kind, _ in _jpeg_segments(data))
+    if scans > MAX_JPEG_SCANS:
+        raise UndecodableImageError(
+            f"JPEG has {scans:,} scans; at most {MAX_JPEG_SCANS} are read", width=width, height=height
+        )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the kind of each segment up to the end of the image, and where its length and content begin."""
+    position = 2
+    while (marker := _MARKER.search(data, position)) and (kind := marker.group()[1]) != _END:
+        position = marker.end()
+        yield kind, position
+        position += int.from_bytes(data[position : position + 2], "big")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of the canvas, or (0, 0) where the decoder is to say what is wrong."""
+    head = data[:30].ljust(30, b"\0")
+    match head[12:16]:
+        case b"VP8X":
+            return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", head, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _check_tiff(data: bytes, limits: ImageLimits) -> None:
+    """Refuse a TIFF of very many strips, or of tiles far larger than the image (they are decoded whole)."""
+    tags = _first_directory(data)
+    count = max(tags.get(tag, (0, 0))[0] for tag in (_STRIPS, _TILES))
+    if count > MAX_TIFF_STRIPS:
+        raise UndecodableImageError(f"TIFF has {count:,} strips or tiles; at most {MAX_TIFF_STRIPS:,} are read")
+    width, height, tile_width, tile_height = (
+        tags.get(tag, (0, 0))[1] for tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT)
+    )
+    if tile_width * tile_height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"TIFF has tiles of {tile_width} x {tile_height} pixels; max_pixels is {limits.max_pixels:,}",
+            width=width,
+            height=height,
+        )
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Read the orientation (1 to 8) of an EXIF block; 1, upright, if it is absent or makes no sense.
+
+    Pillow's own reader takes 100 times as long, and warns of damage that does not matter here.
+    """
+    _, value = _first_directory(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, (0, 1))
+    return value if 1 <= value <= 8 else 1
+
+
+def _first_directory(tiff: bytes) -> dict[int, tuple[int, int]]:
+    """Return {tag: (count, value)} of the first directory of a TIFF; the value is 0 unless it is one integer.
+
+    Stops where the data stop to make sense.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
+    tags: dict[int, tuple[int, int]] = {}
+    if not order:
+        return tags
+    try:
+        if struct.unpack_from(f"{order}H", tiff, 2)[0] == 43:  # BigTIFF: 8-byte offsets
+            offset_at, offset_type, count_type, entry_type = 8, "Q", "Q", "HHQ"
+        else:
+            offset_at, offset_type, count_type, entry_type = 4, "I", "H", "HHI"
+        (offset,) = struct.unpack_from(order + offset_type, tiff, offset_at)
+        (num_entries,) = struct.unpack_from(order + count_type, tiff, offset)
+        entry, value_size = struct.Struct(order + entry_type), struct.calcsize(offset_type)
+        first = offset + struct.calcsize(order + count_type)
+        stride = entry.size + value_size
+        for position in range(first, first + num_entries * stride, stride):
+            tag, kind, count = entry.unpack_from(tiff, position)
+            value = 0
+            if count == 1 and kind in _UNSIGNED:
+                (value,) = struct.unpack_from(order + _UNSIGNED[kind], tiff, position + entry.size)
+            tags[tag] = max(count, tags.get(tag, (0, 0))[0]), value  # of a tag that comes twice, Pillow takes the last
+    except (struct.error, OverflowError):  # the latter of 64-bit offsets
+        pass
+    return tags

@@ -1,0 +1,1 @@
+"""Bulk labelling on Ray Data: shards in, Parquet out, each image exactly once."""

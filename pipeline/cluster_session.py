@@ -1,0 +1,126 @@
+"""Join a Ray cluster, or start a local one that ends with the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from models.errors import ClusterError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+# How long resources may be in other hands before that is an error.
+WAIT_S = 60.0
+# After Ray's own processes died: time for the run to see it by itself and to close in order.
+DEAD_RAY_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray that this process is connected to.
+
+    Attributes:
+        cpus: That Ray has in all.
+        gpus: Likewise.
+        is_ours: Joined or started by this run, and left with it; not so in a notebook that has its own.
+    """
+
+    cpus: float
+    gpus: float
+    is_ours: bool
+
+    def wait_for(self, cpus: float, gpus: float) -> None:
+        """Wait until so much is free.
+
+        Raises:
+            ConfigError: It was not for WAIT_S; the message says what is missing.
+        """
+        import ray
+
+        deadline = time.monotonic() + WAIT_S
+        need = {"CPU": min(cpus, self.cpus), "GPU": gpus}
+        while True:
+            free = ray.available_resources()
+            missing = {name: amount - free.get(name, 0) for name, amount in need.items() if free.get(name, 0) < amount}
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                what = " and ".join(f"{amount:g} more {name}s" for name, amount in missing.items())
+                raise ConfigError(f"Ray has had no room for {WAIT_S:g} s: {what} would be needed; others use them")
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """Leave; a local Ray is stopped."""
+        import ray
+
+        if self.is_ours:
+            ray.shutdown()
+
+
+def connect(address: str | None) -> Cluster:
+    """Join the cluster at an address, or start a local Ray; one that this process has already is used as it is.
+
+    Raises:
+        ConfigError: Nothing answers at the address.
+        ClusterError: A local Ray does not come up.
+    """
+    # Ray's workers import what the driver does: without their bytecode kept, a start takes 20 s instead of 8.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    is_ours = not ray.is_initialized()
+    try:
+        if not is_ours:
+            pass
+        elif address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as err:  # Ray raises bare ones here
+        why = " ".join(str(err).split())[:300]
+        if address:
+            raise ConfigError(f"cannot join the Ray cluster at {address}: {why}") from err
+        raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    _quiet()
+    if is_ours and not address:
+        threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
+    resources = ray.cluster_resources()
+    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), is_ours)
+
+
+def _watch_local_ray() -> None:
+    """End this process where a local Ray's own processes died: Ray's client does so after a minute, without a word.
+
+    Nothing is lost by that: a run may be killed at any moment, and its records are written as units finish.
+    """
+    import ray._private.worker
+
+    node = ray._private.worker._global_node
+    while node is not None and node is ray._private.worker._global_node:
+        for name in ("gcs_server", "raylet"):
+            for info in node.all_processes.get(name, []):
+                if info.process.poll() is not None and node is ray._private.worker._global_node:
+                    time.sleep(DEAD_RAY_GRACE_S)
+                    if node is ray._private.worker._global_node:
+                        sys.stderr.write(f"shardlabel: error: Ray's {name} died; run the same command again\n")
+                        sys.stderr.flush()
+                        os._exit(1)
+        time.sleep(1.0)
+
+
+def _quiet() -> None:
+    """Keep Ray Data's own bars and plans off the terminal: `--progress` is the run's one voice."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,0 +1,264 @@
+"""`label --dry-run`: label a few images for real, and extrapolate what the whole job would take.
+
+What the estimate assumes:
+
+* The images of the shards that are drawn are like the others: in size, in format, in what is wrong with them. Shards
+  are drawn at random (always the same ones), and of each the first images are labelled.
+* Images are counted by bytes: input bytes over the bytes that a labelled image took as it lies in its shard. In gzipped
+  shards up to 256 KiB too much are counted for each. Parquet files that are drawn tell their rows, and loose images are
+  one a file.
+* Each worker (an actor, or a decode task where those decode for actors) is as fast when all work as it was among those
+  that had something to do here; and units are alike, so that the last round takes as long as the others.
+* Start-up takes as long again. Where a model was downloaded just now, the real run starts faster.
+
+A GPU shows its speed only when its batches are full: give a few thousand images there. On object storage small units
+cost more per image than whole shards, so that the estimate is rather high; more images bring it closer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.catalog import load_spec
+from models.classifier import choose
+from models.errors import ConfigError, ShardlabelError, SourceError
+from pipeline.cluster_session import Cluster, connect
+from pipeline.commits import Commit, CommitLog
+from pipeline.config import LabelConfig, SourceFormat
+from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
+from pipeline.parquet_source import open_parquet
+from pipeline.plan import Slice, cut_units, read_plan
+from pipeline.pools import Pools, plan_pools
+from pipeline.rows import UnitWriter
+from pipeline.run import has_local_gpu, run
+from pipeline.sources import format_of, open_source
+from pipeline.storage import Storage, open_storage
+from pipeline.summary import RunReport
+
+# Of one shard: enough that opening it and writing its part file do not make up most of its time.
+IMAGES_PER_SHARD = 50
+# Shards that are kept as candidates; one without images costs one of them.
+MAX_CANDIDATES = 10_000
+
+
+def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
+    """Label so many images into a temporary folder that is removed, and say what all would take.
+
+    Nothing at `config.output` is read or written, and what may be finished there is not deducted. The temporary folder
+    is on this machine; where a cluster is joined, whose nodes all write, it lies beside `config.output`.
+
+    Args:
+        config: Of the whole job.
+        images: How many to label.
+        price: Of the machine or cluster that will run it, an hour.
+        started: `time.perf_counter()` when the command began.
+
+    Raises:
+        ShardlabelError: As `run`; also where the images cannot be labelled.
+        KeyboardInterrupt: The run was interrupted.
+    """
+    if images < 1 or (price is not None and price < 0):
+        raise ConfigError(f"--dry-run must be at least 1 and --price at least 0, got {images} and {price}")
+    started = time.perf_counter() if started is None else started
+    picker = ShardPicker(images, config)
+    try:
+        with scratch_folder(config) as folder:
+            trial = config.model_copy(update={"output": folder, "limit": None, "overwrite": False})
+            report = run(trial, started=started, pick=picker.pick)
+            if report.status == "interrupted":
+                raise KeyboardInterrupt
+            if report.status != "done":
+                raise ShardlabelError(f"the dry run failed: {report.failure}")
+            assert picker.cluster is not None
+            assert picker.whole is not None
+            pools = _pools(config, picker.cluster, picker.whole.units)
+            each = bytes_per_image(config, picker.picked) or report.bytes_read / report.images
+            measured = measure(
+                open_storage(folder), report, each, counting=picker.seconds, in_stages=pools.decoders > 0,
+                unit_rows=images_in(picker.whole, each) // picker.whole.units,
+            )  # fmt: skip
+    finally:
+        if picker.cluster is not None:
+            picker.cluster.close()
+    workers = pools.decoders or pools.actors[1]
+    return extrapolate(picker.whole, measured, workers=workers, limit=config.limit, price=price)
+
+
+@dataclass(slots=True)
+class ShardPicker:
+    """Draws shards for a dry run while it lists them all, and measures the whole on the way.
+
+    Attributes:
+        images: How many are wanted in all.
+        config: Of the job.
+        whole: Set once all shards are listed.
+        cluster: Ray; set once all is known to be right that can be known without it.
+        seconds: That counting samples took: the real job does not do that.
+        picked: What was chosen.
+    """
+
+    images: int
+    config: LabelConfig
+    whole: Whole | None = None
+    cluster: Cluster | None = None
+    seconds: float = 0.0
+    picked: list[Slice] = field(default_factory=list)
+
+    def pick(self, slices: Iterator[Slice], count: Callable[[Slice, int], int]) -> Iterator[Slice]:
+        """Yield some of the job's slices, each cut to its first images.
+
+        Args:
+            slices: All of them, at least one.
+            count: Counts a slice's samples, up to a number, by reading it.
+        """
+        drawn, self.whole = draw(slices, min(self.images, MAX_CANDIDATES), self.config.format)
+        self.cluster = connect(self.config.address or os.environ.get("RAY_ADDRESS"))
+        # A few images of many shards tell more than many of a few; loose images come one by one.
+        shards = len(drawn) if self.whole.images else min(len(drawn), self.images // IMAGES_PER_SHARD)
+        each = math.ceil(self.images / max(1, shards))
+        left = self.images
+        for piece in drawn:
+            began = time.perf_counter()
+            wanted = min(each, left)
+            found = count(piece, wanted)
+            self.seconds += time.perf_counter() - began
+            if found:
+                self.picked.append(replace(piece, limit=found if found == wanted else -1))
+                yield self.picked[-1]
+            left -= found
+            if not left:
+                return
+        if left == self.images:
+            raise SourceError(f"no images in {len(drawn)} shards of SOURCE: there is nothing to go by")
+
+
+def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat) -> tuple[list[Slice], Whole]:
+    """Draw slices in random order, each with the same chance, and sum all up; one pass, whose memory is `size` slices.
+
+    The same slices give the same draw.
+    """
+    chance = random.Random(0)
+    drawn: list[Slice] = []
+    sums = {"shards": 0, "bytes": 0}
+
+    def passing(pieces: Iterator[Slice]) -> Iterator[Slice]:
+        for number, piece in enumerate(pieces):
+            sums["shards"] += 1
+            sums["bytes"] += piece.size if piece.start == 0 else 0  # the parts of a large file each have all its size
+            if number < size:
+                drawn.append(piece)
+            elif (place := chance.randrange(number + 1)) < size:
+                drawn[place] = piece
+            yield piece
+
+    first = next(slices)
+    images = (format_of(first.shard) if wanted is SourceFormat.AUTO else wanted) is SourceFormat.IMAGES
+    units = sum(1 for _ in cut_units(passing(chain([first], slices)), images=images))
+    chance.shuffle(drawn)
+    return drawn, Whole(units=units, images=sums["shards"] if images else None, **sums)
+
+
+def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:
+    """Return what the footers of Parquet files say, or None: other formats do not tell before they are read."""
+    source = open_source(config.source, config.format)
+    if source.format is not SourceFormat.PARQUET:
+        return None
+    rows = size = 0
+    for piece in {piece.shard: piece for piece in picked}.values():
+        with suppress(OSError, ValueError), closing(source.base.open_random(piece.shard)) as file:
+            rows += open_parquet(file).metadata.num_rows
+            size += piece.size
+    return size / rows if rows else None
+
+
+def measure(
+    dest: Storage, report: RunReport, each: float, *, counting: float, in_stages: bool, unit_rows: int
+) -> Measured:
+    """Sum up what labelling some images came to.
+
+    Args:
+        dest: Where they were labelled to.
+        report: Of that run.
+        each: Bytes of input per image.
+        counting: Seconds of the run that a real one does not need.
+        in_stages: Whether decoders work for actors.
+        unit_rows: Images in a unit of the whole job.
+    """
+    plan = read_plan(dest)
+    assert plan is not None
+    commits = list(CommitLog(dest, plan.units).records())
+    # The first unit to be finished began when all was up, and was the fastest or near to it.
+    first = min(commit.seconds for commit in commits)
+    startup = max(0.0, (report.first_commit_s or report.seconds) - first - counting)
+    file_bytes, row_bytes = _output_sizes(dest, commits, unit_rows)
+    return Measured(
+        images=report.images,
+        errors=dict(report.errors),
+        units=len(commits),
+        bytes_per_image=each,
+        unit_seconds=sum(commit.seconds for commit in commits),
+        wall_seconds=report.seconds - counting - startup,
+        startup_seconds=startup,
+        file_bytes=file_bytes,
+        row_bytes=row_bytes,
+        in_stages=in_stages,
+    )
+
+
+def _output_sizes(dest: Storage, commits: list[Commit], unit_rows: int) -> tuple[float, float]:
+    """Return the bytes of a part file without rows, and of each row in one with, at best, so many rows.
+
+    The parts themselves tell neither: with few rows in each, they are mostly schema and dictionaries.
+    """
+    tables = [pq.read_table(pa.BufferReader(dest.read_bytes(commit.part))) for commit in commits]
+    rows = pa.concat_tables(tables).slice(0, max(1, unit_rows))
+    with tempfile.TemporaryDirectory() as folder:
+        sizes: list[int] = []
+        for some in (rows.slice(0, 0), rows):
+            path = Path(folder) / f"{len(sizes)}.parquet"
+            with UnitWriter(path, some.schema) as writer:
+                for batch in some.to_batches():
+                    writer.write(batch)
+            sizes.append(path.stat().st_size)
+    return float(sizes[0]), (sizes[1] - sizes[0]) / rows.num_rows
+
+
+def _pools(config: LabelConfig, cluster: Cluster, units: int) -> Pools:
+    """Return the pools that the whole job would have."""
+    joined = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    has_gpu = cluster.gpus > 0 if joined else has_local_gpu()
+    choice = choose(load_spec(config.model), config.device, config.precision, has_gpu=has_gpu)
+    return plan_pools(config, choice, cluster, pending=units)
+
+
+@contextmanager
+def scratch_folder(config: LabelConfig) -> Iterator[str]:
+    """Make room for the dry run's output, and clear it away."""
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        with tempfile.TemporaryDirectory(prefix="shardlabel-dry-run-", ignore_cleanup_errors=True) as folder:
+            yield folder
+        return
+    path, mark, query = config.output.partition("?")
+    uri = f"{path.rstrip('/')}.dry-run-{uuid.uuid4().hex[:12]}{mark}{query}"
+    try:
+        yield uri
+    finally:
+        scratch = open_storage(uri)
+        for file in scratch.list(recursive=True):
+            scratch.delete(file.path)
+        if scratch.is_local:
+            shutil.rmtree(scratch.root, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""Which columns of a Parquet source are read: found in a schema, or told, and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from models.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetColumns:
+    """Which columns are read. Picklable.
+
+    Attributes:
+        image: Holds the images; None where no file could tell: then each file's own only candidate.
+        key: Becomes the key; None for the row's number in its file.
+        carried: Columns that are copied through.
+    """
+
+    image: str | None = None
+    key: str | None = None
+    carried: tuple[pa.Field, ...] = ()
+
+
+# Nothing asked for.
+ANY_COLUMNS = ParquetColumns()
+
+
+def choose_columns(
+    schema: pa.Schema, image: str | None, key: str | None, carry: Iterable[str], taken: Iterable[str] = ()
+) -> ParquetColumns:
+    """Settle the columns from the first file's schema.
+
+    Args:
+        schema: Of the first file that can be read.
+        image: The column asked for, or None to find it.
+        key: Likewise, or None for row numbers.
+        carry: Columns to copy.
+        taken: Names that the output uses itself.
+
+    Raises:
+        ConfigError: One is missing or of a type that cannot be; says which, and what there is.
+    """
+    columns = ParquetColumns(_image_column(schema, image), key)
+    if key is not None and not _is_key(_field(schema, key, "--key-column").type):
+        kind = schema.field(key).type
+        raise ConfigError(f"--key-column {key} holds {kind}; a key is a string or an integer")
+    taken = set(taken)
+    carried = []
+    for name in carry:
+        field = _field(schema, name, "--carry")
+        if name in taken:
+            raise ConfigError(f"--carry {name}: the output has a column of that name already")
+        taken.add(name)
+        carried.append(pa.field(name, _plain(field.type)))
+    return ParquetColumns(columns.image, key, tuple(carried))
+
+
+def _image_column(schema: pa.Schema, name: str | None) -> str:
+    if name is not None:
+        field = _field(schema, name, "--image-column")
+        if not _is_image(field.type):
+            raise ConfigError(f"--image-column {name} holds {field.type}; images are binary, or a struct with `bytes`")
+        return name
+    candidates = [field.name for field in schema if _is_image(field.type)]
+    if len(candidates) == 1:
+        return str(candidates[0])
+    if candidates:
+        raise ConfigError(f"several columns may hold the images: {', '.join(candidates)}; give --image-column")
+    raise ConfigError(f"no column holds images (binary, or a struct with `bytes`); there are {_listed(schema)}")
+
+
+def _field(schema: pa.Schema, name: str, option: str) -> pa.Field:
+    places = schema.get_all_field_indices(name)
+    if len(places) != 1:
+        how = "there is no such column" if not places else f"there are {len(places)} such columns"
+        raise ConfigError(f"{option} {name}: {how}; there are {_listed(schema)}")
+    return schema.field(places[0])
+
+
+def _listed(schema: pa.Schema) -> str:
+    shown = [f"{field.name} ({field.type})" for field in schema][:20]
+    return ", ".join(shown)[:400] if shown else "no columns"
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
+    return _is_bytes(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    return _is_text(kind) or bool(pa.types.is_integer(kind))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def may_become(own: pa.DataType, first: pa.DataType) -> bool:
+    """Tell whether a later file's column can be read as the first one's type, its values permitting."""
+    types = pa.types
+    if own == first or types.is_null(own):
+        return True
+    if types.is_nested(own):
+        return bool(own.id == first.id)  # writers name the fields of a list differently
+    alike = (types.is_integer, types.is_floating, _is_text, _is_bytes)
+    return any(bool(kind(own) and kind(first)) for kind in alike)

@@ -1,0 +1,189 @@
+"""The output's columns, and how labelled batches become a Parquet file that is published whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.classifier import Predictions
+
+STATUS_OK = "ok"
+STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
+# A reader that wants a few columns, or a part of a large unit, skips by row group.
+ROW_GROUP_ROWS = 16_384
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample before inference.
+
+    Attributes:
+        shard: URI of its shard, relative to SOURCE.
+        key: Unique within the shard.
+        status: One of STATUSES.
+        error: Short text where status is not ok.
+        width: Of the image as stored, pixels, where known.
+        height: Likewise.
+        carried: Values of the carried columns.
+    """
+
+    shard: str
+    key: str
+    status: str = STATUS_OK
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+    carried: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """What the output looks like beside the fixed columns.
+
+    Attributes:
+        labels: Name of each class, by class index.
+        metadata: For the Parquet file's own metadata: version, model, artifact, precision, decode mode, ...
+        embedding_size: Features per image, or None without embeddings.
+        carried: Fields of the carried columns.
+    """
+
+    labels: tuple[str, ...]
+    metadata: dict[str, str]
+    embedding_size: int | None = None
+    carried: tuple[pa.Field, ...] = ()
+
+    def schema(self) -> pa.Schema:
+        """Return the Arrow schema of the output."""
+        fields = [
+            pa.field("shard", _DICTIONARY),
+            pa.field("key", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("label_id", pa.int32()),
+            pa.field("score", pa.float32()),
+            pa.field("top_labels", pa.list_(pa.string())),
+            pa.field("top_ids", pa.list_(pa.int32())),
+            pa.field("top_scores", pa.list_(pa.float32())),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("status", _DICTIONARY),
+            pa.field("error", pa.string()),
+        ]
+        if self.embedding_size is not None:
+            fields.append(pa.field("embedding", pa.list_(pa.float32(), self.embedding_size)))
+        return pa.schema([*fields, *self.carried], metadata=self.metadata)
+
+
+def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec, schema: pa.Schema) -> pa.RecordBatch:
+    """Join rows with the predictions of those that are ok.
+
+    Args:
+        rows: All samples of the batch, in order.
+        predictions: One row for each of `rows` whose status is ok, in the same order.
+        spec: What the output looks like.
+        schema: `spec.schema()`, built once.
+    """
+    ok = np.fromiter((row.status == STATUS_OK for row in rows), np.bool_, len(rows))
+    index = np.full(len(rows), -1, np.int64)
+    index[ok] = np.arange(int(ok.sum()))
+    take = pa.array(index, mask=~ok)  # null where not ok: `take` then gives null
+    ids, scores = predictions.label_ids, predictions.scores
+    k = ids.shape[1]
+    names = pa.array(spec.labels, pa.string()).take(pa.array(ids.reshape(-1)))
+    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * k)
+    top = {
+        "top_labels": pa.ListArray.from_arrays(offsets, names),
+        "top_ids": pa.ListArray.from_arrays(offsets, pa.array(ids.reshape(-1))),
+        "top_scores": pa.ListArray.from_arrays(offsets, pa.array(scores.reshape(-1))),
+    }
+    columns: dict[str, pa.Array] = {
+        "shard": pa.array([row.shard for row in rows], pa.string()).dictionary_encode(),
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "label": names.take(pa.array(np.arange(len(ids)) * k)).take(take),
+        "label_id": pa.array(np.ascontiguousarray(ids[:, 0])).take(take),
+        "score": pa.array(np.ascontiguousarray(scores[:, 0])).take(take),
+        **{name: values.take(take) for name, values in top.items()},
+        "width": pa.array([row.width for row in rows], pa.int32()),
+        "height": pa.array([row.height for row in rows], pa.int32()),
+        "status": pa.array([row.status for row in rows], pa.string()).dictionary_encode(),
+        "error": pa.array([row.error for row in rows], pa.string()),
+    }
+    if spec.embedding_size is not None:
+        assert predictions.embedding is not None
+        flat = pa.array(predictions.embedding.reshape(-1), pa.float32())
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, spec.embedding_size).take(take)
+    for position, carried in enumerate(spec.carried):
+        columns[carried.name] = pa.array([row.carried[position] for row in rows], carried.type)
+    return pa.RecordBatch.from_arrays(
+        [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
+    )
+
+
+@dataclass(slots=True)
+class UnitWriter:
+    """Write a unit's batches to a temporary local file, and count them. Same batches, same bytes.
+
+    Use as a context manager: on an error the file is removed.
+    """
+
+    path: Path
+    schema: pa.Schema
+    rows: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    _writer: Any = None
+    _waiting: list[pa.RecordBatch] = field(default_factory=list)
+    _waiting_rows: int = 0
+
+    def __enter__(self) -> UnitWriter:
+        self._writer = pq.ParquetWriter(
+            self.path,
+            self.schema,
+            compression="zstd",
+            # Random floats do not repeat: a dictionary for them only costs time and space.
+            use_dictionary=["shard", "label", "status", "error", "top_labels.list.element", "top_ids.list.element"],
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._writer.close()
+            if kind is not None:
+                self.path.unlink(missing_ok=True)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add a batch; row groups have a fixed size, whatever the batches' sizes."""
+        self._waiting.append(batch)
+        self._waiting_rows += batch.num_rows
+        self.rows += batch.num_rows
+        for value in batch.column("status").value_counts():
+            status = value["values"].as_py()
+            self.statuses[status] = self.statuses.get(status, 0) + value["counts"].as_py()
+        if self._waiting_rows >= ROW_GROUP_ROWS:
+            self._flush(whole_groups=True)
+
+    def _flush(self, *, whole_groups: bool = False) -> None:
+        if not self._waiting:
+            return
+        table = pa.Table.from_batches(self._waiting).unify_dictionaries()
+        rows = table.num_rows - table.num_rows % ROW_GROUP_ROWS if whole_groups else table.num_rows
+        self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
+        rest = table.slice(rows).combine_chunks().to_batches()
+        self._waiting, self._waiting_rows = rest, table.num_rows - rows
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """Return a file's size in bytes and its SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest

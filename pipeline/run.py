@@ -1,0 +1,248 @@
+"""Run a labelling job: plan once, label what is not finished, keep a record of each unit. Safe to repeat."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.cache import locate
+from models.catalog import load_labels, load_spec
+from models.classifier import Choice, Classifier, Provider, choose
+from models.decode import ImageLimits
+from models.download import progress_printer
+from models.errors import ConfigError
+from models.graph_cache import load_joined_graph
+from models.spec import ModelSpec
+from pipeline import reading
+from pipeline.cluster_session import Cluster, connect
+from pipeline.config import LabelConfig
+from pipeline.destination import Work, fingerprint, prepare
+from pipeline.lease import Lease
+from pipeline.plan import Slice, iter_units
+from pipeline.pools import batch_size, plan_pools
+from pipeline.progress import ProgressPrinter
+from pipeline.rows import OutputSpec
+from pipeline.sources import Source, open_source
+from pipeline.stages import UnitSettings, count_samples
+from pipeline.storage import open_storage
+from pipeline.summary import SUMMARY_FILE, RunReport, Tally, write_summary
+
+if TYPE_CHECKING:
+    from pipeline.runstate import RunState
+
+logger = logging.getLogger(__name__)
+
+# Units handed to Ray Data at a time; the driver's memory does not grow with their number.
+WINDOW_UNITS = 4096
+
+# Chooses slices, given all of SOURCE's, and a function that counts a slice's samples up to a number.
+Pick = Callable[[Iterator[Slice], Callable[[Slice, int], int]], Iterator[Slice]]
+
+
+def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None = None) -> RunReport:
+    """Label every image of SOURCE that DEST does not hold yet.
+
+    Args:
+        config: Settings.
+        started: `time.perf_counter()` when the command began, for the report.
+        pick: Chooses what to label, for a dry run into an empty DEST.
+
+    Raises:
+        ConfigError: Settings that cannot be used, or that differ from those DEST was begun with.
+        SourceError: SOURCE or DEST cannot be used, or SOURCE changed since DEST was begun.
+        ModelError: The model cannot be had or used.
+        StorageError: Planning failed on storage.
+    """
+    started = time.perf_counter() if started is None else started
+    spec = load_spec(config.model)
+    labels = load_labels(spec)
+    if config.top_k > len(labels):
+        raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")
+    if config.embeddings and spec.embedding is None:
+        raise ConfigError(f"--embeddings: the entry of {spec.name} names no tensor of penultimate features")
+    dest = open_storage(config.output)
+    source = open_source(config.source, config.format, exclude=dest)
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    cluster = connect(address) if address else None
+    try:
+        has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
+        choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
+        with progress_printer(spec.name) as progress:
+            path = locate(spec, choice.precision, progress=progress)
+        with Lease(dest), ThreadPoolExecutor(1) as background:
+            settings = _unit_settings(config, source, spec, choice, labels)
+            same = fingerprint(config, source, spec, choice)
+            count = partial(count_samples, settings)
+            slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
+            work = prepare(config, dest, same, source, slices, count)
+            printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
+            tally = Tally(work.totals, printer, started)
+            if not work.done.all():
+                graph = background.submit(_load_model, spec, choice, path, config.top_k)
+                printer.say(f"shardlabel: {choice.reason}")
+                cluster = cluster or connect(None)
+                with _ray_failures(tally):
+                    _label(config, cluster, settings, (spec, choice, graph.result()), work, tally)
+            printer.close()
+            report = tally.report(
+                output=config.output,
+                model=spec.name,
+                precision=choice.precision.value,
+                decode=config.decode.value,
+                units=work.plan.units,
+            )
+            if tally.units_now or dest.stat(SUMMARY_FILE) is None:
+                write_summary(dest, report)
+            return report
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+def has_local_gpu() -> bool:
+    """Tell whether this machine has an NVIDIA GPU that this process may use; without loading CUDA."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _slices(source: Source) -> Iterator[Slice]:
+    return reading.slices(source)
+
+
+def _unit_settings(
+    config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
+) -> UnitSettings:
+    columns = reading.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
+    metadata = {
+        "shardlabel.version": version("shardlabel"),
+        "shardlabel.model": spec.name,
+        "shardlabel.artifact_sha256": spec.artifact(choice.precision).sha256,
+        "shardlabel.precision": choice.precision.value,
+        "shardlabel.decode": config.decode.value,
+        "shardlabel.preprocessing": json.dumps(spec.preprocessing.model_dump(mode="json"), sort_keys=True),
+    }
+    return UnitSettings(
+        source=source.base,
+        dest=open_storage(config.output),
+        format=source.format,
+        preprocessing=spec.preprocessing,
+        mode=config.decode,
+        limits=ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes),
+        batch_size=batch_size(config, choice),
+        output=OutputSpec(labels, metadata, carried=columns.carried),
+        embeddings=config.embeddings,
+        image_timeout_s=config.image_timeout_s,
+        columns=columns,
+    )
+
+
+def _label(
+    config: LabelConfig,
+    cluster: Cluster,
+    settings: UnitSettings,
+    model: tuple[ModelSpec, Choice, bytes],
+    work: Work,
+    tally: Tally,
+) -> None:
+    """Label the pending units, window by window, until all are done, a unit fails, or a signal asks to stop."""
+    from pipeline.dataset import ModelRef, run_units
+    from pipeline.runstate import RunState
+
+    spec, choice, graph = model
+    if config.embeddings:
+        settings = replace(
+            settings, output=replace(settings.output, embedding_size=_embedding_size(spec, choice, graph))
+        )
+    state = RunState(uuid.uuid4().hex)
+    pools = plan_pools(config, choice, cluster, pending=int((~work.done).sum()))
+    tally.printer.say(f"shardlabel: {pools.describe(cluster)}")
+    cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
+    shared = state.share_graph(graph)
+    ref = ModelRef(spec, choice.precision, choice.provider, config.top_k, state)
+    pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
+    with _stop_on_signal(state, tally.printer) as stopped, work.log:
+        while not stopped.is_set() and (window := list(islice(pending, WINDOW_UNITS))):
+            for result in run_units(window, settings, ref, pools):
+                if result.commit is not None:
+                    work.log.append(result.commit)
+                    tally.add(result.commit)
+                elif result.failure is not None and tally.failure is None:
+                    tally.failure = result.failure
+                    tally.printer.say(f"shardlabel: stopping, what is in flight is finished: {result.failure}")
+                    state.request_stop()
+                    stopped.set()
+            work.log.flush()
+    state.clear()
+    del shared
+
+
+@contextmanager
+def _ray_failures(tally: Tally) -> Iterator[None]:
+    """Make what Ray raises the reason why the run failed, in one line."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RayError, ConnectionError, TimeoutError) as err:
+        logger.info("Ray failed", exc_info=True)
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+        tally.failure = f"Ray failed: {lines[-1] if lines else type(err).__name__}"
+
+
+def _load_model(spec: ModelSpec, choice: Choice, path: Path, top_k: int) -> bytes:
+    """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
+    graph = load_joined_graph(spec, spec.artifact(choice.precision), path)
+    if choice.provider is Provider.CPU:
+        Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
+    return graph
+
+
+def _embedding_size(spec: ModelSpec, choice: Choice, graph: bytes) -> int:
+    """Return the number of features, by asking the model about one image."""
+    classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=1)
+    side = spec.preprocessing.crop
+    embedding = classifier.predict(np.zeros((1, side, side, 3), np.uint8), embedding=True).embedding
+    assert embedding is not None
+    return int(embedding.shape[1])
+
+
+@contextmanager
+def _stop_on_signal(state: RunState, printer: ProgressPrinter) -> Iterator[threading.Event]:
+    """On the first SIGINT or SIGTERM finish what is in flight; on the second leave at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        printer.say("shardlabel: stopping, what is in flight is finished (once more to leave it)")
+        # Not here: a signal handler must not wait for a server.
+        threading.Thread(target=state.request_stop, daemon=True).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

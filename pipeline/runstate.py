@@ -1,0 +1,63 @@
+"""What the driver and its workers must agree on while a run lasts: whether to stop, and how often a unit was begun.
+
+Kept in Ray's own key-value store: no process, no file, and gone with the cluster or at the end of the run. A worker
+that dies in native code leaves nothing but the count of its attempt, and that is what tells the next one to take care.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.experimental import internal_kv
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """State of one run, by its id. Picklable; needs a Ray that is connected."""
+
+    run_id: str
+
+    @property
+    def _namespace(self) -> str:
+        return f"shardlabel-{self.run_id}"
+
+    def request_stop(self) -> None:
+        """Have workers pass over the units that they have not begun."""
+        internal_kv._internal_kv_put(b"stop", b"1", True, namespace=self._namespace)
+
+    def is_stopping(self) -> bool:
+        """Tell whether a stop was asked for."""
+        return internal_kv._internal_kv_get(b"stop", namespace=self._namespace) is not None
+
+    def begin(self, unit: int) -> int:
+        """Count an attempt at a unit; return how many that makes, 1 for the first."""
+        key = f"attempt-{unit}"
+        before = internal_kv._internal_kv_get(key, namespace=self._namespace)
+        attempts = int(before or 0) + 1
+        internal_kv._internal_kv_put(key, str(attempts), True, namespace=self._namespace)
+        return attempts
+
+    def end(self, unit: int) -> None:
+        """Forget a unit's attempts: it came to an end."""
+        internal_kv._internal_kv_del(f"attempt-{unit}", namespace=self._namespace)
+
+    def share_graph(self, graph: bytes) -> Any:  # noqa: ANN401 (untyped library)
+        """Put the joined graph into the object store; the caller keeps what is returned as long as workers may start.
+
+        Its reference goes through the key-value store: Ray warns of references in an actor's arguments.
+        """
+        reference = ray.put(graph)
+        internal_kv._internal_kv_put(b"graph", cloudpickle.dumps(reference), True, namespace=self._namespace)
+        return reference
+
+    def graph(self) -> bytes:
+        """Return the joined graph that the driver shared; one copy travels to each node."""
+        reference = internal_kv._internal_kv_get(b"graph", namespace=self._namespace)
+        return bytes(ray.get(cloudpickle.loads(reference)))
+
+    def clear(self) -> None:
+        """Forget the run."""
+        internal_kv._internal_kv_del(b"", del_by_prefix=True, namespace=self._namespace)

@@ -1,0 +1,238 @@
+"""The stages of labelling, as plain functions that know nothing of Ray: read, decode, and (with a Classifier) label.
+
+Both shapes of the pipeline are made of these, so both write the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from models.classifier import Classifier
+from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.errors import InputError
+from models.spec import Preprocessing
+from pipeline.commits import Commit
+from pipeline.config import SourceFormat
+from pipeline.isolated import IsolatedDecoder
+from pipeline.parquet_columns import ANY_COLUMNS, ParquetColumns
+from pipeline.plan import Slice, Unit
+from pipeline.reading import read_unit
+from pipeline.rows import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
+from pipeline.samples import Sample, ShardNotes
+from pipeline.storage import Storage
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSettings:
+    """What a worker needs to know to label units. Picklable.
+
+    Attributes:
+        source: The folder that shard names are relative to.
+        dest: DEST.
+        format: Of the shards.
+        preprocessing: How images become pixels.
+        mode: fast or exact.
+        limits: On the size of an image.
+        batch_size: Samples per inference; the same on every run, since sums in another order differ in the last bit.
+        output: Columns and metadata.
+        embeddings: Whether to keep the penultimate features.
+        image_timeout_s: An image that takes longer to decode brings its process down, and is then decoded isolated.
+        columns: Of Parquet: which columns are read.
+    """
+
+    source: Storage
+    dest: Storage
+    format: SourceFormat
+    preprocessing: Preprocessing
+    mode: DecodeMode
+    limits: ImageLimits
+    batch_size: int
+    output: OutputSpec
+    embeddings: bool = False
+    image_timeout_s: float = 60.0
+    columns: ParquetColumns = ANY_COLUMNS
+
+
+@dataclass(slots=True)
+class UnitNotes:
+    """What reading a unit came upon, by shard."""
+
+    incomplete: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+
+    def add(self, shard: str, notes: ShardNotes) -> None:
+        """Take in a shard's notes."""
+        if notes.missing is not None:
+            self.incomplete[shard] = notes.missing
+        for kind, count in notes.skipped.items():
+            self.skipped[kind] = self.skipped.get(kind, 0) + count
+        self.bytes_read += notes.bytes_read
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """Samples of one unit, decoded.
+
+    Attributes:
+        rows: One per sample, in input order.
+        pixels: uint8 of shape (n_ok, crop, crop, 3), HWC RGB: one image per row whose status is ok, in order.
+    """
+
+    rows: list[Row]
+    pixels: UInt8Array
+
+
+def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterator[Sample]:
+    """Yield the unit's samples in input order, reading each shard once from front to back.
+
+    Raises:
+        StorageError: A shard cannot be read, for good or for longer than the retries.
+    """
+    yield from read_unit(settings, unit, notes.add)
+
+
+def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
+    """Count a slice's samples, up to a number, by reading it."""
+    return sum(1 for _ in islice(read_samples(settings, Unit(0, (piece,)), UnitNotes()), at_most))
+
+
+def decode_batches(
+    settings: UnitSettings, samples: Iterable[Sample], *, careful: bool = False
+) -> Iterator[DecodedBatch]:
+    """Decode samples, batch by batch; one that cannot be decoded is a row with its status and error.
+
+    Args:
+        settings: What to decode to.
+        samples: Of one unit.
+        careful: Decode in a process of its own: for a unit that brought its process down before.
+    """
+    iterator = iter(samples)
+    side = settings.preprocessing.crop
+    with _IsolatedDecode(settings) if careful else _WatchedDecode(settings) as decode:
+        while batch := list(islice(iterator, settings.batch_size)):
+            pixels = np.empty((len(batch), side, side, 3), np.uint8)
+            rows: list[Row] = []
+            num_ok = 0
+            for sample in batch:
+                row = _decode_sample(sample, decode, pixels[num_ok])
+                num_ok += row.status == STATUS_OK
+                rows.append(row)
+            yield DecodedBatch(rows, pixels[:num_ok])
+
+
+Decode = Callable[[bytes, UInt8Array], DecodedImage]
+
+
+def _decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
+    """Decode one sample into `out`."""
+    shard, key, carried = sample.shard, sample.key, sample.carried
+    if sample.data is None:
+        return Row(shard, key, sample.status or "empty", sample.error, carried=carried)
+    try:
+        image = decode(sample.data, out)
+    except InputError as err:
+        return Row(shard, key, err.status, str(err), err.width, err.height, carried)
+    return Row(shard, key, STATUS_OK, None, image.width, image.height, carried)
+
+
+class _WatchedDecode(AbstractContextManager[Decode]):
+    """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
+
+    # Any nonzero code will do: the unit's attempt was counted before it began.
+    EXIT_CODE = 75
+
+    def __init__(self, settings: UnitSettings) -> None:
+        self._settings = settings
+        self._began: float | None = None
+        self._done = threading.Event()
+
+    def __enter__(self) -> Decode:
+        threading.Thread(target=self._watch, name="decode-watch", daemon=True).start()
+        return self._decode
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+
+    def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
+        s = self._settings
+        self._began = time.monotonic()
+        try:
+            return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
+        finally:
+            self._began = None
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._settings.image_timeout_s)):
+            began = self._began
+            if began is not None and time.monotonic() - began > self._settings.image_timeout_s:
+                os._exit(self.EXIT_CODE)
+
+
+class _IsolatedDecode(AbstractContextManager[Decode]):
+    """Decode in a child process that may die or hang."""
+
+    def __init__(self, settings: UnitSettings) -> None:
+        s = settings
+        self._decoder = IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
+
+    def __enter__(self) -> Decode:
+        return self._decoder.decode
+
+    def __exit__(self, *exc: object) -> None:
+        self._decoder.__exit__(*exc)
+
+
+def label_unit(settings: UnitSettings, unit: Unit, classifier: Classifier, *, careful: bool = False) -> Commit:
+    """Read, decode and label a unit in this process, publish its Parquet file, and return its commit record.
+
+    Args:
+        settings: What to do.
+        unit: With which.
+        classifier: Holds the model.
+        careful: See `decode_batches`.
+
+    Raises:
+        StorageError: Input cannot be read, or output not be written.
+        InferenceError: ONNX Runtime failed.
+    """
+    started = time.perf_counter()
+    notes = UnitNotes()
+    schema = settings.output.schema()
+    with UnitWriter(settings.dest.temporary_path(), schema) as writer:
+        for batch in decode_batches(settings, read_samples(settings, unit, notes), careful=careful):
+            predictions = classifier.predict(batch.pixels, embedding=settings.embeddings)
+            writer.write(build_batch(batch.rows, predictions, settings.output, schema))
+    return publish_unit(settings, unit, writer, notes, started)
+
+
+def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
+    """Put a unit's finished file in its place, and return the commit record that is still to be written."""
+    size, digest = file_digest(writer.path)
+    settings.dest.publish(writer.path, unit.part)
+    errors = {status: count for status, count in sorted(writer.statuses.items()) if status != STATUS_OK}
+    return Commit(
+        unit=unit.number,
+        part=unit.part,
+        rows=writer.rows,
+        ok=writer.statuses.get(STATUS_OK, 0),
+        errors=errors,
+        seconds=round(time.perf_counter() - started, 3),
+        bytes_read=notes.bytes_read,
+        size=size,
+        sha256=digest,
+        shards=len(unit.slices),
+        incomplete=notes.incomplete,
+        skipped=notes.skipped,
+    )

@@ -1,0 +1,135 @@
+"""What a run came to, for people, for scripts, and for `_shardlabel/summary.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+
+from pipeline.commits import Commit, Totals
+from pipeline.plan import STATE_FOLDER
+from pipeline.progress import ProgressPrinter
+from pipeline.storage import Storage
+
+SUMMARY_FILE = f"{STATE_FOLDER}/summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to. Numbers; the command line makes text of them.
+
+    Attributes:
+        status: done, interrupted or failed.
+        output: DEST.
+        model: Name of the model, with precision and decode mode beside it.
+        units: In the plan; `units_done` of them are finished, `units_now` by this run.
+        images: Rows in DEST; `ok` of them are labelled, the others in `errors` by status.
+        error_rate: Share of images that could not be labelled.
+        seconds: Of this run, from its first line; `images_now / seconds` is `images_per_s`.
+        first_commit_s: From the start to the first finished unit of this run.
+        incomplete: Shards of which something is missing, with what (the first hundred).
+        failure: Why the run failed.
+    """
+
+    status: str
+    output: str
+    model: str
+    precision: str
+    decode: str
+    units: int
+    units_done: int
+    units_now: int
+    images: int
+    images_now: int
+    ok: int
+    errors: dict[str, int]
+    error_rate: float
+    bytes_read: int
+    output_bytes: int
+    seconds: float
+    images_per_s: float
+    first_commit_s: float | None = None
+    incomplete_shards: int = 0
+    incomplete: dict[str, str] = field(default_factory=dict)
+    failure: str | None = None
+
+    def sentences(self) -> str:
+        """Return what a person wants to read."""
+        errors = ", ".join(f"{count} {status}" for status, count in sorted(self.errors.items()))
+        lines = []
+        if self.status == "done" and not self.units_now:
+            lines.append(f"nothing to do: all {self.units} units of {self.output} are finished")
+        elif self.status == "done":
+            lines.append(
+                f"labelled {self.images_now} images in {self.seconds:.1f} s ({self.images_per_s:.0f} images/s) "
+                f"with {self.model} {self.precision}"
+            )
+        else:
+            why = f": {self.failure}" if self.failure else ""
+            lines.append(f"{self.status}{why}")
+            lines.append(f"{self.units_done} of {self.units} units are finished; the same command does the rest")
+        lines.append(f"{self.images} images in {self.output}: {self.ok} ok" + (f", {errors}" if errors else ""))
+        for shard, what in self.incomplete.items():
+            lines.append(f"warning: {shard}: {what}")
+        if self.incomplete_shards > len(self.incomplete):
+            lines.append(f"warning: and {self.incomplete_shards - len(self.incomplete)} more incomplete shards")
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run counts while it goes.
+
+    Attributes:
+        totals: Over all finished units, of this run and earlier ones; the printer adds to it.
+        started: `time.perf_counter()` when the command began.
+    """
+
+    totals: Totals
+    printer: ProgressPrinter
+    started: float
+    units_now: int = 0
+    images_now: int = 0
+    first_commit_s: float | None = None
+    failure: str | None = None
+
+    def add(self, commit: Commit) -> None:
+        """Count a finished unit in."""
+        self.units_now += 1
+        self.images_now += commit.rows
+        self.first_commit_s = self.first_commit_s or time.perf_counter() - self.started
+        self.printer.add(commit)
+
+    def report(self, *, output: str, model: str, precision: str, decode: str, units: int) -> RunReport:
+        """Return the report of the run as it stands."""
+        totals = self.totals
+        seconds = time.perf_counter() - self.started
+        status = "done" if totals.units == units else "failed" if self.failure else "interrupted"
+        return RunReport(
+            status=status,
+            output=output,
+            model=model,
+            precision=precision,
+            decode=decode,
+            units=units,
+            units_done=totals.units,
+            units_now=self.units_now,
+            images=totals.rows,
+            images_now=self.images_now,
+            ok=totals.ok,
+            errors=totals.errors,
+            error_rate=(totals.rows - totals.ok) / totals.rows if totals.rows else 0.0,
+            bytes_read=totals.bytes_read,
+            output_bytes=totals.output_bytes,
+            seconds=round(seconds, 3),
+            images_per_s=round(self.images_now / seconds, 1),
+            first_commit_s=None if self.first_commit_s is None else round(self.first_commit_s, 3),
+            incomplete_shards=totals.incomplete,
+            incomplete=totals.incomplete_named,
+            failure=self.failure,
+        )
+
+
+def write_summary(dest: Storage, report: RunReport) -> None:
+    """Write summary.json."""
+    dest.write_bytes(SUMMARY_FILE, json.dumps(asdict(report), indent=1).encode())

@@ -1,0 +1,1 @@
+"""The online endpoint on Ray Serve. Not built yet: see README.md, "What is there"."""

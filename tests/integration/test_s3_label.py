@@ -1,0 +1,60 @@
+"""A whole run with source and DEST on a real S3 server: the same files as on a disk, resumed, and refused keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import BUCKET, S3Server, rclone_path, running_s3
+from tests.tiny_model import colour_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(rclone_path() is None, reason="rclone is not installed")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    folder = tmp_path_factory.mktemp("s3") / "data"
+    colour_shards(folder / BUCKET / "in", shards=4, samples=30)
+    with running_s3(folder, caches=True) as server:
+        yield server
+
+
+def label(server: S3Server, model: Path, output: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", "label", f"s3://{BUCKET}/in/shard-{{000..003}}.tar",
+               "--output", output, "--model", str(model), "--top-k", "3", "--json"]  # fmt: skip
+    environment = {**os.environ, **server.environment(), **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_a_run_on_s3_writes_what_a_run_on_a_disk_does_and_is_resumed(server, tiny_model, tmp_path):
+    first = label(server, tiny_model, f"s3://{BUCKET}/out")
+    second = label(server, tiny_model, f"s3://{BUCKET}/out")
+    on_disk = label(server, tiny_model, str(tmp_path / "out"))
+
+    assert (first.returncode, second.returncode, on_disk.returncode) == (0, 0, 0), first.stderr + on_disk.stderr
+    assert json.loads(first.stdout.splitlines()[-1])["images"] == 120
+    assert json.loads(second.stdout.splitlines()[-1])["units_now"] == 0
+    assert len(parts(tmp_path / "out")) == 4
+    assert parts(server.bucket / "out") == parts(tmp_path / "out")
+
+
+def test_wrong_keys_are_one_error_in_seconds_that_names_the_path(server, tiny_model):
+    started = time.perf_counter()
+
+    done = label(server, tiny_model, f"s3://{BUCKET}/other", AWS_SECRET_ACCESS_KEY="wrong")
+
+    assert done.returncode in (1, 2)
+    assert "s3://bucket/in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - started < 30

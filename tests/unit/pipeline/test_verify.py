@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from models.catalog import load_labels, load_spec
+from models.classifier import Classifier
+from models.decode import DecodeMode, ImageLimits
+from models.errors import SourceError
+from models.spec import Precision
+from pipeline.commits import CommitLog
+from pipeline.config import SourceFormat
+from pipeline.plan import Slice, Unit, write_plan
+from pipeline.rows import OutputSpec
+from pipeline.stages import UnitSettings, label_unit
+from pipeline.storage import open_storage
+from pipeline.verify import verify_dest
+from tests.tiny_model import colour_shards
+
+
+@pytest.fixture
+def dest(tmp_path, tiny_model):
+    """A finished run of three units, made without Ray."""
+    spec = load_spec(str(tiny_model))
+    shards = colour_shards(tmp_path / "in", shards=3)
+    dest = open_storage(str(tmp_path / "out"))
+    settings = UnitSettings(
+        source=open_storage(str(tmp_path / "in")), dest=dest, format=SourceFormat.WEBDATASET, mode=DecodeMode.EXACT,
+        preprocessing=spec.preprocessing, limits=ImageLimits(), batch_size=4, output=OutputSpec(load_labels(spec), {}),
+    )  # fmt: skip
+    units = [Unit(i, (Slice(path.name, path.stat().st_size, ""),)) for i, path in enumerate(shards)]
+    plan = write_plan(dest, units, {})
+    log = CommitLog(dest, plan.units)
+    log.load()
+    classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
+    with log:
+        for unit in units:
+            log.append(label_unit(settings, unit, classifier))
+    return dest
+
+
+def test_a_finished_run_is_ok(dest):
+    found = verify_dest(dest)
+
+    assert (found.ok, found.units, found.finished, found.rows, found.faults) == (True, 3, 3, 15, [])
+
+
+def test_one_wrong_byte_is_found(dest, tmp_path):
+    part = tmp_path / "out" / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+
+    found = verify_dest(dest)
+
+    assert not found.ok
+    assert "part-00001.parquet: its SHA-256 is not that" in found.faults[0]
+
+
+def test_a_missing_part_is_found(dest, tmp_path):
+    (tmp_path / "out" / "part-00002.parquet").unlink()
+
+    assert "part-00002.parquet" in verify_dest(dest).faults[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"rows": 6}, "holds 5 rows, its commit record says 6", id="rows"),
+        pytest.param({"ok": 4}, "holds 5 rows with status ok, its commit record says 4", id="ok"),
+    ],
+)
+def test_a_record_that_says_something_else_is_found(dest, change, message):
+    log = CommitLog(dest, 3)
+    log.load()
+    records = list(log.records())
+    for file in dest.list("_shardlabel/commits"):
+        dest.delete(file.path)
+    log = CommitLog(dest, 3)
+    log.load()
+    with log:
+        for record in records:
+            log.append(dataclasses.replace(record, **(change if record.unit == 0 else {})))
+
+    assert message in verify_dest(dest).faults[0]
+
+
+def test_unfinished_units_and_files_of_nobody_are_found(dest, tmp_path):
+    for file in dest.list("_shardlabel/commits"):
+        dest.delete(file.path)
+    (tmp_path / "out" / "part-00009.parquet").write_bytes(b"")
+
+    faults = verify_dest(dest).faults
+
+    assert "3 of 3 units are not finished, the first is 0" in faults
+    assert "part-00009.parquet: belongs to no unit of the plan" in faults
+    assert any("part-00000.parquet: its unit has no commit record yet" in fault for fault in faults)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="holds no run of shardlabel"):
+        verify_dest(open_storage(str(tmp_path)))

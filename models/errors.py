@@ -12,6 +12,9 @@
     │   ├── SignatureError             a model's inputs or outputs are not what its entry says
     │   └── ProviderUnavailableError   exit 2: ONNX Runtime cannot use what was asked for on this machine
     ├── InferenceError                 ONNX Runtime failed in the middle; its own error is the cause
+    ├── RequestError                   one request: never an exit code, always a 4xx or 5xx (online)
+    │   ├── OverloadedError            503: the queue is full
+    │   └── DeadlineError              504: the deadline passed before the answer was there
     └── InputError                     one image: never an exit code, always a row (bulk) or a 4xx (online)
         ├── UndecodableImageError      status "undecodable"
         ├── ImageTooLargeError         status "too_large"
@@ -80,6 +83,27 @@ class ProviderUnavailableError(ModelError):
 
 class InferenceError(ShardlabelError):
     """ONNX Runtime failed on a batch; its own error is the cause."""
+
+
+class RequestError(ShardlabelError):
+    """A request to the endpoint cannot be answered as asked."""
+
+
+class OverloadedError(RequestError):
+    """The queue is full.
+
+    Args:
+        message: For the caller.
+        retry_after_s: When to try again, seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(RequestError):
+    """The deadline passed before the answer was there."""
 
 
 class InputError(ShardlabelError):

@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from models.classifier import Classifier, Predictions, Provider
+from models.classifier import Choice, Classifier, Labeller, Predictions, Provider
 from models.errors import ShardlabelError
-from models.spec import ModelSpec, Precision
+from models.simulated import SimulatedClassifier
+from models.spec import ModelSpec
 from pipeline.commits import Commit
 from pipeline.plan import Unit
 from pipeline.pools import Pools
@@ -52,24 +53,25 @@ class ModelRef:
 
     Attributes:
         spec: The model's entry.
-        precision: Which artifact.
-        provider: Execution provider.
+        choice: Which artifact, on what.
         top_k: Labels per image.
         state: Where the joined graph is to be had.
     """
 
     spec: ModelSpec
-    precision: Precision
-    provider: Provider
+    choice: Choice
     top_k: int
     state: RunState
 
-    def load(self) -> Classifier:
-        """Build the classifier; once per process."""
+    def load(self, num_classes: int, card_share: float) -> Labeller:
+        """Build the classifier, of a model with so many classes on such a part of a card; once per process."""
+        if self.choice.provider is Provider.SIMULATED:
+            assert self.choice.rate is not None
+            return SimulatedClassifier(self.choice.rate * card_share, num_classes, self.top_k)
         return Classifier(
             self.spec,
-            precision=self.precision,
-            provider=self.provider,
+            precision=self.choice.precision,
+            provider=self.choice.provider,
             top_k=self.top_k,
             num_threads=1,
             graph=self.state.graph(),
@@ -97,7 +99,7 @@ def run_units(units: Sequence[Unit], settings: UnitSettings, model: ModelRef, po
 def _fused(dataset: ray.data.Dataset, settings: UnitSettings, model: ModelRef, pools: Pools) -> Iterator[Result]:
     results = dataset.map_batches(
         LabelUnits,
-        fn_constructor_args=(settings, model),
+        fn_constructor_args=(settings, model, pools.card_share),
         batch_size=None,
         batch_format="pyarrow",
         compute=_pool(pools),
@@ -120,7 +122,7 @@ def _two_stage(dataset: ray.data.Dataset, settings: UnitSettings, model: ModelRe
         compute=ray.data.TaskPoolStrategy(size=pools.decoders),
     ).map_batches(  # -> unit, position, row, pixels
         LabelImages,
-        fn_constructor_args=(settings, model),
+        fn_constructor_args=(settings, model, pools.card_share),
         batch_size=pools.batch_size,
         batch_format="numpy",
         zero_copy_batch=True,
@@ -141,10 +143,10 @@ def _pool(pools: Pools) -> ray.data.ActorPoolStrategy:
 class LabelUnits:
     """Actor of the fused shape: one core, one session, whole units."""
 
-    def __init__(self, settings: UnitSettings, model: ModelRef) -> None:
+    def __init__(self, settings: UnitSettings, model: ModelRef, card_share: float) -> None:
         self._settings = settings
         self._state = model.state
-        self._classifier = model.load()
+        self._classifier = model.load(len(settings.output.labels), card_share)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Label each unit of the block; returns one pickled `Result` per unit."""
@@ -242,9 +244,9 @@ class DecodeUnits:
 class LabelImages:
     """Actor of the two-stage shape: label batches of pixels, whatever units they come from."""
 
-    def __init__(self, settings: UnitSettings, model: ModelRef) -> None:
+    def __init__(self, settings: UnitSettings, model: ModelRef, card_share: float) -> None:
         self._embeddings = settings.embeddings
-        self._classifier = model.load()
+        self._classifier = model.load(len(settings.output.labels), card_share)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch with `label_ids`, `scores` (and `embedding`) in place of `pixels`."""

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from models.classifier import Classifier
+from models.classifier import Labeller
 from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
 from models.spec import Preprocessing
@@ -194,7 +194,7 @@ class _IsolatedDecode(AbstractContextManager[Decode]):
         self._decoder.__exit__(*exc)
 
 
-def label_unit(settings: UnitSettings, unit: Unit, classifier: Classifier, *, careful: bool = False) -> Commit:
+def label_unit(settings: UnitSettings, unit: Unit, classifier: Labeller, *, careful: bool = False) -> Commit:
     """Read, decode and label a unit in this process, publish its Parquet file, and return its commit record.
 
     Args:

@@ -162,7 +162,8 @@ def _label(
     tally: Tally,
 ) -> None:
     """Label the pending units, window by window, until all are done, a unit fails, or a signal asks to stop."""
-    from pipeline.dataset import ModelRef, run_units
+    from pipeline.dataset import labelling
+    from pipeline.model_ref import ModelRef
     from pipeline.runstate import RunState
 
     spec, choice, graph = model
@@ -177,9 +178,13 @@ def _label(
     shared = state.share_graph(graph)
     ref = ModelRef(spec, choice, config.top_k, state)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
-    with _stop_on_signal(state, tally.printer) as stopped, work.log:
+    with (
+        _stop_on_signal(state, tally.printer) as stopped,
+        work.log,
+        labelling(settings, ref, pools, tally.printer.say) as run_units,
+    ):
         while not stopped.is_set() and (window := list(islice(pending, WINDOW_UNITS))):
-            for result in run_units(window, settings, ref, pools):
+            for result in run_units(window):
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)

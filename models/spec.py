@@ -126,17 +126,23 @@ class ModelSpec(_Frozen):
     folder: Path = Field(description="Where the labels file, and a user's own model file, lie.")
 
     def artifact(self, precision: Precision) -> Artifact:
-        """Return the artifact of a precision.
+        """Return the artifact of a precision; float16 without a file of its own is made of the float32 one.
 
         Raises:
             UnknownModelError: This model has no artifact of that precision.
         """
+        if self.is_made(precision):
+            return self.artifacts[Precision.FP32]
         if precision not in self.artifacts:
             have = ", ".join(self.artifacts)
             raise UnknownModelError(
                 f"precision must be one of those that {self.name} has ({have}), got {precision.value}"
             )
         return self.artifacts[precision]
+
+    def is_made(self, precision: Precision) -> bool:
+        """Tell whether a precision has no file, and is made of another at the first use."""
+        return precision is Precision.FP16 and precision not in self.artifacts and Precision.FP32 in self.artifacts
 
     @property
     def preprocessing_id(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.classifier import Choice, Provider
 from models.errors import ConfigError
@@ -25,6 +25,7 @@ class Pools:
         decoders: Processes that decode for the actors; 0 where actors decode.
         batch_size: Images per inference.
         card_share: Of a card, that each actor has; 0 without cards.
+        cuda_graphs: Whether cards replay a recorded batch.
     """
 
     actors: tuple[int, int]
@@ -33,6 +34,7 @@ class Pools:
     decoders: int
     batch_size: int
     card_share: float = 0.0
+    cuda_graphs: bool = False
 
     def describe(self, cluster: Cluster) -> str:
         """Say in one line what was chosen."""
@@ -86,7 +88,7 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
         actors = _bounds(config, max(1, int(cluster.cpus) - decoders))
         pools = Pools(actors, actor_cpus=1, actor_gpus=0, decoders=decoders, batch_size=size)
     _check(pools, cluster)
-    return pools
+    return replace(pools, cuda_graphs=config.cuda_graphs)
 
 
 def _fused(config: LabelConfig, choice: Choice, cluster: Cluster, pending: int, size: int) -> Pools:

@@ -55,8 +55,8 @@ def label(paths: list[Path], folder: Path, options: argparse.Namespace) -> tuple
     """Run the command; return its summary, its seconds, and when each part was written with how many rows."""
     listing, output = folder / "list.txt", folder / "out"
     listing.write_text("".join(f"{path}\n" for path in paths))
-    command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output),
-               "--model", options.model, "--device", options.device, "--json", "--progress", "plain", *options.label_option]  # fmt: skip
+    command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--json"]
+    command += ["--model", options.model, "--device", options.device, "--progress", "plain", *options.label_option]
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - started

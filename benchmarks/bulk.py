@@ -42,6 +42,9 @@ from benchmarks.progress import file_events, read_events, steady_rate
 RESULTS = Path(__file__).parent / "results"
 # A look at all processes' memory costs 10 to 40 ms of the two cores that are measured.
 MEMORY_EVERY_S = 2.0
+# A run that takes longer than this, and an image a fifth of a second, hangs.
+TIMEOUT_S = 120.0
+TIMEOUT_RATE = 5.0
 
 
 def parse_options() -> argparse.Namespace:
@@ -78,7 +81,11 @@ def measure_run(run: Run, images: int, home: Path, pythons: tuple[str, str]) -> 
     load = os.getloadavg()[0]
     with log.open("wb") as errors:
         figures = measure(
-            command(run, *pythons), env=environment(home, progress), memory_every_s=MEMORY_EVERY_S, stderr=errors
+            command(run, *pythons),
+            env=environment(home, progress),
+            memory_every_s=MEMORY_EVERY_S,
+            stderr=errors,
+            timeout_s=TIMEOUT_S + images / TIMEOUT_RATE,
         )
     events = read_events(progress) or file_events(run.output.glob("part-*.parquet"))
     wrong = f"exit code {figures['exit']}" if figures["exit"] else check_output(run, images)

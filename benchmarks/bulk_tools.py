@@ -19,7 +19,6 @@ PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 # Name of each peer, its module, and what that imports that this project does not bring.
 PEERS = {
     "daft-own": ("daft_own", ("daft",)),
-    "daft-tars": ("daft_tars", ("daft",)),
     "daft-given": ("daft_given", ("daft",)),
     "ray-docs": ("ray_docs", ("ray",)),
     "ray-published": ("ray_published", ("ray",)),
@@ -32,7 +31,6 @@ ABOUT = {
     "bare-parquet": "the same, and a Parquet file per shard",
     "ours": "shardlabel label",
     "daft-own": "Daft, its own download and decode of loose files",
-    "daft-tars": "Daft, its own reader of tars and its own decode",
     "daft-given": "Daft, given the bare script's decode",
     "ray-docs": "Ray Data, the idiom of its documentation",
     "ray-published": "Ray Data, the idiom of its published benchmark",

@@ -10,13 +10,16 @@ is one JSON object, which holds the command's own last line where that is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 EVERY_S = 0.5
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -59,7 +62,12 @@ def memory_mb(pids: list[int]) -> float:
 
 
 def measure(
-    command: list[str], *, env: Mapping[str, str] | None = None, memory_every_s: float = EVERY_S, stderr: int | None = None
+    command: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    memory_every_s: float = EVERY_S,
+    stderr: IO[bytes] | None = None,
+    timeout_s: float = float("inf"),
 ) -> dict:
     """Run a command to its end.
 
@@ -67,7 +75,8 @@ def measure(
         command: Program and arguments.
         env: Its environment; else this process's.
         memory_every_s: Seconds between two looks at the memory, each of which costs some 2 ms per process.
-        stderr: Where the command's standard error goes, as `subprocess.Popen` takes it.
+        stderr: Where the command's standard error goes; else to this process's.
+        timeout_s: After so long the whole tree is killed.
     """
     started, begun = time.perf_counter(), time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
@@ -80,6 +89,10 @@ def measure(
         largest = max(largest, len(pids))
         if time.perf_counter() - looked >= memory_every_s:
             peak, looked = max(peak, memory_mb(pids)), time.perf_counter()
+        if time.perf_counter() - started > timeout_s:
+            for pid in reversed(pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         try:
             process.wait(EVERY_S)
         except subprocess.TimeoutExpired:

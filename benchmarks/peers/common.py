@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,18 @@ def parse_job(doc: str | None) -> Job:
     o = parser.parse_args()
     o.output.mkdir(parents=True, exist_ok=True)
     return Job(o.inputs, o.output, o.model, o.precision, o.cpus, o.inference_bound)
+
+
+@cache
+def spec_of(model: str) -> ModelSpec:
+    """Load an entry once per process."""
+    return load_spec(model)
+
+
+@cache
+def float_model_of(job: Job) -> FloatModel:
+    """Load a session once per process, where the peer has no class to hold it."""
+    return FloatModel(job)
 
 
 class FloatModel:

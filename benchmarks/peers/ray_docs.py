@@ -11,13 +11,11 @@ documentation leaves to the reader.
 from __future__ import annotations
 
 import io
-from functools import cache
 
 import ray
 from PIL import Image
 
-from benchmarks.peers.common import FloatModel, Job, normalised, parse_job, resize_and_crop
-from models.catalog import load_spec
+from benchmarks.peers.common import FloatModel, Job, normalised, parse_job, resize_and_crop, spec_of
 
 BATCH_SIZE = 64
 
@@ -34,9 +32,6 @@ class Preprocess:
         return {"key": row["__key__"], "image": normalised(resize_and_crop(image, spec.preprocessing), spec)}
 
 
-spec_of = cache(load_spec)
-
-
 class ImageClassifier:
     """An actor with a session."""
 
@@ -49,15 +44,20 @@ class ImageClassifier:
 
 
 def actors(job: Job) -> dict:
-    """Divide the CPUs: half an actor's CPU each where inference is the work, so that all cores infer; else one actor."""
-    if job.inference_bound:
-        return {"compute": ray.data.ActorPoolStrategy(size=job.cpus), "num_cpus": 0.5}
-    return {"compute": ray.data.ActorPoolStrategy(size=max(1, job.cpus // 2)), "num_cpus": 0.5}
+    """Divide the CPUs: actors ask for none, as actors on GPUs do, so that tasks may have all, and the system shares."""
+    size = job.cpus if job.inference_bound else max(1, job.cpus // 2)
+    return {"compute": ray.data.ActorPoolStrategy(size=size), "num_cpus": 0}
+
+
+def start_ray(job: Job) -> None:
+    """Start a local Ray without what only a person would look at."""
+    ray.init(num_cpus=job.cpus, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def main() -> None:
     job = parse_job(__doc__)
-    ray.init(num_cpus=job.cpus, include_dashboard=False, log_to_driver=False)
+    start_ray(job)
     preprocess = Preprocess(job.model)
     dataset = (
         ray.data.read_webdataset(job.tars, decoder=None, suffixes=["jpg"])

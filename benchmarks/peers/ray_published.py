@@ -16,8 +16,8 @@ import ray
 from PIL import Image
 from ray.data.expressions import download
 
-from benchmarks.peers.common import FloatModel, Job, normalised, parse_job, resize_and_crop
-from benchmarks.peers.ray_docs import actors, spec_of
+from benchmarks.peers.common import FloatModel, Job, normalised, parse_job, resize_and_crop, spec_of
+from benchmarks.peers.ray_docs import actors, start_ray
 
 BATCH_SIZE = 100
 
@@ -53,7 +53,7 @@ class ResNetActor:
 
 def main() -> None:
     job = parse_job(__doc__)
-    ray.init(num_cpus=job.cpus, include_dashboard=False, log_to_driver=False)
+    start_ray(job)
     transform = Transform(job.model)
     dataset = (
         ray.data.read_parquet(str(job.inputs / "urls"))

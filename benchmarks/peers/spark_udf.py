@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -19,13 +18,10 @@ from PIL import Image
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import col, pandas_udf
 
-from benchmarks.peers.common import FloatModel, Job, normalised, parse_job, resize_and_crop
-from models.catalog import load_spec
+from benchmarks.peers.common import Job, float_model_of, normalised, parse_job, resize_and_crop, spec_of
 from models.spec import Layout
 
 MAX_RECORDS_PER_BATCH = 100
-model_of = cache(FloatModel)
-spec_of = cache(load_spec)
 
 
 def make_udfs(job: Job) -> tuple:
@@ -42,7 +38,7 @@ def make_udfs(job: Job) -> tuple:
 
     @pandas_udf("struct<label: string, score: float>")
     def predict_batch(tensors: pd.Series) -> pd.DataFrame:
-        model = model_of(job)
+        model = float_model_of(job)
         side = model.spec.preprocessing.crop
         shape = (3, side, side) if model.spec.input.layout is Layout.NCHW else (side, side, 3)
         labels, scores = model.predict(np.stack(tensors.to_list()).reshape(-1, *shape).astype(np.float32))

@@ -1,6 +1,6 @@
 """Draw the results of `benchmarks.bulk`: rates and memory of each tool, a panel per mode, beside the results as PNG.
 
-    python -m benchmarks.bulk_plot results/FILE.json
+python -m benchmarks.bulk_plot results/FILE.json
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Starts `shardlabel label`, waits until files appear, and samples one actor and the driver with py-spy, native frames
 included, for some seconds. Writes a table of the functions whose own code was running (`self`) and of those that were
-somewhere on the stack (`total`), in shares of the samples in which the process was on a CPU; `--svg` keeps flame graphs. Also
-the CPU seconds of every process over the same time, by kind. The last line of output is one JSON object.
+somewhere on the stack (`total`), in shares of the samples in which the process was on a CPU; `--svg` keeps flame graphs.
+Also the CPU seconds of every process over the same time, by kind. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def profile(options: argparse.Namespace, work: Path) -> dict:
 
 def text(figures: dict) -> str:
     """Return the shares as a table."""
-    lines = [f"cores used over {figures['seconds']} s, {figures['files_published_meanwhile']} files published meanwhile"]
+    lines = [
+        f"cores used over {figures['seconds']} s, {figures['files_published_meanwhile']} files published meanwhile"
+    ]
     lines += [f"  {cores:6.3f}  {name}" for name, cores in figures["cores_used"].items()]
     for who in ("actor", "driver"):
         for what in ("self", "total"):

@@ -55,9 +55,7 @@ class Job:
         return sorted(map(str, (self.inputs / "shards").glob("*.tar")))
 
     def classifier(self, num_threads: int = 1) -> Classifier:
-        return Classifier(
-            load_spec(self.model), precision=Precision(self.precision), top_k=1, num_threads=num_threads
-        )
+        return Classifier(load_spec(self.model), precision=Precision(self.precision), top_k=1, num_threads=num_threads)
 
 
 def parse_job(doc: str | None) -> Job:

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,27 @@ def memory_mb(pids: list[int]) -> float:
     return total_kb * 1024 / 1e6
 
 
+def _watch(process: subprocess.Popen, memory_every_s: float, timeout_s: float) -> tuple[float, int, float]:
+    """Look at a process tree until it ends; returns peak memory in MB, most processes, and CPU seconds."""
+    started, looked = time.perf_counter(), float("-inf")
+    peak, largest = 0.0, 0
+    cpu_s: dict[int, float] = {}
+    while process.poll() is None:
+        table = process_table()
+        pids = descendants(process.pid, table)
+        cpu_s.update((pid, table[pid][1]) for pid in pids if pid in table)
+        largest = max(largest, len(pids))
+        if time.perf_counter() - looked >= memory_every_s:
+            peak, looked = max(peak, memory_mb(pids)), time.perf_counter()
+        if time.perf_counter() - started > timeout_s:
+            for pid in reversed(pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(EVERY_S)
+    return peak, largest, sum(cpu_s.values())
+
+
 def measure(
     command: list[str],
     *,
@@ -78,39 +100,25 @@ def measure(
         stderr: Where the command's standard error goes; else to this process's.
         timeout_s: After so long the whole tree is killed.
     """
-    started, begun = time.perf_counter(), time.time()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
-    peak, largest, looked = 0.0, 0, float("-inf")
-    cpu_s: dict[int, float] = {}
-    while process.poll() is None:
-        table = process_table()
-        pids = descendants(process.pid, table)
-        cpu_s.update((pid, table[pid][1]) for pid in pids if pid in table)
-        largest = max(largest, len(pids))
-        if time.perf_counter() - looked >= memory_every_s:
-            peak, looked = max(peak, memory_mb(pids)), time.perf_counter()
-        if time.perf_counter() - started > timeout_s:
-            for pid in reversed(pids):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        try:
-            process.wait(EVERY_S)
-        except subprocess.TimeoutExpired:
-            continue
-    seconds = time.perf_counter() - started
-    out = process.stdout.read()
+    with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads would stop a command that says much
+        started, begun = time.perf_counter(), time.time()
+        process = subprocess.Popen(command, stdout=out, stderr=stderr, env=env)
+        peak, largest, cpu_s = _watch(process, memory_every_s, timeout_s)
+        seconds = time.perf_counter() - started
+        out.seek(0)
+        said = out.read()
     figures = {
         "seconds": round(seconds, 3),
         "started": round(begun, 3),
         "exit": process.returncode,
-        "cpu_seconds": round(sum(cpu_s.values()), 2),
+        "cpu_seconds": round(cpu_s, 2),
         "peak_memory_mb": round(peak, 1),
         "processes": largest,
     }
     try:
-        figures["said"] = json.loads(out.splitlines()[-1])
+        figures["said"] = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
-        figures["said"] = out[-500:]
+        figures["said"] = said[-500:]
     return figures
 
 

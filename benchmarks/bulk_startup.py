@@ -68,7 +68,6 @@ def run_once(command: list[str], output: Path) -> dict[str, float | None]:
         "Ray is started (gcs_server)": first(seen, lambda title: "gcs_server" in title),
         "plan written": first_file(output, "_shardlabel/plan*"),
         "raylet starts": first(seen, lambda title: re.search(r"raylet/raylet\b", title)),
-        "first worker process starts": first(seen, lambda title: title.startswith("ray::")),
         "first actor's process starts": first(seen, lambda title: re.match(r"ray::(?!IDLE)", title)),
         "first file published": first_file(output, "part-*.parquet"),
         "first commit record": first_file(output, "_shardlabel/commits/*"),
@@ -83,6 +82,8 @@ def slow_imports(command: list[str]) -> dict[str, float]:
         [command[0], "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False,
         env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
     )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)}: exit code {done.returncode}: {done.stderr[-500:]}")
     found: dict[str, float] = {}
     for line in done.stderr.splitlines():
         matched = re.match(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)", line)

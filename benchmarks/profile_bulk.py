@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.bulk_inputs import prepare_images
 from benchmarks.measure import descendants, process_table
 
-RATE = 100
+RATE = 50
 TOP = 25
 PY_SPY = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 
@@ -61,10 +61,10 @@ def cpu_by_kind(driver: int) -> Counter[str]:
 
 
 def record(pid: int, seconds: int, path: Path, form: str) -> subprocess.Popen:
-    """Sample a process in the background; only what is on a CPU counts."""
+    """Sample a process in the background; only what is on a CPU counts. Each look stops it for about a millisecond."""
     command = [PY_SPY, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(RATE), "--native",
-               "--format", form, "--output", str(path), "--nonblocking"]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+               "--format", form, "--output", str(path)]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def shares(path: Path) -> dict[str, list]:
@@ -113,15 +113,18 @@ def profile(options: argparse.Namespace, work: Path) -> dict:
         pids = {"driver": process.pid, "actor": max(actors, key=lambda pid: process_table()[pid][1])}
         before, began, files = cpu_by_kind(process.pid), time.perf_counter(), len(list(output.glob("part-*.parquet")))
         sampling = {who: record(pid, options.seconds, work / f"{who}.raw", "raw") for who, pid in pids.items()}
-        for each in sampling.values():
-            each.wait()
+        for who, each in sampling.items():
+            errors = each.communicate()[1]
+            if each.returncode or not (work / f"{who}.raw").exists():
+                raise SystemExit(f"py-spy could not sample the {who} (it needs ptrace, as root has): {errors[-500:]}")
         spent = cpu_by_kind(process.pid) - before
         seconds = time.perf_counter() - began
         done = len(list(output.glob("part-*.parquet"))) - files
         still_running = process.poll() is None
         if options.svg and still_running:
             for who, pid in pids.items():
-                record(pid, options.seconds, options.output.with_suffix(f".{who}.svg"), "flamegraph").wait()
+                path = options.output.with_suffix(f".{who}.svg")
+                record(pid, options.seconds, path, "flamegraph").communicate()
     finally:
         process.terminate()
         process.wait(60)

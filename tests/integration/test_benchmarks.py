@@ -13,9 +13,9 @@ import pytest
 from tests.tiny_model import colour_shards
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("bare", "bare-parquet", "ours", "ray-docs")
+TOOLS = ("bare", "bare-parquet", "ours")
 # What the project does not bring, and CI does not install.
-OTHERS = ("ray-published", "daft-own", "daft-given", "clip-retrieval", "spark")
+OTHERS = ("ray-docs", "ray-published", "daft-own", "daft-given", "clip-retrieval", "spark")
 
 
 def run_benchmark(module, *options):
@@ -68,10 +68,11 @@ def test_each_peer_labels_every_image(tool, images, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_drivers_cost_per_unit_is_measured(tmp_path):
-    answer, _ = run_benchmark("scaling_driver", "--units", 60, "--actors", "1,2", "--into", tmp_path / "driver.json")
+    answer, _ = run_benchmark("scaling_driver", "--units", 40, "--actors", "1", "--into", tmp_path / "driver.json")
 
-    assert [(pool["actors"], pool["units"]) for pool in answer["pools"]] == [(1, 60), (2, 60)]
+    assert [(pool["actors"], pool["units"]) for pool in answer["pools"]] == [(1, 40)]
     assert all(pool["units_per_s"] > 0 and pool["driver_cpu_ms"] > 0 for pool in answer["pools"])
-    assert answer["commits"]["records"] == 1200
+    assert answer["commits"]["records"] == 800
     assert json.loads((tmp_path / "driver.json").read_text())["pools"] == answer["pools"]

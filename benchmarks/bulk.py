@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -200,6 +201,8 @@ def _save(path: Path, results: dict) -> None:
 
 def main() -> None:
     options = parse_options()
+    # As on Ctrl-C: what is running is ended too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     path = options.into or RESULTS / f"{datetime.date.today()}-bulk.json"
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,13 @@ def memory_mb(pids: list[int]) -> float:
     return total_kb * 1024 / 1e6
 
 
+def kill(pids: list[int]) -> None:
+    """End processes, the youngest first."""
+    for pid in reversed(pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _watch(process: subprocess.Popen, memory_every_s: float, timeout_s: float) -> tuple[float, int, float]:
     """Look at a process tree until it ends; returns peak memory in MB, most processes, and CPU seconds."""
     started, looked = time.perf_counter(), float("-inf")
@@ -75,9 +82,7 @@ def _watch(process: subprocess.Popen, memory_every_s: float, timeout_s: float) -
         if time.perf_counter() - looked >= memory_every_s:
             peak, looked = max(peak, memory_mb(pids)), time.perf_counter()
         if time.perf_counter() - started > timeout_s:
-            for pid in reversed(pids):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill(pids)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(EVERY_S)
     return peak, largest, sum(cpu_s.values())
@@ -103,7 +108,11 @@ def measure(
     with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads would stop a command that says much
         started, begun = time.perf_counter(), time.time()
         process = subprocess.Popen(command, stdout=out, stderr=stderr, env=env)
-        peak, largest, cpu_s = _watch(process, memory_every_s, timeout_s)
+        try:
+            peak, largest, cpu_s = _watch(process, memory_every_s, timeout_s)
+        except BaseException:
+            kill(descendants(process.pid))
+            raise
         seconds = time.perf_counter() - started
         out.seek(0)
         said = out.read()

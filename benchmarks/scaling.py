@@ -133,7 +133,7 @@ def table(costs: Costs, cores: int, gigabits: float) -> tuple[str, list[dict]]:
             high, binds_then = images_per_s(level, cluster, unit_images)
             rows.append({"nodes": nodes, "unit_images": unit_images, "least": round(low), "most": round(high),
                          "least_of_ideal": round(low / ideal, 3), "binds": binds, "binds_at_most": binds_then})  # fmt: skip
-            if high - low < 0.05 * ideal:
+            if high < 1.05 * low:
                 cells.append(f"{low:,.0f}: {low / ideal:.0%}, {binds}")
             else:
                 names = binds if binds == binds_then else f"{binds}, {binds_then}"

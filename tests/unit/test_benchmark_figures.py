@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import scaling
+from benchmarks import profile_bulk, scaling
 from benchmarks.bulk_inputs import prepare_images, prepare_model
 from benchmarks.bulk_summary import summarise, table
 from benchmarks.bulk_tools import parse_variants
@@ -147,3 +147,17 @@ def test_scaling_takes_its_costs_from_the_results_and_updates_the_page(tmp_path)
     page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
     scaling.update(page, "new")
     assert page.read_text() == f"before\n{scaling.BEGIN}\nnew\n{scaling.END}\nafter\n"
+
+
+def test_a_profile_leaves_out_threads_that_wait_and_names_libraries(tmp_path):
+    (tmp_path / "raw").write_text(
+        "main (a.py:1);decode (b.py:22);0x7f00 (x/libjpeg.so) 6\n"
+        "main (a.py:1);decode (b.py:23) 2\n"
+        "wait (threading.py:1);PyThread_acquire_lock_timed (libpython.so);0x7f01 (libc.so.6) 92\n"
+    )
+
+    found = profile_bulk.shares(tmp_path / "raw")
+
+    assert found["samples"] == 8
+    assert found["self"] == [["(in libjpeg.so)", 0.75], ["decode (b.py)", 0.25]]
+    assert ["decode (b.py)", 1.0] in found["total"]

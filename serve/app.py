@@ -193,17 +193,18 @@ class _Endpoint:
         return None if send.status < 400 else str(send.status)
 
     async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        own = self._own(path)
         if path == "/v1/classify":
             _allow(scope, "POST")
-            return await (await self._classify(scope, receive)).send(send)
-        own = self._own(path)
-        if own is not None:
+            await (await self._classify(scope, receive)).send(send)
+        elif own is not None:
             _allow(scope, "GET", "HEAD")
-            return await (await own()).send(send)
-        part = self._parts.get(path[1:].split("/", 1)[0])
-        if part is None:
-            raise Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
-        return await part(scope, receive, send)
+            await (await own()).send(send)
+        else:
+            part = self._parts.get(path[1:].split("/", 1)[0])
+            if part is None:
+                raise Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
+            await part(scope, receive, send)
 
     def _own(self, path: str) -> Callable[[], Any] | None:
         return {

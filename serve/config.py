@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.catalog import DEFAULT_MODEL
 from models.classifier import Device
 from models.decode import DecodeMode, ImageLimits
+from models.errors import ConfigError
 
 # Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
 CPU_BATCH_SIZE = 4
@@ -115,3 +117,27 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         cpus=replica_cpus,
         gpus=int(on_gpu),
     )
+
+
+def build_config(options: dict[str, Any]) -> ServeConfig:
+    """Check the options of a command line.
+
+    Args:
+        options: Names as in `ServeConfig`; None means not given.
+
+    Raises:
+        ConfigError: A value that cannot be; one line that says which, what it got and expected.
+    """
+    try:
+        return ServeConfig.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as err:
+        first = err.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ConfigError(message) from err
+        name = str(first["loc"][0])
+        field = ServeConfig.model_fields.get(name)
+        about = f" ({field.description})" if field is not None else ""
+        raise ConfigError(
+            f"--{name.replace('_', '-')}: {message[0].lower()}{message[1:]}, got {first['input']!r}{about}"
+        ) from err

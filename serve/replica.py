@@ -49,7 +49,9 @@ def _grpc_methods() -> type:
 class Replica(_grpc_methods()):  # type: ignore[misc]
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    async def __init__(self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan
+    ) -> None:
         _pin_threads(plan.cpus)
         self.config = config
         name = ray_serve.get_replica_context().replica_id.unique_id
@@ -68,7 +70,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
-    def __serve_build_asgi_app__(self) -> App:  # noqa: PLW3201 (Serve's own hook)
+    def __serve_build_asgi_app__(self) -> App:
         """Return what Serve calls for each HTTP request."""
         keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
         return build_asgi(
@@ -168,3 +170,8 @@ def _pin_threads(cpus: int) -> None:
     """Keep numerical libraries to the replica's own CPUs: by default each replica takes them all."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(cpus))
+
+
+def grpc_servicers() -> list[str]:
+    """Return the import paths of the servicer functions that there are, for Serve's gRPC options."""
+    return [] if load_part(GRPC_PART) is None else [f"{GRPC_PART}:add_to_server"]

@@ -22,11 +22,10 @@ class Response:
 async def request(
     app: Any, method: str, path: str, body: bytes = b"", *, chunk: int | None = None, gone: bool = False, **headers: str
 ) -> Response:
-    """Send one request; underscores in the names of headers stand for dashes.
+    """Send one request.
 
-    Args:
-        chunk: Bytes of the body per message.
-        gone: Whether the client goes away after its body.
+    Underscores in the names of headers stand for dashes. The body is sent in messages of `chunk` bytes; where the
+    client is `gone`, it never ends.
     """
     parts = [body[i : i + chunk] for i in range(0, len(body), chunk)] if chunk else [body]
     messages = [

@@ -131,9 +131,9 @@ def test_a_key_of_the_file_opens_the_endpoint_and_nothing_else_does(keys, author
 def test_all_routes_but_health_ask_for_the_key(keys):
     extras = Extras(keys=ApiKeys(keys))
 
-    assert {path: ask("GET", path, extras=extras).status for path in ("/", "/docs", "/metrics", "/nope")} == dict.fromkeys(
-        ("/", "/docs", "/metrics", "/nope"), 401
-    )
+    assert {
+        path: ask("GET", path, extras=extras).status for path in ("/", "/docs", "/metrics", "/nope")
+    } == dict.fromkeys(("/", "/docs", "/metrics", "/nope"), 401)
     assert ask("GET", "/healthz", extras=extras).status == 200
 
 

@@ -113,5 +113,5 @@ def test_free_ports_are_free_and_differ():
 
 
 def test_a_host_that_is_not_of_this_machine_is_an_error():
-    with pytest.raises(ConfigError, match="192.0.2.77"):
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.77"):
         check_free("192.0.2.77", 8000, "--port")

@@ -89,6 +89,26 @@ class Endpoint:
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def sentence(self) -> str:
+        """Say in a line where it is."""
+        from serve.replica import grpc_servicers
+
+        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
+        return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
+
+    def fault(self) -> str | None:
+        """Say why it cannot go on; None while it can."""
+        import ray._private.worker
+
+        node = ray._private.worker._global_node
+        if node is None or not self.is_local:
+            return None
+        for name in ("gcs_server", "raylet"):
+            for info in node.all_processes.get(name, []):
+                if info.process.poll() is not None:
+                    return f"Ray's {name} died; run the same command again"
+        return None
+
     def _haproxy_pids(self) -> list[int]:
         return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
 

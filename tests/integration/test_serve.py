@@ -154,12 +154,8 @@ def test_metrics_of_all_replicas_come_from_any(endpoint, photos):
 def test_nothing_but_loopback_is_listened_on_by_haproxy(endpoint):
     haproxies = [pid for pid in endpoint.descendants() if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes()[:300]]
     assert haproxies
-    inodes = {
-        os.readlink(fd)[8:-1]
-        for pid in haproxies
-        for fd in Path(f"/proc/{pid}/fd").iterdir()
-        if os.readlink(fd).startswith("socket:")
-    }
+    links = [str(fd.readlink()) for pid in haproxies for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
     listening = [
         fields[1]
         for table in ("tcp", "tcp6")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -171,7 +172,7 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         locate(spec, next(iter(spec.artifacts)))
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
-    _set_environment(listen, folder)
+    _set_environment(listen, folder, config.deadline_s)
     try:
         _start_ray(listen)
         _start_serve(config, listen)
@@ -183,7 +184,7 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     return endpoint
 
 
-def _set_environment(listen: Listen, folder: Path) -> None:
+def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     wanted = {
@@ -219,6 +220,8 @@ def _set_environment(listen: Listen, folder: Path) -> None:
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "3",
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+            # Of a replica that does not answer at all: it says itself when a deadline has passed.
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -56,7 +57,8 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
     ) -> None:
         _pin_threads(plan.cpus)
         self.config = config
-        name = ray_serve.get_replica_context().replica_id.unique_id
+        context = ray_serve.get_replica_context()
+        name = context.replica_id.unique_id
         self.backend = await asyncio.to_thread(
             Engine,
             spec,
@@ -67,7 +69,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
             plan=plan,
         )
         self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
-        self._share = MetricsShare(RayStore(APP_NAME), name, self._metrics.render)
+        self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
@@ -106,7 +108,8 @@ def build_application(config: ServeConfig) -> ray_serve.Application:
     Where Ray is not there yet (a driver that only describes the application), it is not asked for GPUs.
     """
     cpus, gpus = _resources()
-    spec = load_spec(config.model)
+    # A replica's working folder is not ours.
+    spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
     choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0)
     locate(spec, choice.precision)
     if config.api_keys_file is not None:

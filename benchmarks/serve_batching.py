@@ -25,9 +25,11 @@ from models.classifier import Provider
 from models.spec import Precision
 from serve import launch
 from serve.app import Extras, build_asgi
-from serve.batching import BatchReport, Job
+from serve.batching import BatchReport
 from serve.config import ServeConfig, plan_replica
+from serve.endpoint import Listen
 from serve.engine import Engine, _Wanted
+from serve.jobs import Job
 from serve.metrics import ServeMetrics
 from serve.ports import free_ports
 from serve.replica import APP_NAME
@@ -103,7 +105,7 @@ def measure(kind: str, images: list[bytes], clients: int, seconds: float) -> dic
     serve.app.build_app = ours if kind == "pulling" else serve_batch_app
     try:
         config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH, min_replicas=1, max_replicas=1)
-        with launch.running(config, launch.Listen(port=port, grpc_port=0), lambda text: None):
+        with launch.running(config, Listen(port=port, grpc_port=0), lambda text: None):
             with Load("127.0.0.1", port, images, clients) as warm_up:
                 warm_up._stop.wait(2)
             before = histogram(port)

@@ -84,7 +84,8 @@ def serve(  # noqa: PLR0913 (one argument an option)
         options.pop(name)
 
     from serve.config import build_config
-    from serve.launch import Listen, running
+    from serve.endpoint import Listen
+    from serve.launch import running
 
     if access_log == "-":
         raise ConfigError("--access-log must be off or a file: replicas have no terminal of their own")

@@ -38,6 +38,7 @@ UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 30.0
 LOOK_BACK_S = 3.0
 METRICS_INTERVAL_S = 1.0
+SURGE_PERCENT = 20
 HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
@@ -125,6 +126,7 @@ def build_application(config: ServeConfig) -> ray_serve.Application:
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=config.deadline_s + SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
     return deployment.bind(config, spec, choice, plan)
@@ -146,6 +148,15 @@ def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float) -> i
             f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
         )
     return config.max_replicas or fits
+
+
+def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:
+    """Return Serve's setting for starting new replicas before old ones stop, in a rolling update.
+
+    Only where one more than the most fits: Serve would wait for the room without end.
+    """
+    has_room = (most + 1) * plan.cpus <= cpus and (most + 1) * plan.gpus <= gpus
+    return SURGE_PERCENT if has_room else 0
 
 
 def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:

@@ -132,11 +132,10 @@ def _start_serve(config: ServeConfig, listen: Listen) -> None:
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
-    from serve.app import build_app
-    from serve.replica import APP_NAME, grpc_servicers
+    from serve.replica import APP_NAME, build_application, grpc_servicers
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    app = build_app(config)
+    app = build_application(config, is_fixed=listen.address is None)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     try:
         ray_serve.start(

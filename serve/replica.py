@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingConfig
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Choice, choose
+from models.classifier import Choice, Device, choose
 from models.errors import ConfigError
 from models.spec import ModelSpec
 from serve.access_log import AccessLog
@@ -103,20 +103,29 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
             await asyncio.to_thread(self._access_log.close)
 
 
-def build_application(config: ServeConfig) -> ray_serve.Application:
+def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_serve.Application:
     """Bind the deployment to a configuration; see `serve.app.build_app`.
 
-    Where Ray is not there yet (a driver that only describes the application), it is not asked for GPUs.
+    Args:
+        config: The settings.
+        is_fixed: Whether Ray has all that it will ever have: a local one. A cluster may grow, so that what is not there
+            yet is no error.
+
+    Raises:
+        ConfigError: The replicas do not fit a fixed Ray.
+        ProviderUnavailableError: A GPU was asked for, and a fixed Ray has none.
     """
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
     spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
-    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0)
+    choice = choose(
+        spec, config.device, config.precision, has_gpu=gpus > 0 or (config.device is Device.CUDA and not is_fixed)
+    )
     locate(spec, choice.precision)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     plan = plan_replica(config, on_gpu=choice.provider.value.startswith("CUDA"), cpus=int(cpus))
-    most = max_replicas(config, plan, cpus, gpus)
+    most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
         ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
@@ -132,22 +141,22 @@ def build_application(config: ServeConfig) -> ray_serve.Application:
     return deployment.bind(config, spec, choice, plan)
 
 
-def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float) -> int:
-    """Return the most replicas: as configured, else as many as fit the cluster.
+def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:
+    """Return the most replicas: as configured, else as many as fit, and at least as many as the least.
 
     Raises:
-        ConfigError: Not even one fits, or fewer than the least that were asked for.
+        ConfigError: The least do not fit a fixed Ray.
     """
-    fits = int(cpus // plan.cpus) if cpus else 1
+    fits = int(cpus // plan.cpus)
     if plan.gpus:
         fits = min(fits, int(gpus // plan.gpus))
     least = max(1, config.min_replicas)
-    if fits < least:
+    if fits < least and is_fixed:
         raise ConfigError(
             f"{least} replicas of {plan.cpus} CPUs and {plan.gpus} GPUs each do not fit: Ray has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
         )
-    return config.max_replicas or fits
+    return config.max_replicas or max(fits, least)
 
 
 def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:

@@ -67,7 +67,16 @@ def test_more_replicas_than_fit_are_refused_and_the_default_is_what_fits():
 
     plan = plan_replica(ServeConfig(replica_cpus=2), on_gpu=False, cpus=8)
 
-    assert max_replicas(ServeConfig(), plan, 8, 0) == 4
-    assert max_replicas(ServeConfig(max_replicas=3), plan, 8, 0) == 3
+    assert max_replicas(ServeConfig(), plan, 8, 0, is_fixed=True) == 4
+    assert max_replicas(ServeConfig(max_replicas=3), plan, 8, 0, is_fixed=True) == 3
     with pytest.raises(ConfigError, match="do not fit"):
-        max_replicas(ServeConfig(min_replicas=5), plan, 8, 0)
+        max_replicas(ServeConfig(min_replicas=5), plan, 8, 0, is_fixed=True)
+
+
+def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
+    from serve.replica import max_replicas
+
+    plan = plan_replica(ServeConfig(), on_gpu=True, cpus=8)
+
+    assert max_replicas(ServeConfig(min_replicas=3), plan, 0, 0, is_fixed=False) == 3
+    assert max_replicas(ServeConfig(), plan, 0, 0, is_fixed=False) == 1

@@ -62,6 +62,11 @@ class Endpoint:
                 self._models[model.name] = model
         self._statistics = {name: ModelStatistics() for name in self._models}
 
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether every model is ready."""
+        return all(model.backend.is_ready for model in self._models.values())
+
     def check_ready(self) -> None:
         """Check that every model is ready.
 

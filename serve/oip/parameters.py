@@ -43,5 +43,5 @@ class Parameters:
                 raise Rejected(501, "shared memory is not offered; send the tensor's data")
             if name.startswith("sequence_") and self.values[name] not in (0, "", False, None):
                 raise malformed(
-                    f"parameter {name!r} is for models that keep a state between requests; this one does not"
+                    f"parameter {shown(name)} is for models that keep a state between requests; this one does not"
                 )

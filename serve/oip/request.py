@@ -110,7 +110,7 @@ def build_request(
         raise malformed("inputs must name at least one tensor")
     for kind, names in (("input", [i.name for i in inputs]), ("output", [o.name for o in outputs])):
         if len(set(names)) != len(names):
-            raise malformed(f"an {kind} is named twice: {', '.join(map(repr, names))}")
+            raise malformed(f"an {kind} is named twice: {shown(names)}")
     parameters.refuse_what_is_not_offered()
     parameters.integer("priority")  # accepted: every request has the same one here
     timeout_us = parameters.integer("timeout")

@@ -12,7 +12,7 @@ from models.classifier import Float32Array
 from serve.asgi import Rejected
 from serve.backend import Backend
 from serve.oip.datatypes import BYTES
-from serve.oip.faults import malformed
+from serve.oip.faults import malformed, shown
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.response import OutputTensor
 from serve.oip.tensor import InputTensor
@@ -70,7 +70,7 @@ def only_input(request: InferRequest, expected: TensorMetadata, model: str) -> I
     """
     names = [tensor.name for tensor in request.inputs]
     if names != [expected.name]:
-        raise malformed(f"model {model!r} has the one input {expected.name!r}, got {', '.join(map(repr, names))}")
+        raise malformed(f"model {model!r} has the one input {expected.name!r}, got {shown(names)}")
     tensor = request.inputs[0]
     if tensor.datatype != expected.datatype:
         raise malformed(

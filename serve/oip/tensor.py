@@ -13,7 +13,9 @@ import numpy.typing as npt
 from serve.oip.datatypes import DATATYPES, DTYPES, flatten, numbers_from_bytes, numbers_from_json, split_elements
 from serve.oip.faults import malformed, shown
 
-MAX_AXES = 8  # the longest shape of any model here is 4; a longer one is a mistake
+# Longer ones are mistakes: the longest shape of any model here has 4 axes. It also keeps error messages short.
+MAX_AXES = 8
+MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ def check_tensor(name: object, datatype: object, shape: object) -> tuple[str, st
     Raises:
         Rejected: A part is missing, of another type, or unknown.
     """
-    if not isinstance(name, str) or not name:
-        raise malformed(f"an input's name must be a string that is not empty, got {shown(name)}")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise malformed(f"an input's name must be a string of 1 to {MAX_NAME} characters, got {shown(name)}")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise malformed(f"datatype of {name!r} must be one of {', '.join(DATATYPES)}, got {shown(datatype)}")
     if not isinstance(shape, list) or len(shape) > MAX_AXES:

@@ -10,12 +10,13 @@ from typing import Any
 
 from serve.asgi import Rejected
 from serve.backend import Backend
+from serve.config import ServeConfig
 from serve.oip.request import InferRequest
 from serve.oip.response import InferResponse
 from serve.oip.served import ServedModel, TensorMetadata, check_ready
 from serve.oip.served_images import ServedImages
 from serve.oip.served_tensors import ServedTensors
-from serve.oip.statistics import ModelStatistics
+from serve.oip.statistics import statistics_of
 
 SERVER_NAME = "shardlabel"
 EXTENSIONS = (
@@ -38,43 +39,40 @@ class Limits:
         max_request_bytes: Of a body, as sent and unpacked.
         max_images: Per request.
         deadline_s: Longest time from a request's arrival to its answer; a request may ask for a shorter one.
+        top_k: Labels per image where a request does not say.
     """
 
     max_request_bytes: int = 20 * 1024 * 1024
     max_images: int = 64
     deadline_s: float = 10.0
+    top_k: int = 5
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        """Take them from the endpoint's configuration."""
+        return cls(config.max_request_bytes, config.max_images, config.deadline_s, config.top_k)
 
 
 class Endpoint:
-    """Every backend as two models: `M` takes images, `M-tensor` the model's own input.
+    """A backend as two models: `M` takes images, `M-tensor` the model's own input.
 
     Args:
-        backends: At least one.
+        backend: What answers.
         limits: On each request.
     """
 
-    def __init__(self, backends: Sequence[Backend], limits: Limits) -> None:
+    def __init__(self, backend: Backend, limits: Limits) -> None:
         self.limits = limits
-        self._models: dict[str, ServedModel] = {}
-        for backend in backends:
-            for kind in (ServedImages, ServedTensors):
-                model = kind(backend, max_images=limits.max_images)
-                self._models[model.name] = model
-        self._statistics = {name: ModelStatistics() for name in self._models}
+        self._backend = backend
+        images = ServedImages(backend, max_images=limits.max_images, top_k=limits.top_k)
+        tensors = ServedTensors(backend, max_images=limits.max_images)
+        self._models: dict[str, ServedModel] = {images.name: images, tensors.name: tensors}
+        self._statistics = {name: statistics_of(backend, name) for name in self._models}
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether every model is ready."""
-        return all(model.backend.is_ready for model in self._models.values())
-
-    def check_ready(self) -> None:
-        """Check that every model is ready.
-
-        Raises:
-            Rejected: 503, one is not yet.
-        """
-        for model in self._models.values():
-            check_ready(model)
+        """Tell whether the models are ready."""
+        return self._backend.is_ready
 
     def model(self, name: str, model_version: str | None = None) -> ServedModel:
         """Return a model.
@@ -172,12 +170,12 @@ class Endpoint:
         return [
             {
                 "name": model.name,
-                "version": model.backend.spec.version,
-                "state": "READY" if model.backend.is_ready else "UNAVAILABLE",
-                "reason": "" if model.backend.is_ready else "the first inference has not passed yet",
+                "version": self._backend.spec.version,
+                "state": "READY" if self.is_ready else "UNAVAILABLE",
+                "reason": "" if self.is_ready else "the first inference has not passed yet",
             }
             for model in self._models.values()
-            if model.backend.is_ready or not only_ready
+            if self.is_ready or not only_ready
         ]
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import orjson
 
-from serve.asgi import Answer, Receive, Rejected, Scope, Send, deadline_of, header, read_body
+from serve.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header, read_body
+from serve.backend import Backend
+from serve.config import ServeConfig
 from serve.oip.compression import choose_encoding, compress
-from serve.oip.endpoint import Endpoint
-from serve.oip.faults import malformed
+from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.faults import malformed, not_ready
 from serve.oip.request import InferRequest, parse_request
 from serve.oip.served import ServedModel, check_ready
 
@@ -45,6 +47,11 @@ class _Request:
 
 
 _Handler = Callable[[_Request], Awaitable[Answer]]
+
+
+def build(backend: Backend, config: ServeConfig) -> App:
+    """Build the part of the endpoint that answers /v2; see `serve.app`."""
+    return HttpRoutes(Endpoint(backend, Limits.of(config)))
 
 
 class HttpRoutes:
@@ -131,7 +138,8 @@ class HttpRoutes:
         return _json({"live": True})
 
     async def _ready(self, _: _Request) -> Answer:
-        self._endpoint.check_ready()
+        if not self._endpoint.is_ready:
+            raise not_ready("the model is not ready yet")
         return _json({"ready": True})
 
     async def _server_metadata(self, _: _Request) -> Answer:

@@ -12,7 +12,7 @@ from models.classifier import Float32Array
 from serve.asgi import Rejected
 from serve.backend import Backend
 from serve.oip.datatypes import BYTES
-from serve.oip.faults import malformed, shown
+from serve.oip.faults import malformed, not_ready, shown
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.response import OutputTensor
 from serve.oip.tensor import InputTensor
@@ -58,8 +58,7 @@ def check_ready(model: ServedModel) -> None:
         Rejected: 503, its first inference has not passed yet.
     """
     if not model.backend.is_ready:
-        message = f"model {model.name!r} is not ready yet"
-        raise Rejected(503, message, headers=((b"retry-after", b"1"),), kind="not_ready")
+        raise not_ready(f"model {model.name!r} is not ready yet")
 
 
 def only_input(request: InferRequest, expected: TensorMetadata, model: str) -> InputTensor:

@@ -18,8 +18,6 @@ from serve.oip.response import OutputTensor
 from serve.oip.served import TensorMetadata, check_rows, classification_output, only_input, wanted_outputs
 from serve.oip.tensor import InputTensor
 
-DEFAULT_TOP_K = 5
-
 
 class ServedImages:
     """A backend under its own name.
@@ -27,12 +25,14 @@ class ServedImages:
     Args:
         backend: What labels.
         max_images: Per request.
+        top_k: Labels per image where a request does not say, or all where the model has fewer.
     """
 
-    def __init__(self, backend: Backend, *, max_images: int) -> None:
+    def __init__(self, backend: Backend, *, max_images: int, top_k: int) -> None:
         self.backend: Backend = backend
         self.name = backend.spec.name
         self._max_images = max_images
+        self._default_top_k = min(top_k, len(backend.labels))
         self._labels = [label.encode() for label in backend.labels]
         self.inputs: tuple[TensorMetadata, ...] = (TensorMetadata("image", BYTES, (-1,)),)
         self.outputs: tuple[TensorMetadata, ...] = (
@@ -74,7 +74,7 @@ class ServedImages:
     def _top_k(self, request: InferRequest) -> int:
         classes = len(self._labels)
         if request.top_k is None:
-            return min(DEFAULT_TOP_K, classes)
+            return self._default_top_k
         if request.top_k > classes:
             raise malformed(f"top_k must be between 1 and {classes} (the classes of {self.name}), got {request.top_k}")
         return request.top_k

@@ -10,7 +10,7 @@ SERVICE = "inference.GRPCInferenceService"
 RPCS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 
 
-def add_open_inference_to_server(servicer: Any, server: grpc.Server) -> None:  # noqa: ANN401 (Serve passes a mock)
+def add_to_server(servicer: Any, server: grpc.Server) -> None:  # noqa: ANN401 (Serve passes a mock)
     """Register the service's handlers: what `grpc_servicer_functions` of Ray Serve names.
 
     Requests stay bytes, so that a proxy neither parses nor pickles messages: the replica parses them, once. RPCs that

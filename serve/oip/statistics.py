@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from serve.backend import Backend
 
 
 @dataclass(slots=True)
@@ -64,3 +67,11 @@ class ModelStatistics:
             "inference_stats": {"success": self.success.as_dict(), "fail": self.fail.as_dict(), **untimed},
             "batch_stats": [],
         }
+
+
+_known: WeakKeyDictionary[Backend, dict[str, ModelStatistics]] = WeakKeyDictionary()
+
+
+def statistics_of(backend: Backend, model: str) -> ModelStatistics:
+    """Return the statistics of a backend's model: one object, so that HTTP and gRPC count together."""
+    return _known.setdefault(backend, {}).setdefault(model, ModelStatistics())

@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
-from serve.asgi import Rejected
+from serve.config import ServeConfig
+from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.grpc_calls import GrpcCalls, GrpcMethods
+from serve.oip.grpc import OPEN, GrpcCalls, Methods
 from serve.oip.messages import MESSAGES, message_class
-from serve.oip.service import RPCS, SERVICE, add_open_inference_to_server
-from tests.unit.serve.oip.fake_backend import FakeBackend
+from serve.oip.service import RPCS, SERVICE, add_to_server
+from tests.unit.serve.oip.fake_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
 
@@ -47,12 +48,14 @@ class Context:
         return self._metadata
 
 
-class Ingress(GrpcMethods):
+class Ingress(Methods):
     """A deployment's class."""
 
-    def __init__(self, backend=None, limits=None, **more) -> None:
+    def __init__(self, backend=None, limits=None, **config) -> None:
         self.backend = backend or FakeBackend()
-        self.grpc_calls = GrpcCalls(Endpoint([self.backend], limits or Limits()), **more)
+        self.config = ServeConfig(**config)
+        if limits is not None:
+            self._calls = GrpcCalls(Endpoint(self.backend, limits))
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -260,16 +263,32 @@ def test_a_fault_of_ours_is_internal_and_keeps_its_text(caplog):
     assert "secret" in caplog.text
 
 
-def test_keys_are_asked_for_on_every_call():
-    def authorize(metadata) -> None:
-        if ("authorization", "Bearer key") not in metadata:
-            raise Rejected(401, "a key is needed")
+def test_keys_are_asked_for_as_over_http(tmp_path):
+    (tmp_path / "keys").write_text("long enough a key\n")
+    ingress = Ingress(api_keys_file=tmp_path / "keys")
 
-    ingress = Ingress(authorize=authorize)
+    codes = {rpc: ingress.call(rpc)[1].code.name for rpc in RPCS}
+    right = ingress.call("ServerMetadata", metadata=[("authorization", "Bearer long enough a key")])
+    wrong = ingress.call("ServerMetadata", metadata=[("authorization", "Bearer another key")])
 
-    for rpc in RPCS:
-        assert ingress.call(rpc)[1].code is grpc.StatusCode.UNAUTHENTICATED
-    assert ingress.call("ServerLive", metadata=[("authorization", "Bearer key")])[1].code is grpc.StatusCode.OK
+    assert codes == {rpc: "OK" if rpc in OPEN else "UNAUTHENTICATED" for rpc in RPCS}
+    assert right[1].code is grpc.StatusCode.OK
+    assert wrong[1].code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_calls_are_counted_beside_those_over_http():
+    ingress = Ingress()
+    ingress._metrics = ServeMetrics("tiny", "a", lambda: 0)
+
+    ingress.infer(raw_images(b"R", b"G"))
+    ingress.infer(raw_images(b"?"))
+
+    text = ingress._metrics.render().decode()
+    assert 'requests_total{model="tiny",replica="a",route="grpc/ModelInfer",status="200"} 1.0' in text
+    assert 'errors_total{kind="undecodable",model="tiny",replica="a",route="grpc/ModelInfer"} 1.0' in text
+    assert 'in_flight{model="tiny",replica="a"} 0.0' in text
+    (stats,) = Client(ingress.backend)("GET", "/v2/models/tiny/stats").json["model_stats"]
+    assert (stats["inference_count"], stats["inference_stats"]["fail"]["count"]) == (2, 1)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -300,7 +319,7 @@ def test_a_real_server_speaks_it():
 
                 return method
 
-        add_open_inference_to_server(Servicer(), server)
+        add_to_server(Servicer(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.oip.endpoint import Limits
-from tests.unit.serve.oip.fake_backend import Client, FakeBackend, fake_spec
+from tests.unit.serve.oip.fake_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import json_images
 
 IMAGE_METADATA = {
@@ -71,16 +71,14 @@ def test_statistics_count_requests_and_images():
 
 
 def test_the_repository_index_lists_states():
-    client = Client(FakeBackend(), FakeBackend(spec=fake_spec("slow"), is_ready=False))
+    index = Client()("POST", "/v2/repository/index").json
+    slow = Client(FakeBackend(is_ready=False))
 
-    everything = client("POST", "/v2/repository/index").json
-    ready = client("POST", "/v2/repository/index", b'{"ready":true}').json
-
-    assert [(entry["name"], entry["version"], entry["state"]) for entry in everything] == [
+    assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
         ("tiny", "1", "READY"), ("tiny-tensor", "1", "READY"),
-        ("slow", "1", "UNAVAILABLE"), ("slow-tensor", "1", "UNAVAILABLE"),
     ]  # fmt: skip
-    assert ready == everything[:2]
+    assert [entry["state"] for entry in slow("POST", "/v2/repository/index").json] == ["UNAVAILABLE"] * 2
+    assert slow("POST", "/v2/repository/index", b'{"ready":true}').json == []
 
 
 def test_what_is_not_ready_is_503():

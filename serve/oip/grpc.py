@@ -10,14 +10,23 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from serve.api_keys import ApiKeys
 from serve.asgi import Rejected, as_rejected
-from serve.oip.endpoint import Endpoint
+from serve.backend import Backend
+from serve.config import ServeConfig
+from serve.metrics import ServeMetrics
+from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.faults import GRPC_CODES, malformed
 from serve.oip.grpc_codec import metadata_message, request_from_message, response_message
 from serve.oip.messages import message_class
+from serve.oip.service import add_to_server
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["OPEN", "GrpcCalls", "Methods", "add_to_server"]
+
+# Answered without a key, as over HTTP: who watches over the endpoint has none.
+OPEN = frozenset({"ServerLive", "ServerReady"})
 # gRPC refuses headers of more than 8 kB in all.
 _MAX_DETAILS = 2000
 
@@ -50,14 +59,14 @@ class GrpcCalls:
 
     Args:
         endpoint: What answers.
-        authorize: Raises `Rejected` where the caller's metadata carry no key that is asked for; for every RPC.
+        keys: Who may come in; None for everyone.
+        metrics: Counts calls.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, *, authorize: Callable[[Sequence[tuple[str, str]]], None] | None = None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, keys: ApiKeys | None = None, metrics: ServeMetrics | None = None) -> None:
         self._endpoint = endpoint
-        self._authorize = authorize
+        self._keys = keys
+        self._metrics = metrics
         self._handlers: dict[str, Callable[[Any], Awaitable[Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -75,21 +84,34 @@ class GrpcCalls:
             request: The message as sent.
             context: Gets the status where the call fails; the message is then an empty one.
         """
+        began = time.perf_counter()
+        status = 499  # where the task is cancelled: the client has hung up
+        kind: str | None = "gone"
+        if self._metrics is not None:
+            self._metrics.in_flight.inc()
         try:
-            return await self._answer(rpc, request, context)
+            answer = await self._answer(rpc, request, context)
         except Exception as err:
             rejected = as_rejected(err)
             if rejected is None:
                 # Its text may name files of this machine: it goes to the log.
-                logger.exception("gRPC call failed rpc=%s", rpc)
-                rejected = Rejected(500, "the server failed on this request; its log says why")
+                logger.exception("call failed rpc=%s", rpc)
+                rejected = Rejected(500, "the server failed on this call; its log says why", kind="internal")
+            status, kind = rejected.status, rejected.kind
             _refuse(context, rejected)
-            empty: Message = message_class(f"{rpc}Response")()
-            return empty
+            answer = message_class(f"{rpc}Response")()
+        else:
+            status, kind = 200, None
+        finally:
+            if self._metrics is not None:
+                self._metrics.in_flight.dec()
+                self._metrics.request(f"grpc/{rpc}", status, time.perf_counter() - began, kind)
+        return answer
 
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
-        if self._authorize is not None:
-            self._authorize(context.invocation_metadata())
+        if self._keys is not None and rpc not in OPEN:
+            sent = dict(context.invocation_metadata()).get("authorization")
+            self._keys.check(None if sent is None else sent.encode())
         limit = self._endpoint.limits.max_request_bytes
         if len(request) > limit:
             raise Rejected(413, f"the message may have at most {limit:,} bytes, got {len(request):,}")
@@ -126,34 +148,45 @@ class GrpcCalls:
         return response_message(response)
 
 
-class GrpcMethods:
-    """The methods that Ray Serve looks for on an ingress deployment; mix in, and set `grpc_calls`."""
+class Methods:
+    """The methods that Ray Serve looks for on an ingress deployment: mix in, beside the attributes below."""
 
-    grpc_calls: GrpcCalls
+    backend: Backend
+    config: ServeConfig
+    # Set by what is mixed in to, where it counts.
+    _metrics: ServeMetrics | None = None
+    _calls: GrpcCalls | None = None
 
     async def ServerLive(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802 (the RPC's name)
         """Tell whether the server runs."""
-        return await self.grpc_calls.answer("ServerLive", request, grpc_context)
+        return await self._answer("ServerLive", request, grpc_context)
 
     async def ServerReady(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
-        """Tell whether every model is ready."""
-        return await self.grpc_calls.answer("ServerReady", request, grpc_context)
+        """Tell whether the model is ready."""
+        return await self._answer("ServerReady", request, grpc_context)
 
     async def ModelReady(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
         """Tell whether a model is ready."""
-        return await self.grpc_calls.answer("ModelReady", request, grpc_context)
+        return await self._answer("ModelReady", request, grpc_context)
 
     async def ServerMetadata(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
         """Describe the server."""
-        return await self.grpc_calls.answer("ServerMetadata", request, grpc_context)
+        return await self._answer("ServerMetadata", request, grpc_context)
 
     async def ModelMetadata(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
         """Describe a model."""
-        return await self.grpc_calls.answer("ModelMetadata", request, grpc_context)
+        return await self._answer("ModelMetadata", request, grpc_context)
 
     async def ModelInfer(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
         """Answer an inference request."""
-        return await self.grpc_calls.answer("ModelInfer", request, grpc_context)
+        return await self._answer("ModelInfer", request, grpc_context)
+
+    async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
+        if self._calls is None:
+            path = self.config.api_keys_file
+            keys = None if path is None else ApiKeys(path)
+            self._calls = GrpcCalls(Endpoint(self.backend, Limits.of(self.config)), keys=keys, metrics=self._metrics)
+        return await self._calls.answer(rpc, request, context)
 
 
 def _refuse(context: Context, rejected: Rejected) -> None:

@@ -1,0 +1,5 @@
+"""The page at `/`: label images in a browser, with no build step and nothing from elsewhere."""
+
+from serve.page.routes import Page, PageState
+
+__all__ = ["Page", "PageState"]

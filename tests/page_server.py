@@ -77,7 +77,7 @@ class PageServer:
         if scope["path"].split("/")[1] == "app":
             scope = {**scope, "root_path": "/app"}
         path = scope["path"].removeprefix(scope["root_path"]) or "/"
-        if self._page.owns(path):
+        if path == "/" or path.startswith("/page/"):
             await self._page(scope, receive, send)
             return
         body, more = b"", True

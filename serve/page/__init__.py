@@ -1,5 +1,5 @@
 """The page at `/`: label images in a browser, with no build step and nothing from elsewhere."""
 
-from serve.page.routes import Page, PageState
+from serve.page.routes import Page, PageState, build
 
-__all__ = ["Page", "PageState"]
+__all__ = ["Page", "PageState", "build"]

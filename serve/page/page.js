@@ -36,7 +36,7 @@
   async function askState() {
     let state;
     try {
-      state = await (await fetch(at("v1/state"), { cache: "no-store" })).json();
+      state = await (await fetch(at("page/state"), { cache: "no-store" })).json();
     } catch {
       return showState("away", "The server does not answer");
     }
@@ -254,7 +254,7 @@
   }
 
   async function showSamples() {
-    const { samples } = await (await fetch(at("samples"))).json();
+    const { samples } = await (await fetch(at("page/samples"))).json();
     const buttons = samples.map((sample) => {
       const image = make("img", { src: at(sample.thumbnail), alt: sample.title, width: 192, height: 192 });
       return make("li", {}, make("button", { type: "button", title: sample.title, onclick: () => chooseSample(sample) }, image));

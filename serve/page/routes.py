@@ -1,7 +1,7 @@
-"""`GET /`, `/samples`, `/samples/NAME`, `/samples/small/NAME` and `/v1/state`, from memory, as one ASGI application.
+"""`GET /`, `/page/state`, `/page/samples`, and below it the photographs, from memory, as one ASGI application.
 
 The page is one document with its style and script inside, and a Content-Security-Policy that allows these two by their
-hashes and nothing else: no outside asset, no inline handler, no frame around it. None of the routes asks for a key: the
+hashes and nothing else: no outside asset, no inline handler, no frame around it. None of these routes needs a key: the
 page is where a key is typed in.
 """
 
@@ -13,8 +13,9 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
+from serve.backend import Backend
 from serve.page.samples import Photograph, read_photographs
 
 Scope = MutableMapping[str, Any]
@@ -49,6 +50,23 @@ class PageState:
     max_request_bytes: int
 
 
+class Limits(Protocol):
+    """What the page needs of `serve.config.ServeConfig`."""
+
+    @property
+    def max_request_bytes(self) -> int:
+        """The limit on a request's body."""
+
+
+def build(backend: Backend, config: Limits) -> Page:
+    """Return the page of an endpoint, as an ASGI application for `/` and all below `/page/`."""
+
+    def state() -> PageState:
+        return PageState(backend.is_ready, backend.spec.name, str(backend.precision), config.max_request_bytes)
+
+    return Page(state)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
@@ -60,34 +78,34 @@ class Page:
     """Answer the page's routes. Reads and draws everything once; takes a tenth of a second.
 
     Args:
-        state: Asked at every `/v1/state`.
+        state: Asked at every `/page/state`.
     """
 
     def __init__(self, state: Callable[[], PageState]) -> None:
         self._state = state
         self._fixed = {"/": _page(), **_samples(read_photographs())}
 
-    def owns(self, path: str) -> bool:
-        """Tell whether a path, below the root path, is answered here."""
-        return path in {"/", "/v1/state", "/samples"} or path.startswith("/samples/")
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request (ASGI)."""
         answer = self._answer(scope)
-        headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
-        body = b"" if scope["method"] == "HEAD" or answer.status == 304 else answer.body
+        headers = list(answer.headers)
+        if answer.status != 304:
+            headers.append((b"content-length", str(len(answer.body)).encode()))
+        body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     def _answer(self, scope: Scope) -> _Answer:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if scope["method"] not in {"GET", "HEAD"}:
-            return _error(405, f"{path} answers GET and HEAD, got {scope['method']}", {"Allow": "GET, HEAD"})
-        if path == "/v1/state":
+            return _error(
+                405, f"{path[:200]!r} answers GET and HEAD, got {scope['method'][:20]}", {"Allow": "GET, HEAD"}
+            )
+        if path == "/page/state":
             return _reply(json.dumps(asdict(self._state())).encode(), "application/json", {"Cache-Control": "no-store"})
         answer = self._fixed.get(path)
         if answer is None:
-            return _error(404, f"there is nothing at {path}; the samples are listed at /samples")
+            return _error(404, f"there is nothing at {path[:200]!r}; the samples are listed at /page/samples")
         tag = dict(answer.headers)[b"etag"]
         if any(name == b"if-none-match" and tag in value for name, value in scope["headers"]):
             return _Answer(304, answer.headers, b"")
@@ -117,16 +135,16 @@ def _samples(photographs: list[Photograph]) -> dict[str, _Answer]:
     listing = [
         {
             **{key: getattr(p, key) for key in ("name", "title", "author", "source", "licence", "licence_url")},
-            "image": f"samples/{p.name}",
-            "thumbnail": f"samples/small/{p.name}",
+            "image": f"page/samples/{p.name}",
+            "thumbnail": f"page/samples/small/{p.name}",
         }
         for p in photographs
     ]
     kept = {"Cache-Control": f"public, max-age={SAMPLES_MAX_AGE_S}"}
-    answers = {"/samples": _reply(json.dumps({"samples": listing}).encode(), "application/json", kept)}
+    answers = {"/page/samples": _reply(json.dumps({"samples": listing}).encode(), "application/json", kept)}
     for photograph in photographs:
-        answers[f"/samples/{photograph.name}"] = _reply(photograph.content, photograph.media_type, kept)
-        answers[f"/samples/small/{photograph.name}"] = _reply(photograph.thumbnail, "image/jpeg", kept)
+        answers[f"/page/samples/{photograph.name}"] = _reply(photograph.content, photograph.media_type, kept)
+        answers[f"/page/samples/small/{photograph.name}"] = _reply(photograph.thumbnail, "image/jpeg", kept)
     return answers
 
 

@@ -104,7 +104,7 @@ def test_files_can_be_dropped_anywhere(page, photographs):
 
 def test_images_can_be_pasted(page):
     page.evaluate(
-        "fetch('samples/coffee.webp').then(answer => answer.blob()).then(blob => { const data = new DataTransfer();"
+        "fetch('page/samples/coffee.webp').then(answer => answer.blob()).then(blob => { const data = new DataTransfer();"
         "data.items.add(new File([blob], 'image.png', {type: blob.type}));"
         "document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); })"
     )

@@ -9,11 +9,13 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from serve.page import Page, PageState
+from models.spec import Precision
+from serve.page import Page, PageState, build
 
 STATE = PageState(ready=True, model="some-model", precision="int8", max_request_bytes=1000)
 
@@ -70,13 +72,15 @@ def test_the_policy_allows_the_pages_own_style_and_script_by_hash_and_nothing_el
     assert " style=" not in answer.body.decode()
 
 
-@pytest.mark.parametrize("path", ["/", "/samples", "/samples/chelsea.jpg", "/v1/state", "/samples/none.jpg"])
+@pytest.mark.parametrize(
+    "path", ["/", "/page/samples", "/page/samples/chelsea.jpg", "/page/state", "/page/samples/none.jpg"]
+)
 def test_every_answer_forbids_guessing_its_type(page, path):
     assert ask(page, path).headers["x-content-type-options"] == "nosniff"
 
 
 def test_every_photograph_is_offered_with_a_small_picture_and_a_credit(page):
-    samples = json.loads(ask(page, "/samples").body)["samples"]
+    samples = json.loads(ask(page, "/page/samples").body)["samples"]
 
     assert len(samples) == 8
     for sample in samples:
@@ -112,7 +116,7 @@ def test_head_has_the_headers_of_get_and_no_body(page):
 
 
 @pytest.mark.parametrize(
-    "path", ["/samples/none.jpg", "/samples/../LICENSES.md", "/samples/small/", "/samples/%2e%2e/x"]
+    "path", ["/page/samples/none.jpg", "/page/samples/../LICENSES.md", "/page/samples/small/", "/page/samples/%2e%2e/x"]
 )
 def test_what_is_not_there_is_a_404_in_the_form_of_every_error(page, path):
     answer = ask(page, path)
@@ -133,7 +137,7 @@ def test_the_state_is_asked_each_time(page):
     states = iter([STATE, PageState(ready=False, model="m", precision="fp32", max_request_bytes=1)])
     moving = Page(lambda: next(states))
 
-    first, second = (json.loads(ask(moving, "/v1/state").body) for _ in range(2))
+    first, second = (json.loads(ask(moving, "/page/state").body) for _ in range(2))
 
     assert first == {"ready": True, "model": "some-model", "precision": "int8", "max_request_bytes": 1000}
     assert second["ready"] is False
@@ -142,5 +146,11 @@ def test_the_state_is_asked_each_time(page):
 def test_the_routes_lie_below_a_root_path(page):
     assert ask(page, "/app/", root_path="/app").body == ask(page, "/").body
     assert ask(page, "/app", root_path="/app").body == ask(page, "/").body
-    assert page.owns("/samples/chelsea.jpg")
-    assert not page.owns("/v1/classify")
+
+
+def test_the_page_of_an_endpoint_tells_what_its_backend_is():
+    backend = SimpleNamespace(is_ready=False, spec=SimpleNamespace(name="resnet18-v2"), precision=Precision.FP32)
+
+    state = json.loads(ask(build(backend, SimpleNamespace(max_request_bytes=7)), "/page/state").body)
+
+    assert state == {"ready": False, "model": "resnet18-v2", "precision": "fp32", "max_request_bytes": 7}

@@ -12,6 +12,7 @@ import typer
 
 import models.commands
 import pipeline.commands
+import serve.commands
 from models.errors import ShardlabelError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def build_app() -> typer.Typer:
         )
 
     pipeline.commands.register(app)
+    serve.commands.register(app)
     models.commands.register(app)
     return app
 

@@ -87,9 +87,8 @@ def as_body(image: bytes, kind: str) -> tuple[bytes, str]:
         return image, "image/jpeg"
     if kind == "base64":
         return json.dumps({"image_data": base64.b64encode(image).decode()}).encode(), "application/json"
-    head = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-    )
+    about = 'Content-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg'
+    head = f"--{BOUNDARY}\r\n{about}\r\n\r\n"
     return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={BOUNDARY}"
 
 

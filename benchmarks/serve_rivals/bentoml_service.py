@@ -13,7 +13,12 @@ import bentoml
 from benchmarks.serve_rivals.labeller import Labeller
 
 
-@bentoml.service(workers=len(os.sched_getaffinity(0)), traffic={"timeout": 60, "concurrency": 64}, metrics={"enabled": True})
+# Its log of every request is off, as those of the others are.
+@bentoml.service(
+    workers=len(os.sched_getaffinity(0)),
+    traffic={"timeout": 60, "concurrency": 64},
+    logging={"access": {"enabled": False}},
+)
 class Labels:
     def __init__(self) -> None:
         self.labeller = Labeller()

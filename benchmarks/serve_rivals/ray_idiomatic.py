@@ -3,8 +3,8 @@
 The proxy is chosen by the environment: none set is the default Python proxy; RAY_SERVE_ENABLE_HA_PROXY=1 and
 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 are HAProxy and the settings that its guide has for throughput.
 
-Batches of 8, wait 10 ms (Serve's defaults are 10 and 10 ms); max_ongoing_requests raised as the guide on batching says, or no
-batch would ever fill.
+Batches of 8, wait 10 ms (Serve's defaults are 10 and 10 ms); max_ongoing_requests raised as the guide on batching says,
+or no batch would ever fill.
 """
 
 # No `from __future__ import annotations`: Serve pickles the class, and FastAPI reads its annotations afterwards.

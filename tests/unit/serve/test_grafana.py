@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -37,9 +38,8 @@ def exposed() -> dict[str, set[str]]:
 @cache
 def names_in_ray() -> str:
     """Return the source of Ray Serve, where its metrics are named."""
-    import ray.serve
-
-    return "".join(path.read_text() for path in Path(ray.serve.__file__).parent.glob("_private/*.py"))
+    folder = Path(find_spec("ray").origin).parent / "serve" / "_private"
+    return "".join(path.read_text() for path in folder.glob("*.py"))
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES)
@@ -90,13 +90,8 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap():
     for place in places:
         assert 0 <= place["x"] < place["x"] + place["w"] <= 24
     for a, b in combinations(places, 2):
-        apart = (
-            a["x"] + a["w"] <= b["x"]
-            or b["x"] + b["w"] <= a["x"]
-            or a["y"] + a["h"] <= b["y"]
-            or b["y"] + b["h"] <= a["y"]
-        )
-        assert apart
+        apart = [a[p] + a[size] <= b[p] or b[p] + b[size] <= a[p] for p, size in (("x", "w"), ("y", "h"))]
+        assert any(apart)
 
 
 def test_every_metric_of_the_endpoint_is_on_the_dashboard():

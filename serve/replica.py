@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import warnings
 from typing import Any
 
 import ray
@@ -35,6 +36,7 @@ GRPC_PART = "serve.oip.grpc"
 UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 30.0
 LOOK_BACK_S = 3.0
+METRICS_INTERVAL_S = 1.0
 HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
@@ -146,16 +148,19 @@ def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float) -> i
 def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:
     if config.min_replicas == most:
         return {"num_replicas": most}
-    return {
-        "autoscaling_config": AutoscalingConfig(
+    with warnings.catch_warnings():
+        # The variables that are to replace this field are read at import: too late for `serve deploy`.
+        warnings.filterwarnings("ignore", message=".*metrics_interval_s", category=DeprecationWarning)
+        scaling = AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
             upscale_delay_s=UPSCALE_DELAY_S,
             downscale_delay_s=DOWNSCALE_DELAY_S,
+            metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,
         )
-    }
+    return {"autoscaling_config": scaling}
 
 
 def _resources() -> tuple[float, float]:

@@ -13,7 +13,7 @@ import multiprocessing
 import statistics
 import time
 
-from benchmarks.serve_load import read_images
+from benchmarks.serve_rivals.load import read_images
 from benchmarks.serve_rivals.labeller import Labeller
 
 

@@ -21,7 +21,7 @@ class Contender:
         title: For the table.
         command: Its command line; {port} and {folder} (an empty folder of its own) are filled in.
         path: Where it takes images.
-        body: How: raw, base64 or form; see `benchmarks.serve_load.as_body`.
+        body: How: raw, base64 or form; see `benchmarks.serve_rivals.load.as_body`.
         ids: Finds the label ids in its answer.
         environment: Added to the runner's.
     """

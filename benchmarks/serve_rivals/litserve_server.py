@@ -47,6 +47,10 @@ class BestAPI(ParityAPI):
     def batch(self, inputs):
         return inputs
 
+    def predict(self, x):
+        # Without batching LitServe calls neither `batch` nor `unbatch`.
+        return self.labeller.label(x) if isinstance(x, list) else self.labeller.label([x])[0]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import descendants
-from benchmarks.serve_load import ROOT, Bodies
+from benchmarks.serve_rivals.load import ROOT, Bodies
 from benchmarks.serve_rivals.contenders import Contender
 
 START_S = 120

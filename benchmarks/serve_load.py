@@ -28,9 +28,11 @@ class Tally:
     @property
     def failed(self) -> int:
         """Requests that were answered neither 200 nor, with Retry-After, 503."""
-        return sum(self.problems.values()) + sum(
-            n for status, n in self.statuses.items() if status not in (200, 503)
-        ) + max(0, self.statuses[503] - self.retry_after)
+        return (
+            sum(self.problems.values())
+            + sum(n for status, n in self.statuses.items() if status not in (200, 503))
+            + max(0, self.statuses[503] - self.retry_after)
+        )
 
     def percentile(self, share: float) -> float:
         """Milliseconds within which this share of the 200s was answered."""

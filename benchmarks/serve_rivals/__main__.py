@@ -27,10 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.measure import memory_mb
-from benchmarks.serve_rivals.load import ROOT, Bodies, read_images, run_load
 from benchmarks.serve_rivals.bare import measure as measure_bare
 from benchmarks.serve_rivals.contenders import CORES, Contender, contenders
 from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.load import ROOT, Bodies, read_images, run_load
 from benchmarks.serve_rivals.running import running
 
 CHECKED = 5

@@ -13,8 +13,8 @@ import multiprocessing
 import statistics
 import time
 
-from benchmarks.serve_rivals.load import read_images
 from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.load import read_images
 
 
 def work(

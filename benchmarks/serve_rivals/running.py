@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import descendants
-from benchmarks.serve_rivals.load import ROOT, Bodies
 from benchmarks.serve_rivals.contenders import Contender
+from benchmarks.serve_rivals.load import ROOT, Bodies
 
 START_S = 120
 STOP_S = 30

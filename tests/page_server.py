@@ -1,125 +1,117 @@
-"""An endpoint for the tests of the page: the real page, model and decoder, and answers that can be made to fail.
+"""The real endpoint for the tests of the page, in this process, whose state can be changed from one moment to the next.
 
-A real `shardlabel serve` takes ten seconds to start, and cannot be told to be busy, starting or gone at a moment's notice.
+`shardlabel serve` takes ten seconds to start, and cannot be told to be busy or not ready. What Ray Serve adds is left out;
+model, batching, routes, keys and errors are the endpoint's own.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from models.catalog import load_labels, load_spec
-from models.classifier import Classifier
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.errors import EmptyImageError, ImageTooLargeError, InputError, UnsupportedImageError
+from models.catalog import load_spec
+from models.classifier import Provider
+from models.decode import DecodeMode
+from models.errors import OverloadedError
 from models.spec import Precision
-from serve.page import Page, PageState
+from serve.api_keys import ApiKeys
+from serve.app import Extras, build_asgi
+from serve.asgi import App
+from serve.config import ServeConfig, plan_replica
+from serve.engine import Engine
 
-STATUS = {EmptyImageError: 400, ImageTooLargeError: 413, UnsupportedImageError: 415}
+KEY = "Geheim-17"
+LIMIT_BYTES = 1_000_000
 
 
-@dataclass
 class PageServer:
     """What the endpoint does, to be changed while it runs.
 
     Attributes:
         url: Where it is.
-        state: What it says of itself.
-        key: The bearer key that it wants, or "".
-        busy: How many of the next requests to classify are answered with 503.
+        is_ready: Whether it says that it is.
+        wants_key: Whether it asks for KEY.
+        busy: How many of the next requests to classify find the queue full.
         asked: Content types of the requests to classify, in order.
     """
 
-    url: str = ""
-    state: PageState = field(default_factory=lambda: PageState(True, "efficientnet-lite0", "int8", 1_000_000))
-    key: str = ""
-    busy: int = 0
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        spec = load_spec("efficientnet-lite0")
-        self._labels = load_labels(spec)
-        self._classifier = Classifier(spec, precision=Precision.INT8)
-        self._page = Page(lambda: self.state)
+    def __init__(self, folder: Path) -> None:
+        self.url = ""
+        self.asked: list[str] = []
+        self.reset()
+        keys = folder / "keys"
+        keys.write_text(f"{KEY}\n")
+        config = ServeConfig(model="efficientnet-lite0", max_request_bytes=LIMIT_BYTES)
+        self.engine = Engine(
+            load_spec("efficientnet-lite0"),
+            precision=Precision.INT8,
+            provider=Provider.CPU,
+            mode=DecodeMode.FAST,
+            limits=config.image_limits(),
+            plan=plan_replica(config, on_gpu=False, cpus=1),
+        )
+        backend = _Backend(self.engine, self)
+        self._open: App = build_asgi(backend, config, Extras(admit=self._admit))
+        self._closed: App = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
 
     def reset(self) -> None:
         """Be ready, open and free again."""
-        self.state, self.key, self.busy = replace(self.state, ready=True), "", 0
+        self.is_ready, self.wants_key, self.busy = True, False, 0
         self.asked.clear()
 
-    def classify(self, content: bytes) -> tuple[dict[str, Any], str]:
-        """Label one image; return the answer of `/v1/classify` and its Server-Timing."""
-        spec = self._classifier.spec
-        started = time.perf_counter()
-        image = decode_image(content, spec.preprocessing, DecodeMode.FAST, ImageLimits())
-        decoded = time.perf_counter()
-        found = self._classifier.predict(image.pixels[None])
-        timing = f"decode;dur={1000 * (decoded - started):.2f}, infer;dur={1000 * (time.perf_counter() - decoded):.2f}"
-        labels = [
-            {"label": self._labels[number], "label_id": int(number), "score": float(score)}
-            for number, score in zip(found.label_ids[0], found.scores[0], strict=True)
-        ]
-        result = {"status": "ok", "width": image.width, "height": image.height, "labels": labels}
-        return {"model": spec.name, "model_version": "1", "results": [result]}, timing
+    def _admit(self, images: int) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
+        self.engine.admit(images)
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer one request (ASGI), below "/" and below "/app"."""
-        if scope["type"] != "http":
-            return
-        if scope["path"].split("/")[1] == "app":
+        if scope["type"] == "lifespan":
+            self.engine.start(lambda report: None)
+        elif scope["path"].endswith("/v1/classify"):
+            self.asked += [value.decode() for name, value in scope["headers"] if name == b"content-type"]
+        if scope["type"] == "http" and scope["path"].split("/")[1] == "app":
             scope = {**scope, "root_path": "/app"}
-        path = scope["path"].removeprefix(scope["root_path"]) or "/"
-        if path == "/" or path.startswith("/page/"):
-            await self._page(scope, receive, send)
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        timing = ""
-        status, answer = await self._answer(path, dict(scope["headers"]), body)
-        if status == 200:
-            answer, timing = answer
-        headers = [(b"content-type", b"application/json"), (b"server-timing", timing.encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+        await (self._closed if self.wants_key else self._open)(scope, receive, send)
 
-    async def _answer(self, path: str, headers: dict[bytes, bytes], body: bytes) -> tuple[int, Any]:
-        if path != "/v1/classify":
-            return 404, {"error": f"there is nothing at {path}"}
-        self.asked.append(headers[b"content-type"].decode())
-        if self.key and headers.get(b"authorization") != f"Bearer {self.key}".encode():
-            return 401, {"error": "a key is needed, as Authorization: Bearer KEY"}
-        if self.busy:
-            self.busy -= 1
-            return 503, {"error": "the queue is full, try again in 1 s"}
-        try:
-            return 200, await asyncio.to_thread(self.classify, body)
-        except InputError as err:
-            return STATUS.get(type(err), 422), {"error": str(err)}
+
+class _Backend:
+    """The engine, but for its readiness."""
+
+    def __init__(self, engine: Engine, server: PageServer) -> None:
+        self._engine, self._server = engine, server
+
+    @property
+    def is_ready(self) -> bool:
+        return self._server.is_ready
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
 @contextmanager
 def running_page_server() -> Iterator[PageServer]:
     """Run one on a free port, in a thread."""
-    endpoint = PageServer()
-    server = uvicorn.Server(uvicorn.Config(endpoint, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "uvicorn did not start"
-        time.sleep(0.01)
-    endpoint.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
-        yield endpoint
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join()
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = PageServer(Path(folder))
+        server = uvicorn.Server(uvicorn.Config(endpoint, host="127.0.0.1", port=0, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "uvicorn did not start"
+            time.sleep(0.01)
+        endpoint.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        try:
+            yield endpoint
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+            endpoint.engine.close()

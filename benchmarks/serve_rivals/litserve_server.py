@@ -64,7 +64,7 @@ def main() -> None:
     if args.way == "parity":
         api = ParityAPI(max_batch_size=args.batch or 8, batch_timeout=0.01 if args.timeout is None else args.timeout)
     else:
-        api = BestAPI(max_batch_size=args.batch or 4, batch_timeout=args.timeout or 0.0)
+        api = BestAPI(max_batch_size=args.batch or 8, batch_timeout=args.timeout or 0.0)
     server = ls.LitServer(api, accelerator="cpu", timeout=60, workers_per_device=workers, fast_queue=True)
     server.run(
         host="127.0.0.1", port=args.port, log_level="warning", generate_client_file=False,

@@ -102,7 +102,10 @@ def running_page_server() -> Iterator[PageServer]:
     """Run one on a free port, in a thread."""
     with tempfile.TemporaryDirectory() as folder:
         endpoint = PageServer(Path(folder))
-        server = uvicorn.Server(uvicorn.Config(endpoint, host="127.0.0.1", port=0, log_level="warning", lifespan="on"))
+        config = uvicorn.Config(
+            endpoint, host="127.0.0.1", port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         while not server.started:
@@ -112,6 +115,6 @@ def running_page_server() -> Iterator[PageServer]:
         try:
             yield endpoint
         finally:
-            server.should_exit = server.force_exit = True
+            server.should_exit = True
             thread.join()
             endpoint.engine.close()

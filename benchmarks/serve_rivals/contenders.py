@@ -51,6 +51,12 @@ def contenders(rivals: Path) -> list[Contender]:
         command = (rival, "-m", f"{HERE}.litserve_server", "--port", "{port}", "--as", way)
         return Contender(f"litserve-{way}", title, command, "/predict", "base64", plain_ids)
 
+    def bento(name: str, title: str, service: str, ids: Callable) -> Contender:
+        where = f"{HERE}.bentoml_service:{service}"
+        command = (str(rivals / "bentoml"), "serve", where, "--host", "127.0.0.1", "--port", "{port}")
+        environment = {"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": "{folder}"}
+        return Contender(name, title, command, "/classify", "form", ids, environment)
+
     def idiomatic(name: str, title: str, environment: dict[str, str]) -> Contender:
         command = (python, "-m", f"{HERE}.ray_idiomatic", "--port", "{port}")
         return Contender(name, title, command, "/classify", "raw", plain_ids, environment)
@@ -70,12 +76,8 @@ def contenders(rivals: Path) -> list[Contender]:
         ),
         lit("parity", "LitServe, as in its parity benchmark"),
         lit("best", "LitServe, its best here"),
-        Contender(
-            "bentoml", "BentoML, adaptive batching",
-            (str(rivals / "bentoml"), "serve", f"{HERE}.bentoml_service:Labels", "--host", "127.0.0.1", "--port", "{port}"),
-            "/classify", "form", lambda answer: answer[0]["label_ids"],
-            {"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": "{folder}"},
-        ),
+        bento("bentoml", "BentoML, adaptive batching", "Batched", lambda answer: answer[0]["label_ids"]),
+        bento("bentoml-plain", "BentoML, no batching", "Plain", plain_ids),
         idiomatic("ray", "Ray Serve, FastAPI + @serve.batch", {}),
         idiomatic("ray-haproxy", "the same with HAProxy", {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -4,7 +4,8 @@
 
 Schemathesis makes the requests: for every operation of /openapi.json, cases that follow its schema and cases that break it
 (wrong types, methods, headers, bodies, content types). A finding is an answer with a 5xx other than 503 and 504, an error
-that is not `{"error": "..."}`, an answer that holds a traceback or a path of the server, or a server that is gone afterwards.
+that is not `{"error": "..."}`, an answer that holds a traceback or a path of the server, or a server that is gone
+afterwards.
 
 The last line of output is one JSON object; the exit code is 1 if anything was found.
 """

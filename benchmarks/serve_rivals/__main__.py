@@ -8,7 +8,7 @@ is set up as its own documentation does it. They take turns: in every round each
 labels, warmed up for two seconds, loaded with each number of clients, measured (proportional set size of all its
 processes, under load) and ended; the order turns too. `bare` is the bound: decoding and session in as many processes, with
 no server. A figure is the median of the rounds; `spread` is (largest - smallest) / median; a ratio is the median of the
-rounds' own ratios, so that a machine that slows down does so for both. With 5 rounds of 5 s it takes about 25 minutes.
+rounds' own ratios, so that a machine that slows down does so for both. With 5 rounds of 5 s it takes about 22 minutes.
 
 It prints a table; the last line is one JSON object, which is kept in benchmarks/results/ with a plot beside it.
 """
@@ -97,7 +97,7 @@ def ratios(rounds: list[dict[str, dict]], clients: str) -> dict[str, float]:
 
 def table(summary: dict[str, dict], titles: dict[str, str], clients: list[str]) -> str:
     """Return the figures as text."""
-    head = "".join(f"{f'{c} clients: /s':>16}{'p50':>8}{'p99':>8}" for c in clients)
+    head = "".join(f"{f'{c} client(s): /s':>16}{'p50':>8}{'p99':>8}" for c in clients)
     lines = [f"{'':40}{head}{'MB':>8}{'start s':>9}"]
     for name, figures in summary.items():
         if name == "bare":
@@ -133,14 +133,15 @@ def main() -> None:
 
     rounds: list[dict[str, dict]] = []
     for number in range(args.rounds):
-        turned = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
-        found = {"bare": bare_start(images, args.seconds)}
-        for contender in turned:
-            found[contender.name] = one_start(contender, images, expected, args)
-            print(
-                f"round {number + 1} {contender.name}: {json.dumps(found[contender.name])}", file=sys.stderr, flush=True
+        turns: list[Contender | None] = [*chosen, None]
+        found = {}
+        for contender in turns[number % len(turns) :] + turns[: number % len(turns)]:
+            name = contender.name if contender else "bare"
+            found[name] = (
+                one_start(contender, images, expected, args) if contender else bare_start(images, args.seconds)
             )
-        rounds.append({c.name: found[c.name] for c in chosen} | {"bare": found["bare"]})
+            print(f"round {number + 1} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+        rounds.append({name: found[name] for name in (*(c.name for c in chosen), "bare")})
 
     summary = summarise(rounds)
     clients = [str(n) for n in args.clients]

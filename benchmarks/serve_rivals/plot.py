@@ -50,7 +50,7 @@ def draw(result: dict, path: Path) -> None:
         if "bare" in result["summary"] and int(number) >= result["cores"]:
             top.axvline(result["summary"]["bare"]["loads"]["all"]["rate"], color=SOFT, linestyle=":", linewidth=1)
     figure.suptitle(
-        f"EfficientNet-Lite0 int8 on {result['cores']} cores, {result['date']}; medians of {result['rounds']} starts, "
+        f"EfficientNet-Lite0 int8 on {result['cores']} cores, {result['date']}; medians of {result['rounds']} start(s), "
         "whiskers: all; dotted: no server",
         fontsize=10, color=SOFT,
     )  # fmt: skip

@@ -79,7 +79,7 @@ def wait_for_replicas(count: int, seconds: float) -> float:
 
 
 def kill(images: list[bytes], port: int, replicas: int, clients: int = 8) -> dict:
-    """Kill -9 of a replica under load, twice."""
+    """Kill a replica under load (SIGKILL), twice."""
     with running(config(min_replicas=replicas, max_replicas=replicas), listen(port), print_none):
         with Load("127.0.0.1", port, images, clients) as load:
             for _ in range(2):

@@ -172,7 +172,7 @@ class Engine:
         side = self.spec.preprocessing.crop
         buffer = io.BytesIO()
         Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
-        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, self._limits)
+        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
             self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
         self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))

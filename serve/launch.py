@@ -81,18 +81,16 @@ class Endpoint:
         haproxy = self._haproxy_pids()
         if haproxy:
             self._drain_haproxy()
-        with contextlib.suppress(Exception):
-            if haproxy and self.is_local:
-                # Everything was served: there is nothing that a graceful shutdown of Serve would wait for.
-                pass
-            else:
+        if not (haproxy and self.is_local):
+            # A local Ray ends whole; on a cluster, and where Serve's own proxy has to be drained, Serve ends first.
+            with contextlib.suppress(Exception):
                 ray_serve.shutdown()
         ray.shutdown()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def sentence(self) -> str:
-        """Say in a line or two where it is."""
+        """Say in a line where it is."""
         from serve.replica import grpc_servicers
 
         grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
@@ -115,13 +113,17 @@ class Endpoint:
         return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
 
     def _drain_haproxy(self) -> None:
-        """Close HAProxy's listeners, then wait until it serves nobody."""
+        """Close HAProxy's listeners, and each client's connection behind its next answer; wait for the last answer."""
         deadline = time.monotonic() + self.drain_s
         for path in self.folder.glob("*/admin.sock"):
             with contextlib.suppress(OSError):
-                _ask(path, "disable frontend http_frontend; disable frontend grpc_frontend")
-                while time.monotonic() < deadline and _in_flight(_ask(path, "show stat")):
+                _ask(path, "shutdown frontend http_frontend; shutdown frontend grpc_frontend")
+                quiet = 0
+                while quiet < 3 and time.monotonic() < deadline:
+                    quiet = 0 if _in_flight(_ask(path, "show stat")) else quiet + 1
                     time.sleep(0.05)
+        # The access log is written four times a second.
+        time.sleep(0.3)
 
 
 def _ask(path: Path, command: str) -> str:

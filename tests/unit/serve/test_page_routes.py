@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 from PIL import Image
 
 from models.spec import Precision
-from serve.page import Page, PageState, build
+from serve.page import OPENAPI_PATHS, Page, PageState, build
 
 STATE = PageState(ready=True, model="some-model", precision="int8", max_request_bytes=1000)
 
@@ -154,3 +155,14 @@ def test_the_page_of_an_endpoint_tells_what_its_backend_is():
     state = json.loads(ask(build(backend, SimpleNamespace(max_request_bytes=7)), "/page/state").body)
 
     assert state == {"ready": False, "model": "resnet18-v2", "precision": "fp32", "max_request_bytes": 7}
+
+
+def test_the_answers_are_what_the_openapi_document_says(page):
+    for path, operation in OPENAPI_PATHS.items():
+        ((content_type, content),) = operation["get"]["responses"]["200"]["content"].items()
+
+        answer = ask(page, path)
+
+        assert answer.headers["content-type"].startswith(content_type)
+        if content_type == "application/json":
+            jsonschema.validate(json.loads(answer.body), content["schema"])

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from tests.browser import Browser, chromium_path, running_browser
 from tests.page_server import running_page_server
+from tests.page_words import choose_sample
 
-DESKTOP = (2, 4, 3, 7)  # a cat, a cup, a palace, a rocket: as they are clicked
-PHONE = (3, 2)
+DESKTOP = ("chelsea", "coffee", "china", "rocket")
+PHONE = ("china", "chelsea")
 
 
-def take(browser: Browser, url: str, path: Path, samples: tuple[int, ...], **look: object) -> None:
+def take(browser: Browser, url: str, path: Path, samples: tuple[str, ...], **look: object) -> None:
     """Label a few samples and save what is seen then."""
     browser.look(motion="reduce", **look)
     browser.open(url)
     browser.wait_for("document.querySelectorAll('.strip img').length === 8")
-    for count, index in enumerate(samples, 1):
-        browser.evaluate(f"document.querySelectorAll('.strip button')[{index}].click()")
+    for count, name in enumerate(samples, 1):
+        choose_sample(browser, name)
         browser.wait_for(f"document.querySelectorAll('.labels').length === {count}")
     browser.evaluate("Promise.all([...document.images].map(image => image.decode()))")
     browser.screenshot(path, format="webp", quality=82)

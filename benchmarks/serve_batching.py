@@ -25,9 +25,11 @@ from models.classifier import Provider
 from models.spec import Precision
 from serve import launch
 from serve.app import Extras, build_asgi
-from serve.batching import BatchReport, Job
+from serve.batching import BatchReport
 from serve.config import ServeConfig, plan_replica
+from serve.endpoint import Listen
 from serve.engine import Engine, _Wanted
+from serve.jobs import Job
 from serve.metrics import ServeMetrics
 from serve.ports import free_ports
 from serve.replica import APP_NAME
@@ -77,7 +79,7 @@ class ServeBatch:
         return self.engine.run(jobs)
 
 
-def serve_batch_app(config: ServeConfig) -> ray_serve.Application:
+def serve_batch_app(config: ServeConfig, *, is_fixed: bool) -> ray_serve.Application:
     return ray_serve.deployment(
         name="Classifier", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=400, num_replicas=1
     )(ray_serve.ingress()(ServeBatch)).bind()
@@ -96,14 +98,14 @@ def histogram(port: int) -> dict[str, int]:
 
 
 def measure(kind: str, images: list[bytes], clients: int, seconds: float) -> dict:
-    import serve.app
+    import serve.replica
 
     (port,) = free_ports(1)
-    ours = serve.app.build_app
-    serve.app.build_app = ours if kind == "pulling" else serve_batch_app
+    ours = serve.replica.build_application
+    serve.replica.build_application = ours if kind == "pulling" else serve_batch_app
     try:
         config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH, min_replicas=1, max_replicas=1)
-        with launch.running(config, launch.Listen(port=port, grpc_port=0), lambda text: None):
+        with launch.running(config, Listen(port=port, grpc_port=0), lambda text: None):
             with Load("127.0.0.1", port, images, clients) as warm_up:
                 warm_up._stop.wait(2)
             before = histogram(port)
@@ -111,7 +113,7 @@ def measure(kind: str, images: list[bytes], clients: int, seconds: float) -> dic
                 load._stop.wait(seconds)
             after = histogram(port)
     finally:
-        serve.app.build_app = ours
+        serve.replica.build_application = ours
     sizes = {size: after[size] - before.get(size, 0) for size in after}
     return {"kind": kind, "clients": clients, "batches": sizes, **load.tally.summary()}
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.serve_load import Client, Load, sample_images
 from serve.config import ServeConfig
-from serve.launch import Listen, running
+from serve.endpoint import Listen
+from serve.launch import running
 from serve.ports import free_ports
 
 MODEL = "efficientnet-lite0"

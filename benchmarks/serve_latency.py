@@ -23,7 +23,8 @@ from models.classifier import Classifier
 from models.decode import DecodeMode, ImageLimits, decode_image
 from models.spec import Precision
 from serve.config import ServeConfig
-from serve.launch import Listen, running
+from serve.endpoint import Listen
+from serve.launch import running
 from serve.ports import free_ports
 
 MODEL = "efficientnet-lite0"

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.serve_load import Client
 from serve.config import ServeConfig
-from serve.launch import Listen, running
+from serve.endpoint import Listen
+from serve.launch import running
 from serve.ports import free_ports
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")

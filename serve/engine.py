@@ -16,8 +16,9 @@ from models.errors import InputError, UndecodableImageError
 from models.spec import ModelSpec, Precision
 from models.tensor_model import TensorModel
 from serve.backend import Labelled, Outcome
-from serve.batching import Batcher, BatchReport, Job
+from serve.batching import Batcher, BatchReport
 from serve.config import Plan
+from serve.jobs import Job
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
 STUCK_S = 60.0

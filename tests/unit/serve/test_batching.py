@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 from models.errors import DeadlineError, OverloadedError
-from serve.batching import Batcher, BatchReport, Job
+from serve.batching import Batcher, BatchReport
+from serve.jobs import Job
 
 
 class Model:

@@ -51,3 +51,32 @@ def test_a_cpu_replica_decodes_where_it_infers_and_a_gpu_replica_beside():
 
     assert (cpu.workers, cpu.decoders, cpu.gpus) == (3, 0, 0)
     assert (gpu.workers, gpu.decoders, gpu.gpus) == (1, 8, 1)
+
+
+@pytest.mark.parametrize(("most", "cpus", "gpus", "surges"), [(2, 2, 0, False), (2, 3, 0, True), (0, 0, 0, False)])
+def test_new_replicas_start_before_old_ones_end_only_where_there_is_room(most, cpus, gpus, surges):
+    from serve.replica import surge_percent
+
+    plan = plan_replica(ServeConfig(), on_gpu=False, cpus=4)
+
+    assert (surge_percent(plan, most, cpus, gpus) > 0) == surges
+
+
+def test_more_replicas_than_fit_are_refused_and_the_default_is_what_fits():
+    from serve.replica import max_replicas
+
+    plan = plan_replica(ServeConfig(replica_cpus=2), on_gpu=False, cpus=8)
+
+    assert max_replicas(ServeConfig(), plan, 8, 0, is_fixed=True) == 4
+    assert max_replicas(ServeConfig(max_replicas=3), plan, 8, 0, is_fixed=True) == 3
+    with pytest.raises(ConfigError, match="do not fit"):
+        max_replicas(ServeConfig(min_replicas=5), plan, 8, 0, is_fixed=True)
+
+
+def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
+    from serve.replica import max_replicas
+
+    plan = plan_replica(ServeConfig(), on_gpu=True, cpus=8)
+
+    assert max_replicas(ServeConfig(min_replicas=3), plan, 0, 0, is_fixed=False) == 3
+    assert max_replicas(ServeConfig(), plan, 0, 0, is_fixed=False) == 1

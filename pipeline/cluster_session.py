@@ -73,6 +73,11 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address and address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
+            "-- label ...`; --address of `label` itself is auto, or HOST:PORT of the cluster that this machine belongs to"
+        )
     import ray
 
     is_ours = not ray.is_initialized()
@@ -82,7 +87,8 @@ def connect(address: str | None) -> Cluster:
         elif address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            # "local", since Ray would else join what `ray start` left running on this machine.
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if address:

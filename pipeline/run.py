@@ -35,6 +35,7 @@ from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
 from pipeline.destination import Work, fingerprint, prepare
 from pipeline.lease import Lease
+from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
 from pipeline.progress import ProgressPrinter
@@ -82,6 +83,8 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
     try:
+        if cluster is not None:
+            check_disks(source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
         with progress_printer(spec.name) as progress:

@@ -93,7 +93,7 @@ def auth_headers(environment: dict[str, str]) -> dict[str, str]:
         try:
             headers |= {str(name): str(value) for name, value in json.loads(more).items()}
         except (ValueError, AttributeError) as err:
-            raise ConfigError(f'RAY_JOB_HEADERS must be a JSON object of strings, got {more[:100]!r}') from err
+            raise ConfigError(f"RAY_JOB_HEADERS must be a JSON object of strings, got {more[:100]!r}") from err
     return headers
 
 
@@ -280,5 +280,11 @@ def _reason(text: str) -> str:
 
 
 def _why(err: BaseException) -> str:
-    return " ".join(str(err).split()) or type(err).__name__
-
+    """Return the reason in few words: aiohttp's own have the bytes of an answer in them."""
+    if isinstance(err, aiohttp.ClientConnectorError):
+        return f"{err.os_error.strerror or err.os_error}".split(" [")[0]
+    if isinstance(err, TimeoutError):
+        return f"no answer in {ANSWER_S:g} s"
+    if isinstance(err, aiohttp.ClientResponseError):
+        return "what answers there speaks no HTTP"
+    return (" ".join(str(err).split()) or type(err).__name__)[:200]

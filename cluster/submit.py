@@ -6,8 +6,6 @@ import asyncio
 import os
 import re
 import secrets
-import signal
-import sys
 import time
 from typing import Annotated
 
@@ -32,13 +30,13 @@ def submit(
         str | None,
         typer.Option(help="URL of the cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, else 127.0.0.1:8265]"),
     ] = None,
-    submission_id: Annotated[
-        str | None, typer.Option(help="Name of the job; see below. [default: a new one]")
-    ] = None,
+    submission_id: Annotated[str | None, typer.Option(help="Name of the job; see below. [default: a new one]")] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="S", help="Stop the job after so many seconds, and exit 5.")
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the job, say how to attach to it, and exit.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Start the job, say how to attach to it, and exit.")
+    ] = False,
     retries: Annotated[
         int, typer.Option(min=0, metavar="N", help="Start a job that failed anew, up to N times; it resumes.")
     ] = 0,

@@ -40,11 +40,13 @@ class ClusterPython:
         path: Of its executable, on the head.
         digest: Of the shardlabel installed there; None where there is none.
         artifacts: The folder of that one's bundled models.
+        probe_id: The job that found out; to be deleted once Ray has done with it.
     """
 
     path: str
     digest: str | None
     artifacts: str | None
+    probe_id: str
 
 
 def check_versions(facts: ClusterFacts) -> None:
@@ -91,22 +93,19 @@ async def probe(client: JobsClient, environment: dict[str, str]) -> ClusterPytho
         "runtime_env": {"env_vars": environment},
     }
     await client.submit(request)
-    try:
-        job = await _wait(client, name)
-        log = await client.log(name)
-    finally:
-        await client.delete(name)
+    job = await _wait(client, name)
+    log = await client.log(name)
     lines = [line for line in log.splitlines() if line.startswith(submit_probe.MARK)]
     if not lines:
-        last = log.strip().splitlines()[-1:] or [job.message]
-        raise ClusterError(f"the cluster does not run a line of Python: {last[0]}")
+        last = (job.message or log).strip().splitlines()[-1:] or [job.status]
+        raise ClusterError(f"the cluster does not run a line of Python: {last[0][:300]}")
     found = json.loads(lines[-1].removeprefix(submit_probe.MARK))
     if found["missing"]:
         raise ConfigError(
             f"the cluster's Python ({found['python']}) lacks {', '.join(found['missing'])}: "
             "install shardlabel's dependencies in its image; `submit` sends code alone"
         )
-    return ClusterPython(found["python"], found["digest"], found["artifacts"])
+    return ClusterPython(found["python"], found["digest"], found["artifacts"], name)
 
 
 async def _wait(client: JobsClient, name: str) -> Job:
@@ -117,5 +116,7 @@ async def _wait(client: JobsClient, name: str) -> Job:
             return job
         if time.monotonic() > deadline:
             await client.stop(name)
-            raise ClusterError(f"the cluster has not started a job in {PROBE_S:g} s: {job.message if job else 'unknown'}")
+            raise ClusterError(
+                f"the cluster has not started a job in {PROBE_S:g} s: {job.message if job else 'unknown'}"
+            )
         await asyncio.sleep(PROBE_POLL_S)

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -95,9 +95,19 @@ class _Run:
         mark = self._attached(job) if job is not None else None
         if mark is None:
             mark = await self._start(job)
-        if not self.submission.waits:
-            _say(f"job {name} runs; to attach: {self._attach_command()}")
+        tidying = asyncio.create_task(self._forget_probe())
+        try:
+            if self.submission.waits:
+                return await self._see_through(mark)
+            await tidying
+            _say(f"job {name} is started; to attach: {self._attach_command()}")
             return 0
+        finally:
+            tidying.cancel()
+
+    async def _see_through(self, mark: str) -> int:
+        """Follow the job, and start it anew where it fails; return the exit code."""
+        name = self.submission.submission_id
         for attempt in range(self.submission.retries + 1):
             code, may_retry = await self._follow(mark)
             if not may_retry or attempt == self.submission.retries or self.submission.arguments is None:
@@ -136,6 +146,13 @@ class _Run:
             await asyncio.sleep(max(0.0, SETTLE_S - (before.ended_s_ago or 0.0)))
             await self.client.delete(name)
         return await self._post(request)
+
+    async def _forget_probe(self) -> None:
+        """Delete the probe's job, when Ray does not look at it any more: it would be there again, as failed."""
+        if self._python is not None:
+            await asyncio.sleep(SETTLE_S)
+            with suppress(ClusterError, ConfigError):
+                await self.client.delete(self._python.probe_id)
 
     async def _request(self, arguments: LabelArguments, python: ClusterPython, package: Package) -> dict[str, Any]:
         """Return the request, after sending the code where the cluster has another."""

@@ -16,7 +16,19 @@ PACKAGES = ("cluster", "models", "pipeline", "serve")
 LEFT_OUT_SUFFIXES = (".onnx", ".npz", ".pyc", ".so")
 LEFT_OUT_FOLDERS = ("__pycache__", "samples", "conversion")
 # What a run imports, as modules. The names to install are those of pyproject.toml.
-NEEDED = ("ray", "onnxruntime", "onnx", "numpy", "PIL", "simplejpeg", "pyarrow", "pydantic", "typer", "yaml", "filelock")
+NEEDED = (
+    "ray",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+    "PIL",
+    "simplejpeg",
+    "pyarrow",
+    "pydantic",
+    "typer",
+    "yaml",
+    "filelock",
+)
 MARK = "shardlabel-probe "
 
 

@@ -6,6 +6,7 @@ import uuid
 from contextlib import suppress
 
 from models.errors import ConfigError, ShardlabelError
+from pipeline.cluster_session import Cluster
 from pipeline.plan import STATE_FOLDER
 from pipeline.storage import Storage
 
@@ -13,7 +14,7 @@ from pipeline.storage import Storage
 LOOK_S = 60.0
 
 
-def check_disks(source: Storage, dest: Storage, *, is_shared: bool) -> None:
+def check_disks(cluster: Cluster | None, source: Storage, dest: Storage, *, is_shared: bool) -> None:
     """Raise where local SOURCE or DEST is not what all nodes of the joined cluster see.
 
     With `is_shared` it is tried: DEST gets a file, and a task on each node looks for it, and for SOURCE's folder. Nodes
@@ -22,6 +23,8 @@ def check_disks(source: Storage, dest: Storage, *, is_shared: bool) -> None:
     Raises:
         ConfigError: There are several nodes, and the folder is a node's own; the message says what to do.
     """
+    if cluster is None:
+        return
     import ray
 
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}

@@ -83,8 +83,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
     try:
-        if cluster is not None:
-            check_disks(source.base, dest, is_shared=config.shared_filesystem)
+        check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
         with progress_printer(spec.name) as progress:

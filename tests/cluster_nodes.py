@@ -79,7 +79,9 @@ class Nodes:
         """Return the address for drivers."""
         return f"127.0.0.1:{self.gcs_port}"
 
-    def add(self, *, cpus: int = 1, gpus: int = 0, resources: dict[str, float] | None = None, wait: bool = True) -> Node:
+    def add(
+        self, *, cpus: int = 1, gpus: int = 0, resources: dict[str, float] | None = None, wait: bool = True
+    ) -> Node:
         """Start a worker node; with `wait`, return when the cluster counts it."""
         name = f"worker-{len(self.nodes)}"
         node = self._start(name, ["--address", self.address], cpus, gpus, resources)

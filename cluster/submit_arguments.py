@@ -39,7 +39,7 @@ def check_arguments(words: list[str]) -> LabelArguments:
 
     Raises:
         ConfigError: It is not `label`, or what it is told cannot be.
-        click.UsageError: An option that `label` does not have.
+        typer's UsageError: An option that `label` does not have.
     """
     if not words or words[0] != "label":
         got = f"got {words[0]!r}" if words else "nothing came after `--`"

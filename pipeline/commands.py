@@ -93,6 +93,10 @@ def label(  # noqa: PLR0913 (one argument an option)
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join. [default: $RAY_ADDRESS, else a local Ray]")
     ] = None,
+    shared_filesystem: Annotated[
+        bool | None,
+        typer.Option("--shared-filesystem", help="On several nodes: all see local SOURCE and DEST under one name."),
+    ] = None,
     progress: Annotated[str | None, typer.Option(help="auto, plain or none. [default: auto]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
 ) -> None:

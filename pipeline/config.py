@@ -72,6 +72,7 @@ class LabelConfig(BaseModel):
     max_error_rate: float = Field(default=1.0, ge=0, le=1, description="Exit 3 over this share of unlabelled images.")
     overwrite: bool = Field(default=False, description="Start the output anew.")
     address: str | None = Field(default=None, description="Ray cluster to join.")
+    shared_filesystem: bool = Field(default=False, description="All nodes see local SOURCE and DEST under one name.")
     progress: Progress = Field(default=Progress.AUTO, description="auto, plain or none.")
 
     @field_validator("source", "carry", mode="before")

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+import cluster.commands
 import models.commands
 import pipeline.commands
 from models.errors import ShardlabelError
@@ -50,6 +51,7 @@ def build_app() -> typer.Typer:
 
     pipeline.commands.register(app)
     models.commands.register(app)
+    cluster.commands.register(app)
     return app
 
 

@@ -67,12 +67,12 @@ class Document:
 
     def get(self, *path: str | int) -> Any:  # noqa: ANN401
         """Return what stands at a path; None where nothing does, or something of another shape is on the way."""
-        value = self.value
+        value: Any = self.value
         for part in path:
-            if (isinstance(value, dict) and part in value) or (
-                isinstance(value, list) and isinstance(part, int) and part < len(value)
-            ):
+            if isinstance(value, dict) and part in value:
                 value = value[part]
+            elif isinstance(value, list) and isinstance(part, int):
+                value = value[part] if part < len(value) else None
             else:
                 return None
         return value
@@ -96,10 +96,6 @@ class Document:
             return None, faults
         value, lines = documents[0]
         return Document(self.file, self.name, value, lines, dotted(path)), faults
-
-
-def _has(value: object, part: str | int) -> bool:
-    return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def dotted(path: Path) -> str:
@@ -153,6 +149,7 @@ def _parse(text: str, offset: int) -> tuple[list[tuple[Any, dict[Path, int]]], P
     try:
         while loader.check_node():
             node = loader.get_node()
+            assert node is not None  # check_node said so
             lines: dict[Path, int] = {}
             problems += _walk(node, offset, lines)
             documents.append((loader.construct_document(node), lines))

@@ -112,19 +112,15 @@ def _shared_mounts(document: Document, base: Path) -> list[str]:
     """Return where every pod mounts the same volume."""
     paths: list[set[tuple[str, str]]] = []
     for pod in pod_paths(document, base):
-        volumes = document.get(*pod, "volumes") or []
-        sources = {
-            volume.get("name"): str({key: value for key, value in volume.items() if key != "name"})
-            for volume in volumes
-            if isinstance(volume, dict) and "emptyDir" not in volume
-        }
+        sources: dict[str, str] = {}
+        for volume in document.get(*pod, "volumes") or []:
+            if isinstance(volume, dict) and "emptyDir" not in volume:
+                sources[str(volume.get("name"))] = str({key: item for key, item in volume.items() if key != "name"})
         mounts = document.get(*pod, "containers", 0, "volumeMounts") or []
-        pairs = {
-            (m.get("mountPath"), sources[m["name"]]) for m in mounts if isinstance(m, dict) and m.get("name") in sources
-        }
-        paths.append(pairs)
+        pairs = [(str(m.get("mountPath")), str(m.get("name"))) for m in mounts if isinstance(m, dict)]
+        paths.append({(mount, sources[name]) for mount, name in pairs if name in sources})
     common = set.intersection(*paths) if paths else set()
-    return sorted(str(mount) for mount, _ in common)
+    return sorted(mount for mount, _ in common)
 
 
 def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:

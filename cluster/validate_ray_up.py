@@ -55,8 +55,8 @@ def _node_types(document: Document) -> Iterator[Fault]:
     elif head not in types:
         yield document.fault(("head_node_type",), f"no node type is called {shown(head)}{nearest(str(head), types)}")
     elif document.get("available_node_types", head, "node_config", "InstanceMarketOptions", "MarketType") == "spot":
-        path = ("available_node_types", str(head), "node_config", "InstanceMarketOptions", "MarketType")
-        yield document.fault(path, "the head on a spot instance: when that is taken back, the whole cluster is gone")
+        market = ("available_node_types", str(head), "node_config", "InstanceMarketOptions", "MarketType")
+        yield document.fault(market, "the head on a spot instance: when that is taken back, the whole cluster is gone")
     most = document.get("max_workers")
     least = {name: document.get("available_node_types", name, "min_workers") or 0 for name in types}
     for name in types:

@@ -77,7 +77,7 @@ class SchemaChecker:
             schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
         return schema
 
-    def _object(self, value: dict[str, Any], schema: Schema, path: Path) -> Iterator[Finding]:
+    def _object(self, value: dict[Any, Any], schema: Schema, path: Path) -> Iterator[Finding]:
         properties = schema.get("properties", {})
         patterns = schema.get("patternProperties", {})
         more = schema.get("additionalProperties")
@@ -103,7 +103,7 @@ class SchemaChecker:
             yield path, f"must have at least {schema['minItems']} items, got {len(value)}"
         for number, item in enumerate(value):
             yield from self.check(item, schema.get("items", {}), (*path, number))
-        keys = schema.get("x-kubernetes-list-map-keys")
+        keys = schema.get("x-kubernetes-list-map-keys", [])
         seen: set[str] = set()
         for number, item in enumerate(value if keys else []):
             if isinstance(item, dict) and all(key in item for key in keys):

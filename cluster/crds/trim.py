@@ -33,7 +33,7 @@ def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
         return [tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
-    kept = {}
+    kept: dict[str, Any] = {}
     for key, value in node.items():
         if key == "properties":
             kept[key] = {name: tidy(schema) for name, schema in value.items()}

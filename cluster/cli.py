@@ -13,6 +13,7 @@ import typer
 import cluster.commands
 import models.commands
 import pipeline.commands
+import serve.commands
 from models.errors import ShardlabelError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def build_app() -> typer.Typer:
         )
 
     pipeline.commands.register(app)
+    serve.commands.register(app)
     models.commands.register(app)
     cluster.commands.register(app)
     return app

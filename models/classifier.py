@@ -142,11 +142,14 @@ class Classifier:
             )
         self._k = np.asarray([top_k], np.int64)
 
-    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+    def predict(
+        self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False, top_k: int | None = None
+    ) -> Predictions:
         """Label a batch.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
+            top_k: Labels per image of this batch, 1 <= top_k <= num_classes; the classifier's own where not given.
             probabilities: Whether to return every class's probability.
             embedding: Whether to return the penultimate features; the entry must name them.
 
@@ -167,7 +170,8 @@ class Classifier:
             raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
         names = ["top_ids", "top_scores"]
         names += ["probabilities"] * probabilities + ["embedding"] * embedding
-        values = dict(zip(names, self._run(names, {"images": images, "k": self._k}), strict=True))
+        k = self._k if top_k is None else np.asarray([top_k], np.int64)
+        values = dict(zip(names, self._run(names, {"images": images, "k": k}), strict=True))
         return Predictions(
             label_ids=values["top_ids"].astype(np.int32),
             scores=values["top_scores"],

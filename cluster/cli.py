@@ -11,6 +11,7 @@ import sys
 import typer
 
 import cluster.commands
+import cluster.submit
 import models.commands
 import pipeline.commands
 import serve.commands
@@ -54,6 +55,7 @@ def build_app() -> typer.Typer:
     serve.commands.register(app)
     models.commands.register(app)
     cluster.commands.register(app)
+    cluster.submit.register(app)
     return app
 
 

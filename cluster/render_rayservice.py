@@ -9,8 +9,19 @@ from cluster.render_pods import KEYS_PATH
 from cluster.render_raycluster import metadata, ray_cluster, worker_groups
 from cluster.render_yaml import dump
 
-# The Python proxy doubles what a request costs: docs/decisions.md. Needed on every node before Ray starts.
-SERVE_ENV = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+# As `shardlabel serve` sets it for a local Ray (serve/launch.py), here on every node before Ray starts: HAProxy instead
+# of the Python proxy, which doubles what a request costs, and requests sent on where a replica died.
+SERVE_ENV = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/shardlabel/bin/shardlabel-haproxy",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "524288",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
@@ -36,7 +47,8 @@ def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the configuration of Ray Serve."""
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": 8000},
+        "http_options": {"host": "0.0.0.0", "port": 8000, "keep_alive_timeout_s": 75},
+        "logging_config": {"enable_access_log": False},
         "applications": [
             {
                 "name": "shardlabel",
@@ -53,8 +65,7 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
         "model": config.model,
         "precision": config.precision,
         "device": config.device,
-        # All CPUs of a worker, shared among its GPUs, decode for them.
-        "replica_cpus": max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1,
+        "replica_cpus": replica_cpus(config),
         "min_replicas": config.service.min_replicas,
         "max_replicas": config.service.max_replicas,
     }
@@ -63,10 +74,21 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
     return args
 
 
+def replica_cpus(config: ClusterConfiguration) -> int:
+    """Return the CPUs of a replica: on a GPU its share of the worker's, which decode for it; else one."""
+    return max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
+
+
 def _groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
-    """Return the one group that replicas run in: a replica decodes beside its own GPU."""
+    """Return the one group that replicas run in: a replica decodes beside its own GPU.
+
+    The endpoint is built only where its least replicas fit on the workers that are there, so those must be there.
+    """
     name, group = next(iter(worker_groups(config).items()))
-    return {name: group.model_copy(update={"spot": config.service.spot})}
+    a_worker = config.gpu.gpus if config.device == "cuda" else group.cpus
+    least = max(group.min, -(-max(1, config.service.min_replicas) // a_worker))
+    changes = {"spot": config.service.spot, "min": least, "max": max(group.max, least)}
+    return {name: group.model_copy(update=changes)}
 
 
 def _redis(config: ClusterConfiguration) -> dict[str, Any]:

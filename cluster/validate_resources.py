@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isnan
 
 from cluster.validate_documents import Document, Path
@@ -16,12 +16,14 @@ class Workers:
 
     Attributes:
         name: Of the group.
+        least: How many there are from the start.
         most: How many there can be.
         cpus: Of each.
         gpus: Of each.
     """
 
     name: str
+    least: int
     most: int
     cpus: float
     gpus: float
@@ -48,6 +50,10 @@ class Capacity:
     def gpus(self) -> float:
         """Of all."""
         return sum(group.most * group.gpus for group in self.groups)
+
+    def at_least(self) -> Capacity:
+        """Return what is there from the start."""
+        return Capacity(tuple(replace(group, most=group.least) for group in self.groups))
 
     def missing(self, what: str, count: int, cpus: float, gpus: float) -> str | None:
         """Say what is missing for some processes of one size; None where they fit.
@@ -78,7 +84,9 @@ def kuberay_capacity(document: Document, base: Path) -> Capacity | None:
         gpus = _amount(document, path, "nvidia.com/gpu", "num-gpus", "GPU")
         if not isinstance(most, int) or cpus is None:
             return None
-        groups.append(Workers(str(document.get(*path, "groupName")), most, cpus, gpus or 0.0))
+        least = document.get(*path, "minReplicas")
+        name = str(document.get(*path, "groupName"))
+        groups.append(Workers(name, least if isinstance(least, int) else 0, most, cpus, gpus or 0.0))
     return Capacity(tuple(groups))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path as FilePath
@@ -142,12 +141,9 @@ def _args(document: Document, path: Path, target: str, found: object, capacity: 
 
 
 def _model_of(builder: Any) -> type[BaseModel] | None:  # noqa: ANN401
-    """Return the pydantic model that a builder takes, as Serve itself finds it."""
-    parameters = list(inspect.signature(builder).parameters)
-    try:
-        hint = typing.get_type_hints(builder).get(parameters[0]) if parameters else None
-    except Exception:  # noqa: BLE001 (an annotation that cannot be evaluated: nothing to check against)
-        return None
+    """Return the pydantic model that a builder takes, as Serve itself finds it: an annotation, not its name."""
+    parameters = list(inspect.signature(builder).parameters.values())
+    hint = parameters[0].annotation if len(parameters) == 1 else None
     return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
 
 
@@ -168,6 +164,12 @@ def _replicas(document: Document, path: Path, config: Any, capacity: Capacity) -
     if missing:
         name = "max_replicas" if config.max_replicas else "min_replicas"
         yield document.fault((*path, "args", name), missing)
+        return
+    # The endpoint is built once the least workers are there, and only if its least replicas fit on those.
+    missing = capacity.at_least().missing("replicas", max(1, config.min_replicas), float(plan.cpus), float(plan.gpus))
+    if missing:
+        reason = f"with the least workers (minReplicas) {missing}"
+        yield document.fault((*path, "args", "min_replicas"), reason)
 
 
 def resolve(target: object) -> tuple[Any, str]:

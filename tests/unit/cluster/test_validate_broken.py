@@ -174,6 +174,9 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "more replicas than GPUs": (
         "rayservice", inside(SERVE, put("applications", 0, "args", "max_replicas", to=5)),
         "applications[0].args.max_replicas", "5 replicas of 7 CPUs and 1 GPUs each do not fit, 4 do"),
+    "more replicas at least than workers at the start": (
+        "rayservice", inside(SERVE, put("applications", 0, "args", "min_replicas", to=3)),
+        "applications[0].args.min_replicas", "with the least workers (minReplicas) 3 replicas"),
     "gRPC function that is not there": (
         "rayservice",
         inside(SERVE, put("grpc_options", to={"port": 9000, "grpc_servicer_functions": ["serve.nothing:add"]})),
@@ -181,7 +184,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "two applications of one name": (
         "rayservice",
         inside(SERVE, lambda docs: docs[0]["applications"].append({**docs[0]["applications"][0], "route_prefix": "/b"})),
-        "spec.serveConfigV2", "unique"),
+        "spec.serveConfigV2 applications", "multiple configs for application"),
     "Serve on the pod's loopback": (
         "rayservice", inside(SERVE, put("http_options", "host", to="127.0.0.1")),
         "http_options.host", "expected '0.0.0.0'"),

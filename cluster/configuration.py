@@ -41,6 +41,12 @@ def _is_option(text: str) -> str:
     return text
 
 
+def _is_plain(text: str) -> str:
+    if not text.isprintable() or set(text) & set('$`\\"'):
+        raise ValueError('must be plain text without $ ` \\ ", which a shell would read')
+    return text
+
+
 def _are_labels(labels: dict[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(value) or len(value) > 63:
@@ -50,6 +56,7 @@ def _are_labels(labels: dict[str, str]) -> dict[str, str]:
 
 Word = Annotated[str, AfterValidator(_is_word)]
 Option = Annotated[str, AfterValidator(_is_option)]
+PlainText = Annotated[str, AfterValidator(_is_plain)]
 Quantity = Annotated[str, Field(pattern=QUANTITY)]
 SecretName = Annotated[str, Field(pattern=DNS_NAME, max_length=253)]
 Labels = Annotated[dict[str, str], AfterValidator(_are_labels)]
@@ -131,7 +138,7 @@ class JobSettings(Settings):
     submission: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = Field(
         default="K8sJobMode", description="How KubeRay submits: by a Kubernetes Job, by itself, or beside the head."
     )
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], PlainText] = Field(
         default={"PYTHONUNBUFFERED": "1"}, description="Environment of the driver and the workers. No secrets."
     )
 

@@ -42,6 +42,19 @@ def check_rayjob(document: Document) -> Iterator[Fault]:
     yield from faults
     if environment is not None:
         yield from check_runtime_env(environment, ())
+        if mode in (None, "K8sJobMode", "SidecarMode"):
+            yield from _read_by_a_shell(document)
+
+
+def _read_by_a_shell(document: Document) -> Iterator[Fault]:
+    """Yield what the submitter's shell would expand: KubeRay gives it the environment between double quotes."""
+    text = str(document.get("spec", "runtimeEnvYAML"))
+    found = next((letter for letter in "$`" if letter in text), None)
+    if found:
+        reason = (
+            f"expected no {found}, which the shell of the submitter would expand; use HTTPMode or a variable of the pod"
+        )
+        yield document.fault(("spec", "runtimeEnvYAML"), reason)
 
 
 def _mode(document: Document, mode: object) -> Iterator[Fault]:

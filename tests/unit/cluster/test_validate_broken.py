@@ -138,6 +138,9 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "environment that is no text": (
         "rayjob", inside(("spec", "runtimeEnvYAML"), put("env_vars", "PYTHONUNBUFFERED", to=1)),
         "spec.runtimeEnvYAML env_vars.PYTHONUNBUFFERED", "expected text, got 1"),
+    "environment that a shell would read": (
+        "rayjob", inside(("spec", "runtimeEnvYAML"), put("env_vars", "WHO", to="$(id)")),
+        "spec.runtimeEnvYAML", "expected no $"),
     "runtime environment that is no YAML": (
         "rayjob", put("spec", "runtimeEnvYAML", to="env_vars: {A: '1'\n"), "spec.runtimeEnvYAML", "is not YAML"),
     "port of the policy as text that is none": (

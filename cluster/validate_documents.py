@@ -12,6 +12,7 @@ import yaml
 Path = tuple[str | int, ...]
 # Aliases can make a small file a huge tree.
 MAX_NODES = 200_000
+MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,8 @@ def _walk(root: yaml.Node, offset: int, lines: dict[Path, int]) -> Iterator[tupl
     while todo:
         node, path = todo.pop()
         lines.setdefault(path, offset + node.start_mark.line + 1)
-        if len(lines) > MAX_NODES:
-            raise yaml.YAMLError(f"more than {MAX_NODES} values, or an alias of itself")
+        if len(lines) > MAX_NODES or len(path) > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels: an alias of itself?")
         if isinstance(node, yaml.SequenceNode):
             todo += [(item, (*path, number)) for number, item in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+import cluster.commands
 import cluster.submit
 import models.commands
 import pipeline.commands
@@ -53,6 +54,7 @@ def build_app() -> typer.Typer:
     pipeline.commands.register(app)
     serve.commands.register(app)
     models.commands.register(app)
+    cluster.commands.register(app)
     cluster.submit.register(app)
     return app
 

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from models.cache import file_sha256, home
-from models.errors import ArtifactError, ConfigError, UnknownModelError
+from models.class_names import load_classes, names_of
+from models.errors import ConfigError, UnknownModelError
 from models.spec import ModelSpec, Precision
 
 ENTRIES = Path(__file__).parent / "entries"
@@ -62,24 +63,7 @@ def load_labels(spec: ModelSpec) -> tuple[str, ...]:
     Raises:
         ArtifactError: The labels file is missing or empty.
     """
-    return tuple(_first_name(line) for line in _label_lines(spec))
-
-
-def _label_lines(spec: ModelSpec) -> list[str]:
-    path = spec.folder / spec.labels
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise ArtifactError(f"labels of {spec.name}: cannot read {path}: {err}") from err
-    if not lines:
-        raise ArtifactError(f"labels of {spec.name}: {path} is empty, expected one class a line")
-    return lines
-
-
-def _first_name(line: str) -> str:
-    head, _, rest = line.strip().partition(" ")
-    is_synset = len(head) == 9 and head[0] == "n" and head[1:].isdigit()
-    return (rest if is_synset and rest else line).split(",")[0].strip()
+    return names_of(load_classes(spec))
 
 
 def _load_own(path: Path) -> ModelSpec:

@@ -37,6 +37,9 @@ def label(  # noqa: PLR0913 (one argument an option)
     precision: Annotated[str | None, typer.Option(help="auto, fp32, int8 or fp16. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
     top_k: Annotated[int | None, typer.Option(help="Labels per image, best first. [default: 5]")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names: name (the first synonym), wnid, or all. [default: name]")
+    ] = None,
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings", help="Also the model's penultimate features.")
     ] = None,

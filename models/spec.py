@@ -106,6 +106,7 @@ class ReportedAccuracy(_Frozen):
     top1: float = Field(ge=0, le=100)
     top5: float | None = Field(default=None, ge=0, le=100)
     source: str
+    precision: Precision | None = Field(default=None, description="Of which it was reported; none: of the model.")
 
 
 class ModelSpec(_Frozen):
@@ -123,6 +124,7 @@ class ModelSpec(_Frozen):
     labels: str = Field(description="Labels file: one class a line, `wnid name, synonym, ...`, or just the name.")
     artifacts: dict[Precision, Artifact] = Field(min_length=1)
     reported: tuple[ReportedAccuracy, ...] = ()
+    reported_note: str | None = Field(default=None, description="Why the reported pairs differ.")
     folder: Path = Field(description="Where the labels file, and a user's own model file, lie.")
 
     def artifact(self, precision: Precision) -> Artifact:
@@ -137,6 +139,11 @@ class ModelSpec(_Frozen):
                 f"precision must be one of those that {self.name} has ({have}), got {precision.value}"
             )
         return self.artifacts[precision]
+
+    def reported_for(self, precision: Precision) -> tuple[ReportedAccuracy, ...]:
+        """Return what was reported of a precision, or of the model where nothing was."""
+        of_it = tuple(pair for pair in self.reported if pair.precision is precision)
+        return of_it + tuple(pair for pair in self.reported if pair.precision is None)
 
     @property
     def preprocessing_id(self) -> str:

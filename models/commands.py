@@ -1,4 +1,4 @@
-"""`shardlabel models list|info|pull|verify`."""
+"""`shardlabel models list|info|pull|verify`; `add` and `remove` are in `models.add_command`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from models.add_command import add, remove
 from models.catalog import load_all, load_labels, load_spec
 from models.errors import ArtifactError, UnknownModelError
 from models.spec import ModelSpec, Precision
-
-app = typer.Typer(no_args_is_help=True, help="The models: what there is, fetching and checking their files.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, or an .onnx file.")]
 
 
-@app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
     from models.cache import is_cached
@@ -56,7 +54,6 @@ def list_models(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
-@app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
     """Show a model's whole entry, and its inputs and outputs as ONNX Runtime reports them."""
     from models.cache import is_cached
@@ -76,7 +73,6 @@ def info(name: Name, as_json: AsJson = False) -> None:
     typer.echo(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=110).rstrip())
 
 
-@app.command()
 def pull(
     name: Name,
     source: Annotated[Path | None, typer.Option("--from", help="Import this file instead of downloading.")] = None,
@@ -108,7 +104,6 @@ def pull(
             typer.echo(f"{spec.name} {each}: fetched to {path}")
 
 
-@app.command()
 def verify(name: Name) -> None:
     """Check a model's files: SHA-256, inputs and outputs, and the zoo's own test vector where the catalog has one.
 
@@ -138,7 +133,7 @@ def verify(name: Name) -> None:
 
 def _signature(spec: ModelSpec, precision: Precision) -> dict[str, list[str]]:
     from models.cache import locate
-    from models.verification import read_signature
+    from models.trial import read_signature
 
     return read_signature(locate(spec, precision, download=False))
 
@@ -162,6 +157,13 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def register(root: typer.Typer) -> None:
-    """Add this folder's commands to the console command."""
+def register(root: typer.Typer) -> typer.Typer:
+    """Add this folder's commands to the console command; returns theirs, for those that need other folders."""
+    app = typer.Typer(
+        no_args_is_help=True, help="The models: what there is, fetching, adding and checking their files."
+    )
+    app.command("list")(list_models)
+    for command in (info, pull, add, remove, verify):
+        app.command()(command)
     root.add_typer(app, name="models")
+    return app

@@ -12,6 +12,7 @@ import typer
 
 import models.commands
 import pipeline.commands
+import pipeline.quantize_command
 from models.errors import ShardlabelError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def build_app() -> typer.Typer:
         )
 
     pipeline.commands.register(app)
-    models.commands.register(app)
+    pipeline.quantize_command.register(models.commands.register(app))
     return app
 
 

@@ -151,9 +151,8 @@ def _label_nodes(spec: ModelSpec, *, cast: bool) -> tuple[list[onnx.NodeProto], 
         helper.make_node("TopK", ["probabilities", "k"], ["top_scores", "top_ids"], axis=1, largest=1, sorted=1)
     )
     if spec.embedding is not None:
-        features = _MODEL + spec.embedding
-        if cast:
-            nodes.append(helper.make_node("Cast", [features], [f"{_PREFIX}features"], to=TensorProto.FLOAT))
-            features = f"{_PREFIX}features"
+        # Of whatever type they are within the model; a cast of float32 to itself costs nothing.
+        features = f"{_PREFIX}features"
+        nodes.append(helper.make_node("Cast", [_MODEL + spec.embedding], [features], to=TensorProto.FLOAT))
         nodes.append(helper.make_node("Flatten", [features], ["embedding"], axis=1))
     return nodes, [numpy_helper.from_array(np.asarray([DEFAULT_TOP_K], np.int64), "k")]

@@ -91,10 +91,10 @@ def load_recipe(text: str, interpolation: str | None = None) -> Recipe:
         raise ConfigError(f"--preprocess {text} must be a JSON object, got {type(values).__name__}")
     try:
         config = values.get("pretrained_cfg", values)
-        if "input_size" in config or "crop_pct" in config:
-            return _timm(config, chosen)
         if any(key in values for key in ("image_mean", "do_resize", "do_normalize", "do_rescale", "size")):
             return _hugging_face(values, chosen)
+        if "input_size" in config or "crop_pct" in config:
+            return _timm(config, chosen)
     except (TypeError, ValueError, KeyError, AttributeError) as err:
         raise ConfigError(f"--preprocess {text}: a value is not as expected: {err}") from err
     raise ConfigError(f"--preprocess {text} is neither timm's JSON (input_size, mean) nor a preprocessor_config.json")

@@ -14,6 +14,7 @@ import cluster.commands
 import cluster.submit
 import models.commands
 import pipeline.commands
+import pipeline.quantize_command
 import serve.commands
 from models.errors import ShardlabelError
 
@@ -53,7 +54,7 @@ def build_app() -> typer.Typer:
 
     pipeline.commands.register(app)
     serve.commands.register(app)
-    models.commands.register(app)
+    pipeline.quantize_command.register(models.commands.register(app))
     cluster.commands.register(app)
     cluster.submit.register(app)
     return app

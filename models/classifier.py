@@ -139,6 +139,19 @@ class Classifier:
         return int(probabilities.shape[1])
 
     def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        size = self.spec.input.batch
+        if size is None:
+            return self._run_once(names, feed)
+        # A model of a fixed batch runs piece by piece, the last one filled up with what is thrown away.
+        images, pieces = feed["images"], []
+        for start in range(0, max(1, len(images)), size):
+            piece = np.zeros((size, *images.shape[1:]), np.uint8)
+            count = len(images[start : start + size])
+            piece[:count] = images[start : start + size]
+            pieces.append([value[:count] for value in self._run_once(names, {**feed, "images": piece})])
+        return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+    def _run_once(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         try:
             return list(self._session.run(names, feed))
         except Exception as err:  # ONNX Runtime's errors share no base but Exception

@@ -22,7 +22,7 @@ from models.classifier import Classifier, Predictions, UInt8Array
 from models.device import Provider
 from models.device_pinned import PinnedBuffer
 from models.device_session import CardOptions, build_session
-from models.errors import DeviceLostError, DeviceMemoryError, InferenceError
+from models.errors import DeviceLostError, DeviceMemoryError, InferenceError, SignatureError
 from models.graph_fixed import fix_top_k
 from models.spec import ModelSpec, Precision
 
@@ -78,20 +78,24 @@ class CardClassifier(Classifier):
         self._provider = provider
         self._card = replace(card, precision=precision)
         self._num_slots = 1 if card.cuda_graphs else card.slots
-        self.batch_size = card.batch_size
+        self.batch_size = spec.input.batch or card.batch_size
         self.notes: list[str] = []
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._lock = threading.Lock()
         super().__init__(spec, precision=precision, provider=provider, top_k=top_k, graph=graph)
         self._halving(self._fill_slots)
 
-    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+    def predict(
+        self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False, top_k: int | None = None
+    ) -> Predictions:
         """Label a batch, or several; see `Classifier.predict`.
 
         Raises:
             DeviceMemoryError: The card has too little memory, also for half of the batch that it was given.
             DeviceLostError: The card failed; this process cannot use it any more.
         """
+        if top_k is not None and top_k != self.top_k:
+            return self._other_top_k(images, top_k, probabilities=probabilities, embedding=embedding)
         if probabilities or embedding:
             return self._halving(lambda: self._predict_whole(images, probabilities=probabilities, embedding=embedding))
         self._check_images(images)
@@ -139,6 +143,17 @@ class CardClassifier(Classifier):
             pieces.append(found.rows(0, count))
         return Predictions.join(pieces)
 
+    def _other_top_k(self, images: UInt8Array, top_k: int, *, probabilities: bool, embedding: bool) -> Predictions:
+        """Label with another number of labels than the graph's, which is fixed: from the probabilities, here."""
+        if not 1 <= top_k <= self.num_classes:
+            raise SignatureError(f"top_k must be between 1 and {self.num_classes}, got {top_k}")
+        found = self.predict(images, probabilities=True, embedding=embedding)
+        every = found.probabilities
+        assert every is not None
+        ids = np.argsort(-every, axis=1, kind="stable")[:, :top_k]  # (n_images, k); equal ones keep the lower id first
+        scores = np.take_along_axis(every, ids, axis=1)
+        return Predictions(ids.astype(np.int32), scores, every if probabilities else None, found.embedding)
+
     def _warm_up(self) -> int:
         """Run a whole batch and return the number of classes."""
         return self._halving(self._run_black)
@@ -151,7 +166,7 @@ class CardClassifier(Classifier):
     def _build_session(self, graph: bytes, provider: Provider, num_threads: int) -> Any:  # noqa: ANN401 (untyped library)
         return build_session(fix_top_k(graph, self.top_k), provider, num_threads, self._card)
 
-    def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+    def _run_once(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         import onnxruntime as ort
 
         options = ort.RunOptions()

@@ -26,6 +26,7 @@ import ray.data
 
 from models.errors import ShardlabelError
 from pipeline.commits import Commit
+from pipeline.metrics import UnitMetrics
 from pipeline.model_client import ModelClient
 from pipeline.model_pool import model_pool
 from pipeline.model_ref import ModelRef
@@ -97,6 +98,7 @@ def _run(units: Sequence[Unit], pools: Pools, arguments: tuple[Any, ...]) -> Ite
 
 def _pool(pools: Pools) -> ray.data.ActorPoolStrategy:
     low, high = (pools.decoders, pools.decoders) if pools.decoders else pools.actors
+    high = max(high, pools.growth)
     if not pools.decoders:
         return ray.data.ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=2)
     return ray.data.ActorPoolStrategy(
@@ -122,6 +124,7 @@ class LabelUnits:
         self._settings = settings
         self._state = model.state
         self._clock = StageClock()
+        self._metrics = UnitMetrics(model.state.job, self._clock)
         self._label: LabelBatches
         if actors is None:
             classifier = model.load(len(settings.output.labels), pools)
@@ -138,16 +141,19 @@ class LabelUnits:
         if self._state.is_stopping():
             return Result(unit.number)
         attempt = self._state.begin(unit.number)
+        self._metrics.begun(unit, attempt)
         if attempt > MAX_ATTEMPTS:
             return Result(unit.number, failure=_given_up(unit))
         try:
             commit = label_unit(self._settings, unit, self._label, careful=attempt > 1, clock=self._clock)
         except ShardlabelError as err:
+            self._metrics.failed(unit, str(err))
             return Result(unit.number, failure=str(err))
         except Exception as err:
             logger.exception("unit=%d failed", unit.number)
             return Result(unit.number, failure=_unforeseen(unit, err))
         self._state.end(unit.number)
+        self._metrics.done(unit, commit)
         return Result(unit.number, commit)
 
 

@@ -12,6 +12,8 @@ from pipeline.config import LabelConfig, Shape
 # Samples per inference. On a CPU more gain nothing; a GPU wants hundreds.
 CPU_BATCH_SIZE = 16
 GPU_BATCH_SIZE = 256
+# Of one run, however large the cluster.
+MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Pools:
         batch_size: Images per inference.
         card_share: Of a card, that each actor has; 0 without cards.
         cuda_graphs: Whether cards replay a recorded batch.
+        growth: Processes that take units, at most, on a cluster that grows; 0 where their number stays.
     """
 
     actors: tuple[int, int]
@@ -35,6 +38,7 @@ class Pools:
     batch_size: int
     card_share: float = 0.0
     cuda_graphs: bool = False
+    growth: int = 0
 
     def describe(self, cluster: Cluster) -> str:
         """Say in one line what was chosen."""
@@ -42,6 +46,8 @@ class Pools:
         count = f"{low}" if low == high else f"{low} to {high}"
         plural = "s" if high > 1 else ""
         has = f"of {cluster.cpus:g} CPUs" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+        if self.growth:
+            has += " now, and more as it grows"
         if self.decoders == 0:
             does = "read, decode and label, on a CPU each" if high > 1 else "reads, decodes and labels, on a CPU"
             return f"{count} actor{plural} {does}, {has}; batches of {self.batch_size}"
@@ -81,7 +87,8 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
         actors = _bounds(config, max(1, int(_cards(choice, cluster) / share)))
         # A card's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
         decoders = config.preprocess_cpus or max(1, int(cluster.cpus))
-        pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share)
+        growth = 0 if config.preprocess_cpus else _growth(cluster, pending)
+        pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth=growth)
     else:
         # On a CPU inference takes several times what decoding does: a quarter of the CPUs keeps the actors fed.
         decoders = config.preprocess_cpus or max(1, int(cluster.cpus) // 4)
@@ -92,9 +99,13 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
 
 
 def _fused(config: LabelConfig, choice: Choice, cluster: Cluster, pending: int, size: int) -> Pools:
-    actors = _bounds(config, max(1, min(int(cluster.cpus), pending)))
     if choice.provider is Provider.CPU:
-        return Pools(actors, actor_cpus=1, actor_gpus=0, decoders=0, batch_size=size)
+        # On a cluster of several jobs: what is free is begun with.
+        free = cluster.cpus if cluster.free_cpus is None else cluster.free_cpus
+        actors = _bounds(config, max(1, min(int(free), pending)))
+        growth = 0 if config.actors else _growth(cluster, pending)
+        return Pools(actors, actor_cpus=1, actor_gpus=0, decoders=0, batch_size=size, growth=growth)
+    actors = _bounds(config, max(1, min(int(cluster.cpus), pending)))
     # Rounded down: actors that have a third of a card each must not need more than the card.
     share = config.gpus_per_actor or min(1.0, int(100 * _cards(choice, cluster) / actors[1]) / 100)
     return Pools(actors, 1, share * _is_real(choice), 0, size, share)
@@ -116,6 +127,11 @@ def _is_real(choice: Choice) -> bool:
 def _bounds(config: LabelConfig, chosen: int) -> tuple[int, int]:
     low, high = config.actor_bounds()
     return (low, high) if high else (chosen, chosen)
+
+
+def _growth(cluster: Cluster, pending: int) -> int:
+    """Return how many processes may take units at most. Ray starts no more than there is room for."""
+    return min(pending, MOST_PROCESSES) if cluster.may_grow else 0
 
 
 def _check(pools: Pools, cluster: Cluster) -> None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.cache import locate
-from models.catalog import load_labels, load_spec
+from models.catalog import load_spec
+from models.class_names import label_texts
 from models.classifier import Choice, Classifier, Provider, choose
 from models.decode import ImageLimits
 from models.download import progress_printer
@@ -35,6 +36,8 @@ from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
 from pipeline.destination import Work, fingerprint, prepare
 from pipeline.lease import Lease
+from pipeline.metrics import RunGauges, job_name
+from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
 from pipeline.progress import ProgressPrinter
@@ -72,7 +75,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     """
     started = time.perf_counter() if started is None else started
     spec = load_spec(config.model)
-    labels = load_labels(spec)
+    labels = label_texts(spec, config.labels)
     if config.top_k > len(labels):
         raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")
     if config.embeddings and spec.embedding is None:
@@ -82,6 +85,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
     try:
+        check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
         path = _model_file(spec, choice)
@@ -171,7 +175,8 @@ def _label(
         settings = replace(
             settings, output=replace(settings.output, embedding_size=_embedding_size(spec, choice, graph))
         )
-    state = RunState(uuid.uuid4().hex)
+    state = RunState(uuid.uuid4().hex, job_name(os.environ))
+    gauges = RunGauges(state.job, work.plan.units)
     pools = plan_pools(config, choice, cluster, pending=int((~work.done).sum()))
     tally.printer.say(f"shardlabel: {pools.describe(cluster)}")
     cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
@@ -188,6 +193,7 @@ def _label(
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)
+                    gauges.show(tally.totals)
                 elif result.failure is not None and tally.failure is None:
                     tally.failure = result.failure
                     tally.printer.say(f"shardlabel: stopping, what is in flight is finished: {result.failure}")

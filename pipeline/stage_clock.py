@@ -26,12 +26,14 @@ class StageClock:
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(Stage, 0.0)
+        self._total = dict.fromkeys(Stage, 0.0)
         self._lock = threading.Lock()
 
     def add(self, stage: Stage, seconds: float) -> None:
         """Count seconds in."""
         with self._lock:
             self._seconds[stage] += seconds
+            self._total[stage] += seconds
 
     @contextmanager
     def measured(self, stage: Stage) -> Iterator[None]:
@@ -63,6 +65,11 @@ class StageClock:
                 if within is not None:
                     self.add(within, -seconds)
             yield value
+
+    def total(self) -> dict[Stage, float]:
+        """Return all that was counted so far."""
+        with self._lock:
+            return dict(self._total)
 
     def take(self) -> dict[Stage, float]:
         """Return what was counted since the last call."""

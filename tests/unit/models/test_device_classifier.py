@@ -58,6 +58,17 @@ def test_probabilities_and_embeddings_are_cut_to_the_images_given(tiny, images):
     assert (found.label_ids == expected.label_ids).all()
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_another_number_of_labels_may_be_asked_of_a_batch(tiny, images, top_k):
+    expected = Classifier(tiny, precision=Precision.FP32, top_k=3).predict(images, top_k=top_k)
+
+    found = on_cpu(tiny).predict(images, top_k=top_k)
+
+    np.testing.assert_array_equal(found.label_ids, expected.label_ids)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.probabilities is None
+
+
 def test_more_threads_than_slots_may_call(tiny, images):
     classifier = on_cpu(tiny, slots=2)
     expected = classifier.predict(images)

@@ -66,3 +66,23 @@ def test_what_was_chosen_is_a_sentence():
     said = plan(ON_GPU, 16, 1, gpus_per_actor=0.5).describe(cluster)
 
     assert said == "16 decoders feed 2 actors with 0.5 of a card each, of 16 CPUs and 1 GPUs; batches of 256"
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [({}, ((3, 3), 500)), ({"actors": "2:6"}, ((2, 6), 0))],
+    ids=["chosen", "asked-for"],
+)
+def test_a_pool_on_a_cluster_begins_with_what_is_free_and_follows_it(options, bounds):
+    cluster = Cluster(8, 0, is_ours=True, free_cpus=3, may_grow=True)
+
+    pools = plan_pools(LabelConfig(source=("x",), output="y", **options), ON_CPU, cluster, pending=500)
+
+    assert (pools.actors, pools.growth) == bounds
+    assert ("more as it grows" in pools.describe(cluster)) == (not options)
+
+
+def test_a_pool_on_a_full_cluster_waits_for_one_cpu():
+    cluster = Cluster(8, 0, is_ours=True, free_cpus=0, may_grow=True)
+
+    assert plan_pools(LabelConfig(source=("x",), output="y"), ON_CPU, cluster, pending=500).actors == (1, 1)

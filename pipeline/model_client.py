@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -63,7 +64,10 @@ class ModelClient:
         """Label batches, in order; a few are on their way while the next is decoded."""
         waiting: deque[tuple[DecodedBatch, _Sent]] = deque()
         for batch in self._in_turn(batches):
-            waiting.append((DecodedBatch(batch.rows, batch.pixels[:0]), self._send(batch.pixels)))
+            # Without the pixels, also not a view of them: they are in the object store now.
+            rows = DecodedBatch(batch.rows, np.empty((0, *batch.pixels.shape[1:]), np.uint8))
+            waiting.append((rows, self._send(batch.pixels)))
+            del batch
             if len(waiting) > IN_FLIGHT_BLOCKS and not self._has_come(waiting[0][1]):
                 # Counted here alone: at its end a unit waits too, and another is decoded meanwhile.
                 with self._clock.measured(Stage.LABEL):

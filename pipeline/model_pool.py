@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,9 @@ def model_pool(
     finally:
         done.set()
         for actor in actors:
-            ray.kill(actor)
+            # Whatever went wrong with Ray is told by the run itself.
+            with suppress(Exception):
+                ray.kill(actor)
 
 
 class Watch:

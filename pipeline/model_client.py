@@ -24,6 +24,8 @@ IN_FLIGHT_BLOCKS = 4
 # An actor that does not answer for so long is restarting, or its node is gone: the block goes to another.
 PATIENCE_S = 120.0
 MAX_SENDS = 4
+# Of an actor's threads, those that label nothing: who asks how it goes must not wait behind blocks.
+WATCH_GROUP = "watch"
 # The longest that a session takes to load: TensorRT builds its engine first.
 LOAD_S = 900.0
 # So many more blocks are sent to an actor of this node before one of another is preferred: pixels are large.
@@ -56,7 +58,10 @@ class ModelClient:
         self._in_flight = [0] * len(self._actors)
         self._node = ray.get_runtime_context().get_node_id()
         self._nodes: dict[int, str] = {}
-        self._starting = {actor.ready.remote(): place for place, actor in enumerate(self._actors)}
+        self._starting = {
+            actor.ready.options(concurrency_group=WATCH_GROUP).remote(): place
+            for place, actor in enumerate(self._actors)
+        }
         self._failed: ShardlabelError | None = None
         self._lock = threading.Lock()
 

@@ -29,7 +29,7 @@ from models.classifier import Choice, Classifier, Provider, choose
 from models.decode import ImageLimits
 from models.download import progress_printer
 from models.errors import ConfigError
-from models.graph_cache import load_joined_graph
+from models.graph_half import load_graph
 from models.spec import ModelSpec
 from pipeline import reading
 from pipeline.cluster_session import Cluster, connect
@@ -238,7 +238,7 @@ def _load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) 
     """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
     if path is None:
         return b""
-    graph = load_joined_graph(spec, spec.artifact(choice.precision), path)
+    graph = load_graph(spec, choice.precision, path)
     if choice.provider is Provider.CPU:
         Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
     return graph

@@ -118,8 +118,9 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         max_queue=max_queue,
         # Serve's own limit must never be the one that answers: its refusals are no JSON.
         max_ongoing=2 * max_queue + 2 * batch_size * workers + 64,
-        # Enough that a batch can form while one runs; with less, a replica could never be full before another starts.
-        target_ongoing=float(2 * batch_size * workers),
+        # One piece of work that runs and one that waits. On a GPU that is a batch, which could never fill with less; on
+        # a CPU an image, since there a batch is no faster than its images, and a core that idles is.
+        target_ongoing=2.0 * (batch_size if on_gpu else 1) * workers,
         cpus=replica_cpus,
         gpus=int(on_gpu),
     )

@@ -234,3 +234,22 @@ def test_lifespan_is_answered():
     asyncio.run(build_asgi(FakeBackend(), CONFIG)({"type": "lifespan"}, receive, send))
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_request_whose_client_left_is_counted_and_forgotten():
+    metrics = ServeMetrics("m", "r1", lambda: 0)
+    app = build_asgi(FakeBackend(delay_s=5), CONFIG, Extras(metrics=metrics))
+
+    async def leave():
+        task = asyncio.create_task(request(app, "POST", "/v1/classify", JPEG))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    text = metrics.render().decode()
+
+    assert 'shardlabel_requests_total{model="m",replica="r1",route="/v1/classify",status="499"} 1.0' in text
+    assert 'shardlabel_errors_total{kind="gone",model="m",replica="r1",route="/v1/classify"} 1.0' in text
+    assert 'shardlabel_in_flight{model="m",replica="r1"} 0.0' in text

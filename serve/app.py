@@ -147,13 +147,15 @@ class _Endpoint:
         self._classify = Classify(backend, config, extras.admit)
         self._parts: dict[str, App] = {}
         paths: dict[str, object] = {}
-        for root, name in PARTS.items():
+        for name in dict.fromkeys(PARTS.values()):
             module = load_part(name)
             if module is not None:
-                self._parts[root] = module.build(backend, config)
+                part = module.build(backend, config)
+                self._parts |= {root: part for root, owner in PARTS.items() if owner == name}
                 paths |= getattr(module, "OPENAPI_PATHS", {})
-        self._openapi = json_answer(openapi_document(config, backend, paths))
-        self._docs = Answer(docs_page(openapi_document(config, backend, paths)), content_type=_HTML)
+        document = openapi_document(config, backend, paths)
+        self._openapi = json_answer(document)
+        self._docs = Answer(docs_page(document), content_type=_HTML)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -12,9 +12,10 @@ import pytest
 from models.errors import ConfigError
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
-from serve.app import Extras, build_asgi, route_name
+from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
+from serve.routing import route_name
 from tests.asgi_client import Response, request
 from tests.fake_backend import FakeBackend
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 
 from models.errors import ClusterError, ConfigError
+from pipeline.lean_data import keep_cluster_actors
+from pipeline.local_ray import start_local_ray
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +82,10 @@ def connect(address: str | None) -> Cluster:
         if not is_ours:
             pass
         elif address:
+            keep_cluster_actors()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            start_local_ray()
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if address:

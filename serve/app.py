@@ -38,6 +38,7 @@ from serve.api_keys import ApiKeys
 from serve.asgi import (
     Answer,
     App,
+    BodyMemory,
     ClientGoneError,
     Message,
     Receive,
@@ -137,6 +138,7 @@ class _Endpoint:
     def __init__(self, backend: Backend, config: ServeConfig, extras: Extras) -> None:
         self._backend = backend
         self._extras = extras
+        self._memory = BodyMemory(config.max_body_memory)
         self._classify = Classify(backend, config, extras.admit)
         self._parts: dict[str, App] = {}
         paths: dict[str, object] = {}
@@ -163,11 +165,13 @@ class _Endpoint:
         if metrics is not None:
             metrics.in_flight.inc()
         watched = _Watched(send)
+        scope[BodyMemory.KEY] = self._memory
         kind: str | None = "gone"
         try:
             kind = await self._answer(path, scope, receive, watched)
         finally:
             # Also where the task was cancelled: the client has closed the connection.
+            self._memory.give_back(scope)
             if metrics is not None:
                 metrics.in_flight.dec()
             self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)

@@ -54,6 +54,36 @@ class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
         self.kind = kind or str(status)
 
 
+class BodyMemory:
+    """Bytes of the request bodies that a process holds, bounded: many large uploads at once must not fill it.
+
+    Args:
+        limit: Of all bodies together, bytes.
+    """
+
+    KEY = "shardlabel.body_memory"
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._of: dict[int, int] = {}
+
+    def take(self, scope: Scope, size: int) -> None:
+        """Count bytes of a request, or raise OverloadedError."""
+        if self._used + size > self._limit:
+            raise OverloadedError(
+                f"overloaded: the requests in progress have {self._used:,} bytes, and max_body_memory is "
+                f"{self._limit:,}; try again later",
+                retry_after_s=1.0,
+            )
+        self._used += size
+        self._of[id(scope)] = self._of.get(id(scope), 0) + size
+
+    def give_back(self, scope: Scope) -> None:
+        """Forget a request that was answered."""
+        self._used -= self._of.pop(id(scope), 0)
+
+
 class ClientGoneError(Exception):
     """The client closed the connection before its request was whole: nobody is left to answer."""
 
@@ -124,6 +154,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
     Raises:
         Rejected: 413 it is larger, 415 another encoding, 400 the packed data are broken.
+        OverloadedError: The bodies in progress fill the memory that there is for them.
         ClientGoneError: The client went away in the middle.
     """
     unpack = _unpacker(scope)
@@ -132,16 +163,19 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         raise _too_many_bytes(int(length), max_bytes)
     parts: list[bytes] = []
     size = 0
+    memory: BodyMemory | None = scope.get(BodyMemory.KEY)
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         part = message.get("body", b"")
         if part:
-            parts.append(part)
             size += len(part)
             if size > max_bytes:
                 raise _too_many_bytes(size, max_bytes)
+            if memory is not None:
+                memory.take(scope, len(part))
+            parts.append(part)
         if not message.get("more_body", False):
             break
     body = parts[0] if len(parts) == 1 else b"".join(parts)

@@ -14,56 +14,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.errors import DeadlineError, OverloadedError
+from serve.jobs import Job, Line, Ticket
 
 # What each image took lately, for telling how long the queue will take: the newest batch counts a fifth.
 _SMOOTHING = 0.2
 _FIRST_GUESS_S = 0.02
-
-
-class Ticket:
-    """One request: its jobs' outcomes, and the future that is set when the last is there."""
-
-    __slots__ = ("dead", "future", "left", "outcomes")
-
-    def __init__(self, size: int, future: asyncio.Future[None]) -> None:
-        self.outcomes: list[Any] = [None] * size
-        self.left = size
-        self.future = future
-        # "cancelled" or "deadline" where nobody waits any more. Written by the event loop, read by the threads.
-        self.dead: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One image, or one tensor of a batch.
-
-    Attributes:
-        payload: Encoded bytes, or a tensor.
-        weight: Images it counts for.
-        deadline: `time.monotonic()` after which it is dropped.
-        options: What the runner needs to know of it.
-        decoded: What the decoder made of the payload; an exception where it could not.
-        since: `time.monotonic()` when it began to wait.
-    """
-
-    payload: Any
-    weight: int
-    deadline: float
-    options: Any = None
-    decoded: Any = None
-    since: float = 0.0
-    ticket: Ticket = field(init=False)
-    index: int = field(init=False)
-
-    def why_dead(self) -> str | None:
-        """Return why nobody waits for it; None while somebody does."""
-        return self.ticket.dead or ("deadline" if self.deadline <= time.monotonic() else None)
 
 
 class Runner(Protocol):
@@ -94,55 +55,6 @@ class BatchReport:
     infer_s: float = 0.0
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: bool = False
-
-
-class _Line:
-    """Jobs that wait, first come first served; threads take from it when they are free."""
-
-    def __init__(self, room: int | None = None) -> None:
-        self._jobs: deque[Job] = deque()
-        self._room = room
-        self._closed = False
-        self._changed = threading.Condition()
-        # Images that wait. Written under the lock; a reader without it sees one value or the next.
-        self.images = 0
-
-    def put(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
-        with self._changed:
-            while wait and self._room is not None and len(self._jobs) >= self._room and not self._closed:
-                self._changed.wait()
-            self._jobs.extend(jobs)
-            self.images += sum(job.weight for job in jobs)
-            self._changed.notify(len(jobs) if self._room is None else 2)
-
-    def take(self, most: int, delay_s: float) -> list[Job]:
-        """Wait for a job, and return it with those behind it; none means closed."""
-        with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if delay_s and self._jobs:
-                until = self._jobs[0].since + delay_s
-                while len(self._jobs) < most and not self._closed and (left := until - time.monotonic()) > 0:
-                    self._changed.wait(left)
-            taken = [self._jobs.popleft() for _ in range(min(most, len(self._jobs)))]
-            self.images -= sum(job.weight for job in taken)
-            if self._room is not None:
-                self._changed.notify_all()
-            return taken
-
-    def remove(self, ticket: Ticket) -> int:
-        """Remove a request's jobs; return how many were still waiting."""
-        with self._changed:
-            removed = [job for job in self._jobs if job.ticket is ticket]
-            if removed:
-                self._jobs = deque(job for job in self._jobs if job.ticket is not ticket)
-                self.images -= sum(job.weight for job in removed)
-            return len(removed)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class Batcher:
@@ -177,8 +89,8 @@ class Batcher:
         self._max_queue = max_queue
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._waiting = _Line()
-        self._decoded = _Line(room=2 * batch_size) if decoders else None
+        self._waiting = Line()
+        self._decoded = Line(room=2 * batch_size) if decoders else None
         self._lanes = workers
         self._image_s = _FIRST_GUESS_S
         # Of each thread: when it began what it is at, for noticing one that hangs.

@@ -51,6 +51,9 @@ def serve(  # noqa: PLR0913 (one argument an option)
     max_request_bytes: Annotated[
         int | None, typer.Option(help="Of a request's body; beyond, 413. [default: 20971520]")
     ] = None,
+    max_body_memory: Annotated[
+        int | None, typer.Option(help="Of all bodies that a replica holds; beyond, 503. [default: 536870912]")
+    ] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Of an image; beyond, 413. [default: 100000000]")] = None,
     max_images: Annotated[int | None, typer.Option(help="Images of one request; beyond, 413. [default: 64]")] = None,
     api_keys_file: Annotated[
@@ -81,7 +84,8 @@ def serve(  # noqa: PLR0913 (one argument an option)
         options.pop(name)
 
     from serve.config import build_config
-    from serve.launch import Listen, running
+    from serve.endpoint import Listen
+    from serve.launch import running
 
     if access_log == "-":
         raise ConfigError("--access-log must be off or a file: replicas have no terminal of their own")

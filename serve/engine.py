@@ -16,8 +16,9 @@ from models.errors import InputError, UndecodableImageError
 from models.spec import ModelSpec, Precision
 from models.tensor_model import TensorModel
 from serve.backend import Labelled, Outcome
-from serve.batching import Batcher, BatchReport, Job
+from serve.batching import Batcher, BatchReport
 from serve.config import Plan
+from serve.jobs import Job
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
 STUCK_S = 60.0
@@ -172,7 +173,7 @@ class Engine:
         side = self.spec.preprocessing.crop
         buffer = io.BytesIO()
         Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
-        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, self._limits)
+        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
             self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
         self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))

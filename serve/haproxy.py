@@ -4,9 +4,11 @@ Ray writes HAProxy's configuration itself. Its variable RAY_SERVE_HAPROXY_BINARY
 script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, under the same process id and arguments:
 
 * Metrics and stats listen on the loopback interface, not on all; the admin socket is its owner's alone.
-* HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text.
+* HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text. (To bytes that are
+  no HTTP at all HAProxy answers with a text that is built in.)
 * The whole request is read before it is passed on, so that one whose replica died can be sent to another. That holds
   for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
+* Replicas are told who asked (X-Forwarded-For), for the access log.
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
 """
 
@@ -72,7 +74,7 @@ def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK) -> str:
     config = re.sub(r"(?m)^\s*errorfile \d+ .*\n", "", config)
     lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{lines}", config)
-    whole = f"    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+    whole = f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
     config = re.sub(r"(?m)^(frontend http_frontend\n\s*bind .*\n)", rf"\1{whole}", config)
     # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
     unary = "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"

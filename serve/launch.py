@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
-import shutil
-import socket
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from models.cache import locate
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
 from serve.config import ServeConfig
+from serve.endpoint import Endpoint, Listen
 from serve.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE
-from serve.ports import check_free, free_ports, holders
+from serve.ports import check_free, free_ports
 
 logger = logging.getLogger(__name__)
 
@@ -36,120 +35,6 @@ POLL_S = 0.2
 RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where the endpoint listens.
-
-    Attributes:
-        host: Address.
-        port: Of HTTP.
-        grpc_port: Of gRPC; 0 for none.
-        address: Ray cluster to join; None for a local Ray.
-        haproxy: Whether HAProxy may stand before the replicas.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc_port: int = 9000
-    address: str | None = None
-    haproxy: bool = True
-
-    @property
-    def url(self) -> str:
-        """Return where a client of this machine finds it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
-
-
-@dataclass(slots=True)
-class Endpoint:
-    """An endpoint that runs. `close` drains it and leaves nothing behind."""
-
-    listen: Listen
-    drain_s: float
-    folder: Path
-    is_local: bool
-    admin_sockets: list[Path] = field(default_factory=list)
-
-    def close(self) -> None:
-        """Stop taking requests, finish those that are being served, and stop."""
-        import ray
-        from ray import serve as ray_serve
-
-        haproxy = self._haproxy_pids()
-        if haproxy:
-            self._drain_haproxy()
-        with contextlib.suppress(Exception):
-            if haproxy and self.is_local:
-                # Everything was served: there is nothing that a graceful shutdown of Serve would wait for.
-                pass
-            else:
-                ray_serve.shutdown()
-        ray.shutdown()
-        _wait_gone(haproxy, 5.0)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def sentence(self) -> str:
-        """Say in a line or two where it is."""
-        from serve.replica import grpc_servicers
-
-        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
-        return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
-
-    def fault(self) -> str | None:
-        """Say why it cannot go on; None while it can."""
-        import ray._private.worker
-
-        node = ray._private.worker._global_node
-        if node is None or not self.is_local:
-            return None
-        for name in ("gcs_server", "raylet"):
-            for info in node.all_processes.get(name, []):
-                if info.process.poll() is not None:
-                    return f"Ray's {name} died; run the same command again"
-        return None
-
-    def _haproxy_pids(self) -> list[int]:
-        return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
-
-    def _drain_haproxy(self) -> None:
-        """Close HAProxy's listeners, then wait until it serves nobody."""
-        deadline = time.monotonic() + self.drain_s
-        for path in self.folder.glob("*/admin.sock"):
-            with contextlib.suppress(OSError):
-                _ask(path, "disable frontend http_frontend; disable frontend grpc_frontend")
-                while time.monotonic() < deadline and _in_flight(_ask(path, "show stat")):
-                    time.sleep(0.05)
-
-
-def _ask(path: Path, command: str) -> str:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5.0)
-        connection.connect(str(path))
-        connection.sendall(f"{command}\n".encode())
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
-        return answer.decode(errors="replace")
-
-
-def _in_flight(stats: str) -> int:
-    """Return the requests that HAProxy's backends serve, by its `show stat`."""
-    lines = [line.split(",") for line in stats.splitlines() if line]
-    if not lines:
-        return 0
-    names = [name.strip("# ") for name in lines[0]]
-    rows = (dict(zip(names, line, strict=False)) for line in lines[1:])
-    return sum(int(row.get("scur") or 0) for row in rows if row.get("svname") == "BACKEND")
-
-
-def _wait_gone(pids: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    for pid in pids:
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
 
 
 def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
@@ -169,7 +54,7 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         locate(spec, next(iter(spec.artifacts)))
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
-    _set_environment(listen, folder)
+    _set_environment(listen, folder, config.deadline_s)
     try:
         _start_ray(listen)
         _start_serve(config, listen)
@@ -181,7 +66,7 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     return endpoint
 
 
-def _set_environment(listen: Listen, folder: Path) -> None:
+def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     wanted = {
@@ -217,6 +102,8 @@ def _set_environment(listen: Listen, folder: Path) -> None:
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "3",
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+            # Of a replica that does not answer at all: it says itself when a deadline has passed.
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():
@@ -245,11 +132,10 @@ def _start_serve(config: ServeConfig, listen: Listen) -> None:
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
-    from serve.app import build_app
-    from serve.replica import APP_NAME, grpc_servicers
+    from serve.replica import APP_NAME, build_application, grpc_servicers
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    app = build_app(config)
+    app = build_application(config, is_fixed=listen.address is None)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     try:
         ray_serve.start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from pathlib import Path
@@ -57,14 +58,18 @@ def holders(port: int) -> list[tuple[int, str]]:
     inodes = _listening_inodes(port)
     found = []
     for process in Path("/proc").glob("[0-9]*") if inodes else ():
-        try:
-            links = {str(fd.readlink()) for fd in (process / "fd").iterdir()}
-            if links & inodes:
+        with contextlib.suppress(OSError):  # of another user, or gone by now
+            if any(_target(fd) in inodes for fd in (process / "fd").iterdir()):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 found.append((int(process.name), command[:120]))
-        except OSError:  # of another user, or gone by now
-            continue
     return found
+
+
+def _target(fd: Path) -> str:
+    try:
+        return str(fd.readlink())
+    except OSError:  # closed by now
+        return ""
 
 
 def _listening_inodes(port: int) -> set[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +15,7 @@ from ray.serve.config import AutoscalingConfig
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Choice, choose
+from models.classifier import Choice, Device, choose
 from models.errors import ConfigError
 from models.spec import ModelSpec
 from serve.access_log import AccessLog
@@ -35,6 +37,8 @@ GRPC_PART = "serve.oip.grpc"
 UPSCALE_DELAY_S = 2.0
 DOWNSCALE_DELAY_S = 30.0
 LOOK_BACK_S = 3.0
+METRICS_INTERVAL_S = 1.0
+SURGE_PERCENT = 20
 HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
@@ -54,7 +58,8 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
     ) -> None:
         _pin_threads(plan.cpus)
         self.config = config
-        name = ray_serve.get_replica_context().replica_id.unique_id
+        context = ray_serve.get_replica_context()
+        name = context.replica_id.unique_id
         self.backend = await asyncio.to_thread(
             Engine,
             spec,
@@ -65,7 +70,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
             plan=plan,
         )
         self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
-        self._share = MetricsShare(RayStore(APP_NAME), name, self._metrics.render)
+        self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
@@ -98,19 +103,29 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
             await asyncio.to_thread(self._access_log.close)
 
 
-def build_application(config: ServeConfig) -> ray_serve.Application:
+def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_serve.Application:
     """Bind the deployment to a configuration; see `serve.app.build_app`.
 
-    Where Ray is not there yet (a driver that only describes the application), it is not asked for GPUs.
+    Args:
+        config: The settings.
+        is_fixed: Whether Ray has all that it will ever have: a local one. A cluster may grow, so that what is not there
+            yet is no error.
+
+    Raises:
+        ConfigError: The replicas do not fit a fixed Ray.
+        ProviderUnavailableError: A GPU was asked for, and a fixed Ray has none.
     """
     cpus, gpus = _resources()
-    spec = load_spec(config.model)
-    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0)
+    # A replica's working folder is not ours.
+    spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
+    choice = choose(
+        spec, config.device, config.precision, has_gpu=gpus > 0 or (config.device is Device.CUDA and not is_fixed)
+    )
     locate(spec, choice.precision)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     plan = plan_replica(config, on_gpu=choice.provider.value.startswith("CUDA"), cpus=int(cpus))
-    most = max_replicas(config, plan, cpus, gpus)
+    most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
         ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
@@ -120,42 +135,55 @@ def build_application(config: ServeConfig) -> ray_serve.Application:
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=config.deadline_s + SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
     return deployment.bind(config, spec, choice, plan)
 
 
-def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float) -> int:
-    """Return the most replicas: as configured, else as many as fit the cluster.
+def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:
+    """Return the most replicas: as configured, else as many as fit, and at least as many as the least.
 
     Raises:
-        ConfigError: Not even one fits, or fewer than the least that were asked for.
+        ConfigError: The least do not fit a fixed Ray.
     """
-    fits = int(cpus // plan.cpus) if cpus else 1
+    fits = int(cpus // plan.cpus)
     if plan.gpus:
         fits = min(fits, int(gpus // plan.gpus))
     least = max(1, config.min_replicas)
-    if fits < least:
+    if fits < least and is_fixed:
         raise ConfigError(
             f"{least} replicas of {plan.cpus} CPUs and {plan.gpus} GPUs each do not fit: Ray has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
         )
-    return config.max_replicas or fits
+    return config.max_replicas or max(fits, least)
+
+
+def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:
+    """Return Serve's setting for starting new replicas before old ones stop, in a rolling update.
+
+    Only where one more than the most fits: Serve would wait for the room without end.
+    """
+    has_room = (most + 1) * plan.cpus <= cpus and (most + 1) * plan.gpus <= gpus
+    return SURGE_PERCENT if has_room else 0
 
 
 def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:
     if config.min_replicas == most:
         return {"num_replicas": most}
-    return {
-        "autoscaling_config": AutoscalingConfig(
+    with warnings.catch_warnings():
+        # The variables that are to replace this field are read at import: too late for `serve deploy`.
+        warnings.filterwarnings("ignore", message=".*metrics_interval_s", category=DeprecationWarning)
+        scaling = AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
             upscale_delay_s=UPSCALE_DELAY_S,
             downscale_delay_s=DOWNSCALE_DELAY_S,
+            metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,
         )
-    }
+    return {"autoscaling_config": scaling}
 
 
 def _resources() -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,7 +247,7 @@ def check_triton_grpc(got: dict, *, model: str, classes: int, first: str, first_
     assert got["later"][0] == first_id
     assert got["unknown"][0] == got["version"][0] == "StatusCode.NOT_FOUND"
     assert got["broken"][0] == "StatusCode.INVALID_ARGUMENT"
-    assert "image 0" in got["broken"][1]
+    assert "image 1" in got["broken"][1]
     assert got["wrong"][0] == "StatusCode.INVALID_ARGUMENT"
     assert got["late"][0] == "StatusCode.DEADLINE_EXCEEDED"
     assert got["too_many"][0] == "StatusCode.RESOURCE_EXHAUSTED"
@@ -290,3 +291,76 @@ def test_kserve_client(server, red_jpeg):
     assert rpc["id"] == "7"
     assert rpc["raw"][0] == rpc["typed"][0] == "red"
     assert rpc["unknown"] == "NOT_FOUND"
+
+
+# Once more, against `shardlabel serve`: Ray Serve's ingress stands between
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory) -> Iterator[OipServer]:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs Linux' /proc")
+    from serve.ports import free_ports
+    from tests.serve_process import serving
+
+    (grpc_port,) = free_ports(1)
+    options = ["--model", "efficientnet-lite0", "--grpc-port", str(grpc_port), "--max-replicas", "1"]
+    with serving(tmp_path_factory.mktemp("serve"), *options) as running:
+        yield OipServer(f"127.0.0.1:{running.port}", f"127.0.0.1:{grpc_port}", "efficientnet-lite0", 224)
+
+
+@pytest.fixture(scope="module")
+def cat(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "cat.jpg"
+    with tarfile.open(ROOT / "models" / "samples" / "photos.tar") as tar:
+        path.write_bytes(tar.extractfile("chelsea.jpg").read())
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_tritonclient_http_through_shardlabel_serve(endpoint, cat):
+    image = cat.read_bytes()
+    with triton.InferenceServerClient(endpoint.http) as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready(endpoint.model)
+        assert client.get_model_config(endpoint.model)["name"] == endpoint.model
+        assert len(client.get_model_repository_index()) == 2
+        wanted = triton.InferRequestedOutput("probabilities", class_count=3)
+        answers = [
+            client.infer(
+                endpoint.model, [images(image)], outputs=[wanted],
+                request_compression_algorithm=packed, response_compression_algorithm=packed,
+            ).as_numpy("probabilities")
+            for packed in (None, "gzip", "deflate")
+        ]  # fmt: skip
+        everything = client.infer(endpoint.model, [images(image, image)])
+        with pytest.raises(InferenceServerException, match="no model 'nothing'"):
+            client.infer("nothing", [images(image)])
+        assert client.get_inference_statistics(endpoint.model)["model_stats"][0]["inference_count"] == 5
+
+    assert "cat" in texts(answers[0])[0]
+    assert texts(answers[0]) == texts(answers[1]) == texts(answers[2])
+    assert everything.as_numpy("probabilities").shape == (2, 1000)
+    assert texts(everything.as_numpy("labels"))[0] == texts(answers[0])[0].split(":")[2]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_tritonclient_grpc_through_shardlabel_serve(endpoint, cat):
+    got = run_client("triton_grpc.py", endpoint.grpc, endpoint.model, cat, endpoint.side)
+
+    check_triton_grpc(
+        got, model=endpoint.model, classes=1000, first=got["classes"][0].split(":")[2], first_id=got["label_ids"][0][0]
+    )
+    assert "cat" in got["labels"][0][0]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_kserve_client_through_shardlabel_serve(endpoint, cat):
+    got = run_client("kserve_calls.py", endpoint.http, endpoint.grpc, endpoint.model, cat, endpoint.side)
+
+    assert "cat" in got["rest"]["json"][0]
+    assert got["rest"]["json"] == got["grpc"]["raw"] == got["grpc"]["typed"]
+    assert got["grpc"]["unknown"] == "NOT_FOUND"

@@ -16,9 +16,11 @@ from serve.config import ServeConfig
 from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.faults import malformed, not_ready
+from serve.oip.openapi import PATHS
 from serve.oip.request import InferRequest, parse_request
 from serve.oip.served import ServedModel, check_ready
 
+OPENAPI_PATHS = PATHS
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
 # Below this much, packing an answer is cheaper than handing it to a thread.
@@ -99,14 +101,15 @@ class HttpRoutes:
         await answer.send(send)
 
     def _find(self, method: str, path: str) -> tuple[_Handler, re.Match[str]]:
-        allowed = []
+        allowed: list[str] = []
         for wanted, pattern, handler in self._routes:
             found = pattern.fullmatch(path)
             if found is None:
                 continue
             if wanted in (method, "*") or (wanted, method) == ("GET", "HEAD"):
                 return handler, found
-            allowed.append(wanted)
+            if wanted not in allowed:
+                allowed.append(wanted)
         if allowed:
             allow = ", ".join(allowed)
             message = f"{path[:200]!r} takes {allow}, got {method}"

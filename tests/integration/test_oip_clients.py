@@ -276,6 +276,20 @@ def test_our_messages_are_the_protocols(triton_grpc):
         assert ours == fields, name
 
 
+@pytest.mark.parametrize("theirs", ["tritonclient.grpc", "kserve.protocol.grpc.grpc_predict_v2_pb2"])
+@pytest.mark.parametrize("order", [1, -1], ids=["ours last", "ours first"])
+def test_our_messages_stand_beside_theirs_in_one_process(theirs, order):
+    if not CLIENTS_PYTHON.is_file():
+        pytest.skip("the clients are not installed: make .venv-clients/.installed")
+    first, second = [theirs, "serve.oip.messages"][::order]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {first}, {second}"
+    code += "; print(serve.oip.messages.message_class('ServerLiveResponse')(live=True).SerializeToString().hex())"
+
+    done = subprocess.run([CLIENTS_PYTHON, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.stdout == "0801\n", done.stderr
+
+
 def test_kserve_client(server, red_jpeg):
     got = run_client("kserve_calls.py", server.http, server.grpc, server.model, red_jpeg, server.side)
 

@@ -23,8 +23,8 @@ from serve.oip.served import ServedModel, check_ready
 OPENAPI_PATHS = PATHS
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
-# Below this much, packing an answer is cheaper than handing it to a thread.
-_INLINE_BYTES = 64 * 1024
+# Below this much, parsing JSON and packing an answer are cheaper than handing them to a thread.
+_INLINE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ class HttpRoutes:
         response = await self._endpoint.infer(
             model,
             lambda: _parse(model, request.body, length),
+            in_thread=length is None and len(request.body) > _INLINE_BYTES,
             started=request.started,
             deadline=request.deadline,
         )

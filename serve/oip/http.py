@@ -121,7 +121,7 @@ class HttpRoutes:
         length = header(request.scope, HEADER_LENGTH)
         response = await self._endpoint.infer(
             model,
-            lambda: _parse(model, request.body, length),
+            lambda: _parse(model, request, length),
             in_thread=length is None and len(request.body) > _INLINE_BYTES,
             started=request.started,
             deadline=request.deadline,
@@ -200,7 +200,8 @@ def _path(scope: Scope) -> str:
     return path.rstrip("/")
 
 
-def _parse(model: ServedModel, body: bytes, header_length: bytes | None) -> InferRequest:
+def _parse(model: ServedModel, request: _Request, header_length: bytes | None) -> InferRequest:
+    body = request.body
     if header_length is None:
         return parse_request(body, None)
     # A number with more digits is larger than any body, and need not be read.
@@ -209,7 +210,9 @@ def _parse(model: ServedModel, body: bytes, header_length: bytes | None) -> Infe
         raise malformed(f"Inference-Header-Content-Length must be a number of bytes, got {shown!r}")
     length = int(header_length)
     if length == 0:
-        return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=True)
+        # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
+        as_json = b"application/json" in (header(request.scope, b"accept") or b"")
+        return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
     return parse_request(body, length)
 
 

@@ -62,7 +62,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Answered without a key: who watches over the endpoint has none.
-OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz"})
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
+# The page is where a key is typed in; it shows the model's name and the bundled photographs.
+OPEN_BELOW = "/page/"
 # Modules with `build(backend, config) -> App`, by the paths that are theirs.
 PARTS = {"v2": "serve.oip.http", "": "serve.page", "page": "serve.page"}
 _HTML = b"text/html; charset=utf-8"
@@ -118,17 +120,20 @@ def load_part(name: str) -> Any:  # noqa: ANN401 (a module)
 
 
 class _Watched:
-    """`send`, with a note of what was answered."""
+    """`send`, with a note of what was answered, and how long that took told to the client (Server-Timing)."""
 
-    __slots__ = ("_send", "status")
+    __slots__ = ("_began", "_send", "status")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, began: float) -> None:
+        self._began = began
         self._send = send
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - self._began))
+            message["headers"] = [*message["headers"], (b"server-timing", spent)]
         await self._send(message)
 
 
@@ -164,7 +169,7 @@ class _Endpoint:
         metrics = self._extras.metrics
         if metrics is not None:
             metrics.in_flight.inc()
-        watched = _Watched(send)
+        watched = _Watched(send, began)
         scope[BodyMemory.KEY] = self._memory
         kind: str | None = "gone"
         try:
@@ -179,7 +184,7 @@ class _Endpoint:
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: _Watched) -> str | None:
         """Answer one request; return the kind of its error, or None."""
         try:
-            if self._extras.keys is not None and path not in OPEN:
+            if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
                 self._extras.keys.check(header(scope, b"authorization"))
             await self._route(path, scope, receive, send)
         except ClientGoneError:

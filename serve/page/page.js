@@ -11,6 +11,7 @@
   const waiting = [];
   let running = 0;
   let apiKey = "";
+  let asking; // the timer of the next look at the server's state
   let limits = {};
   let shown = []; // items, newest first
 
@@ -33,16 +34,26 @@
 
   // What the server says of itself.
 
+  // Asked again only while it is not ready: a page that is left open must not keep a replica awake.
   async function askState() {
+    clearTimeout(asking);
+    const ready = await readState();
+    if (!ready) asking = setTimeout(() => { if (!document.hidden) askState(); }, ASK_AGAIN_MS);
+  }
+
+  async function readState() {
     let state;
     try {
       state = await (await fetch(at("page/state"), { cache: "no-store" })).json();
     } catch {
-      return showState("away", "The server does not answer");
+      showState("away", "The server does not answer");
+      return false;
     }
     limits = state;
     const precise = [state.model, state.precision].filter(Boolean).join(" · ");
-    return state.ready ? showState("ready", `Ready · ${precise}`) : showState("waiting", `Starting · ${precise}`);
+    if (state.ready) showState("ready", `Ready · ${precise}`);
+    else showState("waiting", `Starting · ${precise}`);
+    return state.ready;
   }
 
   function showState(state, text) {
@@ -51,7 +62,6 @@
     if ($("state-text").textContent !== text) $("state-text").textContent = text;
   }
 
-  setInterval(() => { if (!document.hidden) askState(); }, ASK_AGAIN_MS);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) askState(); });
 
   // From a file to a card.

@@ -166,6 +166,22 @@ def test_the_state_of_the_server_is_shown(page, server):
         )
 
 
+def test_a_page_left_open_asks_only_while_the_server_is_not_ready(page, server):
+    page.evaluate("window.realTimeout = setTimeout, window.setTimeout = (f) => window.realTimeout(f, 50)")
+    again = "document.dispatchEvent(new Event('visibilitychange'))"
+
+    def asked() -> int:
+        page.evaluate("0")  # what the tab has said so far is read with the answer
+        return sum(url.endswith("/page/state") for url in page.requests)
+
+    before = asked()
+    page.evaluate(f"{again}, new Promise(done => realTimeout(done, 400))")
+    assert asked() == before + 1
+    server.is_ready = False
+    page.evaluate(f"{again}, new Promise(done => realTimeout(done, 400))")
+    assert asked() >= before + 4
+
+
 @pytest.mark.parametrize("path", ["/app", "/app/"])
 def test_the_page_works_below_a_prefix(chromium, server, path):
     chromium.open(f"{server.url}{path}")

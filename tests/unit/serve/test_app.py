@@ -128,13 +128,12 @@ def test_a_key_of_the_file_opens_the_endpoint_and_nothing_else_does(keys, author
         assert list(response.json) == ["error"]
 
 
-def test_all_routes_but_health_ask_for_the_key(keys):
+def test_all_routes_but_health_and_the_page_ask_for_the_key(keys):
     extras = Extras(keys=ApiKeys(keys))
 
-    assert {
-        path: ask("GET", path, extras=extras).status for path in ("/", "/docs", "/metrics", "/nope")
-    } == dict.fromkeys(("/", "/docs", "/metrics", "/nope"), 401)
-    assert ask("GET", "/healthz", extras=extras).status == 200
+    closed, opened = ("/docs", "/metrics", "/nope", "/v1/classify"), ("/healthz", "/", "/page/state", "/page/samples")
+    assert {path: ask("GET", path, extras=extras).status for path in closed} == dict.fromkeys(closed, 401)
+    assert {path: ask("GET", path, extras=extras).status for path in opened} == dict.fromkeys(opened, 200)
 
 
 def test_a_changed_file_of_keys_is_noticed_and_a_broken_one_is_not_taken(keys, monkeypatch):

@@ -10,8 +10,11 @@ import sys
 
 import typer
 
+import cluster.commands
+import cluster.submit
 import models.commands
 import pipeline.commands
+import pipeline.quantize_command
 import serve.commands
 from models.errors import ShardlabelError
 
@@ -51,7 +54,9 @@ def build_app() -> typer.Typer:
 
     pipeline.commands.register(app)
     serve.commands.register(app)
-    models.commands.register(app)
+    pipeline.quantize_command.register(models.commands.register(app))
+    cluster.commands.register(app)
+    cluster.submit.register(app)
     return app
 
 

@@ -202,4 +202,4 @@ def _pin_threads(cpus: int) -> None:
 
 def grpc_servicers() -> list[str]:
     """Return the import paths of the servicer functions that there are, for Serve's gRPC options."""
-    return [] if load_part(GRPC_PART) is None else [f"{GRPC_PART}:add_to_server"]
+    return [] if load_part(GRPC_PART) is None else ["serve.oip.service:add_to_server"]

@@ -25,10 +25,7 @@
   }
 
   const say = (text) => { $("say").textContent = text; };
-  const percent = (score) => {
-    if (score > 0 && score < 0.001) return "< 0.1 %";
-    return `${(score * 100).toFixed(1)} %`;
-  };
+  const percent = (score) => (score > 0 && score < 0.001 ? "< 0.1 %" : `${(score * 100).toFixed(1)} %`);
   const ms = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
   const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
@@ -51,8 +48,7 @@
     }
     limits = state;
     const precise = [state.model, state.precision].filter(Boolean).join(" · ");
-    if (state.ready) showState("ready", `Ready · ${precise}`);
-    else showState("waiting", `Starting · ${precise}`);
+    showState(state.ready ? "ready" : "waiting", `${state.ready ? "Ready" : "Starting"} · ${precise}`);
     return state.ready;
   }
 
@@ -105,8 +101,7 @@
     const headers = { "Content-Type": item.blob.type || "application/octet-stream" };
     if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
     const started = performance.now();
-    let response;
-    let answer;
+    let response, answer;
     try {
       response = await fetch(at(`v1/classify?top_k=${TOP_K}`), { method: "POST", headers, body: item.blob });
       answer = await response.json().catch(() => null);
@@ -155,7 +150,7 @@
   }
 
   function pictureOf(item) {
-    const image = make("img", { alt: "", src: item.address, decoding: "async" });
+    const image = make("img", { alt: "", src: item.address, decoding: "async", loading: "lazy" });
     image.onerror = () => image.remove(); // a format that the browser cannot show
     return image;
   }
@@ -241,8 +236,26 @@
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dragging");
-    add(event.dataTransfer.files);
+    const { items, files } = event.dataTransfer;
+    const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+    if (!entries.some((entry) => entry.isDirectory)) return add(files);
+    Promise.all(entries.map(filesBelow)).then((found) => add(found.flat()), () => say("The folder could not be read"));
   });
+
+  // Of a folder, the images in it and below, by their names.
+  async function filesBelow(entry) {
+    if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+    const reader = entry.createReader();
+    const entries = [];
+    let some;
+    do {
+      some = await new Promise((done, failed) => reader.readEntries(done, failed)); // 100 at most
+      entries.push(...some);
+    } while (some.length);
+    entries.sort((a, b) => a.name.localeCompare(b.name));
+    const found = (await Promise.all(entries.map(filesBelow))).flat();
+    return found.filter((file) => file.type.startsWith("image/"));
+  }
 
   addEventListener("paste", (event) => {
     if (event.target === $("key")) return;

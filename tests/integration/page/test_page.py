@@ -65,6 +65,20 @@ def test_files_can_be_dropped_anywhere(page, photographs):
     assert page.evaluate("document.body.className") == ""
 
 
+def test_a_folder_can_be_dropped_and_the_images_in_it_are_labelled(page, server, photographs, tmp_path):
+    (tmp_path / "trip" / "day").mkdir(parents=True)
+    for name in ("trip/b.webp", "trip/day/c.webp", "trip/a.webp"):
+        (tmp_path / name).write_bytes((photographs / "coffee.webp").read_bytes())
+    (tmp_path / "trip" / "notes.txt").write_text("no image")
+
+    page.drop_files(tmp_path / "trip")
+    page.wait_for("document.querySelectorAll('.labels').length === 3")
+
+    names = page.evaluate("[...document.querySelectorAll('.card h3')].map(head => head.textContent)")
+    assert names == ["a.webp", "b.webp", "c.webp"]
+    assert server.asked == ["image/webp"] * 3
+
+
 def test_images_can_be_pasted(page):
     page.evaluate(
         "fetch('page/samples/coffee.webp').then(answer => answer.blob()).then(blob => { const data = new DataTransfer();"

@@ -41,7 +41,7 @@ def show_submit() -> dict[str, Any]:
         model = ("--model", "efficientnet-lite0")
         sent = at.line.bytes_up
         run = at.submit("first", *model)
-        first_line = run.wait_for("actors read, decode and label")
+        first_line = run.wait_for("batches of 16")
         code = run.end()
         said = run.summary()
         up = at.line.bytes_up - sent
@@ -63,7 +63,7 @@ def show_cut() -> dict[str, Any]:
         at.seconds_per_read[0] = 1.5
         model = ("--model", str(at.work / "tiny.onnx"), "--top-k", "3")
         run = at.submit("cut", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(3)
         at.line.cut()
         time.sleep(20)
@@ -95,7 +95,7 @@ def show_kills(node_kills: int, driver_kills: int, seed: int) -> dict[str, Any]:
             at.storage.forget()
             nodes_before, drivers_before = outcome["node_kills"], outcome["driver_kills"]
             run = at.submit(name, *model, options=("--retries", "3"))
-            run.wait_for("actors read, decode and label")
+            run.wait_for("batches of 16")
             while run.process.poll() is None:
                 time.sleep(chance.uniform(1, 5))
                 if run.process.poll() is not None:
@@ -136,7 +136,7 @@ def show_grow() -> dict[str, Any]:
         at.seconds_per_read[0] = 1.0
         model = ("--model", str(at.work / "tiny.onnx"), "--top-k", "3")
         run = at.submit("grow", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(4)
         began = time.time()
         node = at.nodes.add(cpus=1)
@@ -145,7 +145,7 @@ def show_grow() -> dict[str, Any]:
         code = run.end()
         at.storage.forget()
         run = at.submit("drain", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(6)
         drained_at = time.time()
         drain(at, node, deadline_s=15)

@@ -189,9 +189,9 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     world.gate.open_shards = 4
     sent_before = world.line.bytes_up
     with started(world, world.command("--submission-id", "ok", label=world.arguments("ok"))) as first:
-        first.wait_for("2 actors read, decode and label")  # while it runs: half of the input is held back
+        first.wait_for("batches of 16")  # while it runs: half of the input is held back
         with started(world, world.command("--submission-id", "ok")) as second:
-            second.wait_for("2 actors read, decode and label")
+            second.wait_for("batches of 16")
             os.kill(second.process.pid, signal.SIGINT)
             left = second.end()
         world.gate.open_shards = 4
@@ -212,7 +212,7 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     assert code == 0, first.text
     assert world.parts("ok") == world.expected
     assert len(world.expected) == SHARDS
-    assert first.text.count("2 actors read, decode and label") == 1  # no line twice, whatever was cut
+    assert first.text.count("batches of 16") == 1  # no line twice, whatever was cut
     assert first.text.count(f"{SHARDS * SAMPLES} images in s3://") == 1
     assert "nothing is sent" in first.text
     assert world.line.bytes_up - sent_before < 100_000
@@ -242,7 +242,7 @@ def test_a_killed_driver_is_started_anew_then_stopped_and_then_finished_under_on
         finished = len(world.parts("again"))
         world.gate.asked.clear()
         run.text = ""
-        run.wait_for("2 actors read, decode and label")
+        run.wait_for("batches of 16")
         read_again = set(world.gate.asked)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait_for("stop the job (s)")
@@ -273,7 +273,7 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
         late = run.end()
     world.gate.open_shards = 4
     with started(world, world.command("--submission-id", "late", label=world.arguments("late"))) as run:
-        run.wait_for("2 actors read, decode and label")
+        run.wait_for("batches of 16")
         extra = world.nodes.add(cpus=1)
         eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()))
         extra.kill()

@@ -12,6 +12,7 @@ from cluster.submit_watch import Watch, Wish
 
 
 def say(text: str) -> None:
+    """Tell the user something."""
     sys.stderr.write(f"shardlabel: {text}\n")
     sys.stderr.flush()
 

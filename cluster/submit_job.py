@@ -214,7 +214,7 @@ class _Run:
     async def _follow(self, mark: str) -> tuple[int, bool]:
         """Follow the job; return the exit code, and whether another attempt may do better."""
         name = self.submission.submission_id
-        watch = Watch(self.client, name, JobLog(mark), _say, ask_wish, self.submission.deadline)
+        watch = Watch(self.client, name, JobLog(mark), say, ask_wish, self.submission.deadline)
         with obeying_signals(watch):
             outcome, job = await watch.follow()
         if outcome is Outcome.LEFT:

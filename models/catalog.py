@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from models.cache import file_sha256, home
-from models.errors import ArtifactError, ConfigError, UnknownModelError
-from models.spec import ModelSpec, Precision
+from models.class_names import load_classes, names_of
+from models.errors import ConfigError, UnknownModelError
+from models.spec import Artifact, ModelSpec, Precision
 
 ENTRIES = Path(__file__).parent / "entries"
 DEFAULT_MODEL = "resnet18-v2"
@@ -41,13 +42,33 @@ def load_spec(name: str) -> ModelSpec:
     """
     if name.endswith(".onnx"):
         return _load_own(Path(name))
-    for folder in entry_folders():
-        path = folder / f"{name}.toml"
-        if path.is_file():
-            return _parse(path, _read(path))
+    if ModelSpec.is_name(name):
+        for folder in entry_folders():
+            path = folder / f"{name}.toml"
+            if path.is_file():
+                return _with_overlay(_parse(path, _read(path)))
     raise UnknownModelError(
         f"model must be one of {', '.join(model_names())}, or the path of an .onnx file, got {name!r}"
     )
+
+
+def overlay_path(name: str) -> Path:
+    """Return where artifacts are listed that were made here of a model, whose entry stays as it is."""
+    return home() / "overlays" / f"{name}.toml"
+
+
+def _with_overlay(spec: ModelSpec) -> ModelSpec:
+    """Add the artifacts that `models quantize` made of this very model; in place of the entry's own, where it has any."""
+    path = overlay_path(spec.name)
+    if not path.is_file():
+        return spec
+    sources = {artifact.sha256 for artifact in spec.artifacts.values()}
+    try:
+        added = {Precision(key): Artifact.model_validate(one) for key, one in _read(path)["artifacts"].items()}
+    except (KeyError, ValueError, AttributeError) as err:
+        raise ConfigError(f"model entry {path} is damaged ({err}); delete it and quantise again") from err
+    fitting = {precision: one for precision, one in added.items() if one.made_from in sources}
+    return spec.model_copy(update={"artifacts": {**spec.artifacts, **fitting}})
 
 
 def load_all() -> Iterator[ModelSpec]:
@@ -62,24 +83,7 @@ def load_labels(spec: ModelSpec) -> tuple[str, ...]:
     Raises:
         ArtifactError: The labels file is missing or empty.
     """
-    return tuple(_first_name(line) for line in _label_lines(spec))
-
-
-def _label_lines(spec: ModelSpec) -> list[str]:
-    path = spec.folder / spec.labels
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise ArtifactError(f"labels of {spec.name}: cannot read {path}: {err}") from err
-    if not lines:
-        raise ArtifactError(f"labels of {spec.name}: {path} is empty, expected one class a line")
-    return lines
-
-
-def _first_name(line: str) -> str:
-    head, _, rest = line.strip().partition(" ")
-    is_synset = len(head) == 9 and head[0] == "n" and head[1:].isdigit()
-    return (rest if is_synset and rest else line).split(",")[0].strip()
+    return names_of(load_classes(spec))
 
 
 def _load_own(path: Path) -> ModelSpec:

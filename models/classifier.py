@@ -95,11 +95,14 @@ class Classifier:
             )
         self._k = np.asarray([top_k], np.int64)
 
-    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+    def predict(
+        self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False, top_k: int | None = None
+    ) -> Predictions:
         """Label a batch.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
+            top_k: Labels per image of this batch, 1 <= top_k <= num_classes; the classifier's own where not given.
             probabilities: Whether to return every class's probability.
             embedding: Whether to return the penultimate features; the entry must name them.
 
@@ -120,7 +123,8 @@ class Classifier:
             raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
         names = ["top_ids", "top_scores"]
         names += ["probabilities"] * probabilities + ["embedding"] * embedding
-        values = dict(zip(names, self._run(names, {"images": images, "k": self._k}), strict=True))
+        k = self._k if top_k is None else np.asarray([top_k], np.int64)
+        values = dict(zip(names, self._run(names, {"images": images, "k": k}), strict=True))
         return Predictions(
             label_ids=values["top_ids"].astype(np.int32),
             scores=values["top_scores"],
@@ -135,6 +139,19 @@ class Classifier:
         return int(probabilities.shape[1])
 
     def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        size = self.spec.input.batch
+        if size is None:
+            return self._run_once(names, feed)
+        # A model of a fixed batch runs piece by piece, the last one filled up with what is thrown away.
+        images, pieces = feed["images"], []
+        for start in range(0, max(1, len(images)), size):
+            piece = np.zeros((size, *images.shape[1:]), np.uint8)
+            count = len(images[start : start + size])
+            piece[:count] = images[start : start + size]
+            pieces.append([value[:count] for value in self._run_once(names, {**feed, "images": piece})])
+        return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+    def _run_once(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         try:
             return list(self._session.run(names, feed))
         except Exception as err:  # ONNX Runtime's errors share no base but Exception

@@ -1,4 +1,4 @@
-"""`shardlabel models list|info|pull|verify`."""
+"""`shardlabel models list|info|pull|verify`; `add` and `remove` are in `models.add_command`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from models.add_command import add, remove
 from models.catalog import load_all, load_labels, load_spec
 from models.errors import ArtifactError, UnknownModelError
 from models.spec import ModelSpec, Precision
-
-app = typer.Typer(no_args_is_help=True, help="The models: what there is, fetching and checking their files.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, or an .onnx file.")]
 
 
-@app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
     from models.cache import is_cached
@@ -29,11 +27,16 @@ def list_models(as_json: AsJson = False) -> None:
             "description": spec.description,
             "licence": spec.licence,
             "precisions": [
-                {"precision": p.value, "size_bytes": a.size_bytes, "bundled": a.bundled, "cached": is_cached(spec, p)}
+                {
+                    "precision": p.value,
+                    "size_bytes": a.size_bytes,
+                    "bundled": a.bundled,
+                    "cached": is_cached(spec, p),
+                    **_reported(spec, p),
+                }
                 for p, a in spec.artifacts.items()
             ],
-            "reported_top1": spec.reported[0].top1 if spec.reported else None,
-            "reported_top5": spec.reported[0].top5 if spec.reported else None,
+            **_reported(spec, next(iter(spec.artifacts))),
         }
         for spec in load_all()
     ]
@@ -43,20 +46,20 @@ def list_models(as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "precision", "MB", "here", "top-1 %", "top-5 %", "description", box=None, pad_edge=False)
+    table = Table("model", "precision", "MB", "here", "top-1 %", "top-5 %", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column.header in ("MB", "top-1 %", "top-5 %") else "left"
     for row in rows:
         for index, file in enumerate(row["precisions"]):
-            here = "bundled" if file["bundled"] else "cached" if file["cached"] else "no"
-            first = index == 0
+            here = "bundled" if file["bundled"] else "yes" if file["cached"] else "no"
             table.add_row(
-                row["name"] if first else "", file["precision"], f"{file['size_bytes'] / 1e6:.1f}", here,
-                _percent(row["reported_top1"]) if first else "", _percent(row["reported_top5"]) if first else "",
-                row["description"] if first else "",
+                row["name"] if index == 0 else "", file["precision"], f"{file['size_bytes'] / 1e6:.1f}", here,
+                _percent(file["reported_top1"]), _percent(file["reported_top5"]),
             )  # fmt: skip
     Console().print(table)
 
 
-@app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
     """Show a model's whole entry, and its inputs and outputs as ONNX Runtime reports them."""
     from models.cache import is_cached
@@ -76,7 +79,6 @@ def info(name: Name, as_json: AsJson = False) -> None:
     typer.echo(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=110).rstrip())
 
 
-@app.command()
 def pull(
     name: Name,
     source: Annotated[Path | None, typer.Option("--from", help="Import this file instead of downloading.")] = None,
@@ -108,8 +110,10 @@ def pull(
             typer.echo(f"{spec.name} {each}: fetched to {path}")
 
 
-@app.command()
-def verify(name: Name) -> None:
+def verify(
+    name: Name,
+    fetch: Annotated[bool, typer.Option("--pull", help="Fetch first what can be downloaded and is not here.")] = False,
+) -> None:
     """Check a model's files: SHA-256, inputs and outputs, and the zoo's own test vector where the catalog has one.
 
     Checks what is cached; exits with 1 where nothing is, or something is wrong.
@@ -117,6 +121,8 @@ def verify(name: Name) -> None:
     from models.cache import is_cached, locate, verify_file
     from models.verification import check_test_vector
 
+    if fetch:
+        pull(name, source=None, precision=None)
     spec = load_spec(name)
     checked = 0
     for precision, artifact in spec.artifacts.items():
@@ -133,12 +139,15 @@ def verify(name: Name) -> None:
             typer.echo(f"{spec.name} {precision}: {vector}")
         checked += 1
     if not checked:
-        raise ArtifactError(f"{spec.name}: none of its files is here; fetch one with `shardlabel models pull {name}`")
+        raise ArtifactError(
+            f"{spec.name}: none of its files is here, so nothing was checked; `shardlabel models verify {name} --pull` "
+            f"fetches and checks it, and without a network `shardlabel models pull {name} --from FILE` takes a file"
+        )
 
 
 def _signature(spec: ModelSpec, precision: Precision) -> dict[str, list[str]]:
     from models.cache import locate
-    from models.verification import read_signature
+    from models.trial import read_signature
 
     return read_signature(locate(spec, precision, download=False))
 
@@ -158,10 +167,22 @@ def _of_size(spec: ModelSpec, source: Path) -> list[Precision]:
     return same or downloadable or list(spec.artifacts)
 
 
+def _reported(spec: ModelSpec, precision: Precision) -> dict[str, float | None]:
+    pair = next(iter(spec.reported_for(precision)), None)
+    return {"reported_top1": pair.top1 if pair else None, "reported_top5": pair.top5 if pair else None}
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def register(root: typer.Typer) -> None:
-    """Add this folder's commands to the console command."""
+def register(root: typer.Typer) -> typer.Typer:
+    """Add this folder's commands to the console command; returns theirs, for those that need other folders."""
+    app = typer.Typer(
+        no_args_is_help=True, help="The models: what there is, fetching, adding and checking their files."
+    )
+    app.command("list")(list_models)
+    for command in (info, pull, add, remove, verify):
+        app.command()(command)
     root.add_typer(app, name="models")
+    return app

@@ -20,17 +20,18 @@ import simplejpeg
 from PIL import Image
 
 from models.errors import UndecodableImageError
-from models.spec import Interpolation, Preprocessing
+from models.spec import Fit, Interpolation, Preprocessing
 
 UInt8Array = npt.NDArray[np.uint8]
 
 RESAMPLING = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
+    Interpolation.LANCZOS: Image.Resampling.LANCZOS,
 }
 
 # Source pixels on either side of a pixel's centre, at full resolution, that Pillow's filters reach.
-_SUPPORT = {Interpolation.BILINEAR: 1, Interpolation.BICUBIC: 2}
+_SUPPORT = {Interpolation.BILINEAR: 1, Interpolation.BICUBIC: 2, Interpolation.LANCZOS: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def crop_axes(width: int, height: int, orientation: int, preprocessing: Preproce
     crop = preprocessing.crop
 
     def axis(side: int) -> Axis:
-        resized = round(side * ratio)
+        resized = preprocessing.resize_shorter if preprocessing.fit is Fit.STRETCH else round(side * ratio)
         return Axis(side, resized, resized // 2 - crop // 2, crop)
 
     x, y = (axis(height), axis(width)) if transposed else (axis(width), axis(height))

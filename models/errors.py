@@ -9,6 +9,7 @@
     ├── ModelError                     exit 1
     │   ├── DownloadError              no source had the file
     │   ├── ArtifactError              a model's file is missing, broken, or has another SHA-256
+    │   ├── QuantizationError          a model loses more by quantising than is allowed
     │   ├── SignatureError             a model's inputs or outputs are not what its entry says
     │   └── ProviderUnavailableError   exit 2: ONNX Runtime cannot use what was asked for on this machine
     ├── InferenceError                 ONNX Runtime failed in the middle; its own error is the cause
@@ -75,6 +76,10 @@ class ArtifactError(ModelError):
 
 class SignatureError(ModelError):
     """A model's inputs or outputs are not what its entry says."""
+
+
+class QuantizationError(ModelError):
+    """A quantised model loses more accuracy than is allowed; nothing was registered."""
 
 
 class ProviderUnavailableError(ModelError):

@@ -3,7 +3,7 @@
 So little travels between processes (150 kB an image instead of 600), and CPU, GPU, bulk and online run the same
 arithmetic. The joined graph takes
 
-    images         uint8 of shape (n_images, crop, crop, 3), HWC RGB
+    images         uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images is fixed where the entry says so
     k              int64 of shape (1,): how many labels; optional, DEFAULT_TOP_K where it is not fed
 
 and gives
@@ -21,11 +21,12 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from models.errors import ArtifactError, SignatureError
-from models.spec import Layout, ModelSpec, OutputKind
+from models.spec import Channels, InputType, Layout, ModelSpec, OutputKind
 
 DEFAULT_TOP_K = 1
-# 13 is the first opset with per-channel QuantizeLinear, which int8 needs, and with Softmax over one axis.
-MIN_OPSET = 13
+# From 11 on our own nodes mean the same in every opset: TopK takes the lower index first, and Softmax over the last of
+# two axes is what it is from 13 on. Converting is left to where it is needed: it knows no operators of ONNX Runtime's.
+MIN_OPSET = 11
 TARGET_OPSET = 17
 _PREFIX = "shardlabel_"
 # Before every name of the model's own.
@@ -49,21 +50,23 @@ def join_graph(spec: ModelSpec, model_bytes: bytes) -> bytes:
         second = inputs[0].name.removeprefix(_MODEL)
         raise SignatureError(f"{spec.name}: expected one input, {spec.input.name!r}, also got {second!r}")
     before, before_weights = _preprocessing_nodes(spec)
-    after, after_weights = _label_nodes(spec)
+    kinds = {output.name: output.type.tensor_type.elem_type for output in graph.output}
+    after, after_weights = _label_nodes(spec, cast=kinds[_MODEL + spec.output.name] != TensorProto.FLOAT)
     nodes = [*before, *graph.node, *after]
     side = spec.preprocessing.crop
+    rows = spec.input.batch or "n_images"
     outputs = [
-        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n_images", "n_classes"]),
-        helper.make_tensor_value_info("top_scores", TensorProto.FLOAT, ["n_images", "top_k"]),
-        helper.make_tensor_value_info("top_ids", TensorProto.INT64, ["n_images", "top_k"]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [rows, "n_classes"]),
+        helper.make_tensor_value_info("top_scores", TensorProto.FLOAT, [rows, "top_k"]),
+        helper.make_tensor_value_info("top_ids", TensorProto.INT64, [rows, "top_k"]),
     ]
     if spec.embedding is not None:
-        outputs.append(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n_images", "features"]))
+        outputs.append(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [rows, "features"]))
     joined = helper.make_graph(
         nodes,
         f"{spec.name}_joined",
         [
-            helper.make_tensor_value_info("images", TensorProto.UINT8, ["n_images", side, side, 3]),
+            helper.make_tensor_value_info("images", TensorProto.UINT8, [rows, side, side, 3]),
             helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
         ],
         outputs,
@@ -92,34 +95,53 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     if opset >= MIN_OPSET:
         return model
-    return version_converter.convert_version(model, TARGET_OPSET)
+    try:
+        return version_converter.convert_version(model, TARGET_OPSET)
+    except Exception as err:
+        raise SignatureError(f"the model is of opset {opset} and cannot be converted to {TARGET_OPSET}: {err}") from err
 
 
 def _preprocessing_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """uint8 NHWC -> the model's own input: (value * scale - mean) / std, as one multiply and one add."""
-    p = spec.preprocessing
-    std, mean = np.asarray(p.std, np.float64), np.asarray(p.mean, np.float64)
-    shape = (1, 3, 1, 1) if spec.input.layout is Layout.NCHW else (1, 1, 1, 3)
-    factor = numpy_helper.from_array((p.scale / std).reshape(shape).astype(np.float32), f"{_PREFIX}factor")
-    offset = numpy_helper.from_array((-mean / std).reshape(shape).astype(np.float32), f"{_PREFIX}offset")
-    nodes = []
-    pixels = "images"
-    if spec.input.layout is Layout.NCHW:
+    """uint8 NHWC RGB -> the model's own input: (value * scale - mean) / std, as one multiply and one add."""
+    p, wanted = spec.preprocessing, spec.input
+    nodes, weights = [], []
+    pixels, target = "images", _MODEL + wanted.name
+    if wanted.channels is Channels.BGR:
+        weights.append(numpy_helper.from_array(np.asarray([2, 1, 0], np.int64), f"{_PREFIX}bgr_order"))
+        nodes.append(helper.make_node("Gather", [pixels, f"{_PREFIX}bgr_order"], [f"{_PREFIX}bgr"], axis=3))
+        pixels = f"{_PREFIX}bgr"
+    if wanted.layout is Layout.NCHW:
         # Transposed while it is uint8: a quarter of the bytes to move.
         nodes.append(helper.make_node("Transpose", [pixels], [f"{_PREFIX}nchw"], perm=[0, 3, 1, 2]))
         pixels = f"{_PREFIX}nchw"
+    if wanted.dtype is InputType.UINT8:
+        return [*nodes, helper.make_node("Identity", [pixels], [target])], weights
+    std, mean = np.asarray(p.std, np.float64), np.asarray(p.mean, np.float64)
+    shape = (1, 3, 1, 1) if wanted.layout is Layout.NCHW else (1, 1, 1, 3)
+    for name, values in (("factor", p.scale / std), ("offset", -mean / std)):
+        ordered = values if wanted.channels is Channels.RGB else values[::-1]
+        weights.append(numpy_helper.from_array(ordered.reshape(shape).astype(np.float32), f"{_PREFIX}{name}"))
+    normalised = target if wanted.dtype is InputType.FLOAT32 else f"{_PREFIX}normalised"
     nodes += [
         helper.make_node("Cast", [pixels], [f"{_PREFIX}float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{_PREFIX}float", f"{_PREFIX}factor"], [f"{_PREFIX}scaled"]),
-        helper.make_node("Add", [f"{_PREFIX}scaled", f"{_PREFIX}offset"], [_MODEL + spec.input.name]),
+        helper.make_node("Add", [f"{_PREFIX}scaled", f"{_PREFIX}offset"], [normalised]),
     ]
-    return nodes, [factor, offset]
+    if normalised != target:
+        nodes.append(helper.make_node("Cast", [normalised], [target], to=TensorProto.FLOAT16))
+    return nodes, weights
 
 
-def _label_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def _label_nodes(spec: ModelSpec, *, cast: bool) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The model's own output -> probabilities and top-k."""
     flat = f"{_PREFIX}flat"
-    nodes = [helper.make_node("Flatten", [_MODEL + spec.output.name], [flat], axis=1)]
+    output = _MODEL + spec.output.name
+    nodes = []
+    if cast:
+        # float16 has 11 bits: scores of it would tie.
+        nodes.append(helper.make_node("Cast", [output], [f"{_PREFIX}output"], to=TensorProto.FLOAT))
+        output = f"{_PREFIX}output"
+    nodes.append(helper.make_node("Flatten", [output], [flat], axis=1))
     if spec.output.kind is OutputKind.LOGITS:
         nodes.append(helper.make_node("Softmax", [flat], ["probabilities"], axis=1))
     else:
@@ -129,5 +151,8 @@ def _label_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[onnx.Tenso
         helper.make_node("TopK", ["probabilities", "k"], ["top_scores", "top_ids"], axis=1, largest=1, sorted=1)
     )
     if spec.embedding is not None:
-        nodes.append(helper.make_node("Flatten", [_MODEL + spec.embedding], ["embedding"], axis=1))
+        # Of whatever type they are within the model; a cast of float32 to itself costs nothing.
+        features = f"{_PREFIX}features"
+        nodes.append(helper.make_node("Cast", [_MODEL + spec.embedding], [features], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Flatten", [features], ["embedding"], axis=1))
     return nodes, [numpy_helper.from_array(np.asarray([DEFAULT_TOP_K], np.int64), "k")]

@@ -10,12 +10,14 @@ import os
 from pathlib import Path
 
 from models.cache import home
+from models.catalog import ENTRIES
 from models.spec import Artifact, ModelSpec
+from models.trial import try_join
 
 logger = logging.getLogger(__name__)
 
 # Part of the key: raise it when the joined graph changes.
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 _DIGEST_BYTES = 32
 
 
@@ -28,15 +30,19 @@ def load_joined_graph(spec: ModelSpec, artifact: Artifact, path: Path) -> bytes:
         path: Where that file is; already verified.
 
     Raises:
-        ArtifactError: The file is not an ONNX model.
+        ArtifactError: The file is not an ONNX model, or not one to be trusted; see `models.model_file`.
         SignatureError: It lacks the tensors that the entry names.
     """
     cached = home() / "graphs" / f"{_key(spec, artifact)}.onnx"
     graph = _read(cached)
     if graph is None:
-        from models.graph import join_graph
+        if spec.folder == ENTRIES:
+            from models.graph import join_graph
 
-        graph = join_graph(spec, path.read_bytes())
+            graph = join_graph(spec, path.read_bytes())
+        else:
+            # Nobody vouches for a user's file: what it does to a process it does elsewhere first.
+            graph = try_join(spec, path)
         _write(cached, graph)
     return graph
 

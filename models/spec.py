@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,9 @@ from models.errors import UnknownModelError
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
 class Precision(StrEnum):
     """Number format of a model's weights and arithmetic."""
 
@@ -24,10 +29,18 @@ class Precision(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """Resampling filter of the reference preprocessing; both are antialiased, as Pillow's are."""
+    """Resampling filter of the reference preprocessing; all are antialiased, as Pillow's are."""
 
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+class Fit(StrEnum):
+    """What the resize does to an image that is not square."""
+
+    SHORTER = "shorter"
+    STRETCH = "stretch"
 
 
 class Layout(StrEnum):
@@ -35,6 +48,21 @@ class Layout(StrEnum):
 
     NCHW = "NCHW"
     NHWC = "NHWC"
+
+
+class Channels(StrEnum):
+    """Order of the colour channels that a model takes."""
+
+    RGB = "RGB"
+    BGR = "BGR"
+
+
+class InputType(StrEnum):
+    """Element type of an image tensor."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    UINT8 = "uint8"
 
 
 class OutputKind(StrEnum):
@@ -53,15 +81,22 @@ class Preprocessing(_Frozen):
 
     The image is turned upright by its EXIF orientation, made RGB, resized so that its shorter side is
     `resize_shorter` pixels (the longer one rounded), and the centre `crop` x `crop` pixels are cut at
-    `side // 2 - crop // 2`. Then, per channel, `(value * scale - mean) / std`.
+    `side // 2 - crop // 2`. With `fit = "stretch"` both sides become `resize_shorter`, whatever shape the image has.
+    Then, per channel, `(value * scale - mean) / std`.
     """
 
     resize_shorter: int = Field(gt=0, le=4096, description="Shorter side after the resize, pixels.")
     crop: int = Field(gt=0, le=4096, description="Side of the centre crop, pixels.")
     interpolation: Interpolation = Field(description="Filter of the reference resize.")
+    fit: Fit = Field(default=Fit.SHORTER, description="Keep the image's shape, or stretch it to a square.")
     scale: float = Field(description="Factor on the 0..255 value, before mean and std.")
     mean: tuple[float, float, float] = Field(description="Per channel, R G B, subtracted after the scale.")
     std: tuple[float, float, float] = Field(description="Per channel, R G B, divided by.")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the model takes pixels as they are, 0 to 255."""
+        return self.scale == 1.0 and self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0)
 
     @model_validator(mode="after")
     def _check(self) -> Preprocessing:
@@ -69,18 +104,23 @@ class Preprocessing(_Frozen):
             raise ValueError(f"crop must be at most resize_shorter ({self.resize_shorter}), got {self.crop}")
         if 0.0 in self.std:
             raise ValueError(f"std must not be 0, got {self.std}")
+        if not all(math.isfinite(value) for value in (self.scale, *self.mean, *self.std)):
+            raise ValueError("scale, mean and std must be finite")
         return self
 
 
 class InputSpec(_Frozen):
-    """The model's own input tensor: float32, one image per row, batch axis first and free."""
+    """The model's own input tensor: one image per row, batch axis first."""
 
     name: str
     layout: Layout = Layout.NCHW
+    dtype: InputType = Field(default=InputType.FLOAT32, description="uint8 takes pixels as they are.")
+    channels: Channels = Field(default=Channels.RGB, description="mean and std are given as R G B all the same.")
+    batch: int | None = Field(default=None, ge=1, le=1024, description="Images per run; none where the axis is free.")
 
 
 class OutputSpec(_Frozen):
-    """The model's own output tensor: float32 of shape (n_images, n_classes)."""
+    """The model's own output tensor: floats of shape (n_images, n_classes), or with axes of length 1 behind."""
 
     name: str
     kind: OutputKind
@@ -98,6 +138,8 @@ class Artifact(_Frozen):
     bundled: bool = False
     sources: tuple[str, ...] = Field(default=(), description="URLs, tried in order.")
     built_by: str | None = Field(default=None, description="The command that makes this file.")
+    made_from: Sha256 | None = Field(default=None, description="The artifact that this one was quantised from.")
+    note: str | None = Field(default=None, description="What is to be known about it, such as how it was measured.")
 
 
 class ReportedAccuracy(_Frozen):
@@ -106,12 +148,13 @@ class ReportedAccuracy(_Frozen):
     top1: float = Field(ge=0, le=100)
     top5: float | None = Field(default=None, ge=0, le=100)
     source: str
+    precision: Precision | None = Field(default=None, description="Of which it was reported; none: of the model.")
 
 
 class ModelSpec(_Frozen):
     """A catalog entry. Small and picklable: it travels to actors; a session cannot."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     version: str = "1"
     description: str
     licence: str
@@ -123,7 +166,19 @@ class ModelSpec(_Frozen):
     labels: str = Field(description="Labels file: one class a line, `wnid name, synonym, ...`, or just the name.")
     artifacts: dict[Precision, Artifact] = Field(min_length=1)
     reported: tuple[ReportedAccuracy, ...] = ()
+    reported_note: str | None = Field(default=None, description="Why the reported pairs differ.")
     folder: Path = Field(description="Where the labels file, and a user's own model file, lie.")
+
+    @model_validator(mode="after")
+    def _check_input(self) -> ModelSpec:
+        if self.input.dtype is InputType.UINT8 and not self.preprocessing.is_identity:
+            raise ValueError("an input of uint8 takes pixels as they are: scale must be 1, mean 0 and std 1")
+        return self
+
+    @staticmethod
+    def is_name(text: str) -> bool:
+        """Tell whether a model may be called so: what names a file on every system, and no path."""
+        return re.fullmatch(_NAME.strip("^$"), text) is not None and len(text) <= 100
 
     def artifact(self, precision: Precision) -> Artifact:
         """Return the artifact of a precision.
@@ -138,8 +193,16 @@ class ModelSpec(_Frozen):
             )
         return self.artifacts[precision]
 
+    def reported_for(self, precision: Precision) -> tuple[ReportedAccuracy, ...]:
+        """Return what was reported of a precision, or of the model where nothing was."""
+        of_it = tuple(pair for pair in self.reported if pair.precision is precision)
+        return of_it + tuple(pair for pair in self.reported if pair.precision is None)
+
     @property
     def preprocessing_id(self) -> str:
         """Return a short hash of the preprocessing: equal ids, equal pixels."""
-        text = json.dumps(self.preprocessing.model_dump(mode="json"), sort_keys=True)
+        values = self.preprocessing.model_dump(mode="json")
+        if self.preprocessing.fit is Fit.SHORTER:
+            del values["fit"]  # older than the other kind: its ids stay what they were
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,19 +14,6 @@ VECTORS = Path(__file__).parent / "entries"
 TOLERANCE = 1e-3
 
 
-def read_signature(path: Path) -> dict[str, list[str]]:
-    """Return a model file's inputs and outputs as ONNX Runtime reports them.
-
-    Raises:
-        SignatureError: ONNX Runtime cannot load the file.
-    """
-    session = _session(path)
-    return {
-        kind: [f"{tensor.name} {tensor.type} {tensor.shape}" for tensor in tensors]
-        for kind, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
-    }
-
-
 def check_test_vector(spec: ModelSpec, precision: Precision, path: Path) -> str | None:
     """Run the test vector that lies beside the model's entry, and compare.
 

@@ -1,9 +1,8 @@
-"""`shardlabel label`, `evaluate`, `verify` and `report`: options in, exit code and text out."""
+"""`shardlabel label`, `verify` and `report`: options in, exit code and text out."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from models.errors import ConfigError
+from pipeline.evaluate_command import evaluate
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig
@@ -42,6 +42,9 @@ def label(  # noqa: PLR0913 (one argument an option)
         ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Labels per image, best first. [default: 5]")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names: name (the first synonym), wnid, or all. [default: name]")
+    ] = None,
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings", help="Also the model's penultimate features.")
     ] = None,
@@ -173,36 +176,6 @@ def _exit_code(report: RunReport, max_error_rate: float) -> int:
     return EXIT_OVER_ERROR_RATE if report.error_rate > max_error_rate else 0
 
 
-def evaluate(
-    source: Annotated[list[str], typer.Argument(help="WebDataset tars with the class index in .cls members.")],
-    model: Annotated[str, typer.Option(help="A name of `shardlabel models list`, or an .onnx file.")] = "resnet18-v2",
-    precision: Annotated[str, typer.Option(help="auto, fp32, int8 or fp16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    decode: Annotated[str, typer.Option(help="fast, or exact: the reference preprocessing.")] = "fast",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the figures as JSON.")] = False,
-) -> None:
-    """Measure top-1 and top-5 accuracy against the labels in SOURCE, beside the reported figures. Rates in percent.
-
-    Example:
-        shardlabel evaluate 'val/*.tar' --model efficientnet-lite0
-    """
-    from models.classifier import Device
-    from models.decode import DecodeMode
-    from pipeline.evaluate import evaluate_source
-
-    if precision not in ("auto", "fp32", "int8", "fp16"):
-        raise ConfigError(f"--precision must be auto, fp32, int8 or fp16, got {precision!r}")
-    for name, value, kinds in (("device", device, Device), ("decode", decode, DecodeMode)):
-        if value not in list(kinds):
-            raise ConfigError(f"--{name} must be one of {', '.join(kinds)}, got {value!r}")
-    result = evaluate_source(
-        tuple(source), model, precision=precision, device=Device(device), mode=DecodeMode(decode), say=_say
-    )
-    typer.echo(result.sentences())
-    if as_json:
-        typer.echo(json.dumps(result.as_json()))
-
-
 def verify(
     dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
@@ -242,10 +215,6 @@ def report(
     from pipeline.report import write_report
 
     typer.echo(write_report(dest, output))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def register(app: typer.Typer) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.catalog import DEFAULT_MODEL
+from models.class_names import LabelText
 from models.classifier import Device
 from models.decode import DecodeMode
 from models.device import SimulatedDevice
@@ -53,6 +54,7 @@ class LabelConfig(BaseModel):
     precision: str = Field(default="auto", pattern="^(auto|fp32|fp16|int8)$", description="auto, fp32, int8 or fp16.")
     device: Device | SimulatedDevice = Field(default=Device.AUTO, description="auto, cpu or cuda.")
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
+    labels: LabelText = Field(default=LabelText.NAME, description="Class names: name (the first), wnid, or all.")
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
     image_column: str | None = Field(default=None, description="Parquet: the column that holds the images.")
     key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
@@ -86,7 +88,7 @@ class LabelConfig(BaseModel):
         simulated = isinstance(value, str) and value.lower().startswith("simulated")
         return SimulatedDevice.parse(str(value).lower()) if simulated else value
 
-    @field_validator("device", "format", "decode", "progress", "shape", mode="before")
+    @field_validator("device", "format", "decode", "progress", "shape", "labels", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

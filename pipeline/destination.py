@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.class_names import LabelText
 from models.classifier import Choice
 from models.errors import SourceError
 from models.spec import ModelSpec
@@ -96,6 +97,8 @@ def fingerprint(config: LabelConfig, source: Source, spec: ModelSpec, choice: Ch
         "decode": config.decode.value,
         "preprocessing": spec.preprocessing_id,
         "top-k": config.top_k,
+        # Absent where it is the usual one: plans of before it existed can be resumed.
+        "labels": None if config.labels is LabelText.NAME else config.labels.value,
         "embeddings": config.embeddings,
         "image-column": config.image_column,
         "key-column": config.key_column,

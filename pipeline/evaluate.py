@@ -1,188 +1,205 @@
-"""Measure a model's accuracy on labelled images, beside what was reported for it."""
+"""Measure a model's accuracy on labelled images, beside what was reported for it; or compare two ways of running."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
-from models.cache import locate
-from models.catalog import load_labels, load_spec
-from models.classifier import Classifier, Device, choose
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.errors import InputError, SourceError
-from models.spec import ReportedAccuracy
+from models.class_names import ClassFinder
+from models.classifier import Device
+from models.decode import DecodeMode
+from models.errors import ConfigError, SourceError
+from models.spec import Precision
 from pipeline.config import SourceFormat
+from pipeline.evaluation import ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
+from pipeline.labelled import LabelledSource, open_labelled
 from pipeline.run import has_local_gpu
-from pipeline.sources import open_source
-from pipeline.webdataset import Sample, ShardNotes, read_webdataset
-
-BATCH_SIZE = 16
-TOP_K = 5
+from pipeline.scoring import Score, Scored, Way, open_way, score
+from pipeline.statistics import mcnemar, wilson
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Accuracy of a model on a source. Rates in percent.
+class Measured:
+    """What to read, and how to run what is measured.
 
     Attributes:
-        images: With a label, decodable or not; one that could not be decoded counts as wrong.
-        not_decoded: Of these.
-        without_label: Samples left out, since SOURCE gives no class for them.
-        top1: Share of images whose best label is the true one.
-        top5: Share of images whose true label is among the best five.
-        reported_top1: What the catalog's first source reports on ImageNet's validation images.
-        reported_top5: Likewise.
-        reported: Every reported pair, with its source.
-    """
-
-    model: str
-    precision: str
-    decode: str
-    images: int
-    not_decoded: int
-    without_label: int
-    top1: float
-    top5: float
-    reported_top1: float | None
-    reported_top5: float | None
-    reported: tuple[ReportedAccuracy, ...]
-    seconds: float
-    images_per_s: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**asdict(self), "reported": [pair.model_dump() for pair in self.reported]}
-
-    def sentences(self) -> str:
-        """Return what a person wants to read."""
-        lines = [
-            f"{self.model} {self.precision}, {self.decode} decode, {self.images} images: "
-            f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %  ({self.images_per_s:.0f} images/s)"
-        ]
-        for pair in self.reported:
-            top5 = "" if pair.top5 is None else f", top-5 {pair.top5:.2f} %"
-            lines.append(f"reported: top-1 {pair.top1:.2f} %{top5} ({pair.source})")
-        if self.not_decoded:
-            lines.append(f"{self.not_decoded} images could not be decoded and count as wrong")
-        if self.without_label:
-            lines.append(f"{self.without_label} samples have no .cls and were left out")
-        return "\n".join(lines)
-
-
-def evaluate_source(
-    specs: tuple[str, ...],
-    model: str,
-    *,
-    precision: str,
-    device: Device,
-    mode: DecodeMode,
-    say: Callable[[str], None],
-) -> Evaluation:
-    """Label every sample of SOURCE in this process, on all its cores, and compare with the labels there.
-
-    Args:
-        specs: WebDataset tars, as for `label`.
+        source: SOURCE, as for `label`.
         model: Name or path.
         precision: "auto" or a precision.
         device: auto, cpu or cuda.
         mode: Decode mode.
+        format: Of SOURCE.
+        label_field: Key of .json members, or column of Parquet, that holds the class.
+        image_column: Of Parquet.
+        limit: Only so many images.
+    """
+
+    source: tuple[str, ...]
+    model: str
+    precision: str = "auto"
+    device: Device = Device.AUTO
+    mode: DecodeMode = DecodeMode.FAST
+    format: SourceFormat = SourceFormat.AUTO
+    label_field: str | None = None
+    image_column: str | None = None
+    limit: int | None = None
+
+
+def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
+    """Label every image of SOURCE in this process, on all its cores, and compare with the labels there.
+
+    Args:
+        wanted: What to measure.
         say: Called with the line that tells what auto chose.
 
     Raises:
         SourceError: SOURCE cannot be read, or holds no labels.
         ModelError: The model cannot be had or used.
     """
-    spec = load_spec(model)
-    source = open_source(specs, SourceFormat.AUTO)
-    if source.format is not SourceFormat.WEBDATASET:
-        raise SourceError(f"evaluate reads WebDataset tars with .cls members, got {source.format.value}")
-    choice = choose(spec, device, precision, has_gpu=has_local_gpu())
-    say(f"shardlabel: {choice.reason}")
-    locate(spec, choice.precision)
-    num_classes = len(load_labels(spec))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    top_k = min(TOP_K, num_classes)
-    classifier = Classifier(spec, precision=choice.precision, provider=choice.provider, top_k=top_k)
-    limits = ImageLimits()
-    side = spec.preprocessing.crop
+    way = open_way(wanted.model, wanted.precision, wanted.device, wanted.mode, has_gpu=has_local_gpu())
+    say(f"shardlabel: {way.choice.reason}")
+    labelled, scored = _run(wanted, (way,))
+    return _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
 
-    def label_batch(batch: list[tuple[Sample, int]]) -> tuple[int, int, int]:
-        """Return how many are right at first, right among five, and not decodable."""
-        pixels = np.empty((len(batch), side, side, 3), np.uint8)
-        truth: list[int] = []
-        for sample, class_index in batch:
-            try:
-                decode_image(sample.data or b"", spec.preprocessing, mode, limits, out=pixels[len(truth)])
-            except InputError:
-                continue
-            truth.append(class_index)
-        right = classifier.predict(pixels[: len(truth)]).label_ids == np.asarray(truth, np.int32)[:, None]
-        return int(right[:, 0].sum()), int(right.any(axis=1).sum()), len(batch) - len(truth)
 
-    started = time.perf_counter()
-    counts = np.zeros(3, np.int64)
-    left_out = _Counter()
-    labelled = _labelled(_samples(source.base, source.files(), limits), num_classes, left_out)
-    images = 0
-    with ThreadPoolExecutor(cores) as pool:
-        # A bounded number in flight: the source may be larger than memory.
-        while window := [batch for _ in range(4 * cores) if (batch := list(islice(labelled, BATCH_SIZE)))]:
-            counts += np.sum(list(pool.map(label_batch, window)), axis=0)
-            images += sum(map(len, window))
-    if images == 0:
-        raise SourceError(f"SOURCE {' '.join(specs)} has no .cls members to compare with")
-    seconds = time.perf_counter() - started
-    reported = spec.reported[0] if spec.reported else None
-    return Evaluation(
-        model=spec.name,
-        precision=choice.precision.value,
-        decode=mode.value,
-        images=images,
-        not_decoded=int(counts[2]),
-        without_label=left_out.count,
-        top1=round(100 * int(counts[0]) / images, 3),
-        top5=round(100 * int(counts[1]) / images, 3),
-        reported_top1=reported.top1 if reported else None,
-        reported_top5=reported.top5 if reported else None,
-        reported=spec.reported,
-        seconds=round(seconds, 3),
-        images_per_s=round(images / seconds, 1),
+def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Comparison:
+    """Measure two ways on the same images.
+
+    Args:
+        wanted: What both have in common.
+        a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
+        b: Likewise the second.
+        say: Called with a line for each way.
+
+    Raises:
+        ConfigError: The two have other classes.
+        SourceError: SOURCE cannot be read, or holds no labels.
+        ModelError: A model cannot be had or used.
+    """
+    has_gpu = has_local_gpu()
+    ways = []
+    for text in (a, b):
+        model, precision, mode = _parse_way(text, wanted)
+        ways.append(open_way(model, precision, wanted.device, mode, has_gpu=has_gpu))
+        say(f"shardlabel: {ways[-1].choice.reason}, {mode.value} decode")
+    first, second = ways
+    if [(c.wnid, c.name) for c in first.classes] != [(c.wnid, c.name) for c in second.classes]:
+        raise ConfigError(
+            f"--compare: {first.spec.name} and {second.spec.name} have other classes "
+            f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
+        )
+    labelled, scored = _run(wanted, (first, second))
+    found = [
+        _evaluation(way, one, labelled, scored, seconds=one.busy_s / scored.threads)
+        for way, one in zip(ways, scored.scores, strict=True)
+    ]
+    paired, names = scored.paired, first.classes
+    return Comparison(
+        a=found[0],
+        b=found[1],
+        agreement=_percent(paired.agree, found[0].images),
+        only_a=paired.only_a,
+        only_b=paired.only_b,
+        mcnemar_p=mcnemar(paired.only_a, paired.only_b),
+        changed=[
+            ChangedImage(key, names[truth].name, *(names[i].name if i >= 0 else "not decoded" for i in (one, other)))
+            for key, truth, one, other in paired.changed
+        ],
     )
 
 
-@dataclass(slots=True)
-class _Counter:
-    count: int = 0
-
-
-def _samples(base: Any, files: Any, limits: ImageLimits) -> Iterator[Sample]:  # noqa: ANN401
-    for file in files:
-        with base.open_stream(file.shard) as stream:
-            yield from read_webdataset(stream, file.shard, ShardNotes(), limits, beside=True)
-
-
-def _labelled(samples: Iterator[Sample], num_classes: int, left_out: _Counter) -> Iterator[tuple[Sample, int]]:
-    """Yield samples with their class; SourceError where a .cls is no class of this model."""
-    for sample in samples:
-        content = sample.beside.get("cls")
-        if content is None:
-            left_out.count += 1
-            continue
-        try:
-            class_index = int(content)
-        except ValueError as err:
-            raise SourceError(
-                f"{sample.shard}: {sample.key}.cls must hold a class index, got {content[:40]!r}"
-            ) from err
-        if not 0 <= class_index < num_classes:
-            raise SourceError(
-                f"{sample.shard}: {sample.key}.cls must be between 0 and {num_classes - 1}, got {class_index}"
+def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
+    """Read one of --compare; what it does not say is as in the other options."""
+    model, precision, mode = wanted.model, wanted.precision, wanted.mode
+    for part in re.split(r":(?![/\\])", text):
+        if part == "auto" or part in list(Precision):
+            precision = part
+        elif part in list(DecodeMode):
+            mode = DecodeMode(part)
+        elif part:
+            model = part
+        else:
+            raise ConfigError(
+                f"--compare takes a precision, a decode mode, a model, or these joined by ':', got {text!r}"
             )
-        yield sample, class_index
+    return model, precision, mode
+
+
+def _run(wanted: Measured, ways: tuple[Way, ...]) -> tuple[LabelledSource, Scored]:
+    labelled = open_labelled(
+        wanted.source,
+        wanted.format,
+        ClassFinder(ways[0].classes),
+        label_field=wanted.label_field,
+        image_column=wanted.image_column,
+    )
+    scored = score(ways, islice(labelled, wanted.limit))
+    if scored.scores[0].images == 0:
+        kinds = {
+            SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",
+            SourceFormat.PARQUET: "no row with a class",
+            SourceFormat.IMAGES: "no images",
+        }
+        raise SourceError(f"SOURCE {' '.join(wanted.source)} has {kinds[labelled.source.format]} to compare with")
+    return labelled, scored
+
+
+def _evaluation(way: Way, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
+    reported = way.spec.reported_for(way.choice.precision)
+    first = reported[0] if reported else None
+    return Evaluation(
+        model=way.spec.name,
+        precision=way.choice.precision.value,
+        decode=way.mode.value,
+        images=found.images,
+        not_decoded=found.not_decoded,
+        without_label=labelled.without_label,
+        top1=_percent(found.top1, found.images),
+        top1_interval=_interval(found.top1, found.images),
+        top5=_percent(found.top5, found.images),
+        top5_interval=_interval(found.top5, found.images),
+        reported_top1=first.top1 if first else None,
+        reported_top5=first.top5 if first else None,
+        reported=reported,
+        reported_note=way.spec.reported_note,
+        calibration_error=round(100 * found.calibration.error, 3),
+        mean_score=round(100 * found.calibration.mean_score, 3),
+        calibration=found.calibration.bins(),
+        per_class=_per_class(way, found),
+        confusions=_confusions(way, found),
+        incomplete=labelled.incomplete,
+        seconds=round(scored.seconds, 3),
+        images_per_s=round(found.images / seconds, 1),
+    )
+
+
+def _per_class(way: Way, found: Score) -> list[ClassAccuracy]:
+    present: Iterable[int] = np.flatnonzero(found.per_class[:, 0]).tolist()
+    rows = []
+    for index in present:
+        images, first, five = (int(value) for value in found.per_class[index])
+        one = way.classes[index]
+        rows.append(ClassAccuracy(index, one.wnid, one.name, images, _percent(first, images), _percent(five, images)))
+    return rows
+
+
+def _confusions(way: Way, found: Score, most: int = 50) -> list[Confusion]:
+    """Return the pairs that were confused most often; of equally many the lower class first."""
+    ordered = sorted(found.confused.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return [
+        Confusion(true, way.classes[true].name, label, way.classes[label].name, count)
+        for (true, label), count in ordered
+    ]
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 3)
+
+
+def _interval(right: int, images: int) -> tuple[float, float]:
+    low, high = wilson(right, images)
+    return round(100 * low, 3), round(100 * high, 3)

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.cache import locate
-from models.catalog import load_labels, load_spec
+from models.catalog import load_spec
+from models.class_names import label_texts
 from models.classifier import Choice, Classifier, Provider, choose
 from models.decode import ImageLimits
 from models.download import progress_printer
@@ -74,7 +75,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     """
     started = time.perf_counter() if started is None else started
     spec = load_spec(config.model)
-    labels = load_labels(spec)
+    labels = label_texts(spec, config.labels)
     if config.top_k > len(labels):
         raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")
     if config.embeddings and spec.embedding is None:

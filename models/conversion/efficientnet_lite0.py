@@ -31,8 +31,8 @@ from models.conversion.measure import (
     run,
     spread_over_batch_sizes,
 )
-from models.conversion.quantization import quantize_int8
 from models.errors import ConfigError, ShardlabelError
+from models.quantization import quantize_int8
 from models.spec import Artifact, Precision
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,139 @@
+"""What the classes of a model are called: synset id, all synonyms, and the one name that becomes a `label`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from models.errors import ArtifactError, ConfigError
+from models.spec import ModelSpec
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+class LabelText(StrEnum):
+    """Which of a class's names is written as its `label`."""
+
+    NAME = "name"
+    WNID = "wnid"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassName:
+    """One class, as a line of the labels file has it.
+
+    Attributes:
+        wnid: Synset id of WordNet, as ImageNet uses it; None where the file has none.
+        names: All synonyms, as they are written, joined by ", ".
+    """
+
+    wnid: str | None
+    names: str
+
+    @property
+    def name(self) -> str:
+        """The first synonym."""
+        return self.names.split(",")[0].strip()
+
+    def text(self, kind: LabelText) -> str:
+        """Return the name that is asked for.
+
+        >>> ClassName("n01440764", "tench, Tinca tinca").text(LabelText.NAME)
+        'tench'
+        """
+        if kind is LabelText.WNID:
+            return self.wnid or self.name
+        return self.name if kind is LabelText.NAME else self.names
+
+
+def load_classes(spec: ModelSpec) -> tuple[ClassName, ...]:
+    """Return the names of each class, by class index.
+
+    Raises:
+        ArtifactError: The labels file is missing, empty or not UTF-8.
+    """
+    path = spec.folder / spec.labels
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ArtifactError(f"labels of {spec.name}: cannot read {path}: {err}") from err
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ArtifactError(f"labels of {spec.name}: {path} is empty, expected one class a line")
+    return tuple(_parse(line.strip()) for line in lines)
+
+
+def _parse(line: str) -> ClassName:
+    head, _, rest = line.partition(" ")
+    if not _SYNSET.fullmatch(head):
+        return ClassName(None, line)
+    return ClassName(head, rest.strip() or head)
+
+
+def label_texts(spec: ModelSpec, kind: LabelText) -> tuple[str, ...]:
+    """Return what each class is called in the output, by class index.
+
+    Raises:
+        ArtifactError: The labels file cannot be read.
+        ConfigError: Synset ids are asked for, and the labels file has none.
+    """
+    classes = load_classes(spec)
+    without = next((index for index, one in enumerate(classes) if one.wnid is None), None)
+    if kind is LabelText.WNID and without is not None:
+        raise ConfigError(
+            f"--labels wnid: class {without} of {spec.name} ({classes[without].name!r}) has no synset id in "
+            f"{spec.labels}; use name or all"
+        )
+    return tuple(one.text(kind) for one in classes)
+
+
+@dataclass(slots=True)
+class ClassFinder:
+    """Find the class that a text means: its index, its synset id, a synonym, or the whole list of synonyms.
+
+    Case, and `_` or `-` in place of a blank, do not matter. A name that two classes share (ImageNet has two cranes)
+    is no answer: then the index, the synset id or the whole list has to tell.
+    """
+
+    classes: Sequence[ClassName]
+    _by_name: dict[str, int] = field(default_factory=dict)
+    _ambiguous: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found: dict[str, list[int]] = {}
+        for index, one in enumerate(self.classes):
+            for key in {_plain(one.names), *(_plain(name) for name in one.names.split(","))}:
+                found.setdefault(key, []).append(index)
+            if one.wnid is not None:
+                found[one.wnid] = [index]
+        self._by_name = {key: indices[0] for key, indices in found.items() if len(indices) == 1}
+        self._ambiguous = {key: indices for key, indices in found.items() if len(indices) > 1}
+
+    def find(self, text: str) -> int | None:
+        """Return a class's index; None where no class is called that, or more than one."""
+        if text.isascii() and text.lstrip("+").isdigit():
+            index = int(text) if len(text) < 10 else -1
+            return index if 0 <= index < len(self.classes) else None
+        return self._by_name.get(_plain(text))
+
+    def explain(self, text: str) -> str:
+        """Say why `find` gave None."""
+        indices = self._ambiguous.get(_plain(text))
+        if indices:
+            ids = ", ".join(f"{index} ({self.classes[index].names})" for index in indices[:4])
+            return f"{text[:60]!r} is a name of several classes: {ids}"
+        last = len(self.classes) - 1
+        return f"{text[:60]!r} is no class of this model: expected 0 to {last}, or a synset id or name of its labels"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
+
+
+def names_of(classes: Iterable[ClassName]) -> tuple[str, ...]:
+    """Return the first synonym of each class."""
+    return tuple(one.name for one in classes)

@@ -1,0 +1,127 @@
+"""What an evaluation, and a comparison of two, came to: the figures, and how they look as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.spec import ReportedAccuracy
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAccuracy:
+    """One class of the model, as SOURCE has it. Rates in percent."""
+
+    id: int
+    wnid: str | None
+    name: str
+    images: int
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Images of one class that were given the label of another."""
+
+    id: int
+    name: str
+    label_id: int
+    label: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Accuracy of a model on a source. Rates in percent; intervals are Wilson's, 95 %.
+
+    Attributes:
+        images: With a label, decodable or not; one that could not be decoded counts as wrong.
+        not_decoded: Of these.
+        without_label: Samples left out, since SOURCE gives no class for them.
+        top1: Share of images whose best label is the true one.
+        top5: Share of images whose true label is among the best five.
+        reported_top1: What the catalog's first source reports on ImageNet's validation images.
+        reported_top5: Likewise.
+        reported: Every reported pair, with its source.
+        reported_note: Why the pairs differ, where there are several.
+        calibration_error: Expected calibration error of the best label's score.
+        mean_score: Mean of that score: above top1, the model is too sure of itself.
+        calibration: The bins behind it.
+        per_class: Every class that SOURCE has images of.
+        confusions: Pairs of classes, most often confused first.
+        incomplete: Shards of which something could not be read.
+    """
+
+    model: str
+    precision: str
+    decode: str
+    images: int
+    not_decoded: int
+    without_label: int
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+    reported_top1: float | None
+    reported_top5: float | None
+    reported: tuple[ReportedAccuracy, ...]
+    reported_note: str | None
+    calibration_error: float
+    mean_score: float
+    calibration: list[dict[str, float | int]]
+    per_class: list[ClassAccuracy]
+    confusions: list[Confusion]
+    incomplete: list[str]
+    seconds: float
+    images_per_s: float
+
+    @property
+    def name(self) -> str:
+        """What tells this way of running from others."""
+        return f"{self.model} {self.precision}, {self.decode} decode"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "reported": [pair.model_dump(mode="json") for pair in self.reported]}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedImage:
+    """An image to which two ways give different labels."""
+
+    key: str
+    true: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two ways of running on the same images. Rates in percent.
+
+    Attributes:
+        a: The first.
+        b: The second.
+        agreement: Share of images to which both give the same best label.
+        only_a: Images that only the first is right about.
+        only_b: Likewise the second.
+        mcnemar_p: Two-sided p value of McNemar's exact test that both are right equally often.
+        changed: The first few images with different labels.
+    """
+
+    a: Evaluation
+    b: Evaluation
+    agreement: float
+    only_a: int
+    only_b: int
+    mcnemar_p: float
+    changed: list[ChangedImage]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; the figures of both below "a" and "b"."""
+        a, b = self.a.as_json(), self.b.as_json()
+        own = {name: getattr(self, name) for name in ("agreement", "only_a", "only_b", "mcnemar_p")}
+        changed = [asdict(one) for one in self.changed]
+        difference = round(self.b.top1 - self.a.top1, 3)
+        return {"images": self.a.images, **own, "top1_difference": difference, "changed": changed, "a": a, "b": b}

@@ -1,0 +1,308 @@
+"""Quantise a model on labelled images of the user's own, and keep what holds the bar.
+
+SOURCE is divided: some images set the ranges of the activations, and all others judge. Each way of setting the ranges is
+a candidate; of those the one with the best top-1 counts, of equal ones the one whose probabilities moved least. The same
+images choose and judge, which flatters the choice by as much as the candidates differ; the table shows it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.cache import locate
+from models.catalog import load_spec
+from models.class_names import ClassFinder, load_classes
+from models.classifier import Classifier
+from models.decode import DecodeMode, ImageLimits, decode_image
+from models.errors import ConfigError, InputError, SourceError
+from models.spec import ModelSpec, Precision
+from pipeline.config import SourceFormat
+from pipeline.labelled import open_labelled
+from pipeline.statistics import wilson
+
+if TYPE_CHECKING:
+    pass
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+MIN_IMAGES = 20
+BATCH_SIZE = 16
+SPEED_IMAGES = 96
+SPEED_REPEATS = 3
+# They stay float32: features are taken from the pools, and 8-bit scores would tie.
+FLOAT_OPS = frozenset({"ReduceMean", "GlobalAveragePool", "Softmax", "LogSoftmax", "LayerNormalization"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to quantise, on what, and how good it has to be.
+
+    Attributes:
+        model: A name of the catalog, or one that was added.
+        source: SOURCE, as for `evaluate`.
+        max_drop: Points of top-1 that may be lost.
+        calibration_images: How many set the ranges, evenly spaced in SOURCE.
+        limit: Images that are read at most; they are kept in memory, 150 kB each.
+        methods: Ways of setting the ranges.
+        half: Whether to make float16 too.
+        mode: Decode mode.
+        format: Of SOURCE.
+        label_field: As for `evaluate`.
+    """
+
+    model: str
+    source: tuple[str, ...]
+    max_drop: float = 0.5
+    calibration_images: int = 128
+    limit: int = 2000
+    methods: tuple[str, ...] = ("minmax", "percentile", "entropy")
+    half: bool = True
+    mode: DecodeMode = DecodeMode.FAST
+    format: SourceFormat = SourceFormat.AUTO
+    label_field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way of running the model, measured on the images that had no part in making it. Rates in percent.
+
+    Attributes:
+        name: "fp32", "int8 minmax", ...
+        precision: Of it.
+        top1: On those images.
+        top5: Likewise.
+        agreement: Images with the same best label as fp32.
+        divergence: Mean Kullback-Leibler divergence of its probabilities from those of fp32.
+        images_per_s: On the CPU, one thread.
+        size_bytes: Of the file.
+    """
+
+    name: str
+    precision: str
+    top1: float
+    top5: float
+    agreement: float
+    divergence: float
+    images_per_s: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """What came of it.
+
+    Attributes:
+        model: Its name.
+        calibrated_on: Images that set the ranges.
+        images: Images that judged.
+        candidates: All that were measured, fp32 first.
+        chosen: Names of those that were registered.
+        max_drop: Points of top-1 that could be lost.
+        uncertainty: Half the width of the 95 % interval of fp32's top-1 on these images, points.
+    """
+
+    model: str
+    calibrated_on: int
+    images: int
+    candidates: tuple[Candidate, ...]
+    chosen: tuple[str, ...]
+    max_drop: float
+    uncertainty: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    pixels: UInt8Array
+    truth: Int64Array
+
+    def take(self, rows: Int64Array) -> _Images:
+        return _Images(self.pixels[rows], self.truth[rows])
+
+
+def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
+    """Make the candidates, measure them, and register the best that holds the bar.
+
+    Args:
+        wanted: What, and how good.
+        say: Called with a line about each step.
+
+    Returns:
+        What was measured; and why nothing was registered, where the bar was not held.
+
+    Raises:
+        ConfigError: The model cannot be quantised by name, or there is no fp32 of it.
+        SourceError: SOURCE cannot be read, or has too few labelled images.
+        ModelError: The model cannot be had or used.
+    """
+    import onnx
+
+    from models.quantization import Calibration, quantize_int8, to_half
+
+    spec = load_spec(wanted.model)
+    if wanted.model.endswith(".onnx"):
+        raise ConfigError(f"register {wanted.model} first, with `shardlabel models add`, and quantise it by its name")
+    if Precision.FP32 not in spec.artifacts:
+        raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
+    content = locate(spec, Precision.FP32).read_bytes()
+    images = _read(wanted, spec)
+    rows = np.linspace(0, len(images.truth) - 1, min(wanted.calibration_images, len(images.truth) // 2)).astype(
+        np.int64
+    )
+    calibration = images.take(rows)
+    held_back = images.take(np.setdiff1d(np.arange(len(images.truth)), rows))
+    say(f"{spec.name}: {len(rows)} images calibrate, the {len(held_back.truth)} others judge")
+    base, reference = measure("fp32", Precision.FP32, spec, content, held_back, None)
+    say(_line(base, base))
+    made: list[tuple[Candidate, bytes]] = []
+    model = onnx.load_model_from_string(content)
+    for method in wanted.methods:
+        started = time.perf_counter()
+        name = f"int8 {method}"
+        batches = _batches(calibration.pixels, spec)
+        int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, calibration=Calibration(method)).SerializeToString()
+        found, _ = measure(name, Precision.INT8, spec, int8, held_back, reference)
+        made.append((found, int8))
+        say(f"{_line(found, base)}  (made in {time.perf_counter() - started:.0f} s)")
+    if wanted.half:
+        half = to_half(model).SerializeToString()
+        found, _ = measure("fp16", Precision.FP16, spec, half, held_back, reference)
+        made.append((found, half))
+        say(f"{_line(found, base)}  (for GPUs; a CPU computes it in float32)")
+    return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
+
+
+def _read(wanted: Wanted, spec: ModelSpec) -> _Images:
+    finder = ClassFinder(load_classes(spec))
+    labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
+    limits, pixels, truth = ImageLimits(), [], []
+    for sample, index in islice(labelled, wanted.limit):
+        try:
+            pixels.append(decode_image(sample.data or b"", spec.preprocessing, wanted.mode, limits).pixels)
+        except InputError:
+            continue
+        truth.append(index)
+    if len(truth) < MIN_IMAGES:
+        raise SourceError(
+            f"--calibration {' '.join(wanted.source)} has {len(truth)} labelled images that can be decoded; at least "
+            f"{MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
+        )
+    return _Images(np.stack(pixels), np.array(truth, np.int64))
+
+
+def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
+    """Yield the calibration images as the model takes them, one batch at a time; of a fixed batch only whole ones."""
+    from models.model_input import to_model_input
+
+    size = spec.input.batch or 1
+    for start in range(0, len(pixels) - size + 1, size):
+        yield to_model_input(pixels[start : start + size], spec)
+
+
+def measure(
+    name: str, precision: Precision, spec: ModelSpec, content: bytes, images: _Images, reference: Float32Array | None
+) -> tuple[Candidate, Float32Array]:
+    """Run a model file over the images that judge.
+
+    Returns:
+        Its figures, and its probabilities, float32 of shape (n_images, n_classes).
+    """
+    from models.graph import join_graph
+
+    classifier = Classifier(spec, precision=precision, top_k=1, graph=join_graph(spec, content))
+    pieces = []
+    for start in range(0, len(images.truth), BATCH_SIZE):
+        found = classifier.predict(images.pixels[start : start + BATCH_SIZE], probabilities=True).probabilities
+        assert found is not None
+        pieces.append(found)
+    probabilities = np.concatenate(pieces)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    hits = order == images.truth[:, None]
+    against = probabilities if reference is None else reference
+    tiny = np.finfo(np.float32).tiny
+    logs = np.log(np.maximum(against, tiny)) - np.log(np.maximum(probabilities, tiny))
+    candidate = Candidate(
+        name=name,
+        precision=precision.value,
+        top1=round(100 * float(hits[:, 0].mean()), 3),
+        top5=round(100 * float(hits.any(axis=1).mean()), 3),
+        agreement=round(100 * float((against.argmax(axis=1) == probabilities.argmax(axis=1)).mean()), 3),
+        divergence=round(float((against * logs).sum(axis=1).mean()), 5),
+        images_per_s=round(_speed(classifier, images.pixels), 1),
+        size_bytes=len(content),
+    )
+    return candidate, probabilities
+
+
+def _speed(classifier: Classifier, pixels: UInt8Array) -> float:
+    few = pixels[:SPEED_IMAGES]
+    rates = []
+    for _ in range(SPEED_REPEATS):
+        started = time.perf_counter()
+        for start in range(0, len(few), BATCH_SIZE):
+            classifier.predict(few[start : start + BATCH_SIZE])
+        rates.append(len(few) / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def _decide(
+    wanted: Wanted, spec: ModelSpec, base: Candidate, made: list[tuple[Candidate, bytes]], counts: tuple[int, int]
+) -> tuple[Quantised, str | None]:
+    """Choose, hold to the bar, and register."""
+    from models.overlay import register_artifacts
+
+    calibrated_on, judged_on = counts
+    best = max(
+        (pair for pair in made if pair[0].precision == "int8"), key=lambda pair: (pair[0].top1, -pair[0].divergence)
+    )
+    drop = round(base.top1 - best[0].top1, 3)
+    low, high = wilson(round(base.top1 * judged_on / 100), judged_on)
+    result = Quantised(
+        spec.name, calibrated_on, judged_on, (base, *(pair[0] for pair in made)), (), wanted.max_drop,
+        round(50 * (high - low), 2),
+    )  # fmt: skip
+    if drop > wanted.max_drop:
+        return result, (
+            f"{spec.name}: the best int8 ({best[0].name.removeprefix('int8 ')}) loses {drop:.2f} points of top-1 on "
+            f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
+            "nothing was registered. Give more images, other --methods, or a larger --max-drop"
+        )
+    kept = [best] + [
+        pair for pair in made if pair[0].precision == "fp16" and base.top1 - pair[0].top1 <= wanted.max_drop
+    ]
+    where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {' '.join(wanted.source)}"[:300]
+    register_artifacts(
+        spec,
+        {
+            Precision(one.precision): (
+                content,
+                f"{one.name} by `models quantize`, {where}: top-1 {one.top1:.2f} %, fp32 {base.top1:.2f} %",
+            )
+            for one, content in kept
+        },
+    )
+    chosen = tuple(one.name for one, _ in kept)
+    return Quantised(*(getattr(result, f) for f in ("model", "calibrated_on", "images", "candidates")), chosen,
+                     result.max_drop, result.uncertainty), None  # fmt: skip
+
+
+def _line(found: Candidate, base: Candidate) -> str:
+    moved = "" if found is base else f", {found.top1 - base.top1:+.2f} points, {found.agreement:.1f} % same labels"
+    speed = "" if found is base else f", {found.images_per_s / base.images_per_s:.2f} times fp32"
+    return (
+        f"  {found.name:<16} top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %{moved}; "
+        f"{found.images_per_s:.0f} images/s{speed}; {found.size_bytes / 1e6:.1f} MB"
+    )

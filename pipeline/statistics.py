@@ -1,0 +1,99 @@
+"""How sure a measured accuracy is: Wilson's interval, McNemar's exact test, and the calibration error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+
+# Two-sided, 95 %.
+Z95 = 1.959963984540054
+CALIBRATION_BINS = 15
+
+
+def wilson(right: int, images: int, z: float = Z95) -> tuple[float, float]:
+    """Return the interval that holds the true rate, as two rates between 0 and 1 (Wilson, 1927).
+
+    Unlike the rate plus or minus its standard error it stays within 0 and 1, and has a width at 0 and at 1.
+
+    Args:
+        right: Images that were right.
+        images: Of so many; 0 gives (0, 1).
+        z: Quantile of the normal distribution; 1.96 for 95 %.
+    """
+    if images == 0:
+        return 0.0, 1.0
+    rate, weight = right / images, z * z / images
+    middle = (rate + weight / 2) / (1 + weight)
+    half = z * math.sqrt(rate * (1 - rate) / images + weight / (4 * images)) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p value of McNemar's exact test: whether two ways are right equally often.
+
+    Of the images of which exactly one way is right, each is a toss of a fair coin if both are equally good.
+
+    Args:
+        only_a: Images that only the first is right about.
+        only_b: Likewise the second.
+    """
+    tosses, few = only_a + only_b, min(only_a, only_b)
+    if tosses == 0:
+        return 1.0
+    counts = np.arange(few + 1, dtype=np.float64)
+    logs = np.array([-math.lgamma(k + 1) - math.lgamma(tosses - k + 1) for k in counts])
+    tail = float(np.exp(logs + math.lgamma(tosses + 1) - tosses * math.log(2)).sum())
+    return min(1.0, 2 * tail)
+
+
+@dataclass(slots=True)
+class Calibration:
+    """Whether a score of 0.8 is right 80 % of the time: images by the score of their best label, in equal bins.
+
+    Attributes:
+        images: In each bin.
+        scores: Sum of the scores there.
+        right: How many were right.
+    """
+
+    images: Float64Array = field(default_factory=lambda: np.zeros(CALIBRATION_BINS))
+    scores: Float64Array = field(default_factory=lambda: np.zeros(CALIBRATION_BINS))
+    right: Float64Array = field(default_factory=lambda: np.zeros(CALIBRATION_BINS))
+
+    def add(self, scores: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> None:
+        """Count a batch."""
+        bins = np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+        self.images += np.bincount(bins, minlength=CALIBRATION_BINS)
+        self.scores += np.bincount(bins, scores.astype(np.float64), minlength=CALIBRATION_BINS)
+        self.right += np.bincount(bins, right, minlength=CALIBRATION_BINS)
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean distance of score and rate, weighted by images; between 0 and 1."""
+        total = self.images.sum()
+        return float(np.abs(self.scores - self.right).sum() / total) if total else 0.0
+
+    @property
+    def mean_score(self) -> float:
+        """Mean score of the best label."""
+        total = self.images.sum()
+        return float(self.scores.sum() / total) if total else 0.0
+
+    def bins(self) -> list[dict[str, float | int]]:
+        """Return each bin that holds images: its bounds, images, mean score, and share that is right."""
+        return [
+            {
+                "from": round(index / CALIBRATION_BINS, 4),
+                "to": round((index + 1) / CALIBRATION_BINS, 4),
+                "images": int(images),
+                "mean_score": round(float(self.scores[index] / images), 4),
+                "right": round(float(self.right[index] / images), 4),
+            }
+            for index, images in enumerate(self.images)
+            if images
+        ]

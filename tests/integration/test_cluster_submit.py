@@ -335,3 +335,24 @@ def test_a_cluster_that_cannot_be_used_is_one_line_in_seconds(world, tmp_path):
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert time.monotonic() - started_at < 20
+
+
+def test_a_driver_that_joins_is_told_of_a_nodes_own_disk_and_looks_whether_a_shared_one_is_shared(world, tmp_path):
+    command = [
+        sys.executable, "-m", "cluster.cli", "label", str(world.server.bucket / "in"), "--output", str(tmp_path / "out"),
+        "--model", str(world.model), "--top-k", "3", "--address", world.nodes.address,
+    ]  # fmt: skip
+    environment = world.environment(RAY_AUTH_MODE="token")
+
+    def label(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    refused, done = label(), label("--shared-filesystem")
+
+    assert refused.returncode == 2
+    assert "is on a node's own disk, and the cluster has 3 nodes" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert parts(tmp_path / "out") == world.expected
+    assert not list((tmp_path / "out" / "_shardlabel").glob("seen-by-all*"))

@@ -79,8 +79,9 @@ def show_cut() -> dict[str, Any]:
         }  # fmt: skip
 
 
-def show_kills(node_kills: int, driver_kills: int, seed: int) -> dict[str, Any]:
-    """Kill worker nodes and drivers at random moments, and compare what comes out."""
+def show_kills(node_kills: int, driver_kills: int, seed: int, limit_s: float) -> dict[str, Any]:
+    """Kill worker nodes and drivers at random moments, and compare what comes out; no new job after `limit_s`."""
+    began = time.monotonic()
     chance = random.Random(seed)
     outcome: dict[str, Any] = {"node_kills": 0, "driver_kills": 0, "jobs": [], "seed": seed}
     with stand(2, shards=40, samples=60) as at:
@@ -90,6 +91,8 @@ def show_kills(node_kills: int, driver_kills: int, seed: int) -> dict[str, Any]:
         source = at.bytes_of_source()
         number = 0
         while outcome["node_kills"] < node_kills or outcome["driver_kills"] < driver_kills:
+            if time.monotonic() - began > limit_s:
+                break
             name = f"kills-{number}"
             number += 1
             at.storage.forget()
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--node-kills", type=int, default=10)
     parser.add_argument("--driver-kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=160, help="seconds after which no new job is begun")
     parser.add_argument("--rate", type=float, default=40)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--images", type=int, default=1000)
@@ -223,7 +227,7 @@ def main() -> None:
     shows = {
         "submit": show_submit,
         "cut": show_cut,
-        "kills": lambda: show_kills(options.node_kills, options.driver_kills, options.seed),
+        "kills": lambda: show_kills(options.node_kills, options.driver_kills, options.seed, options.limit),
         "grow": show_grow,
         "scaling": lambda: show_scaling(options.rate, options.nodes, options.images),
     }

@@ -197,19 +197,23 @@ def wait_gone(at: Stand, node: Node) -> float:
     return time.time()
 
 
-def show_scaling(rate: float, most: int, images: int) -> dict[str, Any]:
-    """Label with 1 to `most` nodes, each with a simulated card of so many images/s."""
-    found: dict[str, Any] = {"rate_per_node": rate, "images": images, "nodes": {}}
-    for count in range(1, most + 1):
-        with stand(count, source="photos", shards=images // 50, samples=50) as at:
+def show_scaling(rate: float, counts: list[int], seconds: float) -> dict[str, Any]:
+    """Label on so many nodes, each with a simulated card of so many images/s, for so many seconds at the ideal rate."""
+    found: dict[str, Any] = {"rate_per_node": rate, "nodes": {}}
+    for count in counts:
+        shards = round(rate * count * seconds / 50)
+        with stand(count, source="photos", shards=shards, samples=50) as at:
             run = at.submit("scaling", "--model", "efficientnet-lite0", "--device", f"simulated:{rate:g}")
             code = run.end()
             said = run.summary()
-            label_s = said["seconds"] - (said["first_commit_s"] or 0.0)
-            found["nodes"][count] = {"exit": code, "images_per_s": said["images_per_s"], "seconds": said["seconds"],
-                                     "after_first_unit": round((images - 50) / label_s, 1) if label_s else None}  # fmt: skip
-    for count, row in found["nodes"].items():
-        row["share_of_ideal"] = round(row["after_first_unit"] / (rate * count), 3) if row["after_first_unit"] else None
+            # From the first finished unit on: before that nodes load, and the first batches fill.
+            steady = (said["images"] - 50) / (said["seconds"] - said["first_commit_s"])
+            found["nodes"][count] = {
+                "exit": code, "images": said["images"], "seconds": said["seconds"],
+                "first_commit_s": said["first_commit_s"], "images_per_s_after": round(steady, 1),
+                "share_of_ideal": round(steady / (rate * count), 3),
+            }  # fmt: skip
+            sys.stderr.write(json.dumps(found) + "\n")
     return found
 
 
@@ -220,16 +224,16 @@ def main() -> None:
     parser.add_argument("--driver-kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=160, help="seconds after which no new job is begun")
-    parser.add_argument("--rate", type=float, default=40)
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=20, help="images/s of a simulated card")
+    parser.add_argument("--nodes", default="1,2,3,4", help="how many, one run each")
+    parser.add_argument("--seconds", type=float, default=25, help="what a run would take at the ideal rate")
     options = parser.parse_args()
     shows = {
         "submit": show_submit,
         "cut": show_cut,
         "kills": lambda: show_kills(options.node_kills, options.driver_kills, options.seed, options.limit),
         "grow": show_grow,
-        "scaling": lambda: show_scaling(options.rate, options.nodes, options.images),
+        "scaling": lambda: show_scaling(options.rate, [int(n) for n in options.nodes.split(",")], options.seconds),
     }
     print(json.dumps({options.show: shows[options.show]()}))
 

@@ -134,6 +134,12 @@ def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     missing = capacity.missing("actors", actors, 1.0, float(on_gpu)) if actors else None
     if missing:
         yield f"--actors: {missing}"
+        return
+    # A run looks for its cards when it starts, on the workers that are there.
+    least = config.actor_bounds()[0] or (1 if on_gpu else 0)
+    missing = capacity.at_least().missing("actors", least, 1.0, float(on_gpu)) if least else None
+    if missing:
+        yield f"--actors: with the least workers (minReplicas) {missing}"
     decoders = config.preprocess_cpus or 0
     if decoders > capacity.cpus:
         yield f"--preprocess-cpus: {decoders} CPUs do not fit, the workers have {capacity.cpus:g} at most"

@@ -190,6 +190,7 @@ def stays_where_it_is(config):
         (["nam=x"], "unknown setting 'nam'; did you mean 'name'?"),
         (["gpu.maxx=3"], "unknown setting 'gpu.maxx'; did you mean 'gpu.max'?"),
         (["gpu.min=5"], "gpu: min must not be above max, got min=5 and max=4"),
+        (["gpu.min=0"], "gpu.min must be at least 1 with device=cuda, got 0"),
         (["gpu.max=many"], "gpu.max: input should be a valid integer"),
         (["name"], "--set needs key=value, got 'name'"),
         (["name.first=x"], "name"),

@@ -132,6 +132,13 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "more actors than GPUs": (
         "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 1:5"),
         "spec.entrypoint", "5 actors of 1 CPUs and 1 GPUs each do not fit, 4 do"),
+    "more actors at least than GPUs at the start": (
+        "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 2:4"),
+        "spec.entrypoint", "with the least workers (minReplicas) 2 actors"),
+    "no GPU at the start": (
+        "rayjob", put(*GPU, "minReplicas", to=0), "spec.entrypoint", "with the least workers (minReplicas) 1 actors"),
+    "no GPU at all": (
+        "rayjob", drop(*GPU), "spec.entrypoint", "expected workers with GPUs"),
     "misspelt key of the runtime environment": (
         "rayjob", inside(("spec", "runtimeEnvYAML"), rename("env_vars", to="env_var")),
         "spec.runtimeEnvYAML env_var", "did you mean 'env_vars'?"),

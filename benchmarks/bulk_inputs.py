@@ -146,8 +146,9 @@ def _resnet(folder: Path) -> Path:
 
 
 def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
-    from models.conversion.measure import read_photographs
     from models.conversion.quantization import quantize_int8
+
+    from models.conversion.measure import read_photographs
 
     path, spec = folder / "resnet18-int8.onnx", load_spec("resnet18-v2")
     if not path.exists():

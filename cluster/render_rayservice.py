@@ -48,6 +48,7 @@ def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": 8000, "keep_alive_timeout_s": 75},
+        "grpc_options": {"port": 9000, "grpc_servicer_functions": ["serve.oip.grpc:add_to_server"]},
         "logging_config": {"enable_access_log": False},
         "applications": [
             {

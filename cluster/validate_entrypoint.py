@@ -58,11 +58,11 @@ def parse_entrypoint(text: str) -> LabelConfig | None:
     if not words or FilePath(words[0]).name != "shardlabel":
         got = repr(words[0]) if words else "nothing"
         raise ConfigError(
-            f"expected `shardlabel label ...`, got {got}{nearest(words[0], ['shardlabel']) if words else ''}"
+            f"expected `shardlabel label ...`, got {got}{nearest(words[0], ['shardlabel'], or_all=False) if words else ''}"
         )
     command = words[1] if len(words) > 1 else ""
     if command != "label":
-        near = nearest(command, ["label"])
+        near = nearest(command, ["label"], or_all=False)
         raise ConfigError(f"expected `shardlabel label ...`, got `shardlabel {command}`{near}")
     options = _parse_options(words[2:])
     file = options.pop("config")

@@ -78,10 +78,10 @@ def check_pod(document: Document, path: Path) -> Iterator[Fault]:
 def _resources(document: Document, at: Path) -> Iterator[Fault]:
     path = (*at, "resources")
     requests, limits = document.get(*path, "requests"), document.get(*path, "limits")
-    for name, amounts in (("requests", requests), ("limits", limits)):
-        for resource in ("cpu", "memory"):
-            if not isinstance(amounts, dict) or resource not in amounts:
-                yield document.fault((*path, name), f"missing key {resource!r}: without it a pod takes what it finds")
+    # Where there are no requests, Kubernetes takes the limits.
+    for resource in ("cpu", "memory"):
+        if not isinstance(limits, dict) or resource not in limits:
+            yield document.fault((*path, "limits"), f"missing key {resource!r}: without it a pod takes what it finds")
     if not isinstance(requests, dict) or not isinstance(limits, dict):
         return
     for resource, amount in requests.items():

@@ -59,7 +59,7 @@ def _read_by_a_shell(document: Document) -> Iterator[Fault]:
 
 def _mode(document: Document, mode: object) -> Iterator[Fault]:
     if mode is not None and mode not in MODES:
-        reason = f"expected {' or '.join(MODES)}, got {shown(mode)}{nearest(str(mode), MODES)}"
+        reason = f"expected {' or '.join(MODES)}, got {shown(mode)}{nearest(str(mode), MODES, or_all=False)}"
         yield document.fault(("spec", "submissionMode"), reason)
     retries = document.get("spec", "backoffLimit")
     if isinstance(retries, int) and retries < 0:

@@ -37,7 +37,7 @@ def _upgrade(document: Document) -> Iterator[Fault]:
     strategy = ("spec", "upgradeStrategy")
     kind = document.get(*strategy, "type")
     if kind is not None and kind not in UPGRADES:
-        reason = f"expected {' or '.join(UPGRADES)}, got {shown(kind)}{nearest(str(kind), UPGRADES)}"
+        reason = f"expected {' or '.join(UPGRADES)}, got {shown(kind)}{nearest(str(kind), UPGRADES, or_all=False)}"
         yield document.fault((*strategy, "type"), reason)
     if kind != "NewClusterWithIncrementalUpgrade":
         return

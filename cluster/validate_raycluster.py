@@ -140,6 +140,19 @@ def _head(document: Document, base: Path) -> Iterator[Fault]:
             yield document.fault(path, "the head on a spot node: when that is taken back, the whole cluster is gone")
 
 
+def check_head_port(document: Document, base: Path, name: str, number: int) -> Iterator[Fault]:
+    """Yield a port that KubeRay looks for in the head's container and does not find, once that lists any."""
+    at = (*base, "headGroupSpec", "template", "spec", "containers", 0, "ports")
+    ports = document.get(*at)
+    if not isinstance(ports, list) or not ports:
+        return  # KubeRay's own are these
+    found = [port.get("containerPort") for port in ports if isinstance(port, dict) and port.get("name") == name]
+    if not found:
+        yield document.fault(at, f"no port is called {name!r}: KubeRay makes its services of these; expected {number}")
+    elif found[0] != number:
+        yield document.fault(at, f"expected {number} as the port {name!r}, got {found[0]}")
+
+
 def _group(document: Document, path: Path, index: int) -> Iterator[Fault]:
     least, now, most = (document.get(*path, name) for name in ("minReplicas", "replicas", "maxReplicas"))
     if all(isinstance(count, int) for count in (least, most)) and least > most:

@@ -153,6 +153,17 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "port of the policy as text that is none": (
         "rayjob", lambda docs: docs[0]["spec"]["ingress"][0].update(form=docs[0]["spec"]["ingress"][0].pop("from")),
         "spec.ingress[0].form", "did you mean 'from'?"),
+    "port of Serve that KubeRay does not find": (
+        "rayservice", drop(*SERVICE, "headGroupSpec", "template", "spec", "containers", 0, "ports", 3),
+        "containers[0].ports", "no port is called 'serve'"),
+    "Serve on another port than the head says": (
+        "rayservice", inside(SERVE, put("http_options", "port", to=8080)),
+        "containers[0].ports", "expected 8080 as the port 'serve', got 8000"),
+    "head without a port for its dashboard": (
+        "rayjob", put(*HEAD_BOX, "ports", 1, "name", to="dash"), "containers[0].ports", "no port is called 'dashboard'"),
+    "port of a service as text": (
+        "rayservice", lambda docs: docs[1]["spec"]["ports"][0].update(port="9000"),
+        "spec.ports[0].port", "expected a whole number"),
     "misspelt key of Serve": (
         "rayservice", inside(SERVE, rename("http_options", to="http_option")),
         "spec.serveConfigV2 http_option", "did you mean 'http_options'?"),

@@ -47,7 +47,7 @@ test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow'
 
 lock: ## Resolve constraints.txt anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)

@@ -3,7 +3,8 @@
     python -m benchmarks.bare 'shards/*.tar' --model efficientnet-lite0 [--repeat 20]
 
 What bounds it: one core's decode and inference, times cores. It keeps labels in memory and commits nothing, so it is the
-most that any tool built on the same two libraries can reach here. `end_to_end` counts from the start of the work to the
+most that any tool built on the same two libraries can reach here; with `--parquet DIR` it writes key, label and score,
+one Parquet file per shard, as its peers do. `end_to_end` counts from the start of the work to the
 last label; `steady` from the moment every process has its session to the last label.
 
 The last line of output is one JSON object.
@@ -18,57 +19,86 @@ import os
 import queue
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.progress import note_labelled
+
 BATCH_SIZE = 16
 
 
-def worker(model: str, mode: str, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What each process does: the model, how it decodes, and the folder for Parquet files, if any."""
+
+    model: str
+    precision: str = "auto"
+    mode: str = "fast"
+    parquet: str | None = None
+
+
+def worker(task: Task, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
     """Label shards until there are none."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    from models.catalog import load_spec
+    from models.catalog import load_labels, load_spec
     from models.classifier import Classifier, Device, choose
     from models.decode import DecodeMode, ImageLimits, decode_image
 
-    spec = load_spec(model)
-    choice = choose(spec, Device.CPU, "auto", has_gpu=False)
+    spec, mode = load_spec(task.model), DecodeMode(task.mode)
+    names = np.asarray(load_labels(spec), object)
+    choice = choose(spec, Device.CPU, task.precision, has_gpu=False)
     classifier = Classifier(spec, precision=choice.precision)
     limits, side = ImageLimits(), spec.preprocessing.crop
     pixels = np.empty((BATCH_SIZE, side, side, 3), np.uint8)
     results.put(("ready", os.getpid()))
-    while (path := shards.get()) is not None:
-        labels = []
-        waiting = 0
+    while (job := shards.get()) is not None:
+        number, path = job
+        keys, labels, waiting = [], [], 0
         with tarfile.open(path) as tar:
             for member in tar:
                 if not member.name.endswith(".jpg"):
                     continue
                 data = tar.extractfile(member).read()
-                decode_image(data, spec.preprocessing, DecodeMode(mode), limits, out=pixels[waiting])
+                decode_image(data, spec.preprocessing, mode, limits, out=pixels[waiting])
+                keys.append(member.name)
                 waiting += 1
                 if waiting == BATCH_SIZE:
-                    labels.append(classifier.predict(pixels).label_ids)
+                    labels.append(classifier.predict(pixels))
+                    note_labelled(waiting)
                     waiting = 0
         if waiting:
-            labels.append(classifier.predict(pixels[:waiting]).label_ids)
-        results.put(("labels", sum(len(batch) for batch in labels)))
+            labels.append(classifier.predict(pixels[:waiting]))
+            note_labelled(waiting)
+        if task.parquet is not None:
+            write_parquet(Path(task.parquet) / f"part-{number:05d}.parquet", keys, names, labels)
+        results.put(("labels", len(keys)))
     results.put(("done", time.perf_counter()))
 
 
-def run(paths: list[str], model: str, mode: str, processes: int) -> dict:  # noqa: C901 (one loop, three messages)
+def write_parquet(path: Path, keys: list[str], names: np.ndarray, batches: list) -> None:
+    """Write a shard's rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    best = np.concatenate([batch.label_ids[:, 0] for batch in batches]) if batches else np.empty(0, int)
+    scores = np.concatenate([batch.scores[:, 0] for batch in batches]) if batches else np.empty(0, np.float32)
+    pq.write_table(pa.table({"key": keys, "label": names[best].tolist(), "score": scores}), path, compression="zstd")
+
+
+def run(paths: list[str], task: Task, processes: int) -> dict:  # noqa: C901 (one loop, three messages)
     """Label all shards and return the figures."""
     context = multiprocessing.get_context("spawn")
     shards, results = context.Queue(), context.Queue()
     started = time.perf_counter()
-    workers = [context.Process(target=worker, args=(model, mode, shards, results)) for _ in range(processes)]
+    workers = [context.Process(target=worker, args=(task, shards, results)) for _ in range(processes)]
     for process in workers:
         process.start()
     ready = done = images = 0
     steady_from = ended = started
-    for path in paths:
-        shards.put(path)
+    for job in enumerate(paths):
+        shards.put(job)
     for _ in workers:
         shards.put(None)
     counted_before = 0
@@ -104,13 +134,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+", help="tars or globs")
     parser.add_argument("--model", default="efficientnet-lite0")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--decode", default="fast")
+    parser.add_argument("--parquet", metavar="DIR", help="write key, label and score there, a file per shard")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=1, help="how often each shard is labelled")
     options = parser.parse_args()
     found = [sorted(Path(pattern).parent.glob(Path(pattern).name)) for pattern in options.source]
     paths = [str(path) for paths in found for path in paths]
-    print(json.dumps(run(paths * options.repeat, options.model, options.decode, options.processes)))
+    if options.parquet:
+        Path(options.parquet).mkdir(parents=True, exist_ok=True)
+    task = Task(options.model, options.precision, options.decode, options.parquet)
+    print(json.dumps(run(paths * options.repeat, task, options.processes)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import sys
 
 import typer
 
+import cluster.commands
+import cluster.submit
 import models.commands
 import pipeline.commands
 import pipeline.quantize_command
+import serve.commands
 from models.errors import ShardlabelError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,10 @@ def build_app() -> typer.Typer:
         )
 
     pipeline.commands.register(app)
+    serve.commands.register(app)
     pipeline.quantize_command.register(models.commands.register(app))
+    cluster.commands.register(app)
+    cluster.submit.register(app)
     return app
 
 

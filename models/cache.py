@@ -31,6 +31,8 @@ Progress = Callable[[int, int], None]
 
 HOME_VARIABLE = "SHARDLABEL_HOME"
 BUNDLED = Path(__file__).parent / "artifacts"
+# Where else bundled models may lie: `submit` sends code alone, and names the folder of what the cluster has installed.
+ARTIFACTS_VARIABLE = "SHARDLABEL_ARTIFACTS"
 # A writer touches its temporary file all the time: one this old was left by a process that was killed.
 STALE_TEMPORARY_S = 600.0
 
@@ -94,12 +96,20 @@ def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, prog
 def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
     """Return where an artifact is or should be, and what to do when it is not right there."""
     if artifact.bundled:
-        return BUNDLED / spec.name / artifact.file, "reinstall shardlabel"
+        return _bundled_path(spec, artifact), "reinstall shardlabel, here or in the cluster's image"
     cached, beside = artifact_path(artifact), spec.folder / artifact.file
     fetchable = artifact.sources or artifact.built_by
     if _is_file(beside) or not (fetchable or _is_file(cached)):
         return beside, f"put the right file there, or correct the entry in {spec.folder}"
     return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
+
+
+def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:
+    """Return where a bundled file is: in this installation, in the one named by the environment, or in the cache."""
+    ours = BUNDLED / spec.name / artifact.file
+    named = os.environ.get(ARTIFACTS_VARIABLE)
+    elsewhere = [Path(named) / spec.name / artifact.file] if named else []
+    return next((path for path in (ours, *elsewhere, artifact_path(artifact)) if _is_file(path)), ours)
 
 
 def _is_file(path: Path) -> bool:

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from models.cache import is_cached, locate
+from models.cache import locate
+from models.device import Choice, Device, Provider, choose
 from models.errors import InferenceError, ProviderUnavailableError, SignatureError
 from models.graph_cache import load_joined_graph
 from models.spec import ModelSpec, Precision
+
+__all__ = ["Choice", "Classifier", "Device", "Labeller", "Predictions", "Provider", "choose"]
 
 logger = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
-
-
-class Device(StrEnum):
-    """What a caller asks for."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Provider(StrEnum):
-    """ONNX Runtime's execution providers that are used here."""
-
-    CPU = "CPUExecutionProvider"
-    CUDA = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +41,11 @@ class Predictions:
     embedding: Float32Array | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What `auto` came to: the provider and precision used, and one line that says why."""
+class Labeller(Protocol):
+    """What labels batches: a `Classifier`, or what stands in its place in tests and benchmarks."""
 
-    provider: Provider
-    precision: Precision
-    reason: str
-
-
-def choose(spec: ModelSpec, device: Device, precision: str, *, has_gpu: bool) -> Choice:
-    """Settle device and precision before anything is loaded.
-
-    Args:
-        spec: The model's entry.
-        device: What was asked for; AUTO takes the GPU where there is one.
-        precision: "auto", or one of `Precision`.
-        has_gpu: Whether the machine or cluster offers a GPU.
-
-    Raises:
-        ProviderUnavailableError: CUDA was asked for, and there is no GPU.
-        UnknownModelError: The model has no artifact of that precision.
-    """
-    if device is Device.CUDA and not has_gpu:
-        raise ProviderUnavailableError("device cuda was asked for, and no GPU was found; use --device cpu or auto")
-    on_gpu = has_gpu and device is not Device.CPU
-    provider = Provider.CUDA if on_gpu else Provider.CPU
-    where = "GPU" if on_gpu else "CPU"
-    how = "" if device is not Device.AUTO else " (chosen)"
-    if precision != "auto":
-        wanted = Precision(precision)
-        spec.artifact(wanted)
-        return Choice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
-    order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
-    offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts]
-    ready = [p for p in offered if is_cached(spec, p)]
-    # A precision that has to be downloaded or built is taken only where none lies ready.
-    chosen = (ready or offered)[0]
-    why = f"the fastest of {', '.join(dict.fromkeys(offered))} that lies ready" if ready else "the fastest it has"
-    return Choice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")
+    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+        """Label a batch; see `Classifier.predict`."""
 
 
 class Classifier:
@@ -142,11 +95,14 @@ class Classifier:
             )
         self._k = np.asarray([top_k], np.int64)
 
-    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+    def predict(
+        self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False, top_k: int | None = None
+    ) -> Predictions:
         """Label a batch.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
+            top_k: Labels per image of this batch, 1 <= top_k <= num_classes; the classifier's own where not given.
             probabilities: Whether to return every class's probability.
             embedding: Whether to return the penultimate features; the entry must name them.
 
@@ -167,7 +123,8 @@ class Classifier:
             raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
         names = ["top_ids", "top_scores"]
         names += ["probabilities"] * probabilities + ["embedding"] * embedding
-        values = dict(zip(names, self._run(names, {"images": images, "k": self._k}), strict=True))
+        k = self._k if top_k is None else np.asarray([top_k], np.int64)
+        values = dict(zip(names, self._run(names, {"images": images, "k": k}), strict=True))
         return Predictions(
             label_ids=values["top_ids"].astype(np.int32),
             scores=values["top_scores"],

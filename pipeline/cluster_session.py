@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 
 from models.errors import ClusterError, ConfigError
+from pipeline.lean_data import keep_cluster_actors
+from pipeline.local_ray import start_local_ray
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 60.0
 # After Ray's own processes died: time for the run to see it by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
+# Units sent to a pool's actors, over those that they do at a time.
+POOL_GROWS_AT = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,15 @@ class Cluster:
         cpus: That Ray has in all.
         gpus: Likewise.
         is_ours: Joined or started by this run, and left with it; not so in a notebook that has its own.
+        free_cpus: Those that nobody used when this process came; None for all.
+        may_grow: Nodes may come and go: it was there before this run.
     """
 
     cpus: float
     gpus: float
     is_ours: bool
+    free_cpus: float | None = None
+    may_grow: bool = False
 
     def wait_for(self, cpus: float, gpus: float) -> None:
         """Wait until so much is free.
@@ -73,6 +81,11 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address and address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
+            "-- label ...`; --address of `label` itself is auto, or HOST:PORT of the cluster that this machine belongs to"
+        )
     import ray
 
     is_ours = not ray.is_initialized()
@@ -80,9 +93,10 @@ def connect(address: str | None) -> Cluster:
         if not is_ours:
             pass
         elif address:
+            keep_cluster_actors()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            start_local_ray()
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if address:
@@ -92,7 +106,13 @@ def connect(address: str | None) -> Cluster:
     if is_ours and not address:
         threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
     resources = ray.cluster_resources()
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), is_ours)
+    return Cluster(
+        resources.get("CPU", 0.0),
+        resources.get("GPU", 0.0),
+        is_ours,
+        free_cpus=ray.available_resources().get("CPU", 0.0),
+        may_grow=bool(address),
+    )
 
 
 def _watch_local_ray() -> None:
@@ -123,4 +143,7 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False
+    # A pool grows where more is sent to its actors than they do at a time. Ray's own 1.75 is out of reach for actors that
+    # do two units at a time and are sent one more.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = POOL_GROWS_AT
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -35,7 +35,12 @@ def label(  # noqa: PLR0913 (one argument an option)
         str | None, typer.Option(help="A name of `shardlabel models list`, or an .onnx file. [default: resnet18-v2]")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, int8 or fp16. [default: auto]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu or cuda. [default: auto] For benchmarks also simulated:RATE, whose labels are made up."
+        ),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Labels per image, best first. [default: 5]")] = None,
     labels: Annotated[
         str | None, typer.Option(help="Class names: name (the first synonym), wnid, or all. [default: name]")
@@ -54,6 +59,9 @@ def label(  # noqa: PLR0913 (one argument an option)
     ] = None,
     actors: Annotated[
         str | None, typer.Option(help="Actors that hold the model, N or MIN:MAX. [default: chosen]")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="Share of a GPU that each actor has: 0.5 puts two on a card. [default: 1]")
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="fused (decode and label in one actor), two-stage, or auto. [default: auto]")
@@ -87,6 +95,10 @@ def label(  # noqa: PLR0913 (one argument an option)
     config: Annotated[Path | None, typer.Option(help="These options as YAML; the command line comes first.")] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join. [default: $RAY_ADDRESS, else a local Ray]")
+    ] = None,
+    shared_filesystem: Annotated[
+        bool | None,
+        typer.Option("--shared-filesystem", help="On several nodes: all see local SOURCE and DEST under one name."),
     ] = None,
     progress: Annotated[str | None, typer.Option(help="auto, plain or none. [default: auto]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,

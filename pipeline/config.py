@@ -13,6 +13,7 @@ from models.catalog import DEFAULT_MODEL
 from models.class_names import LabelText
 from models.classifier import Device
 from models.decode import DecodeMode
+from models.device import SimulatedDevice
 from models.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ class LabelConfig(BaseModel):
     format: SourceFormat = Field(default=SourceFormat.AUTO, description="How SOURCE holds its images.")
     model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
     precision: str = Field(default="auto", pattern="^(auto|fp32|fp16|int8)$", description="auto, fp32, int8 or fp16.")
-    device: Device = Field(default=Device.AUTO, description="auto, cpu or cuda.")
+    device: Device | SimulatedDevice = Field(default=Device.AUTO, description="auto, cpu or cuda.")
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
     labels: LabelText = Field(default=LabelText.NAME, description="Class names: name (the first), wnid, or all.")
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
@@ -63,6 +64,7 @@ class LabelConfig(BaseModel):
     actors: str | None = Field(
         default=None, pattern=r"^\d+(:\d+)?$", description="Actors that hold the model: N, or MIN:MAX."
     )
+    gpus_per_actor: float | None = Field(default=None, gt=0, le=1, description="Share of a card for each actor.")
     shape: Shape = Field(default=Shape.AUTO, description="Decode and infer in one actor, or in two stages.")
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
     max_pixels: int = Field(default=100_000_000, ge=1, description="Larger images are rows too_large, pixels.")
@@ -72,12 +74,19 @@ class LabelConfig(BaseModel):
     max_error_rate: float = Field(default=1.0, ge=0, le=1, description="Exit 3 over this share of unlabelled images.")
     overwrite: bool = Field(default=False, description="Start the output anew.")
     address: str | None = Field(default=None, description="Ray cluster to join.")
+    shared_filesystem: bool = Field(default=False, description="All nodes see local SOURCE and DEST under one name.")
     progress: Progress = Field(default=Progress.AUTO, description="auto, plain or none.")
 
     @field_validator("source", "carry", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _simulated(cls, value: object) -> object:
+        simulated = isinstance(value, str) and value.lower().startswith("simulated")
+        return SimulatedDevice.parse(str(value).lower()) if simulated else value
 
     @field_validator("device", "format", "decode", "progress", "shape", "labels", mode="before")
     @classmethod
@@ -88,6 +97,8 @@ class LabelConfig(BaseModel):
     def _check(self) -> LabelConfig:
         if self.actors is not None and not 1 <= self.actor_bounds()[0] <= self.actor_bounds()[1]:
             raise ValueError(f"actors must be N or MIN:MAX with 1 <= MIN <= MAX, got {self.actors}")
+        if self.embeddings and isinstance(self.device, SimulatedDevice):
+            raise ValueError("embeddings cannot be had of a simulated device")
         return self
 
     def actor_bounds(self) -> tuple[int, int]:

@@ -93,7 +93,7 @@ def fingerprint(config: LabelConfig, source: Source, spec: ModelSpec, choice: Ch
         "format": source.format.value,
         "model": spec.name,
         "artifact": spec.artifact(choice.precision).sha256,
-        "precision": choice.precision.value,
+        "precision": choice.arithmetic,
         "decode": config.decode.value,
         "preprocessing": spec.preprocessing_id,
         "top-k": config.top_k,

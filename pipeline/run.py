@@ -36,6 +36,8 @@ from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
 from pipeline.destination import Work, fingerprint, prepare
 from pipeline.lease import Lease
+from pipeline.metrics import RunGauges, job_name
+from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
 from pipeline.progress import ProgressPrinter
@@ -83,10 +85,10 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
     try:
+        check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
-        with progress_printer(spec.name) as progress:
-            path = locate(spec, choice.precision, progress=progress)
+        path = _model_file(spec, choice)
         with Lease(dest), ThreadPoolExecutor(1) as background:
             settings = _unit_settings(config, source, spec, choice, labels)
             same = fingerprint(config, source, spec, choice)
@@ -105,7 +107,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             report = tally.report(
                 output=config.output,
                 model=spec.name,
-                precision=choice.precision.value,
+                precision=choice.arithmetic,
                 decode=config.decode.value,
                 units=work.plan.units,
             )
@@ -136,7 +138,7 @@ def _unit_settings(
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
         "shardlabel.artifact_sha256": spec.artifact(choice.precision).sha256,
-        "shardlabel.precision": choice.precision.value,
+        "shardlabel.precision": choice.arithmetic,
         "shardlabel.decode": config.decode.value,
         "shardlabel.preprocessing": json.dumps(spec.preprocessing.model_dump(mode="json"), sort_keys=True),
     }
@@ -164,7 +166,8 @@ def _label(
     tally: Tally,
 ) -> None:
     """Label the pending units, window by window, until all are done, a unit fails, or a signal asks to stop."""
-    from pipeline.dataset import ModelRef, run_units
+    from pipeline.dataset import labelling
+    from pipeline.model_ref import ModelRef
     from pipeline.runstate import RunState
 
     spec, choice, graph = model
@@ -172,19 +175,25 @@ def _label(
         settings = replace(
             settings, output=replace(settings.output, embedding_size=_embedding_size(spec, choice, graph))
         )
-    state = RunState(uuid.uuid4().hex)
+    state = RunState(uuid.uuid4().hex, job_name(os.environ))
+    gauges = RunGauges(state.job, work.plan.units)
     pools = plan_pools(config, choice, cluster, pending=int((~work.done).sum()))
     tally.printer.say(f"shardlabel: {pools.describe(cluster)}")
     cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
     shared = state.share_graph(graph)
-    ref = ModelRef(spec, choice.precision, choice.provider, config.top_k, state)
+    ref = ModelRef(spec, choice, config.top_k, state)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
-    with _stop_on_signal(state, tally.printer) as stopped, work.log:
+    with (
+        _stop_on_signal(state, tally.printer) as stopped,
+        work.log,
+        labelling(settings, ref, pools, tally.printer.say) as run_units,
+    ):
         while not stopped.is_set() and (window := list(islice(pending, WINDOW_UNITS))):
-            for result in run_units(window, settings, ref, pools):
+            for result in run_units(window):
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)
+                    gauges.show(tally.totals)
                 elif result.failure is not None and tally.failure is None:
                     tally.failure = result.failure
                     tally.printer.say(f"shardlabel: stopping, what is in flight is finished: {result.failure}")
@@ -208,8 +217,18 @@ def _ray_failures(tally: Tally) -> Iterator[None]:
         tally.failure = f"Ray failed: {lines[-1] if lines else type(err).__name__}"
 
 
-def _load_model(spec: ModelSpec, choice: Choice, path: Path, top_k: int) -> bytes:
+def _model_file(spec: ModelSpec, choice: Choice) -> Path | None:
+    """Return the model's verified file, downloaded if need be; a simulated device needs none."""
+    if choice.provider is Provider.SIMULATED:
+        return None
+    with progress_printer(spec.name) as progress:
+        return locate(spec, choice.precision, progress=progress)
+
+
+def _load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) -> bytes:
     """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
+    if path is None:
+        return b""
     graph = load_joined_graph(spec, spec.artifact(choice.precision), path)
     if choice.provider is Provider.CPU:
         Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)

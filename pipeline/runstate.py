@@ -16,9 +16,15 @@ from ray.experimental import internal_kv
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """State of one run, by its id. Picklable; needs a Ray that is connected."""
+    """State of one run, by its id. Picklable; needs a Ray that is connected.
+
+    Attributes:
+        run_id: Unlike any other's.
+        job: What people know it by: the submission id.
+    """
 
     run_id: str
+    job: str = "local"
 
     @property
     def _namespace(self) -> str:

@@ -1,4 +1,4 @@
-"""The stages of labelling, as plain functions that know nothing of Ray: read, decode, and (with a Classifier) label.
+"""The stages of labelling, as plain functions that know nothing of Ray: read, decode, label, publish.
 
 Both shapes of the pipeline are made of these, so both write the same bytes.
 """
@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from models.classifier import Classifier
+from models.classifier import Labeller, Predictions
 from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
 from models.spec import Preprocessing
@@ -28,6 +28,7 @@ from pipeline.plan import Slice, Unit
 from pipeline.reading import read_unit
 from pipeline.rows import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
 from pipeline.samples import Sample, ShardNotes
+from pipeline.stage_clock import Stage, StageClock
 from pipeline.storage import Storage
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -194,14 +195,33 @@ class _IsolatedDecode(AbstractContextManager[Decode]):
         self._decoder.__exit__(*exc)
 
 
-def label_unit(settings: UnitSettings, unit: Unit, classifier: Classifier, *, careful: bool = False) -> Commit:
-    """Read, decode and label a unit in this process, publish its Parquet file, and return its commit record.
+LabelBatches = Callable[[Iterator[DecodedBatch]], Iterator[tuple[DecodedBatch, Predictions]]]
+"""Labels decoded batches, in order; it may take some in advance of those that it gives."""
+
+
+def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool) -> LabelBatches:
+    """Return what labels each batch in this process."""
+
+    def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
+        for batch in batches:
+            with clock.measured(Stage.LABEL):
+                predictions = classifier.predict(batch.pixels, embedding=embeddings)
+            yield batch, predictions
+
+    return label
+
+
+def label_unit(
+    settings: UnitSettings, unit: Unit, label: LabelBatches, *, careful: bool = False, clock: StageClock | None = None
+) -> Commit:
+    """Read and decode a unit, have it labelled, publish its Parquet file, and return its commit record.
 
     Args:
         settings: What to do.
         unit: With which.
-        classifier: Holds the model.
+        label: Labels batches, here or elsewhere.
         careful: See `decode_batches`.
+        clock: Takes the seconds of each stage.
 
     Raises:
         StorageError: Input cannot be read, or output not be written.
@@ -209,12 +229,16 @@ def label_unit(settings: UnitSettings, unit: Unit, classifier: Classifier, *, ca
     """
     started = time.perf_counter()
     notes = UnitNotes()
+    clock = clock or StageClock()
     schema = settings.output.schema()
+    samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
+    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, careful=careful))
     with UnitWriter(settings.dest.temporary_path(), schema) as writer:
-        for batch in decode_batches(settings, read_samples(settings, unit, notes), careful=careful):
-            predictions = classifier.predict(batch.pixels, embedding=settings.embeddings)
-            writer.write(build_batch(batch.rows, predictions, settings.output, schema))
-    return publish_unit(settings, unit, writer, notes, started)
+        for batch, predictions in label(batches):
+            with clock.measured(Stage.WRITE):
+                writer.write(build_batch(batch.rows, predictions, settings.output, schema))
+    with clock.measured(Stage.WRITE):
+        return publish_unit(settings, unit, writer, notes, started)
 
 
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:

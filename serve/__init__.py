@@ -1,1 +1,1 @@
-"""The online endpoint on Ray Serve. Not built yet: see README.md, "What is there"."""
+"""The online endpoint on Ray Serve: one deployment that is HTTP and gRPC ingress, decoder and model."""

@@ -53,6 +53,18 @@ def test_every_sample_is_one_row_with_its_label_in_input_order(tmp_path, tiny_mo
     assert {(row["width"], row["height"], row["status"], row["error"]) for row in rows} == {(20, 16, "ok", None)}
 
 
+def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_model):
+    import ray
+    from ray._private.worker import _global_node
+
+    colour_shards(tmp_path / "in", shards=1)
+
+    label(tmp_path / "in", tmp_path / "out", tiny_model)
+
+    assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
+    assert ray.util.list_named_actors(all_namespaces=True) == []
+
+
 def test_the_file_says_what_made_it(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=1)
 

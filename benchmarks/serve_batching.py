@@ -1,0 +1,139 @@
+"""The pulling batcher beside `@serve.batch`: batch sizes and requests/s, with everything else the same.
+
+    python -m benchmarks.serve_batching [--images FOLDER] [--clients 8] [--seconds 10] [--rounds 2]
+
+Both are the endpoint of this project: one replica of one CPU, HAProxy, the same ASGI application, decoder and
+`Classifier`. They take turns, each in a Ray of its own. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+
+from benchmarks.serve_load import Load, sample_images
+from models.catalog import load_spec
+from models.classifier import Provider
+from models.spec import Precision
+from serve import launch
+from serve.app import Extras, build_asgi
+from serve.batching import BatchReport
+from serve.config import ServeConfig, plan_replica
+from serve.endpoint import Listen
+from serve.engine import Engine, _Wanted
+from serve.jobs import Job
+from serve.metrics import ServeMetrics
+from serve.ports import free_ports
+from serve.replica import APP_NAME
+
+MODEL = "efficientnet-lite0"
+BATCH = 4
+WAIT_S = 0.01
+
+
+class ServeBatch:
+    """The endpoint's ASGI application over `@serve.batch`, with its usual settings."""
+
+    async def __init__(self) -> None:
+        self.config = ServeConfig(model=MODEL, batch_size=BATCH)
+        spec = load_spec(MODEL)
+        self.engine = await asyncio.to_thread(
+            lambda: Engine(
+                spec,
+                precision=Precision.INT8,
+                provider=Provider.CPU,
+                mode=self.config.decode,
+                limits=self.config.image_limits(),
+                plan=plan_replica(self.config, on_gpu=False, cpus=1),
+            )
+        )
+        self.spec, self.precision, self.labels, self.is_ready = spec, Precision.INT8, self.engine.labels, True
+        self.metrics = ServeMetrics(MODEL, "serve.batch", lambda: 0)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return build_asgi(
+            self,
+            self.config,
+            Extras(metrics=self.metrics, render_metrics=lambda: asyncio.to_thread(self.metrics.render)),
+        )
+
+    async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False) -> list:
+        return await asyncio.gather(*[self.one(Job(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])
+
+    @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
+    async def one(self, jobs: list[Job]) -> list:
+        self.metrics.batch(BatchReport(size=len(jobs)))
+        return await asyncio.to_thread(self.work, jobs)
+
+    def work(self, jobs: list[Job]) -> list:
+        for job in jobs:
+            self.engine.decode(job)
+        return self.engine.run(jobs)
+
+
+def serve_batch_app(config: ServeConfig, *, is_fixed: bool) -> ray_serve.Application:
+    return ray_serve.deployment(
+        name="Classifier", ray_actor_options={"num_cpus": 1}, max_ongoing_requests=400, num_replicas=1
+    )(ray_serve.ingress()(ServeBatch)).bind()
+
+
+def histogram(port: int) -> dict[str, int]:
+    """Return batches by size, from /metrics."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = re.findall(r'shardlabel_batch_size_bucket\{le="([\d.]+)"[^}]*\} ([\d.]+)', text)
+    counts, below = {}, 0
+    for edge, total in ((float(edge), int(float(total))) for edge, total in found):
+        if total > below:
+            counts[str(int(edge))] = total - below
+        below = total
+    return counts
+
+
+def measure(kind: str, images: list[bytes], clients: int, seconds: float) -> dict:
+    import serve.replica
+
+    (port,) = free_ports(1)
+    ours = serve.replica.build_application
+    serve.replica.build_application = ours if kind == "pulling" else serve_batch_app
+    try:
+        config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH, min_replicas=1, max_replicas=1)
+        with launch.running(config, Listen(port=port, grpc_port=0), lambda text: None):
+            with Load("127.0.0.1", port, images, clients) as warm_up:
+                warm_up._stop.wait(2)
+            before = histogram(port)
+            with Load("127.0.0.1", port, images, clients) as load:
+                load._stop.wait(seconds)
+            after = histogram(port)
+    finally:
+        serve.replica.build_application = ours
+    sizes = {size: after[size] - before.get(size, 0) for size in after}
+    return {"kind": kind, "clients": clients, "batches": sizes, **load.tally.summary()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="Folder of JPEGs or tars; else the bundled photographs.")
+    parser.add_argument("--clients", default="8")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    images = sample_images(args.images)
+    results = [
+        measure(kind, images, int(clients), args.seconds)
+        for _ in range(args.rounds)
+        for clients in args.clients.split(",")
+        for kind in ("pulling", "serve.batch")
+    ]
+    print(json.dumps({"app": APP_NAME, "batch_size": BATCH, "wait_s": WAIT_S, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

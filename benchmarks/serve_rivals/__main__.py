@@ -1,0 +1,164 @@
+"""The endpoint beside other ways to serve the same model: requests per second, p50, p99, memory.
+
+    python3 -m venv .venv-rivals && .venv-rivals/bin/python -m pip install -r benchmarks/requirements-serve.txt
+    python -m benchmarks.serve_rivals [--rounds 5] [--seconds 5] [--clients 1,8,64] [--only shardlabel,fastapi]
+
+Every server has the same int8 model, session, decoding (`labeller.py`) and JPEGs, and one process or replica per core; each
+is set up as its own documentation does it. They take turns: in every round each is started anew, checked for the right
+labels, warmed up for two seconds, loaded with each number of clients, measured (proportional set size of all its
+processes, under load) and ended; the order turns too. `bare` is the bound: decoding and session in as many processes, with
+no server. A figure is the median of the rounds; `spread` is (largest - smallest) / median; a ratio is the median of the
+rounds' own ratios, so that a machine that slows down does so for both. With 5 rounds of 5 s it takes about 22 minutes.
+
+It prints a table; the last line is one JSON object, which is kept in benchmarks/results/ with a plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.measure import memory_mb
+from benchmarks.serve_rivals.bare import measure as measure_bare
+from benchmarks.serve_rivals.contenders import CORES, Contender, contenders
+from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.load import ROOT, Bodies, read_images, run_load
+from benchmarks.serve_rivals.running import running
+
+CHECKED = 5
+WARM_UP_S = 2
+OURS = "shardlabel"
+
+
+def one_start(contender: Contender, images: list[bytes], expected: list[list[int]], args: argparse.Namespace) -> dict:
+    """Start a contender once and return its figures by number of clients."""
+    with Bodies(images, contender.body) as bodies, running(contender, bodies, expected) as server:
+        run_load(server.url, bodies, 8, WARM_UP_S)
+        memory: list[float] = []
+
+        def look() -> None:
+            memory.append(memory_mb(server.processes()))
+
+        loads = {}
+        for clients in args.clients:
+            timer = threading.Timer(args.seconds / 2, look)
+            timer.start()
+            loads[str(clients)] = asdict(run_load(server.url, bodies, clients, args.seconds))
+            timer.join()
+    return {"loads": loads, "memory_mb": round(max(memory), 1), "start_s": server.start_s}
+
+
+def bare_start(images: list[bytes], seconds: float) -> dict:
+    """Return the bound, in the same form: as many processes as cores, and one for one client."""
+    one, all_cores = measure_bare(1, seconds, images), measure_bare(CORES, seconds, images)
+    return {"loads": {"1": one, "all": all_cores}}
+
+
+def summarise(rounds: list[dict[str, dict]]) -> dict[str, dict]:
+    """Return medians and spreads of each contender."""
+    summary: dict[str, dict] = {}
+    for name in rounds[0]:
+        starts = [each[name] for each in rounds]
+        loads = {}
+        for clients in starts[0]["loads"]:
+            found = {}
+            for figure in ("rate", "p50_ms", "p99_ms"):
+                if figure in starts[0]["loads"][clients]:
+                    values = [start["loads"][clients][figure] for start in starts]
+                    found[figure] = round(statistics.median(values), 2)
+                    found[f"{figure}_spread"] = round((max(values) - min(values)) / statistics.median(values), 3)
+            found["bad"] = sum(start["loads"][clients].get("bad", 0) for start in starts)
+            loads[clients] = found
+        summary[name] = {"loads": loads}
+        for figure in ("memory_mb", "start_s"):
+            if figure in starts[0]:
+                summary[name][figure] = round(statistics.median(start[figure] for start in starts), 1)
+    return summary
+
+
+def ratios(rounds: list[dict[str, dict]], clients: str) -> dict[str, float]:
+    """Return our rate over each other's, round by round, as medians."""
+    found = {}
+    for name in rounds[0]:
+        key = "all" if name == "bare" else clients
+        if name != OURS and OURS in rounds[0]:
+            pairs = [(each[OURS]["loads"][clients]["rate"], each[name]["loads"][key]["rate"]) for each in rounds]
+            found[name] = round(statistics.median(ours / theirs for ours, theirs in pairs), 2)
+    return found
+
+
+def table(summary: dict[str, dict], titles: dict[str, str], clients: list[str]) -> str:
+    """Return the figures as text."""
+    head = "".join(f"{f'{c} client(s): /s':>16}{'p50':>8}{'p99':>8}" for c in clients)
+    lines = [f"{'':40}{head}{'MB':>8}{'start s':>9}"]
+    for name, figures in summary.items():
+        if name == "bare":
+            continue
+        cells = "".join(
+            f"{load['rate']:>10.1f} ±{load['rate_spread'] / 2:>4.0%}{load['p50_ms']:>8.1f}{load['p99_ms']:>8.1f}"
+            for load in (figures["loads"][c] for c in clients)
+        )
+        lines.append(f"{titles[name]:40}{cells}{figures['memory_mb']:>8.0f}{figures['start_s']:>9.1f}")
+    if "bare" in summary:
+        one, both = summary["bare"]["loads"]["1"], summary["bare"]["loads"]["all"]
+        lines.append(f"bare: {both['rate']:.1f} images/s in {CORES} processes; one: p50 {one['p50_ms']:.1f} ms")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the options, take turns, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each (5)")
+    parser.add_argument("--seconds", type=float, default=5, help="of each load (5)")
+    parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 64])
+    parser.add_argument("--only", help="names, with commas: " + ", ".join(c.name for c in contenders(Path())))
+    parser.add_argument("--images", type=int, default=200, help="different JPEGs (200)")
+    parser.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals" / "bin", help="their environment's bin")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="where to keep the results"
+    )
+    args = parser.parse_args()
+    chosen = [c for c in contenders(args.rivals) if args.only is None or c.name in args.only.split(",")]
+    images = read_images(args.images)
+    labeller = Labeller()
+    expected = [labeller.label([labeller.decode(data)])[0]["label_ids"] for data in images[:CHECKED]]
+
+    rounds: list[dict[str, dict]] = []
+    for number in range(args.rounds):
+        turns: list[Contender | None] = [*chosen, None]
+        found = {}
+        for contender in turns[number % len(turns) :] + turns[: number % len(turns)]:
+            name = contender.name if contender else "bare"
+            found[name] = (
+                one_start(contender, images, expected, args) if contender else bare_start(images, args.seconds)
+            )
+            print(f"round {number + 1} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+        rounds.append({name: found[name] for name in (*(c.name for c in chosen), "bare")})
+
+    summary = summarise(rounds)
+    clients = [str(n) for n in args.clients]
+    print(table(summary, {c.name: c.title for c in chosen}, clients))
+    against = ratios(rounds, clients[-1])
+    print(f"ours over theirs at {clients[-1]} clients: " + ", ".join(f"{n} {r:.2f}" for n, r in against.items()))
+    result = {
+        "benchmark": "serve_rivals", "date": datetime.now(UTC).date().isoformat(), "cores": CORES, "rounds": args.rounds,
+        "seconds": args.seconds, "images": len(images), "summary": summary, "ratios": against, "all": rounds,
+        "titles": {c.name: c.title for c in chosen}, "load_average": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+    path = args.output / f"{result['date']}-serve-rivals-{CORES}-cores.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    plot = [str(args.rivals / "python"), "-m", "benchmarks.serve_rivals.plot", str(path), str(path.with_suffix(".png"))]
+    subprocess.run(plot, cwd=ROOT, check=False)
+    print(json.dumps({key: value for key, value in result.items() if key != "all"}))
+
+
+if __name__ == "__main__":
+    main()

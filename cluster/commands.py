@@ -1,0 +1,108 @@
+"""`shardlabel cluster render` and `cluster validate`: settings in, manifests or faults out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.errors import ConfigError
+
+EXIT_FAULTS = 2
+TARGETS = ("rayjob", "rayservice", "ray-up")
+
+
+def render(
+    target: Annotated[str | None, typer.Argument(metavar="rayjob|rayservice|ray-up", help="What to render.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given again.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as YAML, nested; --set comes first.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of printing.")] = None,
+    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting, and stop.")] = False,
+) -> None:
+    """Render a manifest from validated settings: the same settings give the same text.
+
+    Every key, its default and what it means: --list-settings. Lists are a,b; tables are name=value,name=value.
+
+    Exit codes: 0 done; 2 an unknown setting, or a value that cannot be.
+
+    Examples:
+        shardlabel cluster render rayjob --set job.output=s3://bucket/labels --set gpu.max=8 > rayjob.yaml
+
+        shardlabel cluster render rayservice --set device=cpu --set service.max_replicas=16
+
+        shardlabel cluster render ray-up --config production.yaml --set aws.region=eu-central-1
+    """
+    from cluster.configuration_sources import build_configuration, nearest
+    from cluster.configuration_sources import list_settings as all_settings
+
+    if list_settings:
+        for key, default, about in all_settings():
+            typer.echo(f"{f'{key}={default}':<72} {about}".rstrip())
+        return
+    if target not in TARGETS:
+        if target is None:
+            raise ConfigError(f"say what to render: {', '.join(TARGETS)}")
+        raise ConfigError(f"expected {', '.join(TARGETS)}, got {target!r}{nearest(target, TARGETS)}")
+    configuration = build_configuration(settings or [], config)
+
+    from cluster.render import Target
+    from cluster.render import render as render_text
+
+    text = render_text(Target(target), configuration)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"--output {output} cannot be written: {err.strerror}") from err
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Manifests; each may hold several documents.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the faults as JSON.")] = False,
+) -> None:
+    """Check manifests strictly, with no cluster: one line a fault, with file, line, document, path and reason.
+
+    Read are KubeRay's RayJob, RayService and RayCluster with what stands beside them, files of `ray up`, Ray Serve's
+    configuration, and Prometheus's. Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too.
+
+    Exit codes: 0 no fault; 2 faults.
+
+    Example:
+        shardlabel cluster validate rayjob.yaml rayservice.yaml serve/config.yaml
+    """
+    from cluster.validate import validate as check
+
+    results = list(check(files))
+    faults = [fault for _, _, found in results for fault in found]
+    if as_json:
+        typer.echo(json.dumps({"ok": not faults, "faults": [asdict(fault) for fault in faults]}))
+    else:
+        for file, documents, found in results:
+            for fault in found:
+                typer.echo(str(fault))
+            if not found:
+                typer.echo(f"{file}: {documents} document{'s' if documents != 1 else ''}, no fault")
+        if faults:
+            sys.stderr.write(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}\n")
+    raise typer.Exit(EXIT_FAULTS if faults else 0)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `cluster` to the console command."""
+    group = typer.Typer(
+        name="cluster",
+        help="Manifests for Kubernetes and `ray up`: render them, check them.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command()(render)
+    group.command()(validate)
+    app.add_typer(group)

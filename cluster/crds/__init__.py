@@ -1,0 +1,17 @@
+"""KubeRay's resource schemas, trimmed to what a manifest is checked against; see README.md for where they come from."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCHEMA_FILE = Path(__file__).parent / "kuberay.json"
+
+
+@cache
+def kuberay_schemas() -> dict[str, Any]:
+    """Return the bundle: `kinds` (name to schema), `$defs` that they refer to, and `source`."""
+    bundle: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return bundle

@@ -1,0 +1,46 @@
+"""Who may reach the pods: token authentication keeps others out of Ray, this keeps them from asking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.configuration import ClusterConfiguration
+from cluster.render_pods import INSTANCE_LABEL, METRICS_PORT, pod_labels
+from cluster.render_raycluster import metadata
+
+DASHBOARD_PORT = 8265
+SERVE_PORTS = (8000, 9000)  # HTTP and gRPC: what the endpoint is for
+# Set by KubeRay's Helm chart and by its kustomization alike.
+OPERATOR_LABELS = {"app.kubernetes.io/component": "kuberay-operator"}
+
+
+def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dict[str, Any]:
+    """Return a policy: all ports from this cluster, the dashboard from KubeRay, metrics from anywhere.
+
+    Args:
+        config: What was asked for.
+        serves: Whether the endpoint's ports are open as well; KubeRay asks the HTTP one whether it is healthy.
+    """
+    endpoint = SERVE_PORTS if serves else ()
+    own = {INSTANCE_LABEL: config.name}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {**metadata(config), "labels": pod_labels(config)},
+        "spec": {
+            "podSelector": {"matchLabels": own},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [{"podSelector": {"matchLabels": own}}]},
+                {
+                    "from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABELS}}],
+                    "ports": _ports(DASHBOARD_PORT, *endpoint[:1]),
+                },
+                {"from": [{"namespaceSelector": {}}], "ports": _ports(METRICS_PORT, *endpoint)},
+            ],
+        },
+    }
+
+
+def _ports(*ports: int) -> list[dict[str, Any]]:
+    return [{"protocol": "TCP", "port": port} for port in ports]

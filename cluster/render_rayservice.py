@@ -1,0 +1,99 @@
+"""The endpoint as a KubeRay RayService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.configuration import ClusterConfiguration, WorkerSettings
+from cluster.render_pods import KEYS_PATH
+from cluster.render_raycluster import metadata, ray_cluster, worker_groups
+from cluster.render_yaml import dump
+
+# As `shardlabel serve` sets it for a local Ray (serve/launch.py), here on every node before Ray starts: HAProxy instead
+# of the Python proxy, which doubles what a request costs, and requests sent on where a replica died.
+SERVE_ENV = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/shardlabel/bin/shardlabel-haproxy",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "524288",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
+    cluster = ray_cluster(config, _groups(config), env=SERVE_ENV)
+    if config.service.redis_address:
+        cluster["gcsFaultToleranceOptions"] = _redis(config)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": metadata(config),
+        "spec": {
+            "upgradeStrategy": {"type": "NewCluster"},
+            # The head has no replica and no CPU for requests.
+            "excludeHeadPodFromServeSvc": True,
+            "serveConfigV2": dump(serve_config(config)),
+            "rayClusterConfig": cluster,
+        },
+    }
+
+
+def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return the configuration of Ray Serve."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": 8000, "keep_alive_timeout_s": 75},
+        "logging_config": {"enable_access_log": False},
+        "applications": [
+            {
+                "name": "shardlabel",
+                "route_prefix": "/",
+                "import_path": "serve.app:build_app",
+                "args": _args(config),
+            }
+        ],
+    }
+
+
+def _args(config: ClusterConfiguration) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "model": config.model,
+        "precision": config.precision,
+        "device": config.device,
+        "replica_cpus": replica_cpus(config),
+        "min_replicas": config.service.min_replicas,
+        "max_replicas": config.service.max_replicas,
+    }
+    if config.service.api_keys_secret:
+        args["api_keys_file"] = f"{KEYS_PATH}/keys"
+    return args
+
+
+def replica_cpus(config: ClusterConfiguration) -> int:
+    """Return the CPUs of a replica: on a GPU its share of the worker's, which decode for it; else one."""
+    return max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
+
+
+def _groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
+    """Return the one group that replicas run in: a replica decodes beside its own GPU.
+
+    The endpoint is built only where its least replicas fit on the workers that are there, so those must be there.
+    """
+    name, group = next(iter(worker_groups(config).items()))
+    a_worker = config.gpu.gpus if config.device == "cuda" else group.cpus
+    least = max(group.min, -(-max(1, config.service.min_replicas) // a_worker))
+    changes = {"spot": config.service.spot, "min": least, "max": max(group.max, least)}
+    return {name: group.model_copy(update=changes)}
+
+
+def _redis(config: ClusterConfiguration) -> dict[str, Any]:
+    options: dict[str, Any] = {"redisAddress": config.service.redis_address}
+    if config.service.redis_secret:
+        reference = {"secretKeyRef": {"name": config.service.redis_secret, "key": "password"}}
+        options["redisPassword"] = {"valueFrom": reference}
+    return options

@@ -1,0 +1,197 @@
+"""Ray Serve's configuration, in a RayService or a file of its own: strictly, since Serve itself takes any key."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cluster.configuration_sources import describe, nearest
+from cluster.validate_documents import Document, Fault, Path
+from cluster.validate_ray import check_runtime_env
+from cluster.validate_resources import Capacity
+from cluster.validate_schema import Schema, SchemaChecker, shown
+
+
+def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool = False) -> Iterator[Fault]:
+    """Yield what is wrong with a configuration of Ray Serve.
+
+    Args:
+        document: It alone.
+        capacity: Of the workers, where they are known.
+        in_pods: Whether it listens in pods, where loopback is no use.
+    """
+    schema = serve_schema()
+    faults = [document.fault(path, reason) for path, reason in SchemaChecker(schema).check(document.value, schema)]
+    yield from faults
+    if not isinstance(document.value, dict):
+        return
+    if not faults:
+        yield from _serve_says(document)
+    if document.get("applications") == []:
+        yield document.fault(("applications",), "expected at least one application, got none")
+    if in_pods and document.get("http_options", "host") in ("127.0.0.1", "localhost"):
+        got = document.get("http_options", "host")
+        yield document.fault(
+            ("http_options", "host"), f"expected '0.0.0.0', got {got!r}: no service reaches it in a pod"
+        )
+    functions = document.get("grpc_options", "grpc_servicer_functions")
+    for number, target in enumerate(functions if isinstance(functions, list) else []):
+        path: Path = ("grpc_options", "grpc_servicer_functions", number)
+        found, reason = resolve(target)
+        if reason:
+            yield document.fault(path, reason)
+        elif not callable(found):
+            yield document.fault(path, f"expected a function, got {shown(found)} ({target})")
+    applications = document.get("applications")
+    for number, application in enumerate(applications if isinstance(applications, list) else []):
+        if isinstance(application, dict):
+            yield from _application(document, ("applications", number), capacity)
+
+
+@cache
+def serve_schema() -> Schema:
+    """Return the JSON Schema of Serve's own models."""
+    from ray.serve.schema import ServeDeploySchema
+
+    schema: Schema = ServeDeploySchema.model_json_schema()
+    return schema
+
+
+def _serve_says(document: Document) -> Iterator[Fault]:
+    """Yield what Serve's models refuse beyond their schema: names given twice, bounds between keys."""
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        ServeDeploySchema.model_validate(document.value)
+    except ValidationError as err:
+        for error in err.errors():
+            path = tuple(part for part in error["loc"] if document.get(*_before(error["loc"], part), part) is not None)
+            yield document.fault(path, " ".join(error["msg"].removeprefix("Value error, ").split())[:300])
+    except ValueError as err:
+        yield document.fault((), " ".join(str(err).split())[:300])
+
+
+def _before(path: tuple[Any, ...], part: object) -> tuple[Any, ...]:
+    return path[: path.index(part)]
+
+
+def _application(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:
+    for place in (path, *_deployments(document, path)):
+        for name in (("runtime_env",), ("ray_actor_options", "runtime_env")):
+            yield from check_runtime_env(document, (*place, *name))
+    for place in _deployments(document, path):
+        yield from _deployment(document, place, capacity)
+    target = document.get(*path, "import_path")
+    if not isinstance(target, str):
+        return
+    found, reason = resolve(target)
+    if reason:
+        yield document.fault((*path, "import_path"), reason)
+        return
+    yield from _args(document, path, target, found, capacity)
+
+
+def _deployments(document: Document, path: Path) -> Iterator[Path]:
+    deployments = document.get(*path, "deployments")
+    for number, deployment in enumerate(deployments if isinstance(deployments, list) else []):
+        if isinstance(deployment, dict):
+            yield (*path, "deployments", number)
+
+
+def _deployment(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:
+    """Yield a deployment whose replicas at their most do not fit."""
+    scaling = document.get(*path, "autoscaling_config")
+    most = scaling.get("max_replicas") if isinstance(scaling, dict) else document.get(*path, "num_replicas")
+    options = document.get(*path, "ray_actor_options")
+    options = options if isinstance(options, dict) else {}
+    cpus, gpus = options.get("num_cpus", 1), options.get("num_gpus", 0)
+    if capacity is None or not isinstance(most, int) or not all(isinstance(n, (int, float)) for n in (cpus, gpus)):
+        return
+    missing = capacity.missing(f"replicas of {document.get(*path, 'name')}", most, float(cpus), float(gpus))
+    if missing:
+        where = (*path, "autoscaling_config", "max_replicas") if isinstance(scaling, dict) else (*path, "num_replicas")
+        yield document.fault(where, missing)
+
+
+def _args(document: Document, path: Path, target: str, found: object, capacity: Capacity | None) -> Iterator[Fault]:
+    """Yield arguments that the builder of the application refuses: its one parameter says what it takes."""
+    given = document.get(*path, "args")
+    if not inspect.isfunction(found):
+        if given:
+            yield document.fault((*path, "args"), f"{target} is no builder: it takes no arguments")
+        return
+    model = _model_of(found)
+    if model is None:
+        return
+    try:
+        config = model.model_validate(given or {})
+    except ValidationError as err:
+        at = tuple(err.errors()[0]["loc"])
+        yield document.fault((*path, "args", *at), describe(err, model, "argument"))
+        return
+    if capacity is not None and target.replace(":", ".") == "serve.app.build_app":
+        yield from _replicas(document, path, config, capacity)
+
+
+def _model_of(builder: Any) -> type[BaseModel] | None:  # noqa: ANN401
+    """Return the pydantic model that a builder takes, as Serve itself finds it: an annotation, not its name."""
+    parameters = list(inspect.signature(builder).parameters.values())
+    hint = parameters[0].annotation if len(parameters) == 1 else None
+    return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+
+
+def _replicas(document: Document, path: Path, config: Any, capacity: Capacity) -> Iterator[Fault]:  # noqa: ANN401
+    """Yield our own endpoint's replicas where they do not fit."""
+    from serve.config import plan_replica
+
+    on_gpu = config.device == "cuda" or (config.device == "auto" and capacity.gpus > 0)
+    if on_gpu and not capacity.gpus:
+        yield document.fault(
+            (*path, "args", "device"), "expected workers with GPUs (limits: nvidia.com/gpu), there are none"
+        )
+        return
+    cpus = max((int(group.cpus) for group in capacity.groups), default=1)
+    plan = plan_replica(config, on_gpu=on_gpu, cpus=cpus)
+    most = config.max_replicas or max(1, config.min_replicas)
+    missing = capacity.missing("replicas", most, float(plan.cpus), float(plan.gpus))
+    if missing:
+        name = "max_replicas" if config.max_replicas else "min_replicas"
+        yield document.fault((*path, "args", name), missing)
+        return
+    # The endpoint is built once the least workers are there, and only if its least replicas fit on those.
+    missing = capacity.at_least().missing("replicas", max(1, config.min_replicas), float(plan.cpus), float(plan.gpus))
+    if missing:
+        reason = f"with the least workers (minReplicas) {missing}"
+        yield document.fault((*path, "args", "min_replicas"), reason)
+
+
+def resolve(target: object) -> tuple[Any, str]:
+    """Import what an import path names, as module:name or module.name.
+
+    Returns:
+        (what it is, "") or (None, why not).
+    """
+    if not isinstance(target, str):
+        return None, f"expected an import path as serve.app:build_app, got {shown(target)}"
+    module_name, _, name = target.partition(":") if ":" in target else target.rpartition(".")
+    if not module_name or not name:
+        return None, f"expected an import path as serve.app:build_app, got {target!r}"
+    if str(FilePath.cwd()) not in sys.path:
+        sys.path.append(str(FilePath.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as err:  # noqa: BLE001 (whatever a module raises while it is imported)
+        return None, f"{module_name!r} cannot be imported: {type(err).__name__}: {' '.join(str(err).split())[:200]}"
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = [known for known in dir(found) if not known.startswith("_")]
+            return None, f"{module_name!r} has no {part!r}{nearest(part, names)}"
+        found = getattr(found, part)
+    return found, ""

@@ -1,0 +1,114 @@
+"""Where a model runs: what a caller asks for, and what that comes to on this machine."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from models.cache import is_cached
+from models.errors import ProviderUnavailableError
+from models.spec import ModelSpec, Precision
+
+
+class Device(StrEnum):
+    """What a caller asks for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Provider(StrEnum):
+    """ONNX Runtime's execution providers that are used here, and the simulated card, which runs nothing."""
+
+    CPU = "CPUExecutionProvider"
+    CUDA = "CUDAExecutionProvider"
+    SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedDevice:
+    """A card that only takes the time; see `models.simulated`. For benchmarks and tests.
+
+    Attributes:
+        rate: Images per second of one card.
+    """
+
+    rate: float
+
+    _FORM = re.compile(r"simulated:(\d+(?:\.\d+)?)")
+
+    @classmethod
+    def parse(cls, text: str) -> SimulatedDevice:
+        """Read `simulated:RATE`.
+
+        Raises:
+            ValueError: The text has another form, or the rate is 0.
+        """
+        form = cls._FORM.fullmatch(text)
+        if form is None or float(form[1]) <= 0:
+            raise ValueError("a simulated device is written simulated:RATE, with RATE images/s above 0")
+        return cls(float(form[1]))
+
+    def __str__(self) -> str:
+        return f"simulated:{self.rate:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `auto` came to: the provider and precision used, and one line that says why.
+
+    Attributes:
+        provider: What runs the model.
+        precision: Which artifact it runs.
+        reason: For a person.
+        rate: Of a simulated card, images/s.
+    """
+
+    provider: Provider
+    precision: Precision
+    reason: str
+    rate: float | None = None
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides the labels beside the artifact: the precision, or that they are no labels at all."""
+        return Provider.SIMULATED.value if self.provider is Provider.SIMULATED else self.precision.value
+
+
+def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *, has_gpu: bool) -> Choice:
+    """Settle device and precision before anything is loaded.
+
+    Args:
+        spec: The model's entry.
+        device: What was asked for; AUTO takes the GPU where there is one.
+        precision: "auto", or one of `Precision`.
+        has_gpu: Whether the machine or cluster offers a GPU.
+
+    Raises:
+        ProviderUnavailableError: CUDA was asked for, and there is no GPU.
+        UnknownModelError: The model has no artifact of that precision.
+    """
+    if isinstance(device, SimulatedDevice):
+        any_of_them = next(iter(spec.artifacts)) if precision == "auto" else Precision(precision)
+        spec.artifact(any_of_them)
+        reason = f"a SIMULATED card of {device.rate:g} images/s in place of {spec.name}: the labels are made up"
+        return Choice(Provider.SIMULATED, any_of_them, reason, device.rate)
+    if device is Device.CUDA and not has_gpu:
+        raise ProviderUnavailableError("device cuda was asked for, and no GPU was found; use --device cpu or auto")
+    on_gpu = has_gpu and device is not Device.CPU
+    provider = Provider.CUDA if on_gpu else Provider.CPU
+    where = "GPU" if on_gpu else "CPU"
+    how = "" if device is not Device.AUTO else " (chosen)"
+    if precision != "auto":
+        wanted = Precision(precision)
+        spec.artifact(wanted)
+        return Choice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
+    order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
+    offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts]
+    ready = [p for p in offered if is_cached(spec, p)]
+    # A precision that has to be downloaded or built is taken only where none lies ready.
+    chosen = (ready or offered)[0]
+    why = f"the fastest of {', '.join(dict.fromkeys(offered))} that lies ready" if ready else "the fastest it has"
+    return Choice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")

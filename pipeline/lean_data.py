@@ -1,0 +1,117 @@
+"""Ray Data without the three actors that only a cluster needs, for a local Ray that lives as long as one command.
+
+For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that bargains for nodes
+with the autoscaler, and one that notes which node an actor is on: three Python processes, 3 s of CPU at the start. A
+local Ray has no dashboard, no autoscaler and one node. Ray has no option to leave them out (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+_PLACES = (
+    ("ray.data._internal.stats", "get_or_create_stats_actor"),
+    ("ray.data._internal.execution.streaming_executor", "create_cluster_autoscaler"),
+    ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_or_create_actor_location_tracker"),
+    ("ray.data._internal.utils.cached_ray_internals", "get_or_create_actor_location_tracker"),
+)
+
+
+_replaced: list[tuple[Any, str, Any]] = []
+
+
+def leave_out_cluster_actors() -> None:
+    """Replace the three actors in this process; a Ray that has other names for them keeps its own."""
+    keep_cluster_actors()
+    stand_ins: tuple[Callable[..., Any], ...] = (_NoStatistics, _FixedCluster, _OneNode, _OneNode)
+    for (module_name, name), stand_in in zip(_PLACES, stand_ins, strict=True):
+        try:
+            module = import_module(module_name)
+        except ImportError:
+            continue
+        if hasattr(module, name):
+            _replaced.append((module, name, getattr(module, name)))
+            setattr(module, name, stand_in)
+
+
+def keep_cluster_actors() -> None:
+    """Undo it, in a process that joins a cluster after a Ray of its own."""
+    while _replaced:
+        module, name, original = _replaced.pop()
+        setattr(module, name, original)
+
+
+class _Method:
+    """Looks like an actor's method; called in this process."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def remote(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (whatever the actor takes)
+        import ray
+
+        return ray.put(self._call(*args, **options))
+
+
+class _Ignored:
+    """Looks like an actor's method; does nothing."""
+
+    def remote(self, *args: object, **options: object) -> None:
+        """Take anything."""
+
+
+class _NoStatistics:
+    """In place of Ray Data's _StatsActor: nobody looks at its figures."""
+
+    num_datasets = 0
+
+    def __getattr__(self, name: str) -> _Ignored:
+        return _Ignored()
+
+    @property
+    def gen_dataset_id(self) -> _Method:
+        """Name a dataset, as the actor does."""
+        _NoStatistics.num_datasets += 1
+        return _Method(lambda: str(_NoStatistics.num_datasets))
+
+
+class _OneNode:
+    """In place of Ray Data's ActorLocationTracker. Picklable: actors report to it, in vain."""
+
+    @property
+    def update_actor_location(self) -> _Ignored:
+        """Take an actor's node."""
+        return _Ignored()
+
+    @property
+    def get_actor_locations(self) -> _Method:
+        """Say that all actors are on this node."""
+        return _Method(_all_here)
+
+
+def _all_here(logical_actor_ids: Sequence[str]) -> dict[str, str]:
+    import ray
+
+    return dict.fromkeys(logical_actor_ids, ray.get_runtime_context().get_node_id())
+
+
+class _FixedCluster:
+    """In place of Ray Data's cluster autoscaler: a cluster that is what it is."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        import ray
+        from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
+
+        self._total = ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+    def try_trigger_scaling(self) -> None:
+        """Do nothing."""
+
+    def on_executor_shutdown(self) -> None:
+        """Do nothing."""
+
+    def get_total_resources(self) -> Any:  # noqa: ANN401 (untyped library)
+        """Return what the node has, as ExecutionResources."""
+        return self._total

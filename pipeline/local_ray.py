@@ -1,0 +1,55 @@
+"""Start a local Ray for one command, without the services that only a cluster or a person at a dashboard needs.
+
+`ray.init` starts three Python processes beside Ray's own two: the autoscaler's monitor, the log monitor, and, even with
+`include_dashboard=False`, an API server whose coming up it waits for. For one command on one machine none of them does
+anything, and they take 2 s at the start, 1 s at the end, and CPU in between (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.lean_data import leave_out_cluster_actors
+
+logger = logging.getLogger(__name__)
+
+_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
+
+
+def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
+    """Start a Ray of this command's own, whatever others run on this machine.
+
+    Args:
+        options: For `ray.init`, which raises what it raises.
+    """
+    import ray
+
+    with _without_services():
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **options)
+    leave_out_cluster_actors()
+
+
+@contextmanager
+def _without_services() -> Iterator[None]:
+    """Have Ray's head node start no service; Ray has no option for that (2.60).
+
+    Where a later Ray has other names for them, they start as ever, and a start only takes longer.
+    """
+    from ray._private.node import Node
+
+    kept = {name: vars(Node)[name] for name in _SERVICES if name in vars(Node)}
+    for name in kept:
+        setattr(Node, name, _no_service)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
+
+
+def _no_service(node: object, **options: object) -> None:
+    """Stand for a service that is not started."""
+    logger.debug("a service of %s is left out", type(node).__name__)

@@ -1,0 +1,149 @@
+"""Settings of the endpoint, checked where text comes in: the command line, `serve run` and the YAML of `serve deploy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.catalog import DEFAULT_MODEL
+from models.classifier import Device
+from models.decode import DecodeMode, ImageLimits
+from models.errors import ConfigError
+
+# Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
+CPU_BATCH_SIZE = 4
+GPU_BATCH_SIZE = 32
+# Images that may wait per replica: a second or two of work on one core, and several batches on a GPU.
+MIN_QUEUE = 128
+QUEUE_BATCHES = 8
+
+
+class ServeConfig(BaseModel):
+    """Everything the endpoint can be told. The same names, with dashes, are options of `shardlabel serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
+    precision: str = Field(default="auto", pattern="^(auto|fp32|fp16|int8)$", description="auto, fp32, int8 or fp16.")
+    device: Device = Field(default=Device.AUTO, description="auto, cpu or cuda.")
+    decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
+    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
+
+    batch_size: int | None = Field(default=None, ge=1, le=1024, description="Most images of one inference.")
+    max_batch_delay_ms: float = Field(default=0.0, ge=0, le=10_000, description="How long a free model waits for more.")
+    replica_cpus: int | None = Field(default=None, ge=1, le=256, description="CPUs, and threads, of one replica.")
+    min_replicas: int = Field(default=1, ge=0, le=10_000, description="Replicas that are always there.")
+    max_replicas: int | None = Field(default=None, ge=1, le=10_000, description="Most replicas under load.")
+
+    max_queue: int | None = Field(default=None, ge=1, le=1_000_000, description="Images that may wait in a replica.")
+    deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Time for one request, seconds.")
+    max_request_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body, unpacked too.")
+    max_body_memory: int = Field(default=512 * 2**20, ge=1, description="Bytes of all bodies that a replica holds.")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Of one image.")
+    max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request.")
+    api_keys_file: Path | None = Field(default=None, description="One bearer key a line; none: everyone is served.")
+    access_log: str = Field(default="off", description="off, - for standard error, or a file: JSON lines.")
+
+    @field_validator("device", "decode", "precision", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeConfig:
+        if self.max_replicas is not None and self.max_replicas < max(1, self.min_replicas):
+            raise ValueError(
+                f"max_replicas must be at least min_replicas ({self.min_replicas}) and 1, got {self.max_replicas}"
+            )
+        if self.max_queue is not None and self.max_queue < self.max_images:
+            raise ValueError(
+                f"max_queue ({self.max_queue} images) must hold one whole request of max_images ({self.max_images}): "
+                "raise one or lower the other"
+            )
+        if self.max_queue is not None and self.batch_size is not None and self.max_queue < self.batch_size:
+            raise ValueError(
+                f"max_queue ({self.max_queue} images) must hold a batch of batch_size ({self.batch_size}), "
+                "or batches can never fill"
+            )
+        if self.max_body_memory < self.max_request_bytes:
+            raise ValueError(
+                f"max_body_memory ({self.max_body_memory} bytes) must hold one request of max_request_bytes "
+                f"({self.max_request_bytes})"
+            )
+        if self.max_batch_delay_ms >= 1000 * self.deadline_s:
+            raise ValueError(
+                f"max_batch_delay_ms ({self.max_batch_delay_ms:g}) must be below the deadline "
+                f"({1000 * self.deadline_s:g} ms), or requests expire while the model waits for more"
+            )
+        return self
+
+    def image_limits(self) -> ImageLimits:
+        """Return the limits that decoding keeps; the bytes of an image are bounded by its request's."""
+        return ImageLimits(max_pixels=self.max_pixels, max_image_bytes=self.max_request_bytes)
+
+
+class Plan(BaseModel):
+    """What one replica is made of, all derived from its batch size and CPUs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(description="Most images of one inference.")
+    workers: int = Field(description="Threads that run the model.")
+    decoders: int = Field(description="Threads that only decode; 0: each worker decodes what it runs.")
+    max_queue: int = Field(description="Images that may wait.")
+    max_ongoing: int = Field(description="Requests that Serve lets in; above what the queue answers 503 to.")
+    target_ongoing: float = Field(description="Requests per replica that autoscaling aims at.")
+    cpus: int
+    gpus: int
+
+
+def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
+    """Derive a replica from the configuration.
+
+    Args:
+        config: As given.
+        on_gpu: Whether the model runs on a GPU.
+        cpus: Of a machine that replicas run on; a GPU replica decodes on up to 8 of them.
+    """
+    batch_size = config.batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
+    replica_cpus = config.replica_cpus or (max(1, min(8, cpus)) if on_gpu else 1)
+    max_queue = config.max_queue or max(MIN_QUEUE, QUEUE_BATCHES * batch_size, config.max_images)
+    workers = 1 if on_gpu else replica_cpus
+    return Plan(
+        batch_size=batch_size,
+        workers=workers,
+        decoders=replica_cpus if on_gpu else 0,
+        max_queue=max_queue,
+        # Serve's own limit must never be the one that answers: its refusals are no JSON.
+        max_ongoing=2 * max_queue + 2 * batch_size * workers + 64,
+        # Enough that a batch can form while one runs; with less, a replica could never be full before another starts.
+        target_ongoing=float(2 * batch_size * workers),
+        cpus=replica_cpus,
+        gpus=int(on_gpu),
+    )
+
+
+def build_config(options: dict[str, Any]) -> ServeConfig:
+    """Check the options of a command line.
+
+    Args:
+        options: Names as in `ServeConfig`; None means not given.
+
+    Raises:
+        ConfigError: A value that cannot be; one line that says which, what it got and expected.
+    """
+    try:
+        return ServeConfig.model_validate({name: value for name, value in options.items() if value is not None})
+    except ValidationError as err:
+        first = err.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ConfigError(message) from err
+        name = str(first["loc"][0])
+        field = ServeConfig.model_fields.get(name)
+        about = f" ({field.description})" if field is not None else ""
+        raise ConfigError(
+            f"--{name.replace('_', '-')}: {message[0].lower()}{message[1:]}, got {first['input']!r}{about}"
+        ) from err

@@ -1,0 +1,127 @@
+"""An endpoint that runs: where it listens, whether it is well, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.ports import holders
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the endpoint listens.
+
+    Attributes:
+        host: Address.
+        port: Of HTTP.
+        grpc_port: Of gRPC; 0 for none.
+        address: Ray cluster to join; None for a local Ray.
+        haproxy: Whether HAProxy may stand before the replicas.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 9000
+    address: str | None = None
+    haproxy: bool = True
+
+    @property
+    def url(self) -> str:
+        """Return where a client of this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """An endpoint that runs. `close` drains it and leaves nothing behind."""
+
+    listen: Listen
+    drain_s: float
+    folder: Path
+    is_local: bool
+
+    def close(self) -> None:
+        """Stop taking requests, finish those that are being served, and stop."""
+        import ray
+        from ray import serve as ray_serve
+
+        haproxy = self._haproxy_pids()
+        if haproxy:
+            self._drain_haproxy()
+        if not (haproxy and self.is_local):
+            # A local Ray ends whole; on a cluster, and where Serve's own proxy has to be drained, Serve ends first.
+            with contextlib.suppress(Exception):
+                ray_serve.shutdown()
+        ray.shutdown()
+        _wait_gone(haproxy, 5.0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def sentence(self) -> str:
+        """Say in a line where it is."""
+        from serve.replica import grpc_servicers
+
+        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
+        return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
+
+    def fault(self) -> str | None:
+        """Say why it cannot go on; None while it can."""
+        import ray._private.worker
+
+        node = ray._private.worker._global_node
+        if node is None or not self.is_local:
+            return None
+        for name in ("gcs_server", "raylet"):
+            for info in node.all_processes.get(name, []):
+                if info.process.poll() is not None:
+                    return f"Ray's {name} died; run the same command again"
+        return None
+
+    def _haproxy_pids(self) -> list[int]:
+        return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
+
+    def _drain_haproxy(self) -> None:
+        """Close HAProxy's listeners, and each client's connection behind its next answer; wait for the last answer."""
+        deadline = time.monotonic() + self.drain_s
+        for path in self.folder.glob("*/admin.sock"):
+            with contextlib.suppress(OSError):
+                _ask(path, "shutdown frontend http_frontend; shutdown frontend grpc_frontend")
+                quiet = 0
+                while quiet < 3 and time.monotonic() < deadline:
+                    quiet = 0 if _in_flight(_ask(path, "show stat")) else quiet + 1
+                    time.sleep(0.05)
+        # The access log is written four times a second.
+        time.sleep(0.3)
+
+
+def _ask(path: Path, command: str) -> str:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5.0)
+        connection.connect(str(path))
+        connection.sendall(f"{command}\n".encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        return answer.decode(errors="replace")
+
+
+def _in_flight(stats: str) -> int:
+    """Return the requests that HAProxy's backends serve, by its `show stat`."""
+    lines = [line.split(",") for line in stats.splitlines() if line]
+    if not lines:
+        return 0
+    names = [name.strip("# ") for name in lines[0]]
+    rows = (dict(zip(names, line, strict=False)) for line in lines[1:])
+    return sum(int(row.get("scur") or 0) for row in rows if row.get("svname") == "BACKEND")
+
+
+def _wait_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)

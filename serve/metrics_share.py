@@ -1,0 +1,138 @@
+"""Every replica's metrics from whichever replica is asked.
+
+Each replica puts its series into Ray's key-value store, once a second where they changed; who is asked reads the
+others'. So no process is added, it works across nodes, and a scrape is at most a second old. A replica that is gone
+stays readable for some minutes: Prometheus should see its last counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+KEEP_S = 300.0
+
+
+class Store(Protocol):
+    """A key-value store that all replicas share; calls may take milliseconds."""
+
+    def put(self, key: str, value: bytes) -> None:
+        """Set a value."""
+
+    def all(self) -> dict[str, bytes]:
+        """Return every value by its key."""
+
+    def delete(self, key: str) -> None:
+        """Remove a value, if it is there."""
+
+
+class RayStore:
+    """Ray's own key-value store, below a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = f"shardlabel:metrics:{prefix}:".encode()
+
+    def put(self, key: str, value: bytes) -> None:
+        """Set a value."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(self._prefix + key.encode(), value, overwrite=True)
+
+    def all(self) -> dict[str, bytes]:
+        """Return every value by its key."""
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+        found = {}
+        for key in _internal_kv_list(self._prefix):
+            value = _internal_kv_get(key)
+            if value is not None:
+                found[key[len(self._prefix) :].decode()] = value
+        return found
+
+    def delete(self, key: str) -> None:
+        """Remove a value."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self._prefix + key.encode())
+
+
+class MetricsShare:
+    """Publish one replica's series, and read all.
+
+    Args:
+        store: Where they are shared.
+        replica: This replica's name.
+        render: Gives its series in Prometheus' text format; called in a thread.
+    """
+
+    def __init__(self, store: Store, replica: str, render: Callable[[], bytes]) -> None:
+        self._store = store
+        self._replica = replica
+        self._render = render
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._publish, name="metrics", daemon=True)
+        self._thread.start()
+
+    def render_all(self) -> bytes:
+        """Return the series of all replicas; blocks for milliseconds."""
+        texts = [self._render()]
+        try:
+            for name, value in self._store.all().items():
+                if name == self._replica:
+                    continue
+                stamp, _, text = value.partition(b"\n")
+                if time.time() - float(json.loads(stamp)) < KEEP_S:
+                    texts.append(text)
+                else:
+                    self._store.delete(name)
+        except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
+            logger.warning("metrics of the other replicas cannot be read: %s", err)
+        return merged(texts)
+
+    def close(self) -> None:
+        """Publish the last counts, and stop."""
+        self._closed.set()
+        self._thread.join(timeout=2.0)
+
+    def _publish(self) -> None:
+        last = b""
+        stale = 0.0
+        while True:
+            is_last = self._closed.wait(PERIOD_S)
+            text = self._render()
+            # Also without a change now and then: else it would be taken for one that is gone.
+            if text != last or time.monotonic() - stale > KEEP_S / 3:
+                last, stale = text, time.monotonic()
+                try:
+                    self._store.put(self._replica, json.dumps(time.time()).encode() + b"\n" + text)
+                except Exception as err:  # noqa: BLE001 (the next second tries again)
+                    logger.warning("metrics cannot be shared: %s", err)
+            if is_last:
+                return
+
+
+def merged(texts: Iterable[bytes]) -> bytes:
+    """Join expositions that have the same families: each family's head once, then everyone's samples."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for text in texts:
+        family = ""
+        for line in text.decode().splitlines():
+            if line.startswith("# HELP "):
+                family = line.split(" ", 3)[2]
+                if family not in heads:
+                    heads[family], samples[family] = [], []
+            if line.startswith("#"):
+                if line not in heads[family]:
+                    heads[family].append(line)
+            elif line:
+                samples[family].append(line)
+    lines = [line for family in heads for line in (*heads[family], *samples[family])]
+    return ("\n".join(lines) + "\n").encode()

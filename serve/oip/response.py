@@ -1,0 +1,80 @@
+"""An inference answer, and its HTTP body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from serve.oip.datatypes import BYTES, join_elements
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output.
+
+    Attributes:
+        name: As the model calls it.
+        datatype: FP32, INT32 or BYTES.
+        shape: Batch axis first.
+        data: Numbers of this shape, or the elements of a BYTES tensor in row-major order, UTF-8.
+        binary: Whether it was asked for in binary form.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any] | Sequence[bytes]
+    binary: bool = False
+
+    def raw(self) -> bytes | memoryview:
+        """Return the binary form: little-endian, row-major; of an array's own memory where it lies so."""
+        if not isinstance(self.data, np.ndarray):
+            return join_elements(self.data)
+        ordered = np.ascontiguousarray(self.data, self.data.dtype.newbyteorder("<"))
+        return ordered.data.cast("B") if ordered.size else b""
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """What a model answered, whatever it travels by."""
+
+    model_name: str
+    model_version: str
+    outputs: tuple[OutputTensor, ...]
+    id: str | None = None
+
+    def encode(self) -> tuple[bytes, int | None]:
+        """Write the HTTP body.
+
+        Returns:
+            (body, bytes of its JSON part), the latter None where no output is binary.
+        """
+        tensors = []
+        buffers = []
+        for output in self.outputs:
+            tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+            if output.binary:
+                buffers.append(output.raw())
+                tensor["parameters"] = {"binary_data_size": len(buffers[-1])}
+            else:
+                tensor["data"] = _json_data(output)
+            tensors.append(tensor)
+        document = {"model_name": self.model_name, "model_version": self.model_version, "outputs": tensors}
+        if self.id is not None:
+            document["id"] = self.id
+        head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        if not any(output.binary for output in self.outputs):
+            return head, None
+        return b"".join((head, *buffers)), len(head)
+
+
+def _json_data(output: OutputTensor) -> npt.NDArray[Any] | list[str]:
+    if output.datatype == BYTES:
+        return [element.decode() for element in output.data]
+    assert isinstance(output.data, np.ndarray)
+    return np.ascontiguousarray(output.data).ravel()

@@ -1,0 +1,248 @@
+"""One real `shardlabel serve` on a local Ray, in the order of its life: asked, overloaded, robbed of a replica, stopped."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import tarfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.serve_load import Load, sample_images
+from tests.serve_process import ServeProcess, command, environment, serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+MODEL = "efficientnet-lite0"
+SAMPLES = Path(__file__).parents[2] / "models" / "samples" / "photos.tar"
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs Linux' /proc")
+    folder = tmp_path_factory.mktemp("serve")
+    options = ["--model", MODEL, "--grpc-port", "0", "--min-replicas", "2", "--max-replicas", "2", "--max-queue", "64"]
+    with serving(folder, *options, "--access-log", str(folder / "access.log")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def photos() -> dict[str, bytes]:
+    with tarfile.open(SAMPLES) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar if not m.name.endswith(".cls")}
+
+
+def ask(endpoint: ServeProcess, method: str, path: str, body: bytes = b"", **headers: str):
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def classify(endpoint: ServeProcess, body: bytes, kind: str, query: str = ""):
+    status, _, content = ask(endpoint, "POST", f"/v1/classify{query}", body, content_type=kind)
+    return status, json.loads(content)
+
+
+def test_all_ways_in_give_the_same_answer(endpoint, photos):
+    image = photos["chelsea.jpg"]
+    form = b'--B\r\nContent-Disposition: form-data; name="image"; filename="c.jpg"\r\n\r\n' + image + b"\r\n--B--\r\n"
+    in_json = json.dumps({"images": [{"b64": base64.b64encode(image).decode()}]}).encode()
+
+    answers = [
+        classify(endpoint, image, "image/jpeg"),
+        classify(endpoint, image, "application/octet-stream"),
+        classify(endpoint, form, "multipart/form-data; boundary=B"),
+        classify(endpoint, in_json, "application/json"),
+    ]
+
+    assert answers[0][0] == 200
+    assert all(answer == answers[0] for answer in answers)
+    assert "cat" in answers[0][1]["results"][0]["labels"][0]["label"]
+
+
+def test_labels_are_those_of_bulk(endpoint, photos, tmp_path):
+    import pyarrow.parquet as pq
+
+    dest = tmp_path / "labels"
+    done = subprocess.run(
+        [command()[0], "label", str(SAMPLES), "--output", str(dest), "--model", MODEL, "--progress", "none"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["key"]: row for row in pq.read_table(dest).to_pylist()}
+
+    for name, image in photos.items():
+        (result,) = classify(endpoint, image, "image/*")[1]["results"]
+        row = rows[name.partition(".")[0]]
+        assert [label["label_id"] for label in result["labels"]] == row["top_ids"]
+        np.testing.assert_allclose([label["score"] for label in result["labels"]], row["top_scores"], atol=1e-5)
+        assert (result["width"], result["height"]) == (row["width"], row["height"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "kind", "status"),
+    [
+        ("POST", "/v1/classify", b"no image", "image/jpeg", 422),
+        ("POST", "/v1/classify", b"", "image/jpeg", 400),
+        ("POST", "/v1/classify", b"{", "application/json", 400),
+        ("POST", "/v1/classify", b"%PDF-1.4 " + b"x" * 100, "image/jpeg", 415),
+        ("POST", "/v1/classify", b"x", "text/plain", 415),
+        ("POST", "/v1/classify", b"x" * (20 * 2**20 + 1), "image/jpeg", 413),
+        ("GET", "/v1/classify", b"", "", 405),
+        ("GET", "/made/up", b"", "", 404),
+    ],
+)
+def test_what_is_wrong_has_its_status_and_json(endpoint, method, path, body, kind, status):
+    got, headers, content = ask(endpoint, method, path, body, content_type=kind)
+
+    assert got == status
+    assert headers["content-type"] == "application/json"
+    assert list(json.loads(content)) == ["error"]
+
+
+def test_an_image_of_too_many_pixels_is_413(endpoint):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 6_000)).save(buffer, "PNG")
+
+    assert classify(endpoint, buffer.getvalue(), "image/png")[0] == 413
+
+
+def test_what_is_no_http_is_answered_in_json_too(endpoint):
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=10) as connection:
+        connection.sendall(b"HELLO\x00 there\r\n\r\n")
+        answer = connection.recv(65536)
+
+    assert answer.split()[1] == b"400"
+    assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
+
+
+def test_metrics_of_all_replicas_come_from_any(endpoint, photos):
+    for image in [*photos.values()] * 3:
+        classify(endpoint, image, "image/jpeg")
+    time.sleep(1.5)
+
+    text = ask(endpoint, "GET", "/metrics")[2].decode()
+
+    assert len({line.split('replica="')[1].split('"')[0] for line in text.splitlines() if "replica=" in line}) == 2
+    for name in ("requests_total", "errors_total", "queue_depth", "batch_size_bucket", "images_total"):
+        assert f"shardlabel_{name}{{" in text
+    for stage in ("decode", "queue", "infer"):
+        assert f'stage="{stage}"' in text
+
+
+def test_nothing_but_loopback_is_listened_on_by_haproxy(endpoint):
+    haproxies = [pid for pid in endpoint.descendants() if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes()[:300]]
+    assert haproxies
+    links = [str(fd.readlink()) for pid in haproxies for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
+    listening = [
+        fields[1]
+        for table in ("tcp", "tcp6")
+        for fields in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if fields[3] == "0A" and fields[9] in inodes
+    ]
+
+    assert listening
+    assert all(address.startswith("0100007F:") for address in listening)
+
+
+def test_a_second_endpoint_on_the_port_says_who_holds_it(endpoint):
+    done = subprocess.run(
+        command("--model", MODEL, "--port", str(endpoint.port)),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert f"port {endpoint.port} is in use by process" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_overload_is_answered_at_once_with_when_to_come_back(endpoint, photos):
+    answers = []
+    images = [photos["chelsea.jpg"], photos["rocket.jpg"]]
+
+    def burst(number: int) -> None:
+        began = time.monotonic()
+        body = images[number % 2]
+        answers.append(
+            (*ask(endpoint, "POST", "/v1/classify", body, content_type="image/jpeg"), time.monotonic() - began)
+        )
+
+    threads = [threading.Thread(target=burst, args=(i,)) for i in range(250)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(answers) == 250
+    assert {answer[0] for answer in answers} == {200, 503}
+    refused = [answer for answer in answers if answer[0] == 503]
+    assert all(int(headers["retry-after"]) >= 1 and "error" in json.loads(body) for _, headers, body, _ in refused)
+    assert classify(endpoint, images[0], "image/jpeg")[0] == 200
+
+
+def test_the_death_of_a_replica_fails_no_request(endpoint):
+    images = sample_images(None)
+    with Load("127.0.0.1", endpoint.port, images, 6) as load:
+        time.sleep(1.5)
+        os.kill(endpoint.replicas()[0], signal.SIGKILL)
+        time.sleep(4)
+
+    assert load.tally.failed == 0, load.tally.summary()
+    assert set(load.tally.statuses) == {200}
+
+
+def test_it_stops_without_failing_what_it_serves_and_leaves_nothing(endpoint):
+    left = endpoint.descendants()
+    load = Load("127.0.0.1", endpoint.port, sample_images(None), 6)
+    with load:
+        time.sleep(1.0)
+        code = endpoint.stop()
+
+    # Once it has stopped, nobody can connect: that is no request that failed.
+    problems = {text: n for text, n in load.tally.problems.items() if "refused" not in text}
+    assert code == 0, endpoint.output()
+    assert not problems
+    assert set(load.tally.statuses) == {200}
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}/exe").exists() for pid in left):
+        time.sleep(0.1)
+    assert not [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left if Path(f"/proc/{pid}/exe").exists()]
+
+
+def test_the_access_log_has_every_request(endpoint):
+    lines = [json.loads(line) for line in (endpoint.log.parent / "access.log").read_text().splitlines()]
+
+    assert len(lines) > 100
+    assert {200, 404, 405, 413, 415, 422, 503} <= {line["status"] for line in lines}
+
+
+def test_nothing_answers_after_it_stopped(endpoint):
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(endpoint.url, timeout=5)

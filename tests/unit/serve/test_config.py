@@ -1,0 +1,82 @@
+"""Settings: what is derived from what, and what cannot be together."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.errors import ConfigError
+from serve.config import ServeConfig, build_config, plan_replica
+
+
+def test_strings_of_serve_run_become_what_they_stand_for():
+    config = ServeConfig.model_validate({"batch_size": "8", "deadline_s": "2.5", "device": "CPU", "decode": "exact"})
+
+    assert (config.batch_size, config.deadline_s, config.device, config.decode) == (8, 2.5, "cpu", "exact")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batchsize": 4}, "batchsize"),
+        ({"precision": "fp8"}, "--precision"),
+        ({"device": "tpu"}, "--device"),
+        ({"deadline_s": 0}, "--deadline-s"),
+        ({"min_replicas": 3, "max_replicas": 2}, "max_replicas"),
+        ({"max_queue": 10}, "max_images"),
+        ({"max_queue": 100, "batch_size": 200}, "batch"),
+        ({"max_batch_delay_ms": 2000, "deadline_s": 2}, "deadline"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line_that_says_which(options, words):
+    with pytest.raises(ConfigError) as caught:
+        build_config(options)
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 1, 16, 500])
+def test_serves_own_limits_never_answer_before_ours_and_batches_can_fill(on_gpu, batch_size):
+    plan = plan_replica(ServeConfig(batch_size=batch_size), on_gpu=on_gpu, cpus=4)
+
+    assert plan.max_queue >= plan.batch_size
+    assert plan.max_ongoing > plan.max_queue + plan.batch_size * plan.workers
+    assert plan.batch_size <= plan.target_ongoing < plan.max_ongoing
+
+
+def test_a_cpu_replica_decodes_where_it_infers_and_a_gpu_replica_beside():
+    cpu = plan_replica(ServeConfig(replica_cpus=3), on_gpu=False, cpus=8)
+    gpu = plan_replica(ServeConfig(), on_gpu=True, cpus=16)
+
+    assert (cpu.workers, cpu.decoders, cpu.gpus) == (3, 0, 0)
+    assert (gpu.workers, gpu.decoders, gpu.gpus) == (1, 8, 1)
+
+
+@pytest.mark.parametrize(("most", "cpus", "gpus", "surges"), [(2, 2, 0, False), (2, 3, 0, True), (0, 0, 0, False)])
+def test_new_replicas_start_before_old_ones_end_only_where_there_is_room(most, cpus, gpus, surges):
+    from serve.replica import surge_percent
+
+    plan = plan_replica(ServeConfig(), on_gpu=False, cpus=4)
+
+    assert (surge_percent(plan, most, cpus, gpus) > 0) == surges
+
+
+def test_more_replicas_than_fit_are_refused_and_the_default_is_what_fits():
+    from serve.replica import max_replicas
+
+    plan = plan_replica(ServeConfig(replica_cpus=2), on_gpu=False, cpus=8)
+
+    assert max_replicas(ServeConfig(), plan, 8, 0, is_fixed=True) == 4
+    assert max_replicas(ServeConfig(max_replicas=3), plan, 8, 0, is_fixed=True) == 3
+    with pytest.raises(ConfigError, match="do not fit"):
+        max_replicas(ServeConfig(min_replicas=5), plan, 8, 0, is_fixed=True)
+
+
+def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
+    from serve.replica import max_replicas
+
+    plan = plan_replica(ServeConfig(), on_gpu=True, cpus=8)
+
+    assert max_replicas(ServeConfig(min_replicas=3), plan, 0, 0, is_fixed=False) == 3
+    assert max_replicas(ServeConfig(), plan, 0, 0, is_fixed=False) == 1

@@ -146,7 +146,7 @@ def _resnet(folder: Path) -> Path:
 
 
 def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
-    from models.conversion.quantization import quantize_int8
+    from models.quantization import quantize_int8
 
     from models.conversion.measure import read_photographs
 

@@ -146,9 +146,8 @@ def _resnet(folder: Path) -> Path:
 
 
 def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
-    from models.quantization import quantize_int8
-
     from models.conversion.measure import read_photographs
+    from models.quantization import quantize_int8
 
     path, spec = folder / "resnet18-int8.onnx", load_spec("resnet18-v2")
     if not path.exists():

@@ -39,6 +39,8 @@ RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
 
+_set_here: set[str] = set()
+
 
 def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     """Start everything; returns when a client is served.
@@ -102,7 +104,8 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     if listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file():
         metrics, stats, http, grpc = free_ports(4)
-        if given := os.environ.get(RAY_BINARY_VARIABLE):
+        given = os.environ.get(RAY_BINARY_VARIABLE)
+        if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
         os.environ[RAY_BINARY_VARIABLE] = str(launcher)
         wanted |= {
@@ -126,7 +129,10 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+        # What the user has set stays; what an earlier endpoint of this process has set does not.
+        if name not in os.environ or name in _set_here:
+            os.environ[name] = value
+            _set_here.add(name)
 
 
 def _start_ray(listen: Listen) -> None:

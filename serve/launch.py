@@ -144,8 +144,7 @@ def _start_ray(listen: Listen) -> None:
         if listen.address:
             ray.init(address=listen.address, **environment)
         else:
-            # All of it on the loopback interface: nobody else has business with a Ray that ends with this command.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **environment)
+            ray.init(address="local", include_dashboard=False, **environment)
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:

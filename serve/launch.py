@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -150,6 +152,10 @@ def _start_ray(listen: Listen) -> None:
         if listen.address:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    if threading.current_thread() is threading.main_thread():
+        # Ray's C++ side has put its own handler in the place of Python's: a SIGTERM would abort the process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import ClusterError, ConfigError
 from pipeline.lean_data import keep_cluster_actors
@@ -94,6 +95,7 @@ def connect(address: str | None) -> Cluster:
             pass
         elif address:
             keep_cluster_actors()
+            _shorten_errors()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray()
@@ -113,6 +115,21 @@ def connect(address: str | None) -> Cluster:
         free_cpus=ray.available_resources().get("CPU", 0.0),
         may_grow=bool(address),
     )
+
+
+def _shorten_errors() -> None:
+    """Have a line logged about what Ray reports of its nodes, such as the death of one: it prints pages of state.
+
+    `log_to_driver=False` does not cover them, and there is no option (2.60). Under another name Ray prints as ever.
+    """
+    from ray._private import worker
+
+    def log_first_sentences(data: dict[str, Any], **options: object) -> None:
+        text = " ".join(str(line) for line in data.get("lines", ()))
+        logger.warning("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0].strip()[:300])
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = log_first_sentences
 
 
 def _watch_local_ray() -> None:

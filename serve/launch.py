@@ -19,6 +19,9 @@ from typing import Any
 from models.cache import locate
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
+from models.spec import Precision
+from serve.access_log import AccessLog
+from serve.api_keys import ApiKeys
 from serve.config import ServeConfig
 from serve.endpoint import Endpoint, Listen
 from serve.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE
@@ -48,13 +51,12 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     check_free(listen.host, listen.port, "--port")
     if listen.grpc_port:
         check_free(listen.host, listen.grpc_port, "--grpc-port")
-    spec = load_spec(config.model)
-    if len(spec.artifacts) == 1:
-        # Before anything is started: a download may take minutes, and has its own errors.
-        locate(spec, next(iter(spec.artifacts)))
+    _check(config)
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
     _set_environment(listen, folder, config.deadline_s)
+    # Ray lets 2 GiB into memory before anybody looks at them. Both ways: 64 MiB are the answers of 10,000 images.
+    os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(config.max_request_bytes + 2**20, 2**26)))
     try:
         _start_ray(listen)
         _start_serve(config, listen)
@@ -64,6 +66,25 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         endpoint.close()
         raise
     return endpoint
+
+
+def _check(config: ServeConfig) -> None:
+    """Find before anything is started what replicas would stumble over."""
+    spec = load_spec(config.model)
+    wanted = None if config.precision == "auto" else Precision(config.precision)
+    if wanted is None and len(spec.artifacts) == 1:
+        wanted = next(iter(spec.artifacts))
+    if wanted is not None:
+        spec.artifact(wanted)
+        # A download may take minutes, and has its own errors.
+        locate(spec, wanted)
+    if config.api_keys_file is not None:
+        ApiKeys(config.api_keys_file)
+    if config.access_log not in ("off", "-"):
+        try:
+            AccessLog(config.access_log).close()
+        except OSError as err:
+            raise ConfigError(f"--access-log {config.access_log} cannot be written: {err.strerror}") from err
 
 
 def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:

@@ -128,8 +128,12 @@ class GrpcCalls:
         return message_class("ServerReadyResponse")(ready=self._endpoint.is_ready)
 
     async def _model_ready(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        model = self._endpoint.model(message.name, message.version)
-        return message_class("ModelReadyResponse")(ready=model.backend.is_ready)
+        # A model that is not there is not ready: clients ask in order to wait for one, and expect no error.
+        try:
+            ready = self._endpoint.model(message.name, message.version).backend.is_ready
+        except Rejected:
+            ready = False
+        return message_class("ModelReadyResponse")(ready=ready)
 
     async def _server_metadata(self, _: Any) -> Any:  # noqa: ANN401 (protobuf)
         return message_class("ServerMetadataResponse")(**self._endpoint.server_metadata())

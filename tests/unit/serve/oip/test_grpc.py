@@ -94,7 +94,10 @@ def test_server_and_model_are_live_ready_and_described():
     ready = message_class("ModelReadyRequest")(name="tiny", version="1")
     described = message_class("ModelMetadataRequest")(name="tiny")
 
+    unknown = message_class("ModelReadyRequest")(name="nothing")
+
     assert ingress.call("ServerLive")[0].live
+    assert ingress.call("ModelReady", unknown)[0].ready is False
     assert ingress.call("ServerReady")[0].ready
     assert ingress.call("ModelReady", ready)[0].ready
     server = ingress.call("ServerMetadata")[0]

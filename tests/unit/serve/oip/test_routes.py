@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.oip.endpoint import Limits
+from serve.oip.openapi import PATHS
 from tests.unit.serve.oip.fake_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import json_images
 
@@ -154,3 +155,13 @@ def test_the_serves_timeout_header_is_a_deadline_too():
     client.infer(json_images(b"R"))
 
     assert client.backend.calls[0]["deadline"] < client.backend.calls[1]["deadline"] - 5
+
+
+@pytest.mark.parametrize(("path", "method"), [(path, method) for path, item in PATHS.items() for method in item])
+@pytest.mark.parametrize("model", ["tiny", "nothing"])
+def test_every_path_of_the_openapi_document_answers_as_it_says(path, method, model):
+    got = Client()(method.upper(), path.format(model=model, version="1"))
+
+    assert str(got.status) in PATHS[path][method]["responses"]
+    assert got.status != 404 or "no model 'nothing'" in got.error
+    assert got.status != 405

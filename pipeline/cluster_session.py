@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 60.0
 # After Ray's own processes died: time for the run to see it by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
+# As Ray announces the death of a node.
+_LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 # Units sent to a pool's actors, over those that they do at a time.
 POOL_GROWS_AT = 1.25
 
@@ -118,18 +121,22 @@ def connect(address: str | None) -> Cluster:
 
 
 def _shorten_errors() -> None:
-    """Have a line logged about what Ray reports of its nodes, such as the death of one: it prints pages of state.
+    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
 
     `log_to_driver=False` does not cover them, and there is no option (2.60). Under another name Ray prints as ever.
     """
     from ray._private import worker
 
-    def log_first_sentences(data: dict[str, Any], **options: object) -> None:
-        text = " ".join(str(line) for line in data.get("lines", ()))
-        logger.warning("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0].strip()[:300])
+    def log_briefly(data: dict[str, Any], **options: object) -> None:
+        text = " ".join(str(line) for line in data.get("lines", ())).strip()
+        lost = _LOST_NODE.search(text)
+        if lost is not None:
+            logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
+        else:
+            logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])
 
     if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = log_first_sentences
+        worker.print_to_stdstream = log_briefly
 
 
 def _watch_local_ray() -> None:

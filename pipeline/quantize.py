@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,8 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     if Precision.FP32 not in spec.artifacts:
         raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
     content = locate(spec, Precision.FP32).read_bytes()
-    images = _read(wanted, spec)
+    finder = ClassFinder(load_classes(spec))
+    images = _read(wanted, spec, finder)
     rows = np.linspace(0, len(images.truth) - 1, min(wanted.calibration_images, len(images.truth) // 2)).astype(
         np.int64
     )
@@ -128,6 +129,8 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     reference = measure("fp32", Precision.FP32, spec, content, held_back, None)
     base = reference.candidate
     say(line(base, base))
+    if wilson(round(base.top1 * len(held_back.truth) / 100), len(held_back.truth))[0] <= 1 / len(finder.classes):
+        say(f"  note: {base.top1:.2f} % is no better than chance, so that no drop can be seen: are these its labels?")
     made: list[tuple[Candidate, bytes]] = []
     model = onnx.load_model_from_string(content)
     for method in wanted.methods:
@@ -146,8 +149,7 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
 
 
-def _read(wanted: Wanted, spec: ModelSpec) -> Images:
-    finder = ClassFinder(load_classes(spec))
+def _read(wanted: Wanted, spec: ModelSpec, finder: ClassFinder) -> Images:
     labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
     limits, pixels, truth = ImageLimits(), [], []
     for sample, index in islice(labelled, wanted.limit):
@@ -209,6 +211,4 @@ def _decide(
             for one, content in kept
         },
     )
-    chosen = tuple(one.name for one, _ in kept)
-    return Quantised(*(getattr(result, f) for f in ("model", "calibrated_on", "images", "candidates")), chosen,
-                     result.max_drop, result.uncertainty), None  # fmt: skip
+    return replace(result, chosen=tuple(one.name for one, _ in kept)), None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from models.cache import home
+from models.cache import home, publishing
 from models.catalog import ENTRIES
+from models.errors import ArtifactError
 from models.spec import Artifact, ModelSpec
 from models.trial import try_join
 
@@ -78,12 +77,9 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, graph: bytes) -> None:
     """Write at once or not at all; a cache that cannot be written costs a second at the next start, no more."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(graph).digest() + graph)
-        temporary.replace(path)
-    except OSError as err:
-        logger.warning("graph cache: cannot write %s: %s", path, err)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with publishing(path) as file:
+            file.write(hashlib.sha256(graph).digest())
+            file.write(graph)
+    except ArtifactError as err:
+        logger.warning("graph cache: %s", err)

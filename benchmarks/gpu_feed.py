@@ -27,6 +27,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.gpu_common import top_k
+from models.catalog import load_spec
+
 
 def decode_shards(model: str, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
     """Decode shards until there are none."""
@@ -80,7 +83,8 @@ def ours(paths: list[Path], model: str, rate: float, extra: list[str]) -> dict:
         listing.write_text("".join(f"{path}\n" for path in paths))
         output = Path(folder) / "out"
         command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--model", model,
-                   "--device", f"simulated:{rate:g}", "--json", "--progress", "none", *extra]  # fmt: skip
+                   "--device", f"simulated:{rate:g}", "--json", "--progress", "none",
+                   "--top-k", str(top_k(load_spec(model))), *extra]  # fmt: skip
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - started

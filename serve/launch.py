@@ -140,7 +140,7 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
 def _start_ray(listen: Listen) -> None:
     import ray
 
-    # The replicas' processes import what this one does.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if listen.address:
@@ -153,9 +153,9 @@ def _start_ray(listen: Listen) -> None:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
     if threading.current_thread() is threading.main_thread():
-        # Ray's C++ side has put its own handler in the place of Python's: a SIGTERM would abort the process.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.getsignal(number))
+        # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

@@ -99,7 +99,9 @@ def _edit_file(path: Path) -> None:
 
 
 def _binary() -> str:
-    chosen = os.environ.get(BINARY_VARIABLE)
+    chosen = os.environ.get(BINARY_VARIABLE, "")
+    if Path(chosen).name == Path(sys.argv[0]).name:
+        chosen = ""  # that is this script
     # It says where *we* are; the package would take it for HAProxy.
     os.environ.pop(RAY_BINARY_VARIABLE, None)
     if chosen:

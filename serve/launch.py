@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +40,8 @@ POLL_S = 0.2
 RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
+
+_set_here: set[str] = set()
 
 
 def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
@@ -104,7 +108,8 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     if listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file():
         metrics, stats, http, grpc = free_ports(4)
-        if given := os.environ.get(RAY_BINARY_VARIABLE):
+        given = os.environ.get(RAY_BINARY_VARIABLE)
+        if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
         os.environ[RAY_BINARY_VARIABLE] = str(launcher)
         wanted |= {
@@ -128,7 +133,10 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+        # What the user has set stays; what an earlier endpoint of this process has set does not.
+        if name not in os.environ or name in _set_here:
+            os.environ[name] = value
+            _set_here.add(name)
 
 
 def _start_ray(listen: Listen) -> None:
@@ -140,13 +148,16 @@ def _start_ray(listen: Listen) -> None:
         if listen.address:
             ray.init(address=listen.address, **environment)
         else:
-            # All of it on the loopback interface: nobody else has business with a Ray that ends with this command.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **environment)
+            ray.init(address="local", include_dashboard=False, **environment)
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    if threading.current_thread() is threading.main_thread():
+        # Ray's C++ side has put its own handler in the place of Python's: a SIGTERM would abort the process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

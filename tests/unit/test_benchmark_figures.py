@@ -83,7 +83,7 @@ def test_measure_counts_cpu_of_children_and_kills_what_hangs():
     assert figures["exit"] == -9
     assert time.monotonic() - began < 15
     assert figures["processes"] == 2
-    assert figures["cpu_seconds"] > 0.5
+    assert figures["cpu_seconds"] > 0.3
 
 
 def test_images_are_repeated_by_links_and_whole_shards(tmp_path):
@@ -123,7 +123,7 @@ def test_scaling_is_linear_until_something_binds():
     [
         (scaling.Cluster(200, 16, 10.0), 100, "driver"),  # 3,200 units/s wanted, the driver does 1,000
         (scaling.Cluster(1, 16, 0.1), 1000, "network"),
-        (scaling.Cluster(1000, 16, 10.0), 1000, "windows"),  # 16,000 actors, and 4,096 units handed over
+        (scaling.Cluster(10_000, 16, 10.0), 100_000, "windows"),  # 160,000 actors, and 65,536 units handed over
     ],
     ids=["driver", "network", "windows"],
 )

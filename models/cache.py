@@ -101,7 +101,9 @@ def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
     fetchable = artifact.sources or artifact.built_by
     if _is_file(beside) or not (fetchable or _is_file(cached)):
         return beside, f"put the right file there, or correct the entry in {spec.folder}"
-    return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
+    if artifact.sources:
+        return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
+    return cached, f"delete it and run `{artifact.built_by or 'shardlabel models add --replace'}` again"
 
 
 def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:

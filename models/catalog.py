@@ -66,7 +66,8 @@ def _with_overlay(spec: ModelSpec) -> ModelSpec:
     try:
         added = {Precision(key): Artifact.model_validate(one) for key, one in _read(path)["artifacts"].items()}
     except (KeyError, ValueError, AttributeError) as err:
-        raise ConfigError(f"model entry {path} is damaged ({err}); delete it and quantise again") from err
+        reason = err.errors()[0]["msg"] if isinstance(err, ValidationError) else err
+        raise ConfigError(f"model entry {path} is damaged ({reason}); delete it and quantise again") from err
     fitting = {precision: one for precision, one in added.items() if one.made_from in sources}
     return spec.model_copy(update={"artifacts": {**spec.artifacts, **fitting}})
 

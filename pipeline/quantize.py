@@ -7,10 +7,9 @@ images choose and judge, which flatters the choice by as much as the candidates 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ import numpy.typing as npt
 from models.cache import locate
 from models.catalog import load_spec
 from models.class_names import ClassFinder, load_classes
-from models.classifier import Classifier
 from models.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import ConfigError, InputError, SourceError
 from models.spec import ModelSpec, Precision
+from pipeline.candidates import Candidate, Images, line, measure
 from pipeline.config import SourceFormat
 from pipeline.labelled import open_labelled
 from pipeline.statistics import wilson
@@ -32,13 +31,8 @@ if TYPE_CHECKING:
     pass
 
 UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 
 MIN_IMAGES = 20
-BATCH_SIZE = 16
-SPEED_IMAGES = 96
-SPEED_REPEATS = 3
 # They stay float32: features are taken from the pools, and 8-bit scores would tie.
 FLOAT_OPS = frozenset({"ReduceMean", "GlobalAveragePool", "Softmax", "LogSoftmax", "LayerNormalization"})
 
@@ -73,31 +67,6 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way of running the model, measured on the images that had no part in making it. Rates in percent.
-
-    Attributes:
-        name: "fp32", "int8 minmax", ...
-        precision: Of it.
-        top1: On those images.
-        top5: Likewise.
-        agreement: Images with the same best label as fp32.
-        divergence: Mean Kullback-Leibler divergence of its probabilities from those of fp32.
-        images_per_s: On the CPU, one thread.
-        size_bytes: Of the file.
-    """
-
-    name: str
-    precision: str
-    top1: float
-    top5: float
-    agreement: float
-    divergence: float
-    images_per_s: float
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Quantised:
     """What came of it.
 
@@ -122,15 +91,6 @@ class Quantised:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Images:
-    pixels: UInt8Array
-    truth: Int64Array
-
-    def take(self, rows: Int64Array) -> _Images:
-        return _Images(self.pixels[rows], self.truth[rows])
 
 
 def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
@@ -158,15 +118,19 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     if Precision.FP32 not in spec.artifacts:
         raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
     content = locate(spec, Precision.FP32).read_bytes()
-    images = _read(wanted, spec)
+    finder = ClassFinder(load_classes(spec))
+    images = _read(wanted, spec, finder)
     rows = np.linspace(0, len(images.truth) - 1, min(wanted.calibration_images, len(images.truth) // 2)).astype(
         np.int64
     )
     calibration = images.take(rows)
     held_back = images.take(np.setdiff1d(np.arange(len(images.truth)), rows))
     say(f"{spec.name}: {len(rows)} images calibrate, the {len(held_back.truth)} others judge")
-    base, reference = measure("fp32", Precision.FP32, spec, content, held_back, None)
-    say(_line(base, base))
+    reference = measure("fp32", Precision.FP32, spec, content, held_back, None)
+    base = reference.candidate
+    say(line(base, base))
+    if wilson(round(base.top1 * len(held_back.truth) / 100), len(held_back.truth))[0] <= 1 / len(finder.classes):
+        say(f"  note: {base.top1:.2f} % is no better than chance, so that no drop can be seen: are these its labels?")
     made: list[tuple[Candidate, bytes]] = []
     model = onnx.load_model_from_string(content)
     for method in wanted.methods:
@@ -174,19 +138,18 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
         name = f"int8 {method}"
         batches = _batches(calibration.pixels, spec)
         int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, calibration=Calibration(method)).SerializeToString()
-        found, _ = measure(name, Precision.INT8, spec, int8, held_back, reference)
+        found = measure(name, Precision.INT8, spec, int8, held_back, reference).candidate
         made.append((found, int8))
-        say(f"{_line(found, base)}  (made in {time.perf_counter() - started:.0f} s)")
+        say(f"{line(found, base)}  (made in {time.perf_counter() - started:.0f} s)")
     if wanted.half:
         half = to_half(model).SerializeToString()
-        found, _ = measure("fp16", Precision.FP16, spec, half, held_back, reference)
+        found = measure("fp16", Precision.FP16, spec, half, held_back, reference).candidate
         made.append((found, half))
-        say(f"{_line(found, base)}  (for GPUs; a CPU computes it in float32)")
+        say(f"{line(found, base)}  (for GPUs; its accuracy is that of this CPU, which computes in float32 between)")
     return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
 
 
-def _read(wanted: Wanted, spec: ModelSpec) -> _Images:
-    finder = ClassFinder(load_classes(spec))
+def _read(wanted: Wanted, spec: ModelSpec, finder: ClassFinder) -> Images:
     labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
     limits, pixels, truth = ImageLimits(), [], []
     for sample, index in islice(labelled, wanted.limit):
@@ -200,7 +163,7 @@ def _read(wanted: Wanted, spec: ModelSpec) -> _Images:
             f"--calibration {' '.join(wanted.source)} has {len(truth)} labelled images that can be decoded; at least "
             f"{MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
         )
-    return _Images(np.stack(pixels), np.array(truth, np.int64))
+    return Images(np.stack(pixels), np.array(truth, np.int64))
 
 
 def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
@@ -210,52 +173,6 @@ def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
     size = spec.input.batch or 1
     for start in range(0, len(pixels) - size + 1, size):
         yield to_model_input(pixels[start : start + size], spec)
-
-
-def measure(
-    name: str, precision: Precision, spec: ModelSpec, content: bytes, images: _Images, reference: Float32Array | None
-) -> tuple[Candidate, Float32Array]:
-    """Run a model file over the images that judge.
-
-    Returns:
-        Its figures, and its probabilities, float32 of shape (n_images, n_classes).
-    """
-    from models.graph import join_graph
-
-    classifier = Classifier(spec, precision=precision, top_k=1, graph=join_graph(spec, content))
-    pieces = []
-    for start in range(0, len(images.truth), BATCH_SIZE):
-        found = classifier.predict(images.pixels[start : start + BATCH_SIZE], probabilities=True).probabilities
-        assert found is not None
-        pieces.append(found)
-    probabilities = np.concatenate(pieces)
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    hits = order == images.truth[:, None]
-    against = probabilities if reference is None else reference
-    tiny = np.finfo(np.float32).tiny
-    logs = np.log(np.maximum(against, tiny)) - np.log(np.maximum(probabilities, tiny))
-    candidate = Candidate(
-        name=name,
-        precision=precision.value,
-        top1=round(100 * float(hits[:, 0].mean()), 3),
-        top5=round(100 * float(hits.any(axis=1).mean()), 3),
-        agreement=round(100 * float((against.argmax(axis=1) == probabilities.argmax(axis=1)).mean()), 3),
-        divergence=round(float((against * logs).sum(axis=1).mean()), 5),
-        images_per_s=round(_speed(classifier, images.pixels), 1),
-        size_bytes=len(content),
-    )
-    return candidate, probabilities
-
-
-def _speed(classifier: Classifier, pixels: UInt8Array) -> float:
-    few = pixels[:SPEED_IMAGES]
-    rates = []
-    for _ in range(SPEED_REPEATS):
-        started = time.perf_counter()
-        for start in range(0, len(few), BATCH_SIZE):
-            classifier.predict(few[start : start + BATCH_SIZE])
-        rates.append(len(few) / (time.perf_counter() - started))
-    return statistics.median(rates)
 
 
 def _decide(
@@ -294,15 +211,4 @@ def _decide(
             for one, content in kept
         },
     )
-    chosen = tuple(one.name for one, _ in kept)
-    return Quantised(*(getattr(result, f) for f in ("model", "calibrated_on", "images", "candidates")), chosen,
-                     result.max_drop, result.uncertainty), None  # fmt: skip
-
-
-def _line(found: Candidate, base: Candidate) -> str:
-    moved = "" if found is base else f", {found.top1 - base.top1:+.2f} points, {found.agreement:.1f} % same labels"
-    speed = "" if found is base else f", {found.images_per_s / base.images_per_s:.2f} times fp32"
-    return (
-        f"  {found.name:<16} top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %{moved}; "
-        f"{found.images_per_s:.0f} images/s{speed}; {found.size_bytes / 1e6:.1f} MB"
-    )
+    return replace(result, chosen=tuple(one.name for one, _ in kept)), None

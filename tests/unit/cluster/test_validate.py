@@ -265,7 +265,7 @@ def test_a_random_change_is_checked_without_a_traceback(seed):
         holder = document
         for part in path[:-1]:
             holder = holder[part]
-        holder[path[-1]] = chance.choice(ODD_VALUES)
+        holder[path[-1]] = copy.deepcopy(chance.choice(ODD_VALUES))
 
     for document in found:
         for fault in check_document(Document("file", "document", document)):

@@ -95,7 +95,9 @@ def _application(document: Document, path: Path, capacity: Capacity | None) -> I
         return
     found, reason = resolve(target)
     if reason:
-        yield document.fault((*path, "import_path"), reason)
+        brought = [name for name in ("working_dir", "py_modules") if document.get(*path, "runtime_env", name)]
+        if not brought:  # otherwise the code may come with them, and is not here to be looked at
+            yield document.fault((*path, "import_path"), reason)
         return
     yield from _names(document, path, target)
     yield from _args(document, path, target, found, capacity)

@@ -71,7 +71,7 @@ def test_json_says_the_same(tmp_path):
         ("x: 1\n", "expected a Kubernetes manifest"),
         ("applicatons: []\nhttp_options: {}\n", "did you mean 'applications'?"),
         ("spec: {}\nmetadata: {name: a}\n", "missing key 'kind'"),
-        ("kind: Deployment\napiVersion: apps/v1\n", "unknown kind 'Deployment'"),
+        ("kind: Deploymint\napiVersion: apps/v1\n", "did you mean 'Deployment'?"),
         ("applications: []\n", "expected at least one application"),
         ("scrape_configs:\n- job_nam: a\n", "did you mean 'job_name'?"),
         ("name: !!python/object:os.system {}\n", "is not YAML"),
@@ -136,6 +136,32 @@ def test_a_shared_volume_may_be_the_output(tmp_path):
         pod["template"]["spec"]["containers"][0]["volumeMounts"].append({"name": "s", "mountPath": "/shared"})
 
     assert faults_of(tmp_path, write(broken)) == []
+
+
+def test_a_redis_beside_the_cluster_is_checked_too(tmp_path):
+    pod = {
+        "metadata": {"labels": {"app": "redis"}},
+        "spec": {"containers": [{"name": "redis", "image": "redis:7.4.0"}]},
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "redis"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "redis"}}, "template": pod},
+    }
+
+    assert faults_of(tmp_path, write([deployment])) == []
+    pod["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    (fault,) = faults_of(tmp_path, write([deployment]))
+    assert "spec.template.spec.containers[0].imagePullPolice: unknown key" in fault
+
+
+def test_code_that_comes_with_a_working_directory_is_not_looked_for(tmp_path):
+    application = "applications:\n- name: a\n  import_path: fruit.deployment_graph\n"
+    environment = "  runtime_env: {working_dir: 'https://example.com/code.zip'}\n"
+
+    assert "cannot be imported" in faults_of(tmp_path, application)[0]
+    assert faults_of(tmp_path, application + environment) == []
 
 
 @pytest.mark.parametrize("target", ["rayjob", "rayservice", "ray-up"])

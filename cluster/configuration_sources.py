@@ -54,7 +54,10 @@ def describe(err: ValidationError, model: type[BaseModel], noun: str) -> str:
         of_groups = [key for key in known if key.endswith(f".{path}")]
         if of_groups:
             return f"unknown {noun} {path!r}; did you mean {' or '.join(repr(key) for key in of_groups)}?"
-        return f"unknown {noun} {path!r}{nearest(path, known)}"
+        hint = nearest(path, known) or (
+            f"; known are {', '.join(known)}" if noun != "setting" else "; see --list-settings"
+        )
+        return f"unknown {noun} {path!r}{hint}"
     if first["type"] == "missing":
         return f"{noun} {path!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

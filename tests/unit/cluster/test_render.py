@@ -204,6 +204,7 @@ def stays_where_it_is(config):
         (["nam=x"], "unknown setting 'nam'; did you mean 'name'?"),
         (["gpu.maxx=3"], "unknown setting 'gpu.maxx'; did you mean 'gpu.max'?"),
         (["output=s3://b/x"], "unknown setting 'output'; did you mean 'job.output'?"),
+        (["workers=3"], "unknown setting 'workers'; see --list-settings"),
         (["memory=8Gi"], "did you mean 'head.memory' or 'gpu.memory' or 'cpu.memory'?"),
         (["image=a/b:c"], "setting 'image' is a group, got 'a/b:c'; set image.repository, image.tag"),
         (["gpu.min=5"], "gpu: min must not be above max, got min=5 and max=4"),

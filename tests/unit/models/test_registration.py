@@ -166,6 +166,12 @@ def test_what_does_not_fit_the_file_is_refused(home, tmp_path, labels, options, 
     assert "mine" not in model_names()
 
 
+def test_a_preprocessing_that_is_not_said_is_asked_for_or_refused(home, tmp_path, labels):
+    done = add(build(tmp_path / "m.onnx"), "--name", "mine", "--labels", labels)
+
+    assert "--preprocess is missing: how do images become its input? One of imagenet," in str(done.exception)
+
+
 def test_a_file_that_is_not_there_is_an_error(home, tmp_path, labels):
     done = add(tmp_path / "gone.onnx", "--name", "mine", "--labels", labels, "--preprocess", "unit")
 

@@ -25,6 +25,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Clients of other makers, against which the endpoint is tested; their protobuf is not Ray's.
+.venv-clients/.installed: tests/clients/requirements.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@ \
+		|| echo "tritonclient.grpc and kserve could not be installed: their tests will be skipped"
+
 install: $(VENV)/.installed ## Create .venv and install the project in it, at the locked versions
 
 demo: $(VENV)/.installed ## Label the bundled photographs with the bundled model and show the rows
@@ -40,7 +46,7 @@ fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.installed-dev ## Every test that this machine can run
+test: $(VENV)/.installed-dev .venv-clients/.installed ## Every test that this machine can run
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
@@ -56,4 +62,4 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m models.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
-	rm -rf $(VENV) .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@
         [--only ours,bare,daft-own] [--variant 'two-stage=--shape two-stage'] [--into results/FILE.json] [--minutes 8]
 
 Modes: `decode` (a model that costs nothing: what is measured is reading and decoding), `int8` (the bundled model), `fp32`
-and `resnet-int8` (ResNet18-v2's graph with made-up weights; a fifth and a half of the images).
+and `resnet-int8` (ResNet18-v2's graph with made-up weights; a fifth and a half of the images). Spark gets a tenth of each.
 
 For each run: `end_to_end` = images / seconds from the start of the process to its exit; `to_last_label` = images / seconds
 from the start to the last label; `steady` = the slope of labelled images over time between 15 % and 90 % of the images;
@@ -36,7 +36,16 @@ import pyarrow.dataset as ds
 
 from benchmarks.bulk_inputs import prepare_images, prepare_model
 from benchmarks.bulk_summary import summarise, table
-from benchmarks.bulk_tools import TOOLS, Run, command, default_peers_python, environment, missing, parse_variants
+from benchmarks.bulk_tools import (
+    SHARES,
+    TOOLS,
+    Run,
+    command,
+    default_peers_python,
+    environment,
+    missing,
+    parse_variants,
+)
 from benchmarks.measure import measure
 from benchmarks.progress import file_events, read_events, steady_rate
 
@@ -168,12 +177,13 @@ def measure_all(options: argparse.Namespace, path: Path, work: Path) -> dict:
     deadline = time.monotonic() + 60 * options.minutes
     done = {(run["mode"], run["tool"], run["round"]) for run in results["runs"]}
     for name, mode in modes.items():
-        inputs = work / f"inputs-{round(options.images * mode.share)}"
-        images = prepare_images(inputs, tars, round(options.images * mode.share))
         todo = [(r, t) for r in range(options.runs) for t in tools if (name, t, r) not in done]
         for number, tool in todo:
             if time.monotonic() > deadline:
                 return results
+            wanted = round(options.images * mode.share * SHARES.get(tool, 1.0))
+            inputs = work / f"inputs-{wanted}"
+            images = prepare_images(inputs, tars, wanted)
             run = Run(tool, mode, inputs, work / "out" / f"{name}-{tool}-{number}", tuple(variants.get(tool, ())))
             figures = _once(run, images, home, pythons)
             results["runs"].append({"mode": name, "tool": tool, "round": number, **figures})

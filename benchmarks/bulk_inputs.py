@@ -151,12 +151,8 @@ def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
 
     path, spec = folder / "resnet18-int8.onnx", load_spec("resnet18-v2")
     if not path.exists():
-        model = onnx.version_converter.convert_version(onnx.load(_resnet(folder)), 17)
-        weights = {tensor.name for tensor in model.graph.initializer}
-        for value in [value for value in model.graph.input if value.name in weights]:
-            model.graph.input.remove(value)
         images = read_photographs(tars[:1], spec).images[:16]
-        onnx.save(quantize_int8(model, (image[np.newaxis] for image in images)), path)
+        onnx.save(quantize_int8(onnx.load(_resnet(folder)), (image[np.newaxis] for image in images)), path)
         _write_entry(path, spec, f'name = "{spec.input.name}", layout = "NCHW"', spec.output.name, "int8")
     return path
 

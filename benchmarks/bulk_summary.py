@@ -65,6 +65,7 @@ def table(results: dict) -> str:
                 f"{_ratio(f['end_to_end_ours_to']):>9}{per_core:>7}{_single(f['cpu_seconds']):>7}"
                 f"{_single(f['peak_memory_mb']):>7}{f['seconds']['runs'] if f['seconds'] else 0:>6}"
                 + (f"  {f['failed']} FAILED" if f["failed"] else "")
+                + (f"  of {f['images']} images" if f["images"] != images else "")
             )
     lines.append(f"\n/vCPU: end to end; the best published run of this job: {PUBLISHED_PER_VCPU}")
     return "\n".join(lines)

@@ -25,6 +25,8 @@ PEERS = {
     "clip-retrieval": ("clip_retrieval", ("torch", "webdataset")),
     "spark": ("spark_udf", ("pyspark", "pandas")),
 }
+# Of a mode's images, for a tool that would take an hour for all of them.
+SHARES = {"spark": 0.1}
 TOOLS = ("bare", "bare-parquet", "ours", *PEERS)
 ABOUT = {
     "bare": "one process per core, no framework, nothing written",

@@ -41,7 +41,7 @@ def show_submit() -> dict[str, Any]:
         model = ("--model", "efficientnet-lite0")
         sent = at.line.bytes_up
         run = at.submit("first", *model)
-        first_line = run.wait_for("actors read, decode and label")
+        first_line = run.wait_for("batches of 16")
         code = run.end()
         said = run.summary()
         up = at.line.bytes_up - sent
@@ -63,7 +63,7 @@ def show_cut() -> dict[str, Any]:
         at.seconds_per_read[0] = 1.5
         model = ("--model", str(at.work / "tiny.onnx"), "--top-k", "3")
         run = at.submit("cut", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(3)
         at.line.cut()
         time.sleep(20)
@@ -79,8 +79,9 @@ def show_cut() -> dict[str, Any]:
         }  # fmt: skip
 
 
-def show_kills(node_kills: int, driver_kills: int, seed: int) -> dict[str, Any]:
-    """Kill worker nodes and drivers at random moments, and compare what comes out."""
+def show_kills(node_kills: int, driver_kills: int, seed: int, limit_s: float) -> dict[str, Any]:
+    """Kill worker nodes and drivers at random moments, and compare what comes out; no new job after `limit_s`."""
+    began = time.monotonic()
     chance = random.Random(seed)
     outcome: dict[str, Any] = {"node_kills": 0, "driver_kills": 0, "jobs": [], "seed": seed}
     with stand(2, shards=40, samples=60) as at:
@@ -90,12 +91,14 @@ def show_kills(node_kills: int, driver_kills: int, seed: int) -> dict[str, Any]:
         source = at.bytes_of_source()
         number = 0
         while outcome["node_kills"] < node_kills or outcome["driver_kills"] < driver_kills:
+            if time.monotonic() - began > limit_s:
+                break
             name = f"kills-{number}"
             number += 1
             at.storage.forget()
             nodes_before, drivers_before = outcome["node_kills"], outcome["driver_kills"]
             run = at.submit(name, *model, options=("--retries", "3"))
-            run.wait_for("actors read, decode and label")
+            run.wait_for("batches of 16")
             while run.process.poll() is None:
                 time.sleep(chance.uniform(1, 5))
                 if run.process.poll() is not None:
@@ -136,7 +139,7 @@ def show_grow() -> dict[str, Any]:
         at.seconds_per_read[0] = 1.0
         model = ("--model", str(at.work / "tiny.onnx"), "--top-k", "3")
         run = at.submit("grow", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(4)
         began = time.time()
         node = at.nodes.add(cpus=1)
@@ -145,7 +148,7 @@ def show_grow() -> dict[str, Any]:
         code = run.end()
         at.storage.forget()
         run = at.submit("drain", *model)
-        run.wait_for("actors read, decode and label")
+        run.wait_for("batches of 16")
         time.sleep(6)
         drained_at = time.time()
         drain(at, node, deadline_s=15)
@@ -194,19 +197,23 @@ def wait_gone(at: Stand, node: Node) -> float:
     return time.time()
 
 
-def show_scaling(rate: float, most: int, images: int) -> dict[str, Any]:
-    """Label with 1 to `most` nodes, each with a simulated card of so many images/s."""
-    found: dict[str, Any] = {"rate_per_node": rate, "images": images, "nodes": {}}
-    for count in range(1, most + 1):
-        with stand(count, source="photos", shards=images // 50, samples=50) as at:
+def show_scaling(rate: float, counts: list[int], seconds: float) -> dict[str, Any]:
+    """Label on so many nodes, each with a simulated card of so many images/s, for so many seconds at the ideal rate."""
+    found: dict[str, Any] = {"rate_per_node": rate, "nodes": {}}
+    for count in counts:
+        shards = round(rate * count * seconds / 50)
+        with stand(count, source="photos", shards=shards, samples=50) as at:
             run = at.submit("scaling", "--model", "efficientnet-lite0", "--device", f"simulated:{rate:g}")
             code = run.end()
             said = run.summary()
-            label_s = said["seconds"] - (said["first_commit_s"] or 0.0)
-            found["nodes"][count] = {"exit": code, "images_per_s": said["images_per_s"], "seconds": said["seconds"],
-                                     "after_first_unit": round((images - 50) / label_s, 1) if label_s else None}  # fmt: skip
-    for count, row in found["nodes"].items():
-        row["share_of_ideal"] = round(row["after_first_unit"] / (rate * count), 3) if row["after_first_unit"] else None
+            # From the first finished unit on: before that nodes load, and the first batches fill.
+            steady = (said["images"] - 50) / (said["seconds"] - said["first_commit_s"])
+            found["nodes"][count] = {
+                "exit": code, "images": said["images"], "seconds": said["seconds"],
+                "first_commit_s": said["first_commit_s"], "images_per_s_after": round(steady, 1),
+                "share_of_ideal": round(steady / (rate * count), 3),
+            }  # fmt: skip
+            sys.stderr.write(json.dumps(found) + "\n")
     return found
 
 
@@ -216,16 +223,17 @@ def main() -> None:
     parser.add_argument("--node-kills", type=int, default=10)
     parser.add_argument("--driver-kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=40)
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--limit", type=float, default=160, help="seconds after which no new job is begun")
+    parser.add_argument("--rate", type=float, default=20, help="images/s of a simulated card")
+    parser.add_argument("--nodes", default="1,2,3,4", help="how many, one run each")
+    parser.add_argument("--seconds", type=float, default=25, help="what a run would take at the ideal rate")
     options = parser.parse_args()
     shows = {
         "submit": show_submit,
         "cut": show_cut,
-        "kills": lambda: show_kills(options.node_kills, options.driver_kills, options.seed),
+        "kills": lambda: show_kills(options.node_kills, options.driver_kills, options.seed, options.limit),
         "grow": show_grow,
-        "scaling": lambda: show_scaling(options.rate, options.nodes, options.images),
+        "scaling": lambda: show_scaling(options.rate, [int(n) for n in options.nodes.split(",")], options.seconds),
     }
     print(json.dumps({options.show: shows[options.show]()}))
 

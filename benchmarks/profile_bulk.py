@@ -29,6 +29,10 @@ from benchmarks.measure import descendants, process_table
 
 RATE = 50
 TOP = 25
+# py-spy takes threads that wait in native code for busy ones.
+WAITING = re.compile(
+    r"PyThread_acquire_lock|clock_nanosleep|pthread_cond_|epoll_wait|poll|select|sem_(timed|clock)?wait|futex"
+)
 PY_SPY = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 
 
@@ -67,13 +71,21 @@ def record(pid: int, seconds: int, path: Path, form: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def frame_name(frame: str) -> str:
+    """Return a function without its line; of code that has no names, the library alone."""
+    name = re.sub(r":\d+\)$", ")", frame)
+    return re.sub(r"^0x[0-9a-f]+ \((?:.*/)?(.*)\)$", r"(in \1)", name)
+
+
 def shares(path: Path) -> dict[str, list]:
     """Return `samples`, and the functions with the largest shares of them, of py-spy's folded stacks."""
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for line in path.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        frames = [frame_name(frame) for frame in stack.split(";")]
+        if any(WAITING.match(frame) for frame in frames[-6:]):
+            continue
         own[frames[-1]] += int(count)
         for frame in set(frames):
             total[frame] += int(count)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bulk_summary import summarise
-from pipeline.run import WINDOW_UNITS
+from pipeline.run import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNIT_IMAGES = (100, 1_000, 10_000)
@@ -41,7 +41,6 @@ class Costs:
         pool_s: Seconds from a new pool to its first result.
         session_s: Seconds to load the model.
         commit_s: Seconds per commit record, on a local disk.
-        window_units: Units that the driver hands to Ray Data at a time.
     """
 
     core_rate: float
@@ -50,7 +49,6 @@ class Costs:
     pool_s: float
     session_s: float
     commit_s: float
-    window_units: int = WINDOW_UNITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def read_costs(driver: dict, bulk: dict, mode: str) -> Costs:
 
 def bounds(costs: Costs, cluster: Cluster, unit_images: int) -> dict[str, float]:
     """Return the units/s that each stage allows."""
-    busy = min(cluster.actors, costs.window_units)
+    busy = min(cluster.actors, window_units(cluster.actors))
     driver = costs.driver_s[0] + costs.driver_s[1] * cluster.actors + costs.commit_s
     return {
         "cores": busy * costs.core_rate / unit_images,
@@ -104,11 +102,12 @@ def images_per_s(costs: Costs, cluster: Cluster, unit_images: int) -> tuple[floa
     allowed = bounds(costs, cluster, unit_images)
     limit = min(allowed, key=lambda name: allowed[name])
     unit_s = unit_images / costs.core_rate
-    rounds = math.ceil(costs.window_units / cluster.actors)
-    working = max(costs.window_units / allowed[limit], rounds * unit_s)
+    window = window_units(cluster.actors)
+    rounds = math.ceil(window / cluster.actors)
+    working = max(window / allowed[limit], rounds * unit_s)
     pause = costs.pool_s + costs.session_s
     ideal = cluster.actors * costs.core_rate
-    rate = costs.window_units * unit_images / (working + pause)
+    rate = window * unit_images / (working + pause)
     if limit == "cores" and rate < 0.9 * ideal:
         limit = "windows"
     return rate, limit
@@ -133,7 +132,7 @@ def table(costs: Costs, cores: int, gigabits: float) -> tuple[str, list[dict]]:
             high, binds_then = images_per_s(level, cluster, unit_images)
             rows.append({"nodes": nodes, "unit_images": unit_images, "least": round(low), "most": round(high),
                          "least_of_ideal": round(low / ideal, 3), "binds": binds, "binds_at_most": binds_then})  # fmt: skip
-            if high - low < 0.05 * ideal:
+            if high < 1.05 * low:
                 cells.append(f"{low:,.0f}: {low / ideal:.0%}, {binds}")
             else:
                 names = binds if binds == binds_then else f"{binds}, {binds_then}"
@@ -163,7 +162,7 @@ def describe(costs: Costs, mode: str) -> str:
         f"| GCS, per unit | {costs.gcs_s * 1e3:.2f} ms CPU |",
         f"| a new pool, to its first result | {costs.pool_s:.1f} s |",
         f"| a session | {costs.session_s:.2f} s |",
-        f"| units handed over at a time | {costs.window_units:,} |",
+        f"| units handed over at a time | {UNITS_PER_ACTOR} an actor, {WINDOW_UNITS:,} to {MAX_WINDOW_UNITS:,} |",
     ])  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def render(
     if target not in TARGETS:
         if target is None:
             raise ConfigError(f"say what to render: {', '.join(TARGETS)}")
-        raise ConfigError(f"expected {', '.join(TARGETS)}, got {target!r}{nearest(target, TARGETS)}")
+        raise ConfigError(f"expected {', '.join(TARGETS)}, got {target!r}{nearest(target, TARGETS, or_all=False)}")
     configuration = build_configuration(settings or [], config)
 
     from cluster.render import Target

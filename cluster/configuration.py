@@ -229,3 +229,11 @@ class ClusterConfiguration(Settings):
     job: JobSettings = Field(default_factory=JobSettings, description="RayJob.")
     service: ServiceSettings = Field(default_factory=ServiceSettings, description="RayService.")
     aws: AwsSettings = Field(default_factory=AwsSettings, description="`ray up`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterConfiguration:
+        if self.device == "cuda" and self.gpu.min < 1:
+            raise ValueError(
+                "gpu.min must be at least 1 with device=cuda, got 0: a run looks for its cards when it starts"
+            )
+        return self

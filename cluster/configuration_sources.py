@@ -63,8 +63,14 @@ def describe(err: ValidationError, model: type[BaseModel], noun: str) -> str:
     return f"{path}: {message}, got {first['input']!r}{about}"
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return `; did you mean X?` for a name that is close to a known one, otherwise what is known."""
+def nearest(name: str, known: typing.Iterable[str], *, or_all: bool = True) -> str:
+    """Return `; did you mean X?` for a name that is close to a known one.
+
+    Args:
+        name: As it was given.
+        known: All that there are.
+        or_all: Where none is close, return the known ones if they are few.
+    """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if not close:  # max_replicas for maxReplicas
@@ -73,7 +79,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
         close = [folded[match] for match in close]
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    return f"; known are {', '.join(names)}" if or_all and 0 < len(names) <= 12 else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cluster.configuration import ClusterConfiguration
 from cluster.render_network import network_policy
 from cluster.render_ray_up import ray_up
 from cluster.render_rayjob import rayjob
-from cluster.render_rayservice import rayservice
+from cluster.render_rayservice import grpc_service, rayservice
 from cluster.render_yaml import dump
 
 
@@ -33,7 +33,7 @@ def _rayjob(config: ClusterConfiguration) -> list[dict[str, Any]]:
 
 def _rayservice(config: ClusterConfiguration) -> list[dict[str, Any]]:
     policy = network_policy(config, serves=True)
-    return [*([policy] if config.network_policy else []), rayservice(config)]
+    return [*([policy] if config.network_policy else []), grpc_service(config), rayservice(config)]
 
 
 _DOCUMENTS: dict[Target, Callable[[ClusterConfiguration], list[dict[str, Any]]]] = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.configuration import ClusterConfiguration
-from cluster.render_pods import INSTANCE_LABEL, METRICS_PORT, pod_labels
+from cluster.render_pods import GRPC_PORT, HTTP_PORT, INSTANCE_LABEL, METRICS_PORT, pod_labels
 from cluster.render_raycluster import metadata
 
 DASHBOARD_PORT = 8265
-SERVE_PORTS = (8000, 9000)  # HTTP and gRPC: what the endpoint is for
 # Set by KubeRay's Helm chart and by its kustomization alike.
 OPERATOR_LABELS = {"app.kubernetes.io/component": "kuberay-operator"}
 
@@ -21,7 +20,7 @@ def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dic
         config: What was asked for.
         serves: Whether the endpoint's ports are open as well; KubeRay asks the HTTP one whether it is healthy.
     """
-    endpoint = SERVE_PORTS if serves else ()
+    endpoint = (HTTP_PORT, GRPC_PORT) if serves else ()
     own = {INSTANCE_LABEL: config.name}
     return {
         "apiVersion": "networking.k8s.io/v1",

@@ -10,6 +10,8 @@ USER_ID = 1000  # `ray` in cluster/Dockerfile
 CACHE_PATH = "/cache"
 KEYS_PATH = "/etc/shardlabel"
 METRICS_PORT = 8080
+HTTP_PORT = 8000
+GRPC_PORT = 9000
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 # How the clouds mark nodes that they may take back.
 SPOT_LABELS = {
@@ -29,8 +31,14 @@ def pod_labels(config: ClusterConfiguration) -> dict[str, str]:
     return {INSTANCE_LABEL: config.name, "app.kubernetes.io/part-of": "shardlabel"}
 
 
-def head_pod(config: ClusterConfiguration, env: dict[str, str]) -> dict[str, Any]:
-    """Return the pod template of the head: never on a spot node."""
+def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool) -> dict[str, Any]:
+    """Return the pod template of the head: never on a spot node.
+
+    Args:
+        config: What was asked for.
+        env: More environment.
+        serves: Whether the cluster is an endpoint: KubeRay takes the ports of its services from the head's container.
+    """
     container = {
         "name": "ray-head",
         **_image(config, "cpu"),
@@ -38,6 +46,7 @@ def head_pod(config: ClusterConfiguration, env: dict[str, str]) -> dict[str, Any
             {"name": "gcs-server", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},
             {"name": "metrics", "containerPort": METRICS_PORT},
+            *([{"name": "serve", "containerPort": HTTP_PORT}] if serves else []),
         ],
         "env": _env(config, env),
         **_storage(config),

@@ -10,7 +10,11 @@ from cluster.render_pods import METRICS_PORT, head_pod, worker_pod
 
 
 def ray_cluster(
-    config: ClusterConfiguration, groups: dict[str, WorkerSettings], *, env: dict[str, str] | None = None
+    config: ClusterConfiguration,
+    groups: dict[str, WorkerSettings],
+    *,
+    env: dict[str, str] | None = None,
+    serves: bool = False,
 ) -> dict[str, Any]:
     """Return the specification of the cluster.
 
@@ -18,6 +22,7 @@ def ray_cluster(
         config: What was asked for.
         groups: Of workers, by name.
         env: More environment of every container.
+        serves: Whether it is an endpoint.
     """
     auth: dict[str, Any] = {"mode": "token"}
     if config.auth_secret:
@@ -37,7 +42,7 @@ def ray_cluster(
             # KubeRay asks the dashboard from its own pod: on loopback alone a RayJob would wait for ever.
             "serviceType": "ClusterIP",
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "metrics-export-port": str(METRICS_PORT)},
-            "template": head_pod(config, env or {}),
+            "template": head_pod(config, env or {}, serves=serves),
         },
         "workerGroupSpecs": [_group(config, name, group, env or {}) for name, group in groups.items()],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.configuration import ClusterConfiguration, WorkerSettings
-from cluster.render_pods import KEYS_PATH
+from cluster.render_pods import GRPC_PORT, HTTP_PORT, INSTANCE_LABEL, KEYS_PATH, pod_labels
 from cluster.render_raycluster import metadata, ray_cluster, worker_groups
 from cluster.render_yaml import dump
 
@@ -26,7 +26,7 @@ SERVE_ENV = {
 
 def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
-    cluster = ray_cluster(config, _groups(config), env=SERVE_ENV)
+    cluster = ray_cluster(config, _groups(config), env=SERVE_ENV, serves=True)
     if config.service.redis_address:
         cluster["gcsFaultToleranceOptions"] = _redis(config)
     return {
@@ -43,11 +43,27 @@ def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
     }
 
 
+def grpc_service(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return a service for gRPC: KubeRay's own has the port of HTTP alone."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {**metadata(config), "name": f"{config.name}-grpc", "labels": pod_labels(config)},
+        "spec": {
+            "type": "ClusterIP",
+            # KubeRay sets the second on pods whose Serve answers.
+            "selector": {INSTANCE_LABEL: config.name, "ray.io/serve": "true"},
+            "ports": [{"name": "grpc", "protocol": "TCP", "port": GRPC_PORT, "targetPort": GRPC_PORT}],
+        },
+    }
+
+
 def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the configuration of Ray Serve."""
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": 8000, "keep_alive_timeout_s": 75},
+        "http_options": {"host": "0.0.0.0", "port": HTTP_PORT, "keep_alive_timeout_s": 75},
+        "grpc_options": {"port": GRPC_PORT, "grpc_servicer_functions": ["serve.oip.grpc:add_to_server"]},
         "logging_config": {"enable_access_log": False},
         "applications": [
             {

@@ -30,9 +30,11 @@ def submit(
         str | None,
         typer.Option(help="URL of the cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, else 127.0.0.1:8265]"),
     ] = None,
-    submission_id: Annotated[str | None, typer.Option(help="Name of the job; see below. [default: a new one]")] = None,
+    submission_id: Annotated[
+        str | None, typer.Option(help="Name of the job, to come back to it. [default: a new one]")
+    ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=1, metavar="S", help="Stop the job after so many seconds, and exit 5.")
+        float | None, typer.Option(min=0.1, metavar="S", help="Stop the job after so many seconds, and exit 5.")
     ] = None,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Start the job, say how to attach to it, and exit.")
@@ -58,8 +60,7 @@ def submit(
     Examples:
         shardlabel submit -- label 's3://bucket/train-{00000..00999}.tar' --output s3://bucket/labels
 
-        shardlabel submit --address https://ray.example.org --submission-id nightly --retries 3 -- label @s3://b/list.txt
-        --output s3://b/labels
+        shardlabel submit --submission-id nightly --retries 3 -- label s3://b/in --output s3://b/labels
 
         shardlabel submit --submission-id nightly
     """

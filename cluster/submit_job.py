@@ -7,11 +7,8 @@ import json
 import os
 import secrets
 import shlex
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +17,8 @@ from cluster.jobs import Job, JobsClient, JobsUnreachableError, auth_headers, da
 from cluster.package import Package, build_package
 from cluster.submit_arguments import LabelArguments
 from cluster.submit_cluster import ClusterPython, check_data, check_versions, probe
-from cluster.submit_watch import STOP_WAIT_S, JobLog, Outcome, Watch, Wish
+from cluster.submit_console import ask_wish, obeying_signals, say
+from cluster.submit_watch import LOST_S, STOP_WAIT_S, JobLog, Outcome, Watch
 from models.errors import ClusterError, ConfigError
 
 EXIT_FAILED = 1
@@ -100,22 +98,32 @@ class _Run:
             if self.submission.waits:
                 return await self._see_through(mark)
             await tidying
-            _say(f"job {name} is started; to attach: {self._attach_command()}")
+            say(f"job {name} is started; to attach: {self._attach_command()}")
             return 0
         finally:
             tidying.cancel()
 
     async def _see_through(self, mark: str) -> int:
         """Follow the job, and start it anew where it fails; return the exit code."""
-        name = self.submission.submission_id
         for attempt in range(self.submission.retries + 1):
             code, may_retry = await self._follow(mark)
             if not may_retry or attempt == self.submission.retries or self.submission.arguments is None:
                 break
-            _say(f"starting the job anew, time {attempt + 1} of {self.submission.retries}")
+            say(f"starting the job anew, time {attempt + 1} of {self.submission.retries}")
             await asyncio.sleep(RETRY_PAUSE_S)
-            mark = await self._start(await self.client.job(name))
+            mark = await self._start_again()
         return code
+
+    async def _start_again(self) -> str:
+        """Start the job anew; a cluster that does not answer may be starting anew itself."""
+        deadline = time.monotonic() + LOST_S
+        while True:
+            try:
+                return await self._start(await self.client.job(self.submission.submission_id))
+            except JobsUnreachableError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     def _attached(self, job: Job) -> str | None:
         """Return the mark of a job to attach to; None where it has to be started anew."""
@@ -123,14 +131,14 @@ class _Run:
         if _ARGUMENTS not in job.metadata:
             raise ConfigError(f"{name} is the name of a job that is none of shardlabel's: give another --submission-id")
         if job.is_over and job.status != "SUCCEEDED" and arguments is not None:
-            _say(f"job {name} {job.status.lower()} before, and is started anew: what is finished is not done again")
+            say(f"job {name} {job.status.lower()} before, and is started anew: what is finished is not done again")
             return None
         if arguments is not None and json.loads(job.metadata[_ARGUMENTS]) != list(arguments.words):
             raise ConfigError(
                 f"job {name} {'succeeded' if job.is_over else 'runs'} with other arguments "
                 f"({shlex.join(json.loads(job.metadata[_ARGUMENTS]))}): give another --submission-id"
             )
-        _say(f"job {name} is there already ({job.status.lower()}), and is attached to")
+        say(f"job {name} is there already ({job.status.lower()}), and is attached to")
         return _mark(job.metadata[_ATTEMPT])
 
     async def _start(self, before: Job | None) -> str:
@@ -159,13 +167,13 @@ class _Run:
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_WAIT_S:.0f}", **self.submission.environment}
         runtime_env: dict[str, Any] = {"env_vars": variables}
         if python.digest == package.digest:
-            _say(f"the cluster has this shardlabel {version('shardlabel')}: nothing is sent")
+            say(f"the cluster has this shardlabel {version('shardlabel')}: nothing is sent")
         else:
             if await self.client.has_package(package.name):
-                _say("the cluster has the code from before: nothing is sent")
+                say("the cluster has the code from before: nothing is sent")
             else:
                 await self.client.put_package(package.name, package.content)
-                _say(f"sent the code: {len(package.content)} bytes")
+                say(f"sent the code: {len(package.content)} bytes")
             runtime_env["working_dir"] = package.uri
             if python.artifacts is not None:
                 variables["SHARDLABEL_ARTIFACTS"] = python.artifacts
@@ -195,7 +203,7 @@ class _Run:
                 await asyncio.sleep(1.0)
                 continue
             if is_new:
-                _say(f"job {name} at {self.client.url}")
+                say(f"job {name} at {self.client.url}")
                 return _mark(attempt)
             job = await self.client.job(name)
             if job is None or _ATTEMPT not in job.metadata:
@@ -206,17 +214,17 @@ class _Run:
     async def _follow(self, mark: str) -> tuple[int, bool]:
         """Follow the job; return the exit code, and whether another attempt may do better."""
         name = self.submission.submission_id
-        watch = Watch(self.client, name, JobLog(mark), _say, _ask, self.submission.deadline)
-        with _signals(watch):
+        watch = Watch(self.client, name, JobLog(mark), say, ask_wish, self.submission.deadline)
+        with obeying_signals(watch):
             outcome, job = await watch.follow()
         if outcome is Outcome.LEFT:
-            _say(f"job {name} goes on; to attach: {self._attach_command()}")
+            say(f"job {name} goes on; to attach: {self._attach_command()}")
             return EXIT_LEFT, False
         if outcome is Outcome.FORGOTTEN:
-            _say(f"job {name} failed: the cluster does not know it any more, and was probably started anew")
+            say(f"job {name} failed: the cluster does not know it any more, and was probably started anew")
             return EXIT_FAILED, True
         if outcome is Outcome.TIMED_OUT:
-            _say(f"job {name} timed out and was stopped; the same command does the rest")
+            say(f"job {name} timed out and was stopped; the same command does the rest")
             return EXIT_TIMED_OUT, False
         assert job is not None
         return self._judge(job, shown=watch.log.has_begun)
@@ -224,15 +232,15 @@ class _Run:
     def _judge(self, job: Job, *, shown: bool) -> tuple[int, bool]:
         name = self.submission.submission_id
         if job.status == "SUCCEEDED":
-            _say(f"job {name} succeeded")
+            say(f"job {name} succeeded")
             return 0, False
         if job.status == "STOPPED":
-            _say(f"job {name} was stopped; the same command does the rest")
+            say(f"job {name} was stopped; the same command does the rest")
             return EXIT_STOPPED, False
         why = f"label exited with {job.exit_code}" if job.exit_code is not None else " ".join(job.message.split())
         if not shown and job.exit_code is not None:
             why += ": " + " ".join(job.message.split())
-        _say(f"job {name} failed: {why[:1000]}")
+        say(f"job {name} failed: {why[:1000]}")
         return EXIT_FAILED, job.exit_code not in FINAL_EXITS
 
     def _attach_command(self) -> str:
@@ -244,49 +252,3 @@ class _Run:
 def _mark(attempt: str) -> str:
     """Return the end of a job's command line, which Ray writes into its log before it starts: a comment."""
     return f"# attempt {attempt}"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"shardlabel: {text}\n")
-    sys.stderr.flush()
-
-
-async def _ask() -> Wish:
-    """Ask on the terminal; without one the job is left."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return Wish.LEAVE
-    sys.stderr.write("\nshardlabel: stop the job (s), leave it running (l), or go on watching (Enter)? ")
-    sys.stderr.flush()
-    loop = asyncio.get_running_loop()
-    typed = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), typed.set)
-    try:
-        await typed.wait()
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
-    answer = sys.stdin.readline()
-    if not answer:
-        return Wish.LEAVE
-    return {"s": Wish.STOP, "l": Wish.LEAVE}.get(answer.strip().lower()[:1], Wish.GO_ON)
-
-
-@contextmanager
-def _signals(watch: Watch) -> Iterator[None]:
-    """Let Ctrl-C ask, and SIGTERM leave."""
-    loop = asyncio.get_running_loop()
-
-    def leave() -> None:
-        async def at_once() -> Wish:
-            return Wish.LEAVE
-
-        watch.ask = at_once
-        watch.interrupted.set()
-
-    handlers = {signal.SIGINT: watch.interrupted.set, signal.SIGTERM: leave, signal.SIGHUP: leave}
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    try:
-        yield
-    finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)

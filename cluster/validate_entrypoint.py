@@ -58,11 +58,11 @@ def parse_entrypoint(text: str) -> LabelConfig | None:
     if not words or FilePath(words[0]).name != "shardlabel":
         got = repr(words[0]) if words else "nothing"
         raise ConfigError(
-            f"expected `shardlabel label ...`, got {got}{nearest(words[0], ['shardlabel']) if words else ''}"
+            f"expected `shardlabel label ...`, got {got}{nearest(words[0], ['shardlabel'], or_all=False) if words else ''}"
         )
     command = words[1] if len(words) > 1 else ""
     if command != "label":
-        near = nearest(command, ["label"])
+        near = nearest(command, ["label"], or_all=False)
         raise ConfigError(f"expected `shardlabel label ...`, got `shardlabel {command}`{near}")
     options = _parse_options(words[2:])
     file = options.pop("config")
@@ -134,6 +134,12 @@ def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     missing = capacity.missing("actors", actors, 1.0, float(on_gpu)) if actors else None
     if missing:
         yield f"--actors: {missing}"
+        return
+    # A run looks for its cards when it starts, on the workers that are there.
+    least = config.actor_bounds()[0] or (1 if on_gpu else 0)
+    missing = capacity.at_least().missing("actors", least, 1.0, float(on_gpu)) if least else None
+    if missing:
+        yield f"--actors: with the least workers (minReplicas) {missing}"
     decoders = config.preprocess_cpus or 0
     if decoders > capacity.cpus:
         yield f"--preprocess-cpus: {decoders} CPUs do not fit, the workers have {capacity.cpus:g} at most"

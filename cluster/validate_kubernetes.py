@@ -19,6 +19,7 @@ API_VERSIONS = {
     "RayJob": RAY_API,
     "RayService": RAY_API,
     "NetworkPolicy": "networking.k8s.io/v1",
+    "Service": "v1",
     "PersistentVolumeClaim": "v1",
     "Secret": "v1",
     "ConfigMap": "v1",
@@ -80,6 +81,10 @@ def schemas() -> dict[str, Schema]:
     volume = below("spec", "headGroupSpec", "template", "spec", "volumes", "items")
     claim = checker.resolve(volume["properties"]["ephemeral"])["properties"]["volumeClaimTemplate"]
     kinds["PersistentVolumeClaim"] = _whole(checker.resolve(claim)["properties"]["spec"])
+    service = checker.resolve(kuberay_schemas()["kinds"]["RayService"]["properties"]["spec"])["properties"][
+        "serveService"
+    ]
+    kinds["Service"] = _whole(checker.resolve(service)["properties"]["spec"])
     kinds["Secret"] = _whole(None, data=TEXTS, stringData=TEXTS, type={"type": "string"}, immutable={"type": "boolean"})
     kinds["ConfigMap"] = _whole(None, data=TEXTS, binaryData=TEXTS, immutable={"type": "boolean"})
     kinds["ServiceAccount"] = _whole(None, automountServiceAccountToken={"type": "boolean"}, imagePullSecrets={})

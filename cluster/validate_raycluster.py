@@ -78,10 +78,10 @@ def check_pod(document: Document, path: Path) -> Iterator[Fault]:
 def _resources(document: Document, at: Path) -> Iterator[Fault]:
     path = (*at, "resources")
     requests, limits = document.get(*path, "requests"), document.get(*path, "limits")
-    for name, amounts in (("requests", requests), ("limits", limits)):
-        for resource in ("cpu", "memory"):
-            if not isinstance(amounts, dict) or resource not in amounts:
-                yield document.fault((*path, name), f"missing key {resource!r}: without it a pod takes what it finds")
+    # Where there are no requests, Kubernetes takes the limits.
+    for resource in ("cpu", "memory"):
+        if not isinstance(limits, dict) or resource not in limits:
+            yield document.fault((*path, "limits"), f"missing key {resource!r}: without it a pod takes what it finds")
     if not isinstance(requests, dict) or not isinstance(limits, dict):
         return
     for resource, amount in requests.items():
@@ -138,6 +138,19 @@ def _head(document: Document, base: Path) -> Iterator[Fault]:
         if (key, value) in SPOT_VALUES:
             path = (*spec, "nodeSelector", key)
             yield document.fault(path, "the head on a spot node: when that is taken back, the whole cluster is gone")
+
+
+def check_head_port(document: Document, base: Path, name: str, number: int) -> Iterator[Fault]:
+    """Yield a port that KubeRay looks for in the head's container and does not find, once that lists any."""
+    at = (*base, "headGroupSpec", "template", "spec", "containers", 0, "ports")
+    ports = document.get(*at)
+    if not isinstance(ports, list) or not ports:
+        return  # KubeRay's own are these
+    found = [port.get("containerPort") for port in ports if isinstance(port, dict) and port.get("name") == name]
+    if not found:
+        yield document.fault(at, f"no port is called {name!r}: KubeRay makes its services of these; expected {number}")
+    elif found[0] != number:
+        yield document.fault(at, f"expected {number} as the port {name!r}, got {found[0]}")
 
 
 def _group(document: Document, path: Path, index: int) -> Iterator[Fault]:

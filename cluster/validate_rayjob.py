@@ -9,7 +9,7 @@ from cluster.configuration_sources import nearest
 from cluster.validate_documents import Document, Fault
 from cluster.validate_entrypoint import check_entrypoint
 from cluster.validate_ray import check_runtime_env
-from cluster.validate_raycluster import check_pod, check_ray_cluster
+from cluster.validate_raycluster import check_head_port, check_pod, check_ray_cluster
 from cluster.validate_resources import kuberay_capacity, start_param_conflicts
 from cluster.validate_schema import shown
 
@@ -28,6 +28,7 @@ def check_rayjob(document: Document) -> Iterator[Fault]:
     yield from _mode(document, mode)
     yield from _end(document)
     yield from check_ray_cluster(document, BASE)
+    yield from check_head_port(document, BASE, "dashboard", 8265)
     for path, reason in start_param_conflicts(document, BASE):
         yield document.fault(path, reason)
     if document.get("spec", "submitterPodTemplate") is not None:
@@ -59,7 +60,7 @@ def _read_by_a_shell(document: Document) -> Iterator[Fault]:
 
 def _mode(document: Document, mode: object) -> Iterator[Fault]:
     if mode is not None and mode not in MODES:
-        reason = f"expected {' or '.join(MODES)}, got {shown(mode)}{nearest(str(mode), MODES)}"
+        reason = f"expected {' or '.join(MODES)}, got {shown(mode)}{nearest(str(mode), MODES, or_all=False)}"
         yield document.fault(("spec", "submissionMode"), reason)
     retries = document.get("spec", "backoffLimit")
     if isinstance(retries, int) and retries < 0:

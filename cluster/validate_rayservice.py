@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cluster.configuration_sources import nearest
 from cluster.validate_documents import Document, Fault
-from cluster.validate_raycluster import check_ray_cluster
+from cluster.validate_raycluster import check_head_port, check_ray_cluster
 from cluster.validate_resources import kuberay_capacity, start_param_conflicts
 from cluster.validate_schema import shown
 from cluster.validate_serve import check_serve
@@ -22,6 +22,7 @@ def check_rayservice(document: Document) -> Iterator[Fault]:
             yield document.fault(("spec",), f"missing key {name!r}")
     yield from _upgrade(document)
     yield from check_ray_cluster(document, BASE)
+    yield from check_head_port(document, BASE, "dashboard", 8265)
     for path, reason in start_param_conflicts(document, BASE):
         yield document.fault(path, reason)
     if document.get(*BASE, "headGroupSpec", "headService", "metadata", "name") is not None:
@@ -30,6 +31,8 @@ def check_rayservice(document: Document) -> Iterator[Fault]:
     inside, faults = document.embedded("spec", "serveConfigV2")
     yield from faults
     if inside is not None:
+        port = inside.get("http_options", "port")
+        yield from check_head_port(document, BASE, "serve", port if isinstance(port, int) else 8000)
         yield from check_serve(inside, kuberay_capacity(document, BASE), in_pods=True)
 
 
@@ -37,7 +40,7 @@ def _upgrade(document: Document) -> Iterator[Fault]:
     strategy = ("spec", "upgradeStrategy")
     kind = document.get(*strategy, "type")
     if kind is not None and kind not in UPGRADES:
-        reason = f"expected {' or '.join(UPGRADES)}, got {shown(kind)}{nearest(str(kind), UPGRADES)}"
+        reason = f"expected {' or '.join(UPGRADES)}, got {shown(kind)}{nearest(str(kind), UPGRADES, or_all=False)}"
         yield document.fault((*strategy, "type"), reason)
     if kind != "NewClusterWithIncrementalUpgrade":
         return

@@ -175,8 +175,8 @@ def _int_or_string(value: object, schema: Schema, path: Path) -> Iterator[Findin
 def _scalar(value: object, schema: Schema, path: Path) -> Iterator[Finding]:
     if "enum" in schema and value not in schema["enum"]:
         known = [str(choice) for choice in schema["enum"]]
-        near = nearest(value, known) if isinstance(value, str) else ""
-        yield path, f"expected {' or '.join(known)}, got {shown(value)}{near if 'did you mean' in near else ''}"
+        near = nearest(value, known, or_all=False) if isinstance(value, str) else ""
+        yield path, f"expected {' or '.join(known)}, got {shown(value)}{near}"
     if "const" in schema and value != schema["const"]:
         yield path, f"expected {schema['const']!r}, got {shown(value)}"
     if isinstance(value, str):
@@ -211,7 +211,7 @@ def _number(value: float, schema: Schema, path: Path) -> Iterator[Finding]:
 
 
 def _looks_like(name: str, key: object) -> bool:
-    return isinstance(key, str) and "did you mean" in nearest(key, [name])
+    return isinstance(key, str) and bool(nearest(key, [name], or_all=False))
 
 
 def keywords(schema: object) -> Iterator[str]:

@@ -18,6 +18,8 @@ from cluster.validate_ray import check_runtime_env
 from cluster.validate_resources import Capacity
 from cluster.validate_schema import Schema, SchemaChecker, shown
 
+OURS = "serve.app.build_app"
+
 
 def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool = False) -> Iterator[Fault]:
     """Yield what is wrong with a configuration of Ray Serve.
@@ -95,6 +97,7 @@ def _application(document: Document, path: Path, capacity: Capacity | None) -> I
     if reason:
         yield document.fault((*path, "import_path"), reason)
         return
+    yield from _names(document, path, target)
     yield from _args(document, path, target, found, capacity)
 
 
@@ -108,6 +111,8 @@ def _deployments(document: Document, path: Path) -> Iterator[Path]:
 def _deployment(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:
     """Yield a deployment whose replicas at their most do not fit."""
     scaling = document.get(*path, "autoscaling_config")
+    if isinstance(scaling, dict):
+        yield from _scaling(document, path, scaling)
     most = scaling.get("max_replicas") if isinstance(scaling, dict) else document.get(*path, "num_replicas")
     options = document.get(*path, "ray_actor_options")
     options = options if isinstance(options, dict) else {}
@@ -118,6 +123,38 @@ def _deployment(document: Document, path: Path, capacity: Capacity | None) -> It
     if missing:
         where = (*path, "autoscaling_config", "max_replicas") if isinstance(scaling, dict) else (*path, "num_replicas")
         yield document.fault(where, missing)
+
+
+def _scaling(document: Document, path: Path, scaling: dict[str, Any]) -> Iterator[Fault]:
+    """Yield bounds that cannot be: Serve's file takes any table here, and the deployment fails later."""
+    from ray.serve.config import AutoscalingConfig
+
+    where = (*path, "autoscaling_config")
+    try:
+        AutoscalingConfig.model_validate(scaling)
+    except ValidationError as err:
+        message = err.errors()[0]["msg"].removeprefix("Value error, ")
+        yield document.fault(where, " ".join(message.split())[:300])
+    target, ongoing = scaling.get("target_ongoing_requests"), document.get(*path, "max_ongoing_requests")
+    if isinstance(target, (int, float)) and isinstance(ongoing, int) and target > ongoing:
+        reason = f"expected at most max_ongoing_requests ({ongoing}), got {target}: it would never grow"
+        yield document.fault((*where, "target_ongoing_requests"), reason)
+
+
+def _names(document: Document, path: Path, target: str) -> Iterator[Fault]:
+    """Yield options for a deployment that the endpoint does not have, or that are given twice."""
+    seen: set[str] = set()
+    for place in _deployments(document, path):
+        name = document.get(*place, "name")
+        if isinstance(name, str) and name in seen:
+            yield document.fault((*place, "name"), f"two deployments are called {name!r}")
+        seen.add(str(name))
+        if target.replace(":", ".") == OURS and isinstance(name, str):
+            from serve.replica import DEPLOYMENT_NAME
+
+            if name != DEPLOYMENT_NAME:
+                reason = f"{target} has no deployment {name!r}; expected {DEPLOYMENT_NAME!r}"
+                yield document.fault((*place, "name"), reason)
 
 
 def _args(document: Document, path: Path, target: str, found: object, capacity: Capacity | None) -> Iterator[Fault]:
@@ -136,7 +173,7 @@ def _args(document: Document, path: Path, target: str, found: object, capacity: 
         at = tuple(err.errors()[0]["loc"])
         yield document.fault((*path, "args", *at), describe(err, model, "argument"))
         return
-    if capacity is not None and target.replace(":", ".") == "serve.app.build_app":
+    if capacity is not None and target.replace(":", ".") == OURS:
         yield from _replicas(document, path, config, capacity)
 
 

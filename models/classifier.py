@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 
 from models.cache import locate
 from models.device import Choice, Device, Provider, choose
-from models.errors import InferenceError, ProviderUnavailableError, SignatureError
-from models.graph_cache import load_joined_graph
+from models.device_session import build_session
+from models.errors import InferenceError, SignatureError
+from models.graph_half import load_graph
 from models.spec import ModelSpec, Precision
 
 __all__ = ["Choice", "Classifier", "Device", "Labeller", "Predictions", "Provider", "choose"]
@@ -39,6 +41,25 @@ class Predictions:
     scores: Float32Array
     probabilities: Float32Array | None = None
     embedding: Float32Array | None = None
+
+    def rows(self, first: int, last: int) -> Predictions:
+        """Return some of the images' labels, as views."""
+        optional = (None if values is None else values[first:last] for values in (self.probabilities, self.embedding))
+        return Predictions(self.label_ids[first:last], self.scores[first:last], *optional)
+
+    @staticmethod
+    def join(pieces: Sequence[Predictions]) -> Predictions:
+        """Put the labels of several batches behind one another; all have the same optional parts."""
+        if len(pieces) == 1:
+            return pieces[0]
+        probabilities = [piece.probabilities for piece in pieces if piece.probabilities is not None]
+        embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
+        return Predictions(
+            np.concatenate([piece.label_ids for piece in pieces]),
+            np.concatenate([piece.scores for piece in pieces]),
+            np.concatenate(probabilities) if probabilities else None,
+            np.concatenate(embeddings) if embeddings else None,
+        )
 
 
 class Labeller(Protocol):
@@ -84,9 +105,8 @@ class Classifier:
         self.precision = precision
         self.top_k = top_k
         if graph is None:
-            artifact = spec.artifact(precision)
-            graph = load_joined_graph(spec, artifact, locate(spec, precision))
-        self._session = _build_session(graph, provider, num_threads)
+            graph = load_graph(spec, precision, locate(spec, precision))
+        self._session = self._build_session(graph, provider, num_threads)
         self._side = spec.preprocessing.crop
         self.num_classes = self._warm_up()
         if not 1 <= top_k <= self.num_classes:
@@ -113,12 +133,7 @@ class Classifier:
             SignatureError: images has another shape or dtype, or the model has no embedding.
             InferenceError: ONNX Runtime failed; its exception is the cause.
         """
-        expected = (self._side, self._side, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
-            raise SignatureError(
-                f"images must be uint8 of shape (n_images, {self._side}, {self._side}, 3), "
-                f"got {images.dtype} of shape {images.shape}"
-            )
+        self._check_images(images)
         if embedding and self.spec.embedding is None:
             raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
         names = ["top_ids", "top_scores"]
@@ -131,6 +146,17 @@ class Classifier:
             probabilities=values.get("probabilities"),
             embedding=values.get("embedding"),
         )
+
+    def _check_images(self, images: UInt8Array) -> None:
+        expected = (self._side, self._side, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise SignatureError(
+                f"images must be uint8 of shape (n_images, {self._side}, {self._side}, 3), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+
+    def _build_session(self, graph: bytes, provider: Provider, num_threads: int) -> Any:  # noqa: ANN401 (untyped library)
+        return build_session(graph, provider, num_threads)
 
     def _warm_up(self) -> int:
         """Run one image and return the number of classes."""
@@ -156,32 +182,3 @@ class Classifier:
             return list(self._session.run(names, feed))
         except Exception as err:  # ONNX Runtime's errors share no base but Exception
             raise InferenceError(f"{self.spec.name} failed on {len(feed['images'])} images: {err}") from err
-
-
-def _build_session(graph: bytes, provider: Provider, num_threads: int) -> Any:  # noqa: ANN401 (untyped library)
-    import onnxruntime as ort
-
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise ProviderUnavailableError(
-            f"provider {provider.value} is not in this ONNX Runtime, which has {', '.join(available)}"
-        )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that spin between batches take the core from the decoders beside them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if provider is Provider.CUDA:
-        ort.preload_dlls()
-    try:
-        session = ort.InferenceSession(graph, options, providers=[provider.value])
-    except Exception as err:  # ONNX Runtime's errors share no base but Exception
-        raise SignatureError(f"ONNX Runtime cannot load this model: {err}") from err
-    used = session.get_providers()[0]
-    if used != provider.value:
-        raise ProviderUnavailableError(
-            f"provider {provider.value} was asked for, and ONNX Runtime fell back to {used}; "
-            "see that the CUDA and cuDNN libraries of its build are installed, or use --device cpu"
-        )
-    return session

@@ -17,6 +17,7 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 class Provider(StrEnum):
@@ -24,6 +25,7 @@ class Provider(StrEnum):
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
+    TENSORRT = "TensorrtExecutionProvider"
     SIMULATED = "simulated"
 
 
@@ -87,7 +89,7 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
         has_gpu: Whether the machine or cluster offers a GPU.
 
     Raises:
-        ProviderUnavailableError: CUDA was asked for, and there is no GPU.
+        ProviderUnavailableError: A GPU was asked for, and there is none.
         UnknownModelError: The model has no artifact of that precision.
     """
     if isinstance(device, SimulatedDevice):
@@ -95,10 +97,10 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
         spec.artifact(any_of_them)
         reason = f"a SIMULATED card of {device.rate:g} images/s in place of {spec.name}: the labels are made up"
         return Choice(Provider.SIMULATED, any_of_them, reason, device.rate)
-    if device is Device.CUDA and not has_gpu:
-        raise ProviderUnavailableError("device cuda was asked for, and no GPU was found; use --device cpu or auto")
+    if device in (Device.CUDA, Device.TENSORRT) and not has_gpu:
+        raise ProviderUnavailableError(f"device {device} was asked for, and no GPU was found; use --device cpu or auto")
     on_gpu = has_gpu and device is not Device.CPU
-    provider = Provider.CUDA if on_gpu else Provider.CPU
+    provider = Provider.CPU if not on_gpu else Provider.TENSORRT if device is Device.TENSORRT else Provider.CUDA
     where = "GPU" if on_gpu else "CPU"
     how = "" if device is not Device.AUTO else " (chosen)"
     if precision != "auto":
@@ -106,7 +108,7 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
         spec.artifact(wanted)
         return Choice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
     order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
-    offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts]
+    offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts or (on_gpu and spec.is_made(p))]
     ready = [p for p in offered if is_cached(spec, p)]
     # A precision that has to be downloaded or built is taken only where none lies ready.
     chosen = (ready or offered)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from models.cache import home, publishing
@@ -32,16 +33,25 @@ def load_joined_graph(spec: ModelSpec, artifact: Artifact, path: Path) -> bytes:
         ArtifactError: The file is not an ONNX model, or not one to be trusted; see `models.model_file`.
         SignatureError: It lacks the tensors that the entry names.
     """
-    cached = home() / "graphs" / f"{_key(spec, artifact)}.onnx"
+
+    def make() -> bytes:
+        if spec.folder != ENTRIES:
+            # Nobody vouches for a user's file: what it does to a process it does elsewhere first.
+            return try_join(spec, path)
+        from models.graph import join_graph
+
+        return join_graph(spec, path.read_bytes())
+
+    return cached_graph(spec, artifact, "", make)
+
+
+def cached_graph(spec: ModelSpec, artifact: Artifact, variant: str, make: Callable[[], bytes]) -> bytes:
+    """Return a graph made of an artifact, from the cache where it was made before."""
+    key = _key(spec, artifact)
+    cached = home() / "graphs" / (f"{key}-{variant}.onnx" if variant else f"{key}.onnx")
     graph = _read(cached)
     if graph is None:
-        if spec.folder == ENTRIES:
-            from models.graph import join_graph
-
-            graph = join_graph(spec, path.read_bytes())
-        else:
-            # Nobody vouches for a user's file: what it does to a process it does elsewhere first.
-            graph = try_join(spec, path)
+        graph = make()
         _write(cached, graph)
     return graph
 

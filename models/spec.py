@@ -181,17 +181,23 @@ class ModelSpec(_Frozen):
         return re.fullmatch(_NAME.strip("^$"), text) is not None and len(text) <= 100
 
     def artifact(self, precision: Precision) -> Artifact:
-        """Return the artifact of a precision.
+        """Return the artifact of a precision; float16 without a file of its own is made of the float32 one.
 
         Raises:
             UnknownModelError: This model has no artifact of that precision.
         """
+        if self.is_made(precision):
+            return self.artifacts[Precision.FP32]
         if precision not in self.artifacts:
             have = ", ".join(self.artifacts)
             raise UnknownModelError(
                 f"precision must be one of those that {self.name} has ({have}), got {precision.value}"
             )
         return self.artifacts[precision]
+
+    def is_made(self, precision: Precision) -> bool:
+        """Tell whether a precision has no file, and is made of another at the first use."""
+        return precision is Precision.FP16 and precision not in self.artifacts and Precision.FP32 in self.artifacts
 
     def reported_for(self, precision: Precision) -> tuple[ReportedAccuracy, ...]:
         """Return what was reported of a precision, or of the model where nothing was."""

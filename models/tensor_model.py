@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from models.cache import locate
-from models.classifier import Float32Array, Provider, _build_session
+from models.classifier import Float32Array, Provider
+from models.device_session import build_session
 from models.errors import InferenceError, SignatureError
 from models.spec import Layout, ModelSpec, Precision
 
@@ -29,7 +30,7 @@ class TensorModel:
         self, spec: ModelSpec, *, precision: Precision, provider: Provider = Provider.CPU, num_threads: int = 1
     ) -> None:
         self._spec = spec
-        self._session = _build_session(locate(spec, precision).read_bytes(), provider, num_threads)
+        self._session = build_session(locate(spec, precision).read_bytes(), provider, num_threads)
         side = spec.preprocessing.crop
         self.shape = (3, side, side) if spec.input.layout is Layout.NCHW else (side, side, 3)
 

@@ -154,30 +154,10 @@ class Batcher:
         begin = 0
         for request, first, last in pieces:
             end = begin + last - first
-            request.pieces[first] = _rows(predictions, begin, end)
+            request.pieces[first] = predictions.rows(begin, end)
             begin = end
             with self._changed:
                 request.labelled += last - first
                 whole = request.labelled == len(request.images)
             if whole and not request.answer.done():
-                request.answer.set_result(_join([request.pieces[place] for place in sorted(request.pieces)]))
-
-
-def _rows(predictions: Predictions, begin: int, end: int) -> Predictions:
-    embedding = predictions.embedding
-    return Predictions(
-        predictions.label_ids[begin:end],
-        predictions.scores[begin:end],
-        embedding=None if embedding is None else embedding[begin:end],
-    )
-
-
-def _join(pieces: list[Predictions]) -> Predictions:
-    if len(pieces) == 1:
-        return pieces[0]
-    embeddings = [piece.embedding for piece in pieces if piece.embedding is not None]
-    return Predictions(
-        np.concatenate([piece.label_ids for piece in pieces]),
-        np.concatenate([piece.scores for piece in pieces]),
-        embedding=np.concatenate(embeddings) if embeddings else None,
-    )
+                request.answer.set_result(Predictions.join([request.pieces[place] for place in sorted(request.pieces)]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import ClusterError, ConfigError
 from pipeline.lean_data import keep_cluster_actors
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 60.0
 # After Ray's own processes died: time for the run to see it by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
+# As Ray announces the death of a node.
+_LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 # Units sent to a pool's actors, over those that they do at a time.
 POOL_GROWS_AT = 1.25
 
@@ -94,6 +98,7 @@ def connect(address: str | None) -> Cluster:
             pass
         elif address:
             keep_cluster_actors()
+            _shorten_errors()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray()
@@ -113,6 +118,25 @@ def connect(address: str | None) -> Cluster:
         free_cpus=ray.available_resources().get("CPU", 0.0),
         may_grow=bool(address),
     )
+
+
+def _shorten_errors() -> None:
+    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
+
+    `log_to_driver=False` does not cover them, and there is no option (2.60). Under another name Ray prints as ever.
+    """
+    from ray._private import worker
+
+    def log_briefly(data: dict[str, Any], **options: object) -> None:
+        text = " ".join(str(line) for line in data.get("lines", ())).strip()
+        lost = _LOST_NODE.search(text)
+        if lost is not None:
+            logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
+        else:
+            logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = log_briefly
 
 
 def _watch_local_ray() -> None:

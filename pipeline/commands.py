@@ -38,7 +38,7 @@ def label(  # noqa: PLR0913 (one argument an option)
     device: Annotated[
         str | None,
         typer.Option(
-            help="auto, cpu or cuda. [default: auto] For benchmarks also simulated:RATE, whose labels are made up."
+            help="auto, cpu, cuda or tensorrt. [default: auto] For benchmarks also simulated:RATE, whose labels are made up."
         ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Labels per image, best first. [default: 5]")] = None,
@@ -62,6 +62,9 @@ def label(  # noqa: PLR0913 (one argument an option)
     ] = None,
     gpus_per_actor: Annotated[
         float | None, typer.Option(help="Share of a GPU that each actor has: 0.5 puts two on a card. [default: 1]")
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None, typer.Option("--cuda-graphs", help="On a GPU: record a batch's kernels once, and replay them.")
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="fused (decode and label in one actor), two-stage, or auto. [default: auto]")

@@ -52,7 +52,7 @@ class LabelConfig(BaseModel):
     format: SourceFormat = Field(default=SourceFormat.AUTO, description="How SOURCE holds its images.")
     model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
     precision: str = Field(default="auto", pattern="^(auto|fp32|fp16|int8)$", description="auto, fp32, int8 or fp16.")
-    device: Device | SimulatedDevice = Field(default=Device.AUTO, description="auto, cpu or cuda.")
+    device: Device | SimulatedDevice = Field(default=Device.AUTO, description="auto, cpu, cuda or tensorrt.")
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
     labels: LabelText = Field(default=LabelText.NAME, description="Class names: name (the first), wnid, or all.")
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
@@ -65,6 +65,7 @@ class LabelConfig(BaseModel):
         default=None, pattern=r"^\d+(:\d+)?$", description="Actors that hold the model: N, or MIN:MAX."
     )
     gpus_per_actor: float | None = Field(default=None, gt=0, le=1, description="Share of a card for each actor.")
+    cuda_graphs: bool = Field(default=False, description="Record a batch's kernels once, and replay them.")
     shape: Shape = Field(default=Shape.AUTO, description="Decode and infer in one actor, or in two stages.")
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
     max_pixels: int = Field(default=100_000_000, ge=1, description="Larger images are rows too_large, pixels.")

@@ -8,8 +8,10 @@ anything, and they take 2 s at the start, 1 s at the end, and CPU in between (do
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from pipeline.lean_data import leave_out_cluster_actors
@@ -27,8 +29,12 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
     """
     import ray
 
+    # Ray's processes take a second and a half to come up, in which this one has nothing else to do.
+    warm_up = threading.Thread(target=import_module, args=("ray.data",), name="import-ray-data", daemon=True)
+    warm_up.start()
     with _without_services():
         ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **options)
+    warm_up.join()
     leave_out_cluster_actors()
 
 

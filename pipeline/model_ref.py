@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.classifier import Choice, Classifier, Labeller, Provider
+from models.device_classifier import CardClassifier
+from models.device_session import CardOptions
 from models.simulated import SimulatedClassifier
 from models.spec import ModelSpec
 from pipeline.pools import Pools
@@ -36,6 +38,15 @@ class ModelRef:
         if self.choice.provider is Provider.SIMULATED:
             assert self.choice.rate is not None
             return SimulatedClassifier(self.choice.rate * pools.card_share, num_classes, self.top_k)
+        if self.choice.provider is not Provider.CPU:
+            return CardClassifier(
+                self.spec,
+                precision=self.choice.precision,
+                provider=self.choice.provider,
+                top_k=self.top_k,
+                card=CardOptions(pools.batch_size, cuda_graphs=pools.cuda_graphs),
+                graph=self.state.graph(),
+            )
         return Classifier(
             self.spec,
             precision=self.choice.precision,

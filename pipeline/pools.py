@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.classifier import Choice, Provider
 from models.errors import ConfigError
@@ -27,6 +27,7 @@ class Pools:
         decoders: Processes that decode for the actors; 0 where actors decode.
         batch_size: Images per inference.
         card_share: Of a card, that each actor has; 0 without cards.
+        cuda_graphs: Whether cards replay a recorded batch.
         growth: Processes that take units, at most, on a cluster that grows; 0 where their number stays.
     """
 
@@ -36,6 +37,7 @@ class Pools:
     decoders: int
     batch_size: int
     card_share: float = 0.0
+    cuda_graphs: bool = False
     growth: int = 0
 
     def describe(self, cluster: Cluster) -> str:
@@ -86,14 +88,14 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
         # A card's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
         decoders = config.preprocess_cpus or max(1, int(cluster.cpus))
         growth = 0 if config.preprocess_cpus else _growth(cluster, pending)
-        pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth)
+        pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth=growth)
     else:
         # On a CPU inference takes several times what decoding does: a quarter of the CPUs keeps the actors fed.
         decoders = config.preprocess_cpus or max(1, int(cluster.cpus) // 4)
         actors = _bounds(config, max(1, int(cluster.cpus) - decoders))
         pools = Pools(actors, actor_cpus=1, actor_gpus=0, decoders=decoders, batch_size=size)
     _check(pools, cluster)
-    return pools
+    return replace(pools, cuda_graphs=config.cuda_graphs)
 
 
 def _fused(config: LabelConfig, choice: Choice, cluster: Cluster, pending: int, size: int) -> Pools:

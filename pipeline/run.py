@@ -29,7 +29,7 @@ from models.classifier import Choice, Classifier, Provider, choose
 from models.decode import ImageLimits
 from models.download import progress_printer
 from models.errors import ConfigError
-from models.graph_cache import load_joined_graph
+from models.graph_half import load_graph
 from models.spec import ModelSpec
 from pipeline import reading
 from pipeline.cluster_session import Cluster, connect
@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 
 # Units handed to Ray Data at a time; the driver's memory does not grow with their number.
 WINDOW_UNITS = 4096
+# Between two windows the pool drains and starts anew, some seconds: each actor gets so many units in a window, so that
+# this stays below a hundredth. A cluster of hundreds of actors has a driver with memory for the larger window.
+UNITS_PER_ACTOR = 128
+MAX_WINDOW_UNITS = 65_536
 
 # Chooses slices, given all of SOURCE's, and a function that counts a slice's samples up to a number.
 Pick = Callable[[Iterator[Slice], Callable[[Slice, int], int]], Iterator[Slice]]
@@ -130,6 +134,11 @@ def _slices(source: Source) -> Iterator[Slice]:
     return reading.slices(source)
 
 
+def window_units(actors: int) -> int:
+    """Return how many units are handed to Ray Data at a time, for so many actors."""
+    return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * actors), MAX_WINDOW_UNITS)
+
+
 def _unit_settings(
     config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
 ) -> UnitSettings:
@@ -188,7 +197,7 @@ def _label(
         work.log,
         labelling(settings, ref, pools, tally.printer.say) as run_units,
     ):
-        while not stopped.is_set() and (window := list(islice(pending, WINDOW_UNITS))):
+        while not stopped.is_set() and (window := list(islice(pending, window_units(pools.actors[1])))):
             for result in run_units(window):
                 if result.commit is not None:
                     work.log.append(result.commit)
@@ -229,7 +238,7 @@ def _load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) 
     """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
     if path is None:
         return b""
-    graph = load_joined_graph(spec, spec.artifact(choice.precision), path)
+    graph = load_graph(spec, choice.precision, path)
     if choice.provider is Provider.CPU:
         Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
     return graph

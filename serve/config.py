@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,7 +26,7 @@ class ServeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
-    precision: str = Field(default="auto", pattern="^(auto|fp32|fp16|int8)$", description="auto, fp32, int8 or fp16.")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(default="auto", description="Or what auto finds best.")
     device: Device = Field(default=Device.AUTO, description="auto, cpu or cuda.")
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
@@ -118,8 +118,9 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         max_queue=max_queue,
         # Serve's own limit must never be the one that answers: its refusals are no JSON.
         max_ongoing=2 * max_queue + 2 * batch_size * workers + 64,
-        # Enough that a batch can form while one runs; with less, a replica could never be full before another starts.
-        target_ongoing=float(2 * batch_size * workers),
+        # One piece of work that runs and one that waits. On a GPU that is a batch, which could never fill with less; on
+        # a CPU an image, since there a batch is no faster than its images, and a core that idles is.
+        target_ongoing=2.0 * (batch_size if on_gpu else 1) * workers,
         cpus=replica_cpus,
         gpus=int(on_gpu),
     )

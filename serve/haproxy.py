@@ -4,7 +4,8 @@ Ray writes HAProxy's configuration itself. Its variable RAY_SERVE_HAPROXY_BINARY
 script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, under the same process id and arguments:
 
 * Metrics and stats listen on the loopback interface, not on all; the admin socket is its owner's alone.
-* HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text.
+* HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text. (To bytes that are
+  no HTTP at all HAProxy answers with a text that is built in.)
 * The whole request is read before it is passed on, so that one whose replica died can be sent to another. That holds
   for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
 * Replicas are told who asked (X-Forwarded-For), for the access log.
@@ -98,7 +99,9 @@ def _edit_file(path: Path) -> None:
 
 
 def _binary() -> str:
-    chosen = os.environ.get(BINARY_VARIABLE)
+    chosen = os.environ.get(BINARY_VARIABLE, "")
+    if Path(chosen).name == Path(sys.argv[0]).name:
+        chosen = ""  # that is this script
     # It says where *we* are; the package would take it for HAProxy.
     os.environ.pop(RAY_BINARY_VARIABLE, None)
     if chosen:

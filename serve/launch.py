@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,9 @@ from typing import Any
 from models.cache import locate
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
+from models.spec import Precision
+from serve.access_log import AccessLog
+from serve.api_keys import ApiKeys
 from serve.config import ServeConfig
 from serve.endpoint import Endpoint, Listen
 from serve.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE
@@ -36,6 +41,8 @@ RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
 
+_set_here: set[str] = set()
+
 
 def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     """Start everything; returns when a client is served.
@@ -48,13 +55,12 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     check_free(listen.host, listen.port, "--port")
     if listen.grpc_port:
         check_free(listen.host, listen.grpc_port, "--grpc-port")
-    spec = load_spec(config.model)
-    if len(spec.artifacts) == 1:
-        # Before anything is started: a download may take minutes, and has its own errors.
-        locate(spec, next(iter(spec.artifacts)))
+    _check(config)
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
     _set_environment(listen, folder, config.deadline_s)
+    # Ray lets 2 GiB into memory before anybody looks at them. Both ways: 64 MiB are the answers of 10,000 images.
+    os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(config.max_request_bytes + 2**20, 2**26)))
     try:
         _start_ray(listen)
         _start_serve(config, listen)
@@ -64,6 +70,25 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         endpoint.close()
         raise
     return endpoint
+
+
+def _check(config: ServeConfig) -> None:
+    """Find before anything is started what replicas would stumble over."""
+    spec = load_spec(config.model)
+    wanted = None if config.precision == "auto" else Precision(config.precision)
+    if wanted is None and len(spec.artifacts) == 1:
+        wanted = next(iter(spec.artifacts))
+    if wanted is not None:
+        spec.artifact(wanted)
+        # A download may take minutes, and has its own errors.
+        locate(spec, wanted)
+    if config.api_keys_file is not None:
+        ApiKeys(config.api_keys_file)
+    if config.access_log not in ("off", "-"):
+        try:
+            AccessLog(config.access_log).close()
+        except OSError as err:
+            raise ConfigError(f"--access-log {config.access_log} cannot be written: {err.strerror}") from err
 
 
 def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
@@ -83,7 +108,8 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     if listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file():
         metrics, stats, http, grpc = free_ports(4)
-        if given := os.environ.get(RAY_BINARY_VARIABLE):
+        given = os.environ.get(RAY_BINARY_VARIABLE)
+        if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
         os.environ[RAY_BINARY_VARIABLE] = str(launcher)
         wanted |= {
@@ -107,7 +133,10 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+        # What the user has set stays; what an earlier endpoint of this process has set does not.
+        if name not in os.environ or name in _set_here:
+            os.environ[name] = value
+            _set_here.add(name)
 
 
 def _start_ray(listen: Listen) -> None:
@@ -119,13 +148,16 @@ def _start_ray(listen: Listen) -> None:
         if listen.address:
             ray.init(address=listen.address, **environment)
         else:
-            # All of it on the loopback interface: nobody else has business with a Ray that ends with this command.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **environment)
+            ray.init(address="local", include_dashboard=False, **environment)
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    if threading.current_thread() is threading.main_thread():
+        # Ray's C++ side has put its own handler in the place of Python's: a SIGTERM would abort the process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

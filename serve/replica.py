@@ -20,12 +20,13 @@ from models.errors import ConfigError
 from models.spec import ModelSpec
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
-from serve.app import Extras, build_asgi, load_part
+from serve.app import Extras, build_asgi
 from serve.asgi import App
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.engine import Engine
 from serve.metrics import ServeMetrics
 from serve.metrics_share import MetricsShare, RayStore
+from serve.parts import load_part
 
 logger = logging.getLogger(__name__)
 

@@ -192,8 +192,10 @@ class FaultProxy:
         with self._lock:
             number = self._seen[same]
             self._seen[same] += 1
-            call = Call(method, unquote(parts.path), query, range_, number)
-            answered = Answered(call, self.rule(call))
+        call = Call(method, unquote(parts.path), query, range_, number)
+        # Not under the lock: a rule may take its time.
+        answered = Answered(call, self.rule(call))
+        with self._lock:
             self.calls.append(answered)
         return answered
 

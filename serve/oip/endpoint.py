@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,13 @@ class Endpoint:
         return model
 
     async def infer(
-        self, model: ServedModel, read: Callable[[], InferRequest], *, started: float, deadline: float
+        self,
+        model: ServedModel,
+        read: Callable[[], InferRequest],
+        *,
+        started: float,
+        deadline: float,
+        in_thread: bool = False,
     ) -> InferResponse:
         """Answer a request.
 
@@ -103,6 +110,7 @@ class Endpoint:
             read: Parses the request; called in here, so that one that cannot be read is counted too.
             started: `time.monotonic()` at its arrival.
             deadline: `time.monotonic()` after which nobody waits; the request itself may ask for an earlier one.
+            in_thread: Whether to parse where it delays nobody else.
 
         Raises:
             Rejected, InputError, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the
@@ -111,7 +119,7 @@ class Endpoint:
         statistics = self._statistics[model.name]
         try:
             check_ready(model)
-            request = read()
+            request = await asyncio.to_thread(read) if in_thread else read()
             if request.timeout_s is not None:
                 deadline = min(deadline, started + request.timeout_s)
             outputs = await model.infer(request, deadline=deadline)

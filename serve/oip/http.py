@@ -16,13 +16,15 @@ from serve.config import ServeConfig
 from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.faults import malformed, not_ready
+from serve.oip.openapi import PATHS
 from serve.oip.request import InferRequest, parse_request
 from serve.oip.served import ServedModel, check_ready
 
+OPENAPI_PATHS = PATHS
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
-# Below this much, packing an answer is cheaper than handing it to a thread.
-_INLINE_BYTES = 64 * 1024
+# Below this much, parsing JSON and packing an answer are cheaper than handing them to a thread.
+_INLINE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +101,15 @@ class HttpRoutes:
         await answer.send(send)
 
     def _find(self, method: str, path: str) -> tuple[_Handler, re.Match[str]]:
-        allowed = []
+        allowed: list[str] = []
         for wanted, pattern, handler in self._routes:
             found = pattern.fullmatch(path)
             if found is None:
                 continue
             if wanted in (method, "*") or (wanted, method) == ("GET", "HEAD"):
                 return handler, found
-            allowed.append(wanted)
+            if wanted not in allowed:
+                allowed.append(wanted)
         if allowed:
             allow = ", ".join(allowed)
             message = f"{path[:200]!r} takes {allow}, got {method}"
@@ -118,7 +121,8 @@ class HttpRoutes:
         length = header(request.scope, HEADER_LENGTH)
         response = await self._endpoint.infer(
             model,
-            lambda: _parse(model, request.body, length),
+            lambda: _parse(model, request, length),
+            in_thread=length is None and len(request.body) > _INLINE_BYTES,
             started=request.started,
             deadline=request.deadline,
         )
@@ -171,17 +175,17 @@ class HttpRoutes:
     async def _load(self, request: _Request) -> Answer:
         model = self._model(request)
         if _options(request.body).get("parameters"):
-            raise Rejected(501, "a model's configuration and files cannot be replaced by a request")
+            raise malformed("a model's configuration and files cannot be replaced by a request")
         check_ready(model)
         # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
         return _json({"name": model.name, "state": "READY"})
 
     async def _unload(self, request: _Request) -> Answer:
         name = self._model(request).name
-        raise Rejected(501, f"model {name!r} is served for as long as its deployment runs; stop that instead")
+        raise Rejected(404, f"unload is not offered: {name!r} is served for as long as its deployment runs")
 
     async def _not_offered(self, _: _Request) -> Answer:
-        raise Rejected(501, "this extension is not offered; GET /v2 lists those that are")
+        raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
 
     def _model(self, request: _Request) -> ServedModel:
         return self._endpoint.model(request.model, request.version)
@@ -196,7 +200,8 @@ def _path(scope: Scope) -> str:
     return path.rstrip("/")
 
 
-def _parse(model: ServedModel, body: bytes, header_length: bytes | None) -> InferRequest:
+def _parse(model: ServedModel, request: _Request, header_length: bytes | None) -> InferRequest:
+    body = request.body
     if header_length is None:
         return parse_request(body, None)
     # A number with more digits is larger than any body, and need not be read.
@@ -205,7 +210,9 @@ def _parse(model: ServedModel, body: bytes, header_length: bytes | None) -> Infe
         raise malformed(f"Inference-Header-Content-Length must be a number of bytes, got {shown!r}")
     length = int(header_length)
     if length == 0:
-        return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=True)
+        # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
+        as_json = b"application/json" in (header(request.scope, b"accept") or b"")
+        return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
     return parse_request(body, length)
 
 

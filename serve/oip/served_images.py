@@ -15,7 +15,7 @@ from serve.oip.datatypes import BYTES
 from serve.oip.faults import bad_image, malformed
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.response import OutputTensor
-from serve.oip.served import TensorMetadata, check_rows, classification_output, only_input, wanted_outputs
+from serve.oip.served import TensorMetadata, check_rows, classification_output, off_the_loop, only_input, wanted_outputs
 from serve.oip.tensor import InputTensor
 
 
@@ -51,7 +51,8 @@ class ServedImages:
         tensor = only_input(request, self.inputs[0], self.name)
         wanted = wanted_outputs(request, self.outputs, self.name, classified="probabilities")
         top_k = self._top_k(request)
-        images = self._images(tensor)
+        self._check_shape(tensor)
+        images = await off_the_loop(tensor, lambda: _images(tensor))
         # Classes are the best labels already: all probabilities are needed only where the tensor itself is wanted.
         most = max([top_k, *(output.classification for output in wanted)])
         outcomes = await self.backend.label(
@@ -79,15 +80,11 @@ class ServedImages:
             raise malformed(f"top_k must be between 1 and {classes} (the classes of {self.name}), got {request.top_k}")
         return request.top_k
 
-    def _images(self, tensor: InputTensor) -> list[bytes]:
+    def _check_shape(self, tensor: InputTensor) -> None:
         # Clients of servers with a batch axis of their own send [n, 1].
         if len(tensor.shape) != 1 and tensor.shape[1:] != (1,):
             raise malformed(f"shape of {tensor.name!r} must be [n] or [n, 1], got {list(tensor.shape)}")
         check_rows(tensor.count, self._max_images, tensor.name)
-        return [
-            _from_base64(element, index) if isinstance(element, str) else bytes(element)
-            for index, element in enumerate(tensor.elements())
-        ]
 
     def _output(self, wanted: RequestedOutput, rows: Sequence[Labelled], top_k: int) -> OutputTensor:
         if wanted.classification:
@@ -107,6 +104,13 @@ def _values(row: Labelled, name: str, top_k: int) -> Float32Array | Int32Array:
         assert row.probabilities is not None, "they were asked for"
         return row.probabilities
     return row.label_ids[:top_k] if name == "label_ids" else row.scores[:top_k]
+
+
+def _images(tensor: InputTensor) -> list[bytes]:
+    return [
+        _from_base64(element, index) if isinstance(element, str) else bytes(element)
+        for index, element in enumerate(tensor.elements())
+    ]
 
 
 def _from_base64(text: str, index: int) -> bytes:

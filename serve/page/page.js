@@ -11,6 +11,7 @@
   const waiting = [];
   let running = 0;
   let apiKey = "";
+  let asking; // the timer of the next look at the server's state
   let limits = {};
   let shown = []; // items, newest first
 
@@ -24,25 +25,31 @@
   }
 
   const say = (text) => { $("say").textContent = text; };
-  const percent = (score) => {
-    if (score > 0 && score < 0.001) return "< 0.1 %";
-    return `${(score * 100).toFixed(1)} %`;
-  };
+  const percent = (score) => (score > 0 && score < 0.001 ? "< 0.1 %" : `${(score * 100).toFixed(1)} %`);
   const ms = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
   const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
   // What the server says of itself.
 
+  // Asked again only while it is not ready: a page that is left open must not keep a replica awake.
   async function askState() {
+    clearTimeout(asking);
+    const ready = await readState();
+    if (!ready) asking = setTimeout(() => { if (!document.hidden) askState(); }, ASK_AGAIN_MS);
+  }
+
+  async function readState() {
     let state;
     try {
       state = await (await fetch(at("page/state"), { cache: "no-store" })).json();
     } catch {
-      return showState("away", "The server does not answer");
+      showState("away", "The server does not answer");
+      return false;
     }
     limits = state;
     const precise = [state.model, state.precision].filter(Boolean).join(" · ");
-    return state.ready ? showState("ready", `Ready · ${precise}`) : showState("waiting", `Starting · ${precise}`);
+    showState(state.ready ? "ready" : "waiting", `${state.ready ? "Ready" : "Starting"} · ${precise}`);
+    return state.ready;
   }
 
   function showState(state, text) {
@@ -51,7 +58,6 @@
     if ($("state-text").textContent !== text) $("state-text").textContent = text;
   }
 
-  setInterval(() => { if (!document.hidden) askState(); }, ASK_AGAIN_MS);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) askState(); });
 
   // From a file to a card.
@@ -95,8 +101,7 @@
     const headers = { "Content-Type": item.blob.type || "application/octet-stream" };
     if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
     const started = performance.now();
-    let response;
-    let answer;
+    let response, answer;
     try {
       response = await fetch(at(`v1/classify?top_k=${TOP_K}`), { method: "POST", headers, body: item.blob });
       answer = await response.json().catch(() => null);
@@ -145,7 +150,7 @@
   }
 
   function pictureOf(item) {
-    const image = make("img", { alt: "", src: item.address, decoding: "async" });
+    const image = make("img", { alt: "", src: item.address, decoding: "async", loading: "lazy" });
     image.onerror = () => image.remove(); // a format that the browser cannot show
     return image;
   }
@@ -231,8 +236,26 @@
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dragging");
-    add(event.dataTransfer.files);
+    const { items, files } = event.dataTransfer;
+    const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+    if (!entries.some((entry) => entry.isDirectory)) return add(files);
+    Promise.all(entries.map(filesBelow)).then((found) => add(found.flat()), () => say("The folder could not be read"));
   });
+
+  // Of a folder, the images in it and below, by their names.
+  async function filesBelow(entry) {
+    if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+    const reader = entry.createReader();
+    const entries = [];
+    let some;
+    do {
+      some = await new Promise((done, failed) => reader.readEntries(done, failed)); // 100 at most
+      entries.push(...some);
+    } while (some.length);
+    entries.sort((a, b) => a.name.localeCompare(b.name));
+    const found = (await Promise.all(entries.map(filesBelow))).flat();
+    return found.filter((file) => file.type.startsWith("image/"));
+  }
 
   addEventListener("paste", (event) => {
     if (event.target === $("key")) return;

@@ -189,9 +189,9 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     world.gate.open_shards = 4
     sent_before = world.line.bytes_up
     with started(world, world.command("--submission-id", "ok", label=world.arguments("ok"))) as first:
-        first.wait_for("2 actors read, decode and label")  # while it runs: half of the input is held back
+        first.wait_for("batches of 16")  # while it runs: half of the input is held back
         with started(world, world.command("--submission-id", "ok")) as second:
-            second.wait_for("2 actors read, decode and label")
+            second.wait_for("batches of 16")
             os.kill(second.process.pid, signal.SIGINT)
             left = second.end()
         world.gate.open_shards = 4
@@ -212,7 +212,7 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     assert code == 0, first.text
     assert world.parts("ok") == world.expected
     assert len(world.expected) == SHARDS
-    assert first.text.count("2 actors read, decode and label") == 1  # no line twice, whatever was cut
+    assert first.text.count("batches of 16") == 1  # no line twice, whatever was cut
     assert first.text.count(f"{SHARDS * SAMPLES} images in s3://") == 1
     assert "nothing is sent" in first.text
     assert world.line.bytes_up - sent_before < 100_000
@@ -242,7 +242,7 @@ def test_a_killed_driver_is_started_anew_then_stopped_and_then_finished_under_on
         finished = len(world.parts("again"))
         world.gate.asked.clear()
         run.text = ""
-        run.wait_for("2 actors read, decode and label")
+        run.wait_for("batches of 16")
         read_again = set(world.gate.asked)
         os.kill(run.process.pid, signal.SIGINT)
         run.wait_for("stop the job (s)")
@@ -273,7 +273,7 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
         late = run.end()
     world.gate.open_shards = 4
     with started(world, world.command("--submission-id", "late", label=world.arguments("late"))) as run:
-        run.wait_for("2 actors read, decode and label")
+        run.wait_for("batches of 16")
         extra = world.nodes.add(cpus=1)
         eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()))
         extra.kill()
@@ -281,6 +281,8 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
         code = run.end(150)
 
     assert late == 5, run.text
+    assert re.search(r"node=\w{8} \(worker-\d\) is lost; what it had is done again by others", run.text)
+    assert len(run.text.splitlines()) < 30  # Ray would have printed pages about it
     assert code == 0, run.text
     assert world.parts("late") == world.expected
 
@@ -298,22 +300,28 @@ def test_other_code_is_sent_and_a_failure_says_why(world, tmp_path):
         world.command("--submission-id", "other", label=world.arguments("other")),
         env=world.environment(PYTHONPATH=str(copy)), capture_output=True, text=True, timeout=120, check=False, cwd=copy,
     )  # fmt: skip
+    too_large = [*world.arguments("none"), "--actors", "50"]
+    begun = subprocess.run(
+        world.command("--no-wait", "--submission-id", "none", label=too_large),
+        env=world.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     failed = subprocess.run(
-        world.command(label=["label", f"s3://{BUCKET}/nothing", "--output", f"s3://{BUCKET}/no",
-                             "--model", str(world.model), "--top-k", "3"]),
-        env=world.environment(), capture_output=True, text=True, timeout=120, check=False,
+        world.command("--submission-id", "none"),
+        env=world.environment(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     assert "sent along" in done.stdout
     sent = re.search(r"sent the code: (\d+) bytes", done.stderr)
     assert sent
-    assert 50_000 < int(sent[1]) < 500_000
+    assert 50_000 < int(sent[1]) < 1_000_000
     assert world.line.bytes_up - before < int(sent[1]) + 100_000
     assert world.parts("other") == world.expected
+    assert begun.returncode == 0, begun.stderr
+    assert "to attach: shardlabel submit --address" in begun.stderr
     assert failed.returncode == 1
     assert "label exited with 2" in failed.stderr
-    assert f"s3://{BUCKET}/nothing" in failed.stdout
+    assert "50 actors need 50 CPUs, and Ray has 2" in failed.stdout
 
 
 def test_a_cluster_that_cannot_be_used_is_one_line_in_seconds(world, tmp_path):
@@ -335,3 +343,24 @@ def test_a_cluster_that_cannot_be_used_is_one_line_in_seconds(world, tmp_path):
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert time.monotonic() - started_at < 20
+
+
+def test_a_driver_that_joins_is_told_of_a_nodes_own_disk_and_looks_whether_a_shared_one_is_shared(world, tmp_path):
+    command = [
+        sys.executable, "-m", "cluster.cli", "label", str(world.server.bucket / "in"), "--output", str(tmp_path / "out"),
+        "--model", str(world.model), "--top-k", "3", "--address", world.nodes.address,
+    ]  # fmt: skip
+    environment = world.environment(RAY_AUTH_MODE="token")
+
+    def label(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    refused, done = label(), label("--shared-filesystem")
+
+    assert refused.returncode == 2
+    assert "is on a node's own disk, and the cluster has 3 nodes" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert parts(tmp_path / "out") == world.expected
+    assert not list((tmp_path / "out" / "_shardlabel").glob("seen-by-all*"))

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import scaling
+from benchmarks import profile_bulk, scaling
 from benchmarks.bulk_inputs import prepare_images, prepare_model
 from benchmarks.bulk_summary import summarise, table
 from benchmarks.bulk_tools import parse_variants
@@ -83,7 +83,7 @@ def test_measure_counts_cpu_of_children_and_kills_what_hangs():
     assert figures["exit"] == -9
     assert time.monotonic() - began < 15
     assert figures["processes"] == 2
-    assert figures["cpu_seconds"] > 0.5
+    assert figures["cpu_seconds"] > 0.3
 
 
 def test_images_are_repeated_by_links_and_whole_shards(tmp_path):
@@ -123,7 +123,7 @@ def test_scaling_is_linear_until_something_binds():
     [
         (scaling.Cluster(200, 16, 10.0), 100, "driver"),  # 3,200 units/s wanted, the driver does 1,000
         (scaling.Cluster(1, 16, 0.1), 1000, "network"),
-        (scaling.Cluster(1000, 16, 10.0), 1000, "windows"),  # 16,000 actors, and 4,096 units handed over
+        (scaling.Cluster(10_000, 16, 10.0), 100_000, "windows"),  # 160,000 actors, and 65,536 units handed over
     ],
     ids=["driver", "network", "windows"],
 )
@@ -147,3 +147,17 @@ def test_scaling_takes_its_costs_from_the_results_and_updates_the_page(tmp_path)
     page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
     scaling.update(page, "new")
     assert page.read_text() == f"before\n{scaling.BEGIN}\nnew\n{scaling.END}\nafter\n"
+
+
+def test_a_profile_leaves_out_threads_that_wait_and_names_libraries(tmp_path):
+    (tmp_path / "raw").write_text(
+        "main (a.py:1);decode (b.py:22);0x7f00 (x/libjpeg.so) 6\n"
+        "main (a.py:1);decode (b.py:23) 2\n"
+        "wait (threading.py:1);PyThread_acquire_lock_timed (libpython.so);0x7f01 (libc.so.6) 92\n"
+    )
+
+    found = profile_bulk.shares(tmp_path / "raw")
+
+    assert found["samples"] == 8
+    assert found["self"] == [["(in libjpeg.so)", 0.75], ["decode (b.py)", 0.25]]
+    assert ["decode (b.py)", 1.0] in found["total"]

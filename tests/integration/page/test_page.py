@@ -65,6 +65,20 @@ def test_files_can_be_dropped_anywhere(page, photographs):
     assert page.evaluate("document.body.className") == ""
 
 
+def test_a_folder_can_be_dropped_and_the_images_in_it_are_labelled(page, server, photographs, tmp_path):
+    (tmp_path / "trip" / "day").mkdir(parents=True)
+    for name in ("trip/b.webp", "trip/day/c.webp", "trip/a.webp"):
+        (tmp_path / name).write_bytes((photographs / "coffee.webp").read_bytes())
+    (tmp_path / "trip" / "notes.txt").write_text("no image")
+
+    page.drop_files(tmp_path / "trip")
+    page.wait_for("document.querySelectorAll('.labels').length === 3")
+
+    names = page.evaluate("[...document.querySelectorAll('.card h3')].map(head => head.textContent)")
+    assert names == ["a.webp", "b.webp", "c.webp"]
+    assert server.asked == ["image/webp"] * 3
+
+
 def test_images_can_be_pasted(page):
     page.evaluate(
         "fetch('page/samples/coffee.webp').then(answer => answer.blob()).then(blob => { const data = new DataTransfer();"
@@ -164,6 +178,22 @@ def test_the_state_of_the_server_is_shown(page, server):
         page.call(
             "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
+
+
+def test_a_page_left_open_asks_only_while_the_server_is_not_ready(page, server):
+    page.evaluate("window.realTimeout = setTimeout, window.setTimeout = (f) => window.realTimeout(f, 50)")
+    again = "document.dispatchEvent(new Event('visibilitychange'))"
+
+    def asked() -> int:
+        page.evaluate("0")  # what the tab has said so far is read with the answer
+        return sum(url.endswith("/page/state") for url in page.requests)
+
+    before = asked()
+    page.evaluate(f"{again}, new Promise(done => realTimeout(done, 400))")
+    assert asked() == before + 1
+    server.is_ready = False
+    page.evaluate(f"{again}, new Promise(done => realTimeout(done, 400))")
+    assert asked() >= before + 4
 
 
 @pytest.mark.parametrize("path", ["/app", "/app/"])

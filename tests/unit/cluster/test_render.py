@@ -173,7 +173,7 @@ def stays_where_it_is(config):
             kinds
             == {
                 Target.RAYJOB: [*policy, "RayJob"],
-                Target.RAYSERVICE: [*policy, "RayService"],
+                Target.RAYSERVICE: [*policy, "Service", "RayService"],
                 Target.RAY_UP: ["ray up"],
             }[target]
         )
@@ -190,6 +190,7 @@ def stays_where_it_is(config):
         (["nam=x"], "unknown setting 'nam'; did you mean 'name'?"),
         (["gpu.maxx=3"], "unknown setting 'gpu.maxx'; did you mean 'gpu.max'?"),
         (["gpu.min=5"], "gpu: min must not be above max, got min=5 and max=4"),
+        (["gpu.min=0"], "gpu.min must be at least 1 with device=cuda, got 0"),
         (["gpu.max=many"], "gpu.max: input should be a valid integer"),
         (["name"], "--set needs key=value, got 'name'"),
         (["name.first=x"], "name"),
@@ -224,3 +225,24 @@ def test_environment_that_the_submitters_shell_would_read_is_refused(value):
 def test_every_setting_is_described():
     for key, _, about in list_settings():
         assert about, key
+
+
+def test_the_endpoints_environment_is_what_ray_reads_and_the_image_has():
+    import ray.serve._private.constants
+
+    from cluster.render_rayservice import SERVE_ENV
+
+    known = Path(ray.serve._private.constants.__file__).read_text()
+    for name in SERVE_ENV:
+        assert name in known or name == "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", name
+    folder, _, script = SERVE_ENV["RAY_SERVE_HAPROXY_BINARY_PATH"].rpartition("/")
+    assert f"PATH={folder}:" in (ROOT / "cluster/Dockerfile").read_text()
+    assert f"{script} = " in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_endpoint_starts_with_workers_for_its_least_replicas():
+    *_, service = documents("rayservice", "service.min_replicas=5", "service.max_replicas=5", "gpu.gpus=2", "gpu.max=4")
+
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (3, 3, 4)

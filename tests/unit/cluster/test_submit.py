@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import build_app
 from cluster.jobs import auth_headers, dashboard_url
-from cluster.package import build_package
+from cluster.package import LIMIT_BYTES, build_package
 from cluster.submit_arguments import check_arguments
 from cluster.submit_probe import code_digest, code_files, installed_root
 from models.errors import ConfigError
@@ -84,7 +84,7 @@ def test_the_package_has_all_code_no_model_and_the_same_name_for_the_same_code()
 
     names = list(code_files(ROOT))
     assert first == second
-    assert len(first.content) < 500_000
+    assert len(first.content) < LIMIT_BYTES / 2
     assert "cluster/cli.py" in names
     assert "models/entries/synset.txt" in names
     assert not [name for name in names if name.endswith((".onnx", ".npz", ".pyc", ".tar"))]

@@ -132,6 +132,13 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "more actors than GPUs": (
         "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 1:5"),
         "spec.entrypoint", "5 actors of 1 CPUs and 1 GPUs each do not fit, 4 do"),
+    "more actors at least than GPUs at the start": (
+        "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 2:4"),
+        "spec.entrypoint", "with the least workers (minReplicas) 2 actors"),
+    "no GPU at the start": (
+        "rayjob", put(*GPU, "minReplicas", to=0), "spec.entrypoint", "with the least workers (minReplicas) 1 actors"),
+    "no GPU at all": (
+        "rayjob", drop(*GPU), "spec.entrypoint", "expected workers with GPUs"),
     "misspelt key of the runtime environment": (
         "rayjob", inside(("spec", "runtimeEnvYAML"), rename("env_vars", to="env_var")),
         "spec.runtimeEnvYAML env_var", "did you mean 'env_vars'?"),
@@ -146,22 +153,47 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "port of the policy as text that is none": (
         "rayjob", lambda docs: docs[0]["spec"]["ingress"][0].update(form=docs[0]["spec"]["ingress"][0].pop("from")),
         "spec.ingress[0].form", "did you mean 'from'?"),
+    "port of Serve that KubeRay does not find": (
+        "rayservice", drop(*SERVICE, "headGroupSpec", "template", "spec", "containers", 0, "ports", 3),
+        "containers[0].ports", "no port is called 'serve'"),
+    "Serve on another port than the head says": (
+        "rayservice", inside(SERVE, put("http_options", "port", to=8080)),
+        "containers[0].ports", "expected 8080 as the port 'serve', got 8000"),
+    "head without a port for its dashboard": (
+        "rayjob", put(*HEAD_BOX, "ports", 1, "name", to="dash"), "containers[0].ports", "no port is called 'dashboard'"),
+    "port of a service as text": (
+        "rayservice", lambda docs: docs[1]["spec"]["ports"][0].update(port="9000"),
+        "spec.ports[0].port", "expected a whole number"),
     "misspelt key of Serve": (
         "rayservice", inside(SERVE, rename("http_options", to="http_option")),
         "spec.serveConfigV2 http_option", "did you mean 'http_options'?"),
     "misspelt option of a deployment": (
-        "rayservice", inside(SERVE, put("applications", 0, "deployments", to=[{"name": "x", "max_ongoing_request": 8}])),
+        "rayservice",
+        inside(SERVE, put("applications", 0, "deployments", to=[{"name": "Classifier", "max_ongoing_request": 8}])),
         "spec.serveConfigV2 applications[0].deployments[0].max_ongoing_request", "did you mean 'max_ongoing_requests'?"),
     "option of a deployment among those of autoscaling": (
         "rayservice",
         inside(SERVE, put("applications", 0, "deployments", to=[
-            {"name": "x", "autoscaling_config": {"max_ongoing_requests": 8}}])),
+            {"name": "Classifier", "autoscaling_config": {"max_ongoing_requests": 8}}])),
         "deployments[0].autoscaling_config.max_ongoing_requests", "unknown key 'max_ongoing_requests'"),
+    "deployment that the endpoint does not have": (
+        "rayservice", inside(SERVE, put("applications", 0, "deployments", to=[{"name": "Classifer"}])),
+        "deployments[0].name", "has no deployment 'Classifer'; expected 'Classifier'"),
+    "least replicas of a deployment above most": (
+        "rayservice",
+        inside(SERVE, put("applications", 0, "deployments", to=[
+            {"name": "Classifier", "autoscaling_config": {"min_replicas": 3, "max_replicas": 2}}])),
+        "deployments[0].autoscaling_config", "max_replicas (2) must be greater than or equal to min_replicas (3)"),
+    "target of autoscaling that is never reached": (
+        "rayservice",
+        inside(SERVE, put("applications", 0, "deployments", to=[
+            {"name": "Classifier", "max_ongoing_requests": 4, "autoscaling_config": {"target_ongoing_requests": 8}}])),
+        "autoscaling_config.target_ongoing_requests", "it would never grow"),
     "replicas that do not fit": (
         "rayservice",
         inside(SERVE, put("applications", 0, "deployments", to=[
-            {"name": "x", "num_replicas": 9, "ray_actor_options": {"num_gpus": 1}}])),
-        "applications[0].deployments[0].num_replicas", "9 replicas of x of 1 CPUs and 1 GPUs each do not fit, 4 do"),
+            {"name": "Classifier", "num_replicas": 9, "ray_actor_options": {"num_gpus": 1}}])),
+        "applications[0].deployments[0].num_replicas", "9 replicas of Classifier of 1 CPUs and 1 GPUs each do not fit"),
     "module that is not there": (
         "rayservice", inside(SERVE, put("applications", 0, "import_path", to="serve.ap:build_app")),
         "applications[0].import_path", "'serve.ap' cannot be imported"),
@@ -182,8 +214,8 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "applications[0].args.min_replicas", "with the least workers (minReplicas) 3 replicas"),
     "gRPC function that is not there": (
         "rayservice",
-        inside(SERVE, put("grpc_options", to={"port": 9000, "grpc_servicer_functions": ["serve.nothing:add"]})),
-        "grpc_options.grpc_servicer_functions[0]", "cannot be imported"),
+        inside(SERVE, put("grpc_options", "grpc_servicer_functions", 0, to="serve.oip.grpc:add_to_servers")),
+        "grpc_options.grpc_servicer_functions[0]", "did you mean 'add_to_server'?"),
     "two applications of one name": (
         "rayservice",
         inside(SERVE, lambda docs: docs[0]["applications"].append({**docs[0]["applications"][0], "route_prefix": "/b"})),

@@ -12,9 +12,10 @@ import pytest
 from models.errors import ConfigError
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
-from serve.app import Extras, build_asgi, route_name
+from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
+from serve.routing import route_name
 from tests.asgi_client import Response, request
 from tests.fake_backend import FakeBackend
 
@@ -128,13 +129,13 @@ def test_a_key_of_the_file_opens_the_endpoint_and_nothing_else_does(keys, author
         assert list(response.json) == ["error"]
 
 
-def test_all_routes_but_health_ask_for_the_key(keys):
+def test_all_routes_but_health_and_the_page_ask_for_the_key(keys):
     extras = Extras(keys=ApiKeys(keys))
+    closed = ("/docs", "/metrics", "/nope", "/openapi.json", "/v2/models", "/v2/../healthz", "/page", "/v1/classify")
+    opened = ("/healthz", "/v2/health/ready", "/", "/page/state", "/page/samples")
 
-    assert {
-        path: ask("GET", path, extras=extras).status for path in ("/", "/docs", "/metrics", "/nope")
-    } == dict.fromkeys(("/", "/docs", "/metrics", "/nope"), 401)
-    assert ask("GET", "/healthz", extras=extras).status == 200
+    assert {path: ask("GET", path, extras=extras).status for path in closed} == dict.fromkeys(closed, 401)
+    assert {path: ask("GET", path, extras=extras).status for path in opened} == dict.fromkeys(opened, 200)
 
 
 def test_a_changed_file_of_keys_is_noticed_and_a_broken_one_is_not_taken(keys, monkeypatch):
@@ -234,3 +235,22 @@ def test_lifespan_is_answered():
     asyncio.run(build_asgi(FakeBackend(), CONFIG)({"type": "lifespan"}, receive, send))
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_request_whose_client_left_is_counted_and_forgotten():
+    metrics = ServeMetrics("m", "r1", lambda: 0)
+    app = build_asgi(FakeBackend(delay_s=5), CONFIG, Extras(metrics=metrics))
+
+    async def leave():
+        task = asyncio.create_task(request(app, "POST", "/v1/classify", JPEG))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    text = metrics.render().decode()
+
+    assert 'shardlabel_requests_total{model="m",replica="r1",route="/v1/classify",status="499"} 1.0' in text
+    assert 'shardlabel_errors_total{kind="gone",model="m",replica="r1",route="/v1/classify"} 1.0' in text
+    assert 'shardlabel_in_flight{model="m",replica="r1"} 0.0' in text

@@ -42,7 +42,7 @@ def test_serves_own_limits_never_answer_before_ours_and_batches_can_fill(on_gpu,
 
     assert plan.max_queue >= plan.batch_size
     assert plan.max_ongoing > plan.max_queue + plan.batch_size * plan.workers
-    assert plan.batch_size <= plan.target_ongoing < plan.max_ongoing
+    assert (plan.batch_size if on_gpu else 1) < plan.target_ongoing < plan.max_ongoing
 
 
 def test_a_cpu_replica_decodes_where_it_infers_and_a_gpu_replica_beside():
@@ -80,3 +80,28 @@ def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
 
     assert max_replicas(ServeConfig(min_replicas=3), plan, 0, 0, is_fixed=False) == 3
     assert max_replicas(ServeConfig(), plan, 0, 0, is_fixed=False) == 1
+
+
+def test_the_file_for_serve_deploy_has_no_key_that_serve_would_take_in_silence():
+    import importlib
+    from pathlib import Path
+
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    given = yaml.safe_load((Path(__file__).parents[3] / "serve" / "config.yaml").read_text())
+    taken = ServeDeploySchema.model_validate(given).model_dump()
+
+    def unknown(given, taken, where=""):
+        for key, value in given.items():
+            if key not in taken:
+                yield f"{where}{key}"
+            elif isinstance(value, dict) and isinstance(taken[key], dict) and key != "args":
+                yield from unknown(value, taken[key], f"{where}{key}.")
+
+    (application,) = given["applications"]
+    assert not [*unknown(given, taken), *unknown(application, taken["applications"][0])]
+    ServeConfig.model_validate(application["args"])
+    for path in (application["import_path"], *given["grpc_options"]["grpc_servicer_functions"]):
+        module, _, name = path.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))

@@ -159,6 +159,13 @@ def test_a_raw_body_is_one_image_and_all_outputs_are_binary():
     assert binary_outputs(got)["label_ids"] == np.array([1, 0, 2, 3], "<i4").tobytes()
 
 
+def test_a_raw_body_is_answered_in_json_where_that_is_asked_for():
+    got = Client().infer(b"Gjpeg bytes", inference_header_content_length=0, accept="application/json")
+
+    assert [output["name"] for output in got.json["outputs"]] == ["probabilities", "label_ids", "scores", "labels"]
+    assert got.json["outputs"][3]["data"][0] == "green"
+
+
 def test_a_raw_body_is_a_batch_of_tensors():
     got = Client().infer(PIXELS.tobytes(), "tiny-tensor", inference_header_content_length=0)
 
@@ -447,7 +454,7 @@ def test_shared_memory_is_not_offered():
 
     got = Client().infer({"inputs": [tensor]})
 
-    assert got.status == 501
+    assert got.status == 400
     assert "shared memory" in got.error
 
 

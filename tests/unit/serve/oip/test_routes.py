@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.oip.endpoint import Limits
+from serve.oip.openapi import PATHS
 from tests.unit.serve.oip.fake_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import json_images
 
@@ -95,8 +96,8 @@ def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
     client = Client()
 
     assert client("POST", "/v2/repository/models/tiny/load").status == 200
-    assert client("POST", "/v2/repository/models/tiny/load", b'{"parameters":{"config":"{}"}}').status == 501
-    assert client("POST", "/v2/repository/models/tiny/unload").status == 501
+    assert client("POST", "/v2/repository/models/tiny/load", b'{"parameters":{"config":"{}"}}').status == 400
+    assert client("POST", "/v2/repository/models/tiny/unload").status == 404
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,11 @@ def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
         ("DELETE", "/v2/models/tiny", 405),
         ("GET", "/v2/repository/index", 405),
         ("POST", "/v2/repository/index", 400),
-        ("GET", "/v2/trace/setting", 501),
-        ("POST", "/v2/models/tiny/trace/setting", 501),
-        ("POST", "/v2/logging", 501),
-        ("GET", "/v2/systemsharedmemory/status", 501),
-        ("POST", "/v2/cudasharedmemory/region/r/register", 501),
+        ("GET", "/v2/trace/setting", 404),
+        ("POST", "/v2/models/tiny/trace/setting", 404),
+        ("POST", "/v2/logging", 404),
+        ("GET", "/v2/systemsharedmemory/status", 404),
+        ("POST", "/v2/cudasharedmemory/region/r/register", 404),
     ],
 )
 def test_every_error_is_json(method, path, status):
@@ -154,3 +155,13 @@ def test_the_serves_timeout_header_is_a_deadline_too():
     client.infer(json_images(b"R"))
 
     assert client.backend.calls[0]["deadline"] < client.backend.calls[1]["deadline"] - 5
+
+
+@pytest.mark.parametrize(("path", "method"), [(path, method) for path, item in PATHS.items() for method in item])
+@pytest.mark.parametrize("model", ["tiny", "nothing"])
+def test_every_path_of_the_openapi_document_answers_as_it_says(path, method, model):
+    got = Client()(method.upper(), path.format(model=model, version="1"))
+
+    assert str(got.status) in PATHS[path][method]["responses"]
+    assert got.status != 405
+    assert got.status != 404 or "has no route" not in got.error

@@ -1,0 +1,160 @@
+"""How much of the bare decode rate reaches a card: two-stage `label` with a simulated card, beside decoding alone.
+
+    python -m benchmarks.gpu_feed 'shards/*.tar' [--rate 10000] [--repeat 20] [--runs 3]
+
+`bare` is one process per core that reads and decodes the same shards and does nothing else; ours decodes, sends pixels to
+the card's actor, puts labels into Parquet and commits. Both run in turn, `runs` times. `end_to_end` counts from the
+start of the command to its end (bare: to the last image). `steady` leaves the start out: of bare from the moment that
+every process is up, of ours from the moment when a tenth of the units is finished, to the last unit.
+
+The last line of output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+
+def decode_shards(model: str, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
+    """Decode shards until there are none."""
+    from models.catalog import load_spec
+    from models.decode import DecodeMode, ImageLimits, decode_image
+
+    spec = load_spec(model)
+    limits, side = ImageLimits(), spec.preprocessing.crop
+    pixels = np.empty((side, side, 3), np.uint8)
+    results.put(("up", time.perf_counter()))
+    while (path := shards.get()) is not None:
+        images = 0
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    data = tar.extractfile(member).read()
+                    decode_image(data, spec.preprocessing, DecodeMode.FAST, limits, out=pixels)
+                    images += 1
+        results.put(("images", images))
+    results.put(("done", time.perf_counter()))
+
+
+def bare(paths: list[Path], model: str, processes: int) -> dict:
+    """Decode all on so many processes."""
+    context = multiprocessing.get_context("spawn")
+    shards, results = context.Queue(), context.Queue()
+    for path in [*map(str, paths), *[None] * processes]:
+        shards.put(path)
+    started = time.perf_counter()
+    workers = [context.Process(target=decode_shards, args=(model, shards, results)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    said: dict[str, list] = {"up": [], "images": [], "done": []}
+    while len(said["done"]) < processes:
+        kind, value = results.get(timeout=120)
+        said[kind].append(value)
+    for worker in workers:
+        worker.join()
+    images, ended = sum(said["images"]), max(said["done"])
+    return {
+        "images": images,
+        "end_to_end_images_per_s": images / (ended - started),
+        "steady_images_per_s": images / (ended - max(said["up"])),
+    }
+
+
+def ours(paths: list[Path], model: str, rate: float, extra: list[str]) -> dict:
+    """Run the command over all, and take the rate from when each part was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / "list.txt"
+        listing.write_text("".join(f"{path}\n" for path in paths))
+        output = Path(folder) / "out"
+        command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--model", model,
+                   "--device", f"simulated:{rate:g}", "--json", "--progress", "none", *extra]  # fmt: skip
+        started = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise SystemExit(f"the command ended with {done.returncode}: {done.stdout[-500:]}")
+        parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in output.glob("*.parquet"))
+    said = json.loads(done.stdout.splitlines()[-1])
+    skipped = max(1, len(parts) // 10)
+    (first, _), (last, _) = parts[skipped - 1], parts[-1]
+    return {
+        "images": said["images"],
+        "end_to_end_images_per_s": said["images"] / seconds,
+        "steady_images_per_s": sum(rows for _, rows in parts[skipped:]) / max(last - first, 1e-9),
+        "first_commit_s": said["first_commit_s"],
+    }
+
+
+def repeated(tars: list[str], repeat: int, folder: Path) -> list[Path]:
+    """Give each tar so many names."""
+    links = []
+    for turn in range(repeat):
+        for number, tar in enumerate(tars):
+            link = folder / f"{turn:03d}-{number:03d}.tar"
+            link.symlink_to(Path(tar).resolve())
+            links.append(link)
+    return links
+
+
+def compare(tars: list[str], options: argparse.Namespace) -> dict:
+    """Run both in turn and return every run's figures, and the medians of the ratios."""
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = repeated(tars, options.repeat, Path(folder))
+        for _ in range(options.runs):
+            pair = {
+                "bare": bare(paths, options.model, options.processes),
+                "ours": ours(paths, options.model, options.rate, options.label_option),
+            }
+            for kind in ("steady", "end_to_end"):
+                name = f"{kind}_images_per_s"
+                pair[f"{kind}_ratio"] = pair["ours"][name] / pair["bare"][name]
+            rounds.append(pair)
+            sys.stderr.write(json.dumps(pair) + "\n")
+    return {
+        "benchmark": "gpu_feed",
+        "rate": options.rate,
+        "images": rounds[0]["ours"]["images"],
+        "processes": options.processes,
+        "runs": options.runs,
+        **{
+            f"{kind}_ratio": round(statistics.median(pair[f"{kind}_ratio"] for pair in rounds), 3)
+            for kind in ("steady", "end_to_end")
+        },
+        "rounds": rounds,
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tars", nargs="+")
+    parser.add_argument("--model", default="efficientnet-lite0", help="whose preprocessing")
+    parser.add_argument("--rate", type=float, default=10_000, help="of the simulated card, images/s")
+    parser.add_argument("--repeat", type=int, default=1, help="how often each tar is labelled")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--label-option", action="append", default=[], help="passed on to `label`, as --label-option=--x=y"
+    )
+    options = parser.parse_args(arguments)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    result = compare(options.tars, options)
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()

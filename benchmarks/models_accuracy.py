@@ -74,8 +74,8 @@ def quantised(options: argparse.Namespace) -> dict:
             "--calibration-images", str(options.calibration_images), home=home,
         )  # fmt: skip
     for one in found["candidates"]:
-        print(f"{one['name']:<16} top-1 {one['top1']:.2f}, same labels {one['agreement']:.2f} %, "
-              f"divergence {one['divergence']:.4f}, {one['speed_up'] or '-'} times fp32, {one['size_bytes']} bytes")  # fmt: skip
+        speed = f"{one['speed_up']:.2f} times fp32" if one["speed_up"] else "not timed"
+        print(f"{one['name']:<16} top-1 {one['top1']:.2f}, same labels {one['agreement']:.2f} %, {speed}")
     return found
 
 

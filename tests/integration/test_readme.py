@@ -60,7 +60,9 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path):
     assert run([sys.executable, "-c", python + "\nprint(table.num_rows)"]).strip() == "16"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/models.md", "docs/decisions.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/cluster.md", "docs/models.md", "docs/decisions.md", "CHANGELOG.md"]
+)
 def test_every_link_within_the_project_leads_somewhere(page):
     path = ROOT / page
 

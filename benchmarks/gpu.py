@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import gpu_decode, gpu_end_to_end, gpu_parity, gpu_profile, gpu_session
+from benchmarks.gpu_common import encoded_images
 from models.device_session import card_name
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLE_IMAGES_PER_TAR = 100
 
 
 class Figures:
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> dict:
         device = "simulated:2000" if options.tiny else "cuda"
         rates = {"--decode-rate": decode.get("all_images_per_s"), "--session-rate": session_rate(session, precision)}
         known = [str(word) for name, rate in rates.items() if rate for word in (name, rate)]
-        repeat = max(1, options.images // (SAMPLE_IMAGES_PER_TAR * len(tars)))
+        repeat = max(1, options.images // len(encoded_images(tars, options.images)))
         arguments = [
             *tars,
             *model,
@@ -104,7 +104,7 @@ def session_rate(session: dict, arithmetic: str) -> float | None:
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tars", nargs="+", help="of the sample images, 100 in each")
+    parser.add_argument("tars", nargs="+", help="shards of JPEGs, repeated until there are enough")
     parser.add_argument("--model", default="resnet18-v2")
     parser.add_argument("--images", type=int, default=100_000, help="that `label` labels end to end")
     parser.add_argument("--output", help="where the figures go")

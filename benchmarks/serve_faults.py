@@ -186,7 +186,11 @@ def main() -> None:
         "scale": lambda: scale(images, port),
         "overload": lambda: overload(images, port, args.seconds),
     }
-    print(json.dumps({name: parts[name]() for name in args.only.split(",")}))
+    results = {}
+    for name in args.only.split(","):
+        results[name] = parts[name]()
+        print(json.dumps({name: results[name]}), flush=True)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

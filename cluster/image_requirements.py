@@ -12,15 +12,15 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# `ray up` starts workers from the head, through AWS's client.
-MORE = ("boto3==1.44.8",)
 # What ONNX Runtime's CUDA build loads at run time, of the versions that its metadata asks for.
 CUDA = (
+    "nvidia-cublas==13.10.0.20",
     "nvidia-cuda-nvrtc==13.5.37",
     "nvidia-cuda-runtime==13.5.37",
     "nvidia-cudnn-cu13==9.28.1.4",
     "nvidia-cufft==12.5.0.14",
     "nvidia-curand==10.4.5.25",
+    "nvidia-nvjitlink==13.5.37",
 )
 
 
@@ -36,7 +36,7 @@ def requirements(target: str, pyproject: Path, constraints: Path) -> list[str]:
     lines = [line for line in project["dependencies"] if not line.startswith("onnxruntime")]
     name = "onnxruntime-gpu" if target == "cuda" else "onnxruntime"
     lines.append(f"{name}=={locked_version('onnxruntime-gpu', constraints)}")
-    return sorted([*lines, *MORE, *(CUDA if target == "cuda" else ())])
+    return sorted([*lines, *(CUDA if target == "cuda" else ())])
 
 
 def locked_version(name: str, constraints: Path) -> str:

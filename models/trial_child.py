@@ -20,7 +20,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     _limit(request["memory_bytes"], request["seconds"])
     try:
-        answer = {"found": TASKS[request["task"]](request)}
+        answer: dict[str, Any] = {"found": TASKS[request["task"]](request)}
     except ShardlabelError as err:
         answer = {"error": type(err).__name__, "message": str(err)}
     except MemoryError:

@@ -62,7 +62,7 @@ def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
     """
     way = open_way(wanted.model, wanted.precision, wanted.device, wanted.mode, has_gpu=has_local_gpu())
     say(f"shardlabel: {way.choice.reason}")
-    labelled, scored = _run(wanted, (way,))
+    labelled, scored = _run(wanted, (way,), say)
     return _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
 
 
@@ -92,7 +92,7 @@ def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Com
             f"--compare: {first.spec.name} and {second.spec.name} have other classes "
             f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
         )
-    labelled, scored = _run(wanted, (first, second))
+    labelled, scored = _run(wanted, (first, second), say)
     found = [
         _evaluation(way, one, labelled, scored, seconds=one.busy_s / scored.threads)
         for way, one in zip(ways, scored.scores, strict=True)
@@ -129,7 +129,7 @@ def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
     return model, precision, mode
 
 
-def _run(wanted: Measured, ways: tuple[Way, ...]) -> tuple[LabelledSource, Scored]:
+def _run(wanted: Measured, ways: tuple[Way, ...], say: Callable[[str], None]) -> tuple[LabelledSource, Scored]:
     labelled = open_labelled(
         wanted.source,
         wanted.format,
@@ -137,7 +137,7 @@ def _run(wanted: Measured, ways: tuple[Way, ...]) -> tuple[LabelledSource, Score
         label_field=wanted.label_field,
         image_column=wanted.image_column,
     )
-    scored = score(ways, islice(labelled, wanted.limit))
+    scored = score(ways, islice(labelled, wanted.limit), say)
     if scored.scores[0].images == 0:
         kinds = {
             SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -23,6 +24,8 @@ IN_FLIGHT_BLOCKS = 4
 # An actor that does not answer for so long is restarting, or its node is gone: the block goes to another.
 PATIENCE_S = 120.0
 MAX_SENDS = 4
+# Of an actor's threads, those that label nothing: who asks how it goes must not wait behind blocks.
+WATCH_GROUP = "watch"
 # The longest that a session takes to load: TensorRT builds its engine first.
 LOAD_S = 900.0
 # So many more blocks are sent to an actor of this node before one of another is preferred: pixels are large.
@@ -55,7 +58,10 @@ class ModelClient:
         self._in_flight = [0] * len(self._actors)
         self._node = ray.get_runtime_context().get_node_id()
         self._nodes: dict[int, str] = {}
-        self._starting = {actor.ready.remote(): place for place, actor in enumerate(self._actors)}
+        self._starting = {
+            actor.ready.options(concurrency_group=WATCH_GROUP).remote(): place
+            for place, actor in enumerate(self._actors)
+        }
         self._failed: ShardlabelError | None = None
         self._lock = threading.Lock()
 
@@ -63,7 +69,10 @@ class ModelClient:
         """Label batches, in order; a few are on their way while the next is decoded."""
         waiting: deque[tuple[DecodedBatch, _Sent]] = deque()
         for batch in self._in_turn(batches):
-            waiting.append((DecodedBatch(batch.rows, batch.pixels[:0]), self._send(batch.pixels)))
+            # Without the pixels, also not a view of them: they are in the object store now.
+            rows = DecodedBatch(batch.rows, np.empty((0, *batch.pixels.shape[1:]), np.uint8))
+            waiting.append((rows, self._send(batch.pixels)))
+            del batch
             if len(waiting) > IN_FLIGHT_BLOCKS and not self._has_come(waiting[0][1]):
                 # Counted here alone: at its end a unit waits too, and another is decoded meanwhile.
                 with self._clock.measured(Stage.LABEL):

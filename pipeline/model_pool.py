@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from models.classifier import Provider, UInt8Array
 from models.errors import DeviceLostError, ShardlabelError
 from pipeline.batching import Batcher, Load
+from pipeline.model_client import WATCH_GROUP
 from pipeline.model_ref import ModelRef
 from pipeline.pools import Pools
 from pipeline.stage_clock import Stage
@@ -113,16 +114,17 @@ def model_pool(
     Raises:
         ShardlabelError: A real card's session cannot be loaded.
     """
-    actor_class = ray.remote(ModelActor)
-    options = actor_class.options(
+    # Not `.options()`, which refuses concurrency groups.
+    actor_class = ray.remote(
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
-        max_concurrency=MAX_BLOCKS + 4,
+        max_concurrency=MAX_BLOCKS,
+        concurrency_groups={WATCH_GROUP: 2},
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RETRIES,
         scheduling_strategy="SPREAD",
-    )
-    actors = [options.remote(model, num_classes, pools, embeddings) for _ in range(pools.actors[1])]
+    )(ModelActor)
+    actors = [actor_class.remote(model, num_classes, pools, embeddings) for _ in range(pools.actors[1])]
     done = threading.Event()
     if pools.card_share:
         watch = Watch(actors, say, pools.decoders)
@@ -132,7 +134,9 @@ def model_pool(
     finally:
         done.set()
         for actor in actors:
-            ray.kill(actor)
+            # Whatever went wrong with Ray is told by the run itself.
+            with suppress(Exception):
+                ray.kill(actor)
 
 
 class Watch:
@@ -148,7 +152,10 @@ class Watch:
     def run(self, done: threading.Event) -> None:
         """Look every few seconds until the run is over."""
         while not done.wait(WATCH_EVERY_S):
-            asked = {actor.report.remote(): place for place, actor in enumerate(self._actors)}
+            asked = {
+                actor.report.options(concurrency_group=WATCH_GROUP).remote(): place
+                for place, actor in enumerate(self._actors)
+            }
             try:
                 come, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WATCH_EVERY_S)
                 reports = {}

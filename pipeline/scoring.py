@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.class_names import ClassName, load_classes
+from models.class_names import ClassName, check_classes, load_classes
 from models.classifier import Choice, Classifier, Device, Provider, choose
 from models.decode import DecodeMode, ImageLimits, decode_image
 from models.download import progress_printer
-from models.errors import InputError, SignatureError
+from models.errors import InputError
 from models.spec import ModelSpec
+from pipeline.quantities import count_text
 from pipeline.samples import Sample
 from pipeline.statistics import Calibration
 
@@ -31,6 +32,7 @@ BoolArray = npt.NDArray[np.bool_]
 BATCH_SIZE = {Provider.CPU: 16, Provider.CUDA: 128}
 TOP_K = 5
 MAX_CHANGED = 50
+SAY_EVERY_S = 10.0
 
 Pair = tuple[Sample, int]
 
@@ -64,11 +66,7 @@ def open_way(model: str, precision: str, device: Device, mode: DecodeMode, *, ha
     with progress_printer(spec.name) as progress:
         locate(spec, choice.precision, progress=progress)
     classifier = Classifier(spec, precision=choice.precision, provider=choice.provider, top_k=min(TOP_K, len(classes)))
-    if classifier.num_classes != len(classes):
-        raise SignatureError(
-            f"{spec.name} gives {classifier.num_classes} classes, and its labels file {spec.labels} names "
-            f"{len(classes)}; give the labels that belong to it"
-        )
+    check_classes(spec, classifier.num_classes)
     return Way(spec, choice, mode, classes, classifier)
 
 
@@ -177,20 +175,29 @@ class Scored:
     threads: int
 
 
-def score(ways: tuple[Way, ...], pairs: Iterable[Pair]) -> Scored:
+def score(ways: tuple[Way, ...], pairs: Iterable[Pair], say: Callable[[str], None]) -> Scored:
     """Label all images in each way. Streams: a bounded number of batches is in memory.
 
     Ways with one preprocessing and decode mode share the decoding, whose time counts for each.
+
+    Args:
+        ways: Up to two; of more, only the first two are compared with each other.
+        pairs: Samples with their class.
+        say: Called every few seconds with how far it is.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     result = Scored(tuple(Score(np.zeros((len(way.classes), 3), np.int64)) for way in ways), Paired(), 0.0, cores)
     size = max(BATCH_SIZE.get(way.choice.provider, 16) for way in ways)
-    started = time.perf_counter()
+    started = said = time.perf_counter()
     for samples, batches in _in_order(ways, iter(pairs), size, cores):
         for one, batch in zip(result.scores, batches, strict=True):
             one.add(batch)
         if len(batches) == 2:
             result.paired.add(samples, *batches)
+        if time.perf_counter() - said >= SAY_EVERY_S:
+            said = time.perf_counter()
+            so_far = ", ".join(f"{100 * one.top1 / one.images:.2f} %" for one in result.scores)
+            say(f"shardlabel: {count_text(result.scores[0].images)} images so far, top-1 {so_far}")
     return Scored(result.scores, result.paired, time.perf_counter() - started, cores)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -53,7 +55,9 @@ class Endpoint:
 
         haproxy = self._haproxy_pids()
         if haproxy:
-            self._drain_haproxy()
+            self.drain_haproxy()
+            # The access log is written four times a second.
+            time.sleep(0.3)
         if not (haproxy and self.is_local):
             # A local Ray ends whole; on a cluster, and where Serve's own proxy has to be drained, Serve ends first.
             with contextlib.suppress(Exception):
@@ -85,29 +89,46 @@ class Endpoint:
     def _haproxy_pids(self) -> list[int]:
         return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
 
-    def _drain_haproxy(self) -> None:
-        """Close HAProxy's listeners, and each client's connection behind its next answer; wait for the last answer."""
+    def drain_haproxy(self) -> None:
+        """Let HAProxy close its ports, and each client's connection behind its next answer; wait for the last answer."""
         deadline = time.monotonic() + self.drain_s
         for path in self.folder.glob("*/admin.sock"):
-            with contextlib.suppress(OSError):
-                _ask(path, "shutdown frontend http_frontend; shutdown frontend grpc_frontend")
+            with contextlib.suppress(OSError), _Console(path) as console:
+                for pid in self._haproxy_pids():
+                    os.kill(pid, signal.SIGUSR1)
                 quiet = 0
                 while quiet < 3 and time.monotonic() < deadline:
-                    quiet = 0 if _in_flight(_ask(path, "show stat")) else quiet + 1
                     time.sleep(0.05)
-        # The access log is written four times a second.
-        time.sleep(0.3)
+                    quiet = 0 if _in_flight(console.ask("show stat")) else quiet + 1
 
 
-def _ask(path: Path, command: str) -> str:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5.0)
-        connection.connect(str(path))
-        connection.sendall(f"{command}\n".encode())
+class _Console:
+    """HAProxy's admin socket, on one connection: a HAProxy that stops takes no new ones."""
+
+    _PROMPT = b"\n> "
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(5.0)
+        self._socket.connect(str(path))
+        self.ask("prompt")
+
+    def ask(self, command: str) -> str:
+        """Send a command, and return its answer."""
+        self._socket.sendall(f"{command}\n".encode())
         answer = b""
-        while part := connection.recv(65536):
+        while not answer.endswith(self._PROMPT):
+            part = self._socket.recv(65536)
+            if not part:
+                raise ConnectionError("HAProxy closed its admin socket")
             answer += part
-        return answer.decode(errors="replace")
+        return answer.removesuffix(self._PROMPT).decode(errors="replace")
+
+    def __enter__(self) -> _Console:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
 
 
 def _in_flight(stats: str) -> int:

@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +40,8 @@ POLL_S = 0.2
 RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
+
+_set_here: set[str] = set()
 
 
 def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
@@ -104,7 +108,8 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     if listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file():
         metrics, stats, http, grpc = free_ports(4)
-        if given := os.environ.get(RAY_BINARY_VARIABLE):
+        given = os.environ.get(RAY_BINARY_VARIABLE)
+        if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
         os.environ[RAY_BINARY_VARIABLE] = str(launcher)
         wanted |= {
@@ -121,32 +126,40 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRY_BUFFER_BYTES),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-            "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # One goes to another replica. Where there is none, some are spent on connections to the dead one that were
+            # kept and are not yet known to be closed, before Serve's own proxy is tried.
+            "RAY_SERVE_HAPROXY_RETRIES": "5",
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             # Of a replica that does not answer at all: it says itself when a deadline has passed.
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
     for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+        # What the user has set stays; what an earlier endpoint of this process has set does not.
+        if name not in os.environ or name in _set_here:
+            os.environ[name] = value
+            _set_here.add(name)
 
 
 def _start_ray(listen: Listen) -> None:
     import ray
 
-    # The replicas' processes import what this one does.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if listen.address:
             ray.init(address=listen.address, **environment)
         else:
-            # All of it on the loopback interface: nobody else has business with a Ray that ends with this command.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **environment)
+            ray.init(address="local", include_dashboard=False, **environment)
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

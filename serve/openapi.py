@@ -21,7 +21,6 @@ _ERRORS = {
     "413": "too many bytes, images or pixels",
     "415": "not an image type, or an encoding that is not read here",
     "422": "the image cannot be decoded",
-    "501": "a part of the protocol that is not offered",
     "503": "overloaded or not ready; the header Retry-After says when to try again",
     "504": "the deadline passed first",
 }

@@ -8,7 +8,8 @@ is set up as its own documentation does it. They take turns: in every round each
 labels, warmed up for two seconds, loaded with each number of clients, measured (proportional set size of all its
 processes, under load) and ended; the order turns too. `bare` is the bound: decoding and session in as many processes, with
 no server. A figure is the median of the rounds; `spread` is (largest - smallest) / median; a ratio is the median of the
-rounds' own ratios, so that a machine that slows down does so for both. With 5 rounds of 5 s it takes about 22 minutes.
+rounds' own ratios, so that a machine that slows down does so for both. A round of 5 s takes about 5 minutes; results are
+written after each, and `--add` goes on from there: five times `--rounds 1 --add` is `--rounds 5`.
 
 It prints a table; the last line is one JSON object, which is kept in benchmarks/results/ with a plot beside it.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -42,18 +42,14 @@ def one_start(contender: Contender, images: list[bytes], expected: list[list[int
     """Start a contender once and return its figures by number of clients."""
     with Bodies(images, contender.body) as bodies, running(contender, bodies, expected) as server:
         run_load(server.url, bodies, 8, WARM_UP_S)
+        loads = {str(clients): asdict(run_load(server.url, bodies, clients, args.seconds)) for clients in args.clients}
+        # Under load, but not under one that is timed: to add up a dozen processes' pages takes a while.
         memory: list[float] = []
-
-        def look() -> None:
-            memory.append(memory_mb(server.processes()))
-
-        loads = {}
-        for clients in args.clients:
-            timer = threading.Timer(args.seconds / 2, look)
-            timer.start()
-            loads[str(clients)] = asdict(run_load(server.url, bodies, clients, args.seconds))
-            timer.join()
-    return {"loads": loads, "memory_mb": round(max(memory), 1), "start_s": server.start_s}
+        look = threading.Timer(WARM_UP_S / 2, lambda: memory.append(memory_mb(server.processes())))
+        look.start()
+        run_load(server.url, bodies, args.clients[-1], WARM_UP_S)
+        look.join()
+    return {"loads": loads, "memory_mb": round(memory[0], 1), "start_s": server.start_s}
 
 
 def bare_start(images: list[bytes], seconds: float) -> dict:
@@ -113,8 +109,46 @@ def table(summary: dict[str, dict], titles: dict[str, str], clients: list[str]) 
     return "\n".join(lines)
 
 
+def one_round(number: int, chosen: list[Contender], images: list[bytes], args: argparse.Namespace) -> dict[str, dict]:
+    """Let everyone have a turn; whose comes first changes from round to round."""
+    labeller = Labeller()
+    expected = [labeller.label([labeller.decode(data)])[0]["label_ids"] for data in images[:CHECKED]]
+    turns: list[Contender | None] = [*chosen, None]
+    found = {}
+    for contender in turns[number % len(turns) :] + turns[: number % len(turns)]:
+        name = contender.name if contender else "bare"
+        found[name] = one_start(contender, images, expected, args) if contender else bare_start(images, args.seconds)
+        print(f"round {number + 1} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+    return {name: found[name] for name in (*(contender.name for contender in chosen), "bare")}
+
+
+def result_of(rounds: list[dict[str, dict]], chosen: list[Contender], args: argparse.Namespace) -> dict:
+    """Return all that is kept."""
+    return {
+        "benchmark": "serve_rivals", "date": datetime.now(UTC).date().isoformat(), "cores": CORES,
+        "rounds": len(rounds), "seconds": args.seconds, "images": args.images, "summary": summarise(rounds),
+        "ratios": ratios(rounds, str(args.clients[-1])), "titles": {c.name: c.title for c in chosen}, "all": rounds,
+    }  # fmt: skip
+
+
+def earlier_rounds(path: Path, chosen: list[Contender], args: argparse.Namespace) -> list[dict[str, dict]]:
+    """Return the rounds of a file that is added to.
+
+    Raises:
+        SystemExit: They were of other contenders, clients, images or seconds.
+    """
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text())
+    then = (set(kept["titles"]), kept["seconds"], kept["images"], set(kept["all"][0][chosen[0].name]["loads"]))
+    now = ({c.name for c in chosen}, args.seconds, args.images, {str(n) for n in args.clients})
+    if then != now:
+        raise SystemExit(f"{path} holds rounds of {then}, and these are of {now}: give another --output")
+    return kept["all"]
+
+
 def main() -> None:
-    """Read the options, take turns, print, keep."""
+    """Read the options, take turns, keep, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="starts of each (5)")
     parser.add_argument("--seconds", type=float, default=5, help="of each load (5)")
@@ -122,39 +156,22 @@ def main() -> None:
     parser.add_argument("--only", help="names, with commas: " + ", ".join(c.name for c in contenders(Path())))
     parser.add_argument("--images", type=int, default=200, help="different JPEGs (200)")
     parser.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals" / "bin", help="their environment's bin")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="where to keep the results"
-    )
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--add", action="store_true", help="to today's rounds that are there")
     args = parser.parse_args()
     chosen = [c for c in contenders(args.rivals) if args.only is None or c.name in args.only.split(",")]
     images = read_images(args.images)
-    labeller = Labeller()
-    expected = [labeller.label([labeller.decode(data)])[0]["label_ids"] for data in images[:CHECKED]]
+    path = args.output / f"{datetime.now(UTC).date().isoformat()}-serve-rivals-{CORES}-cores.json"
+    rounds = earlier_rounds(path, chosen, args) if args.add else []
+    for _ in range(args.rounds):
+        rounds.append(one_round(len(rounds), chosen, images, args))
+        # After each: whoever is cut off goes on with --add.
+        path.write_text(json.dumps(result_of(rounds, chosen, args), indent=1) + "\n")
 
-    rounds: list[dict[str, dict]] = []
-    for number in range(args.rounds):
-        turns: list[Contender | None] = [*chosen, None]
-        found = {}
-        for contender in turns[number % len(turns) :] + turns[: number % len(turns)]:
-            name = contender.name if contender else "bare"
-            found[name] = (
-                one_start(contender, images, expected, args) if contender else bare_start(images, args.seconds)
-            )
-            print(f"round {number + 1} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
-        rounds.append({name: found[name] for name in (*(c.name for c in chosen), "bare")})
-
-    summary = summarise(rounds)
-    clients = [str(n) for n in args.clients]
-    print(table(summary, {c.name: c.title for c in chosen}, clients))
-    against = ratios(rounds, clients[-1])
-    print(f"ours over theirs at {clients[-1]} clients: " + ", ".join(f"{n} {r:.2f}" for n, r in against.items()))
-    result = {
-        "benchmark": "serve_rivals", "date": datetime.now(UTC).date().isoformat(), "cores": CORES, "rounds": args.rounds,
-        "seconds": args.seconds, "images": len(images), "summary": summary, "ratios": against, "all": rounds,
-        "titles": {c.name: c.title for c in chosen}, "load_average": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
-    path = args.output / f"{result['date']}-serve-rivals-{CORES}-cores.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    result = result_of(rounds, chosen, args)
+    print(table(result["summary"], result["titles"], [str(n) for n in args.clients]))
+    against = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
+    print(f"ours over theirs at {args.clients[-1]} clients: {against}")
     plot = [str(args.rivals / "python"), "-m", "benchmarks.serve_rivals.plot", str(path), str(path.with_suffix(".png"))]
     subprocess.run(plot, cwd=ROOT, check=False)
     print(json.dumps({key: value for key, value in result.items() if key != "all"}))

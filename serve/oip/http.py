@@ -175,17 +175,17 @@ class HttpRoutes:
     async def _load(self, request: _Request) -> Answer:
         model = self._model(request)
         if _options(request.body).get("parameters"):
-            raise Rejected(501, "a model's configuration and files cannot be replaced by a request")
+            raise malformed("a model's configuration and files cannot be replaced by a request")
         check_ready(model)
         # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
         return _json({"name": model.name, "state": "READY"})
 
     async def _unload(self, request: _Request) -> Answer:
         name = self._model(request).name
-        raise Rejected(501, f"model {name!r} is served for as long as its deployment runs; stop that instead")
+        raise Rejected(404, f"unload is not offered: {name!r} is served for as long as its deployment runs")
 
     async def _not_offered(self, _: _Request) -> Answer:
-        raise Rejected(501, "this extension is not offered; GET /v2 lists those that are")
+        raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
 
     def _model(self, request: _Request) -> ServedModel:
         return self._endpoint.model(request.model, request.version)

@@ -97,7 +97,7 @@ def _infer(*parameters: Json) -> Json:
                     "description": "The outputs",
                     "content": {"application/json": {"schema": _INFER_RESPONSE}, "application/octet-stream": binary},
                 },
-                **errors("400", "401", "404", "405", "413", "415", "422", "501", "503", "504"),
+                **errors("400", "401", "404", "405", "413", "415", "422", "503", "504"),
             },
         }
     }
@@ -129,8 +129,6 @@ PATHS: Json = {
     **_paths_of_a_model("/v2/models/{model}", _MODEL),
     **_paths_of_a_model("/v2/models/{model}/versions/{version}", _MODEL, _VERSION),
     "/v2/repository/index": _repository("The models with their states", schema={"type": "array"}),
-    "/v2/repository/models/{model}/load": _repository(
-        "See that a model is loaded", "404", "501", "503", parameters=(_MODEL,)
-    ),
-    "/v2/repository/models/{model}/unload": _repository("Not offered: answers 501", "404", "501", parameters=(_MODEL,)),
+    "/v2/repository/models/{model}/load": _repository("See that a model is loaded", "404", "503", parameters=(_MODEL,)),
+    "/v2/repository/models/{model}/unload": _repository("Not offered: answers 404", "404", parameters=(_MODEL,)),
 }

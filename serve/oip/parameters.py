@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.asgi import Rejected
 from serve.oip.faults import malformed, shown
 
 
@@ -40,7 +39,7 @@ class Parameters:
         """
         for name in self.values:
             if name.startswith("shared_memory"):
-                raise Rejected(501, "shared memory is not offered; send the tensor's data")
+                raise malformed("shared memory is not offered; send the tensor's data")
             if name.startswith("sequence_") and self.values[name] not in (0, "", False, None):
                 raise malformed(
                     f"parameter {shown(name)} is for models that keep a state between requests; this one does not"

@@ -7,7 +7,11 @@ from typing import Any
 import grpc
 
 SERVICE = "inference.GRPCInferenceService"
-RPCS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+RPCS = (
+    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+    # Extensions that clients of Triton call.
+    *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+)
 
 
 def add_to_server(servicer: Any, server: grpc.Server) -> None:  # noqa: ANN401 (Serve passes a mock)

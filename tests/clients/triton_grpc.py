@@ -61,11 +61,28 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
     own = client.infer(f"{model}-tensor", [pixels])
     later: queue.Queue[object] = queue.Queue()
     client.async_infer(model, [image_input(image)], lambda result, error: later.put(error or result))
-    from tritonclient.grpc import service_pb2
+    from tritonclient.grpc import model_config_pb2, service_pb2
 
+    modules = (service_pb2, model_config_pb2)
     messages = (
         *("ServerLiveResponse", "ServerReadyResponse", "ServerMetadataResponse"),
         *("ModelReadyRequest", "ModelReadyResponse", "ModelMetadataRequest", "ModelMetadataResponse"),
+        *(
+            "ModelConfigRequest",
+            "ModelConfigResponse",
+            "ModelConfig",
+            "ModelInput",
+            "ModelOutput",
+            "ModelVersionPolicy",
+        ),
+        *(
+            "ModelStatisticsRequest",
+            "ModelStatisticsResponse",
+            "ModelStatistics",
+            "InferStatistics",
+            "StatisticDuration",
+        ),
+        *("InferBatchStatistics", "RepositoryIndexRequest", "RepositoryIndexResponse"),
         *("InferParameter", "InferTensorContents", "ModelInferRequest", "ModelInferResponse"),
     )
     return {
@@ -75,6 +92,10 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         "unknown_ready": client.is_model_ready("nothing"),
         "server": MessageToDict(client.get_server_metadata()),
         "model": MessageToDict(client.get_model_metadata(model)),
+        "config": MessageToDict(client.get_model_config(f"{model}-tensor", "1"))["config"],
+        "images": int(client.get_inference_statistics(model).model_stats[0].inference_count),
+        "all_stats": len(client.get_inference_statistics().model_stats),
+        "index": [[entry.name, entry.state] for entry in client.get_model_repository_index().models],
         "id": everything.get_response().id,
         "shapes": {o.name: list(o.shape) for o in everything.get_response().outputs},
         "label_ids": everything.as_numpy("label_ids").tolist(),
@@ -91,7 +112,7 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         "late": error_of(client.infer, model, [image_input(image)], timeout=1),
         "too_many": error_of(client.infer, model, [image_input(*[image] * 65)]),
         "not_there": error_of(client.get_cuda_shared_memory_status),
-        "messages": {name: fields(getattr(service_pb2, name)) for name in messages},
+        "messages": {name: fields(next(getattr(m, name) for m in modules if hasattr(m, name))) for name in messages},
     }
 
 

@@ -52,6 +52,17 @@ def test_the_card_takes_the_time_that_its_rate_says(tmp_path, tiny_model):
     assert report.seconds > 200 / 50
 
 
+def test_a_card_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path, tiny_model, monkeypatch, capsys):
+    monkeypatch.setattr(model_pool, "WATCH_EVERY_S", 0.25)
+    colour_shards(tmp_path / "in", shards=20, samples=500)
+
+    label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:1000000", progress="plain")
+
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning: the cards are busy" in line]
+    assert len(said) == 1
+    assert "and wait for decoding (of the" in said[0] or "and wait for reading (of the" in said[0]
+
+
 def test_embeddings_of_a_simulated_card_are_refused(tmp_path, tiny_model):
     with pytest.raises(ValueError, match="embeddings cannot be had of a simulated device"):
         label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50", embeddings=True)

@@ -21,6 +21,30 @@ def test_the_default_model_is_the_zoos_resnet():
     assert len(artifact.sources) >= 2
 
 
+ZOO_RESNETS = [f"resnet{layers}-v{version}" for layers in (18, 34, 50, 101, 152) for version in (1, 2)]
+
+
+def test_the_zoos_resnets_are_all_there_and_no_two_are_one_file():
+    files = {name: load_spec(name).artifact(Precision.FP32) for name in ZOO_RESNETS}
+
+    assert len({artifact.sha256 for artifact in files.values()}) == len(ZOO_RESNETS)
+    for name, artifact in files.items():
+        assert artifact.file == f"{name}-7.onnx"
+        assert all(url.endswith(f"/{artifact.file}") for url in artifact.sources)
+        assert "ONNX_HUB_MANIFEST.json" in (artifact.note or "")
+    # Weights are 4 bytes each: more layers, a larger file.
+    sizes = [files[f"resnet{layers}-v2"].size_bytes for layers in (18, 34, 50, 101, 152)]
+    assert sizes == sorted(sizes)
+
+
+def test_what_was_reported_of_a_precision_comes_before_what_was_of_the_model():
+    spec = load_spec("resnet50-v1-12")
+
+    assert [pair.top1 for pair in spec.reported_for(Precision.INT8)] == [74.77]
+    assert [pair.top1 for pair in spec.reported_for(Precision.FP32)] == [74.97]
+    assert [pair.top1 for pair in load_spec("resnet18-v2").reported_for(Precision.FP32)] == [69.93, 69.70]
+
+
 @pytest.mark.parametrize("name", model_names())
 def test_every_entry_of_the_catalog_has_a_thousand_labels(name):
     labels = load_labels(load_spec(name))
@@ -35,8 +59,8 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_a_precision_that_a_model_lacks_lists_those_it_has():
-    with pytest.raises(UnknownModelError, match=r"one of those that resnet18-v2 has \(fp32\), got fp16"):
-        load_spec("resnet18-v2").artifact(Precision.FP16)
+    with pytest.raises(UnknownModelError, match=r"one of those that resnet18-v2 has \(fp32\), got int8"):
+        load_spec("resnet18-v2").artifact(Precision.INT8)
 
 
 def test_a_users_own_model_needs_only_its_entry_beside_it(tiny_model):

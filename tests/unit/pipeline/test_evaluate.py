@@ -137,6 +137,16 @@ def test_a_limit_stops_reading(tiny_model, tmp_path):
     assert measure(tiny_model, tmp_path / "many", limit=50).images == 50
 
 
+def test_how_far_it_is_is_told_now_and_then(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.scoring.SAY_EVERY_S", 0.0)
+    colour_shards(tmp_path / "many", shards=1, samples=40)
+    said = []
+
+    evaluate_source(Measured((str(tmp_path / "many"),), str(tiny_model), device=Device.CPU), said.append)
+
+    assert "shardlabel: 16 images so far, top-1 100.00 %" in said
+
+
 def speckled(seed: int) -> bytes:
     from PIL import Image
 

@@ -16,7 +16,8 @@ from models.errors import DeadlineError, OverloadedError
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.grpc import OPEN, GrpcCalls, Methods
+from serve.oip.grpc import Methods
+from serve.oip.grpc_calls import OPEN, GrpcCalls
 from serve.oip.messages import MESSAGES, message_class
 from serve.oip.service import RPCS, SERVICE, add_to_server
 from tests.unit.serve.oip.fake_backend import Client, FakeBackend
@@ -116,6 +117,22 @@ def test_what_is_not_ready_says_so_without_an_error():
     assert (ready.ready, context.code) == (False, grpc.StatusCode.OK)
     assert ingress.call("ModelReady", message_class("ModelReadyRequest")(name="tiny"))[0].ready is False
     assert ingress.infer(raw_images(b"R"))[1].code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_configuration_statistics_and_index():
+    ingress = Ingress()
+    ingress.infer(raw_images(b"R", b"G"))
+
+    config = ingress.call("ModelConfig", message_class("ModelConfigRequest")(name="tiny-tensor"))[0].config
+    stats = ingress.call("ModelStatistics", message_class("ModelStatisticsRequest")(name="tiny"))[0].model_stats
+    index = ingress.call("RepositoryIndex")[0].models
+
+    assert (config.name, config.max_batch_size, config.version_policy.latest.num_versions) == ("tiny-tensor", 64, 1)
+    assert [(t.name, t.data_type, t.format, list(t.dims)) for t in config.input] == [("pixels", 11, 2, [3, 2, 2])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("scores", 11, [4])]
+    assert [(s.name, s.inference_count, s.inference_stats.success.count) for s in stats] == [("tiny", 2, 1)]
+    assert len(ingress.call("ModelStatistics")[0].model_stats) == 2
+    assert [(m.name, m.state) for m in index] == [("tiny", "READY"), ("tiny-tensor", "READY")]
 
 
 def test_raw_contents_in_give_raw_contents_out():
@@ -330,7 +347,7 @@ def test_a_real_server_speaks_it():
                 live = await channel.unary_unary(f"/{SERVICE}/ServerLive")(b"")
                 answer = await channel.unary_unary(f"/{SERVICE}/ModelInfer")(raw_images(b"R").SerializeToString())
                 try:
-                    await channel.unary_unary(f"/{SERVICE}/ModelConfig")(b"")
+                    await channel.unary_unary(f"/{SERVICE}/TraceSetting")(b"")
                 except grpc.aio.AioRpcError as err:
                     missing = err.code()
         finally:

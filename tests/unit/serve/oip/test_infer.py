@@ -454,7 +454,7 @@ def test_shared_memory_is_not_offered():
 
     got = Client().infer({"inputs": [tensor]})
 
-    assert got.status == 501
+    assert got.status == 400
     assert "shared memory" in got.error
 
 

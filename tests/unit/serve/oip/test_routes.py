@@ -96,8 +96,8 @@ def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
     client = Client()
 
     assert client("POST", "/v2/repository/models/tiny/load").status == 200
-    assert client("POST", "/v2/repository/models/tiny/load", b'{"parameters":{"config":"{}"}}').status == 501
-    assert client("POST", "/v2/repository/models/tiny/unload").status == 501
+    assert client("POST", "/v2/repository/models/tiny/load", b'{"parameters":{"config":"{}"}}').status == 400
+    assert client("POST", "/v2/repository/models/tiny/unload").status == 404
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
         ("DELETE", "/v2/models/tiny", 405),
         ("GET", "/v2/repository/index", 405),
         ("POST", "/v2/repository/index", 400),
-        ("GET", "/v2/trace/setting", 501),
-        ("POST", "/v2/models/tiny/trace/setting", 501),
-        ("POST", "/v2/logging", 501),
-        ("GET", "/v2/systemsharedmemory/status", 501),
-        ("POST", "/v2/cudasharedmemory/region/r/register", 501),
+        ("GET", "/v2/trace/setting", 404),
+        ("POST", "/v2/models/tiny/trace/setting", 404),
+        ("POST", "/v2/logging", 404),
+        ("GET", "/v2/systemsharedmemory/status", 404),
+        ("POST", "/v2/cudasharedmemory/region/r/register", 404),
     ],
 )
 def test_every_error_is_json(method, path, status):
@@ -163,5 +163,5 @@ def test_every_path_of_the_openapi_document_answers_as_it_says(path, method, mod
     got = Client()(method.upper(), path.format(model=model, version="1"))
 
     assert str(got.status) in PATHS[path][method]["responses"]
-    assert got.status != 404 or "no model 'nothing'" in got.error
     assert got.status != 405
+    assert got.status != 404 or "has no route" not in got.error

@@ -226,3 +226,20 @@ def test_a_cluster_that_does_not_fit_is_one_line_and_exit_2(answers, message, tm
 def test_bad_usage_of_submit_is_one_line(options, message):
     with pytest.raises(ConfigError, match=message):
         build_app()(["submit", *options], standalone_mode=False)
+
+
+def test_code_that_was_sent_finds_the_bundled_model_where_the_cluster_has_it(tmp_path, monkeypatch):
+    from models import cache
+    from models.catalog import load_spec
+    from models.errors import ArtifactError
+    from models.spec import Precision
+
+    installed = cache.BUNDLED
+    spec = load_spec("efficientnet-lite0")
+    monkeypatch.setattr(cache, "BUNDLED", tmp_path)  # what was sent has no models
+
+    with pytest.raises(ArtifactError, match="in the cluster's image"):
+        cache.locate(spec, Precision.INT8, download=False)
+    monkeypatch.setenv(cache.ARTIFACTS_VARIABLE, str(installed))
+
+    assert cache.locate(spec, Precision.INT8, download=False).is_relative_to(installed)

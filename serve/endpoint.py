@@ -60,14 +60,15 @@ class Endpoint:
             self.drain_haproxy()
             # The access log is written four times a second.
             time.sleep(0.3)
-        with contextlib.suppress(Exception):
-            if not self.is_local:
-                # Others may have applications there.
-                ray_serve.delete(APP_NAME)
-            elif not haproxy:
-                # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
-                ray_serve.shutdown()
-        ray.shutdown()
+        if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
+            with contextlib.suppress(Exception):
+                if not self.is_local:
+                    # Others may have applications there.
+                    ray_serve.delete(APP_NAME)
+                elif not haproxy:
+                    # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
+                    ray_serve.shutdown()
+            ray.shutdown()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
 

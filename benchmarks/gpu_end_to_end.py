@@ -24,7 +24,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from benchmarks.gpu_common import top_k
 from benchmarks.gpu_feed import repeated
+from models.catalog import load_spec
 from models.device_session import card_name
 
 
@@ -56,7 +58,8 @@ def label(paths: list[Path], folder: Path, options: argparse.Namespace) -> tuple
     listing, output = folder / "list.txt", folder / "out"
     listing.write_text("".join(f"{path}\n" for path in paths))
     command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--json"]
-    command += ["--model", options.model, "--device", options.device, "--progress", "plain", *options.label_option]
+    command += ["--model", options.model, "--device", options.device, "--progress", "plain"]
+    command += ["--top-k", str(top_k(load_spec(options.model))), *options.label_option]
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - started

@@ -126,9 +126,9 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRY_BUFFER_BYTES),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-            # To another replica; or, where there is none, first in vain to the dead one and then to Serve's own proxy. Not
-            # more: a request that kills replicas must not kill them all.
-            "RAY_SERVE_HAPROXY_RETRIES": "2",
+            # One goes to another replica. Where there is none, some are spent on connections to the dead one that were
+            # kept and are not yet known to be closed, before Serve's own proxy is tried.
+            "RAY_SERVE_HAPROXY_RETRIES": "5",
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             # Of a replica that does not answer at all: it says itself when a deadline has passed.
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),

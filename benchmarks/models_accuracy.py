@@ -74,9 +74,8 @@ def quantised(options: argparse.Namespace) -> dict:
             "--calibration-images", str(options.calibration_images), home=home,
         )  # fmt: skip
     for one in found["candidates"]:
-        speed = f"{one['speed_up'] or '-'} times fp32, {one['size_bytes']} bytes"
-        accuracy = f"top-1 {one['top1']:.2f}, same labels {one['agreement']:.2f} %, divergence {one['divergence']:.4f}"
-        print(f"{one['name']:<16} {accuracy}, {speed}")
+        speed = f"{one['speed_up']:.2f} times fp32" if one["speed_up"] else "not timed"
+        print(f"{one['name']:<16} top-1 {one['top1']:.2f}, same labels {one['agreement']:.2f} %, {speed}")
     return found
 
 

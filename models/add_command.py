@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +21,12 @@ def add(  # noqa: PLR0913 (one argument an option)
         typer.Option(help="A file with one class a line, a JSON list or id2label, or: imagenet (its 1000 classes)."),
     ],
     preprocess: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="imagenet, inception, unit (0 to 1), none (0 to 255), keras-tf, keras-torch, keras-caffe, keras-none; or "
-            "a JSON file: timm's config.json, or Hugging Face's preprocessor_config.json."
+            "a JSON file: timm's config.json, or Hugging Face's preprocessor_config.json. [asked for on a terminal]"
         ),
-    ],
+    ] = None,
     input: Annotated[str | None, typer.Option(help="Input tensor. [default: the only one]")] = None,
     output: Annotated[str | None, typer.Option(help="Output tensor. [default: the only one]")] = None,
     layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. [default: by the input's shape]")] = None,
@@ -54,7 +55,7 @@ def add(  # noqa: PLR0913 (one argument an option)
 
     _one_of("layout", layout, ("NCHW", "NHWC"))
     _one_of("kind", kind, ("logits", "probabilities"))
-    recipe = load_recipe(preprocess, interpolation)
+    recipe = load_recipe(preprocess or _asked(), interpolation)
     recipe = replace(recipe, crop=crop or recipe.crop, resize_shorter=resize or recipe.resize_shorter)
     wanted = Registration(
         path=file, name=name, labels=labels, recipe=recipe, input=input, output=output, layout=layout, kind=kind,
@@ -83,6 +84,16 @@ def remove(name: Annotated[str, typer.Argument(help="What it was registered as."
 
     for path in remove_model(name):
         typer.echo(f"removed {path}")
+
+
+def _asked() -> str:
+    """Ask how images become the model's input, where there is somebody to ask."""
+    from models.preprocessing_files import NAMED
+
+    names = ", ".join(NAMED)
+    if not sys.stdin.isatty():
+        raise ConfigError(f"--preprocess is missing: how do images become its input? One of {names}, or a JSON file")
+    return str(typer.prompt(f"How do images become its input ({names}, or a JSON file)?", default="imagenet"))
 
 
 def _one_of(option: str, value: str | None, kinds: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from models.errors import ArtifactError, ConfigError
+from models.errors import ArtifactError, ConfigError, SignatureError
 from models.spec import ModelSpec
 
 _SYNSET = re.compile(r"n\d{8}")
@@ -72,6 +72,20 @@ def _parse(line: str) -> ClassName:
     if not _SYNSET.fullmatch(head):
         return ClassName(None, line)
     return ClassName(head, rest.strip() or head)
+
+
+def check_classes(spec: ModelSpec, num_classes: int) -> None:
+    """Refuse labels that belong to another model: a name would stand beside the wrong class, or none would.
+
+    Raises:
+        SignatureError: The labels file names more or fewer classes than the model gives.
+    """
+    named = len(load_classes(spec))
+    if named != num_classes:
+        raise SignatureError(
+            f"{spec.name} gives {num_classes} classes, and its labels file {spec.labels} names {named}; give the labels "
+            "that belong to it"
+        )
 
 
 def label_texts(spec: ModelSpec, kind: LabelText) -> tuple[str, ...]:

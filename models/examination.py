@@ -64,11 +64,17 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     remarks: list[str] = []
     batch = _first_dim(tensor_in)
     kind, classes = _run(name, spec, content, batch, request["kind"], model, remarks)
-    if batch is not None and not _is_free(name, spec, content):
+    external = has_external_data(onnx.load(path, load_external_data=False))
+    if batch is not None and _is_free(name, spec, content):
+        content = _freed(model, tensor_in, tensor_out)
+        load_session(name, content)
+        remarks.append(f"its batch axis, {batch} in the file, is free: the copy that is kept says so")
+    elif batch is not None:
         found["input"]["batch"] = batch
         remarks.append(f"runs {batch} image{'s' * (batch > 1)} at a time: its batch axis is fixed")
-    external = has_external_data(onnx.load(path, load_external_data=False))
-    Path(request["out"]).write_bytes(content if external else path.read_bytes())
+    if not external and found["input"].get("batch") == batch:
+        content = path.read_bytes()  # as it was: its SHA-256 is that of the user's file
+    Path(request["out"]).write_bytes(content)
     return {
         **found,
         "output": {"name": tensor_out.name, "kind": kind.value},
@@ -257,6 +263,15 @@ def _is_free(name: str, spec: ModelSpec, content: bytes) -> bool:
         return False
     scale = max(1.0, float(np.abs(alone).max()))
     return bool(np.allclose(together, alone, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE * scale))
+
+
+def _freed(model: onnx.ModelProto, *tensors: onnx.ValueInfoProto) -> bytes:
+    """Return the model with its batch axis free in what it states of itself, as it is in fact."""
+    for stated in tensors:
+        stated.type.tensor_type.shape.dim[0].Clear()
+        stated.type.tensor_type.shape.dim[0].dim_param = "n_images"
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString())
 
 
 def _precision(model: onnx.ModelProto) -> Precision:

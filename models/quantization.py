@@ -132,14 +132,6 @@ def quantize_int8(
         return onnx.load(target)
 
 
-def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in float16, with inputs and outputs as they were; for GPUs, where it is the fastest exact form."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    half: onnx.ModelProto = convert_float_to_float16(_upgraded(model), keep_io_types=True)
-    return half
-
-
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a model of an opset that has no int8 per channel; drop the weights from its inputs, which old files list."""
     if opset_of(model) < QDQ_OPSET:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from models.cache import locate
 from models.classifier import Float32Array, Provider
 from models.device_session import build_session
 from models.errors import InferenceError, SignatureError
-from models.spec import Layout, ModelSpec, Precision
+from models.model_input import DTYPES
+from models.spec import InputType, Layout, ModelSpec, Precision
 
 
 class TensorModel:
@@ -52,8 +56,22 @@ class TensorModel:
                 f"{self._spec.input.name} must be float32 of shape (n_images, {', '.join(map(str, self.shape))}) "
                 f"with at least one image, got {batch.dtype} of shape {batch.shape}"
             )
+        # Callers speak float32; a model of float16 or uint8 is given that, and one of a fixed batch piece by piece.
+        values = np.rint(batch).clip(0, 255) if self._spec.input.dtype is InputType.UINT8 else batch
+        values = values.astype(DTYPES[self._spec.input.dtype], copy=False)
+        size = self._spec.input.batch or len(batch)
+        pieces = []
+        for start in range(0, len(batch), size):
+            piece = values[start : start + size]
+            count = len(piece)
+            if count < size:
+                piece = np.concatenate([piece, np.zeros((size - count, *self.shape), piece.dtype)])
+            pieces.append(np.asarray(self._run_once(piece), np.float32).reshape(size, -1)[:count])
+        return np.concatenate(pieces)
+
+    def _run_once(self, values: npt.NDArray[Any]) -> Any:  # noqa: ANN401 (untyped library)
         try:
-            (output,) = self._session.run([self._spec.output.name], {self._spec.input.name: batch})
+            (output,) = self._session.run([self._spec.output.name], {self._spec.input.name: values})
         except Exception as err:  # ONNX Runtime's errors share no base but Exception
-            raise InferenceError(f"{self._spec.name} failed on {len(batch)} tensors: {err}") from err
-        return np.asarray(output, np.float32).reshape(len(batch), -1)
+            raise InferenceError(f"{self._spec.name} failed on {len(values)} tensors: {err}") from err
+        return output

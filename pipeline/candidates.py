@@ -69,11 +69,28 @@ class Run:
     probabilities: Float32Array
 
 
-def measure(name: str, precision: Precision, spec: ModelSpec, content: bytes, images: Images, base: Run | None) -> Run:
-    """Run a model file over the images that judge."""
-    from models.graph import join_graph
+def measure(
+    name: str,
+    spec: ModelSpec,
+    precision: Precision,
+    graph: bytes,
+    images: Images,
+    *,
+    size: int,
+    base: Run | None = None,
+) -> Run:
+    """Run a joined graph over the images that judge.
 
-    classifier = Classifier(spec, precision=precision, top_k=1, graph=join_graph(spec, content))
+    Args:
+        name: What tells it from others.
+        spec: The model.
+        precision: Of the graph.
+        graph: As of `models.graph.join_graph`.
+        images: Those that judge.
+        size: Of its file, bytes.
+        base: fp32, to compare with; None for fp32 itself.
+    """
+    classifier = Classifier(spec, precision=precision, top_k=1, graph=graph)
     pieces = []
     for start in range(0, len(images.truth), BATCH_SIZE):
         found = classifier.predict(images.pixels[start : start + BATCH_SIZE], probabilities=True).probabilities
@@ -97,7 +114,7 @@ def measure(name: str, precision: Precision, spec: ModelSpec, content: bytes, im
         divergence=round(float((against * logs).sum(axis=1).mean()), 5),
         images_per_s=rate,
         speed_up=speed_up,
-        size_bytes=len(content),
+        size_bytes=size,
     )
     return Run(candidate, classifier, probabilities)
 

@@ -48,7 +48,7 @@ class Wanted:
         calibration_images: How many set the ranges, evenly spaced in SOURCE.
         limit: Images that are read at most; they are kept in memory, 150 kB each.
         methods: Ways of setting the ranges.
-        half: Whether to make float16 too.
+        half: Whether to measure float16 too; it is made of fp32 at first use, and not registered.
         mode: Decode mode.
         format: Of SOURCE.
         label_field: As for `evaluate`.
@@ -110,7 +110,9 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     """
     import onnx
 
-    from models.quantization import Calibration, quantize_int8, to_half
+    from models.graph import join_graph
+    from models.graph_half import to_half
+    from models.quantization import Calibration, quantize_int8
 
     spec = load_spec(wanted.model)
     if wanted.model.endswith(".onnx"):
@@ -126,7 +128,8 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     calibration = images.take(rows)
     held_back = images.take(np.setdiff1d(np.arange(len(images.truth)), rows))
     say(f"{spec.name}: {len(rows)} images calibrate, the {len(held_back.truth)} others judge")
-    reference = measure("fp32", Precision.FP32, spec, content, held_back, None)
+    whole = join_graph(spec, content)
+    reference = measure("fp32", spec, Precision.FP32, whole, held_back, size=len(content))
     base = reference.candidate
     say(line(base, base))
     if wilson(round(base.top1 * len(held_back.truth) / 100), len(held_back.truth))[0] <= 1 / len(finder.classes):
@@ -138,14 +141,15 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
         name = f"int8 {method}"
         batches = _batches(calibration.pixels, spec)
         int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, calibration=Calibration(method)).SerializeToString()
-        found = measure(name, Precision.INT8, spec, int8, held_back, reference).candidate
+        joined = join_graph(spec, int8)
+        found = measure(name, spec, Precision.INT8, joined, held_back, size=len(int8), base=reference).candidate
         made.append((found, int8))
         say(f"{line(found, base)}  (made in {time.perf_counter() - started:.0f} s)")
     if wanted.half:
-        half = to_half(model).SerializeToString()
-        found = measure("fp16", Precision.FP16, spec, half, held_back, reference).candidate
-        made.append((found, half))
-        say(f"{line(found, base)}  (for GPUs; its accuracy is that of this CPU, which computes in float32 between)")
+        half = to_half(whole)
+        found = measure("fp16", spec, Precision.FP16, half, held_back, size=len(half), base=reference).candidate
+        say(f"{line(found, base)}  (as --precision fp16 makes it for GPUs; here a CPU computes in float32 between)")
+        made.append((found, b""))
     return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
 
 
@@ -197,18 +201,7 @@ def _decide(
             f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
             "nothing was registered. Give more images, other --methods, or a larger --max-drop"
         )
-    kept = [best] + [
-        pair for pair in made if pair[0].precision == "fp16" and base.top1 - pair[0].top1 <= wanted.max_drop
-    ]
     where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {' '.join(wanted.source)}"[:300]
-    register_artifacts(
-        spec,
-        {
-            Precision(one.precision): (
-                content,
-                f"{one.name} by `models quantize`, {where}: top-1 {one.top1:.2f} %, fp32 {base.top1:.2f} %",
-            )
-            for one, content in kept
-        },
-    )
-    return replace(result, chosen=tuple(one.name for one, _ in kept)), None
+    note = f"{best[0].name} by `models quantize`, {where}: top-1 {best[0].top1:.2f} %, fp32 {base.top1:.2f} %"
+    register_artifacts(spec, {Precision.INT8: (best[1], note)})
+    return replace(result, chosen=(best[0].name,)), None

@@ -27,13 +27,13 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     methods: Annotated[str, typer.Option(help="Ways of setting the ranges, of which the best is kept.")] = ",".join(
         METHODS
     ),
-    fp16: Annotated[bool, typer.Option(help="Also make and check float16, for GPUs.")] = True,
+    fp16: Annotated[bool, typer.Option(help="Also measure float16, as it is made for GPUs.")] = True,
     decode: Annotated[str, typer.Option(help="fast, or exact as the reference.")] = "fast",
     format: Annotated[str, typer.Option(help="auto, webdataset, parquet or images.")] = "auto",
     label_field: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
-    """Make an int8 of a model (and fp16 for GPUs), measured on images of your own, and register it if it holds the bar.
+    """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it holds the bar.
 
     Static int8: QDQ, per channel, uint8 activations, int8 weights at scales that are right on every CPU. Some images of
     SRC set the ranges; the others judge. When top-1 falls by more than --max-drop points there, nothing is registered,

@@ -24,7 +24,7 @@ import numpy as np
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.class_names import label_texts
+from models.class_names import check_classes, label_texts
 from models.classifier import Choice, Classifier, Provider, choose
 from models.decode import ImageLimits
 from models.download import progress_printer
@@ -240,7 +240,8 @@ def _load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) 
         return b""
     graph = load_graph(spec, choice.precision, path)
     if choice.provider is Provider.CPU:
-        Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
+        classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
+        check_classes(spec, classifier.num_classes)
     return graph
 
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.class_names import ClassName, load_classes
+from models.class_names import ClassName, check_classes, load_classes
 from models.classifier import Choice, Classifier, Device, Provider, choose
 from models.decode import DecodeMode, ImageLimits, decode_image
 from models.download import progress_printer
-from models.errors import InputError, SignatureError
+from models.errors import InputError
 from models.spec import ModelSpec
 from pipeline.quantities import count_text
 from pipeline.samples import Sample
@@ -66,11 +66,7 @@ def open_way(model: str, precision: str, device: Device, mode: DecodeMode, *, ha
     with progress_printer(spec.name) as progress:
         locate(spec, choice.precision, progress=progress)
     classifier = Classifier(spec, precision=choice.precision, provider=choice.provider, top_k=min(TOP_K, len(classes)))
-    if classifier.num_classes != len(classes):
-        raise SignatureError(
-            f"{spec.name} gives {classifier.num_classes} classes, and its labels file {spec.labels} names "
-            f"{len(classes)}; give the labels that belong to it"
-        )
+    check_classes(spec, classifier.num_classes)
     return Way(spec, choice, mode, classes, classifier)
 
 

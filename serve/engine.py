@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from models.catalog import load_labels
+from models.class_names import check_classes
 from models.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
 from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError, UndecodableImageError
@@ -66,6 +67,7 @@ class Engine:
         self._limits = limits
         self._plan = plan
         self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
+        check_classes(spec, self._classifier.num_classes)
         self._tensors = TensorModel(spec, precision=precision, provider=provider)
         self._batcher: Batcher | None = None
         self._failures = 0

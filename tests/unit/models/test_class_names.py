@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from models.catalog import load_labels, load_spec
-from models.class_names import ClassFinder, ClassName, LabelText, label_texts, load_classes
-from models.errors import ArtifactError, ConfigError
+from models.class_names import ClassFinder, ClassName, LabelText, check_classes, label_texts, load_classes
+from models.errors import ArtifactError, ConfigError, SignatureError
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,11 @@ def test_labels_that_are_not_utf8_are_an_error_that_names_the_file(tiny_model, t
 
     with pytest.raises(ArtifactError, match=r"cannot read .*names\.txt"):
         load_labels(spec)
+
+
+def test_labels_of_another_number_of_classes_are_refused(tiny_model):
+    spec = load_spec(str(tiny_model))
+    check_classes(spec, 3)
+
+    with pytest.raises(SignatureError, match=r"tiny gives 4 classes, and its labels file colours\.txt names 3"):
+        check_classes(spec, 4)

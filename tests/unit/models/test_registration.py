@@ -12,8 +12,10 @@ from cluster.cli import build_app
 from models.catalog import load_labels, load_spec, model_names
 from models.classifier import Classifier
 from models.errors import ConfigError
+from models.model_input import to_model_input
 from models.registration import read_labels
 from models.spec import Precision
+from models.tensor_model import TensorModel
 from tests.tiny_model import SIDE
 
 HALF = TensorProto.FLOAT16
@@ -93,6 +95,9 @@ def test_what_a_file_is_is_found_out_and_its_labels_are_right(home, tmp_path, la
     assert found.label_ids[:, 0].tolist() == [0, 1, 2]
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-3)
     assert classifier.predict(images[:0]).label_ids.shape == (0, 3)
+    own = TensorModel(spec, precision=precision).run(to_model_input(images, spec).astype(np.float32))
+    assert own.argmax(axis=1).tolist() == [0, 1, 2]
+    assert own.dtype == np.float32
 
 
 def test_a_fixed_batch_gives_what_a_free_one_gives(home, tmp_path, labels):
@@ -164,6 +169,12 @@ def test_what_does_not_fit_the_file_is_refused(home, tmp_path, labels, options, 
 
     assert message in str(done.exception)
     assert "mine" not in model_names()
+
+
+def test_a_preprocessing_that_is_not_said_is_asked_for_or_refused(home, tmp_path, labels):
+    done = add(build(tmp_path / "m.onnx"), "--name", "mine", "--labels", labels)
+
+    assert "--preprocess is missing: how do images become its input? One of imagenet," in str(done.exception)
 
 
 def test_a_file_that_is_not_there_is_an_error(home, tmp_path, labels):

@@ -281,6 +281,7 @@ def test_the_deadline_can_be_shortened_by_a_header():
     slow = FakeBackend(delay_s=0.3)
 
     assert post(JPEG, backend=slow, x_request_timeout_seconds="0.1").status == 504
+    assert post(JPEG, backend=slow, x_shardlabel_timeout_seconds="5e-324").status == 504
     assert post(JPEG, backend=slow, x_request_timeout_seconds="5").status == 200
     assert post(JPEG, backend=slow, settings={"deadline_s": 0.2}, x_request_timeout_seconds="5").status == 504
 

@@ -16,7 +16,8 @@ from pipeline.commits import Commit, CommitLog
 from pipeline.config import SourceFormat
 from pipeline.plan import Slice, Unit, cut_units, part_name, write_plan
 from pipeline.rows import OutputSpec
-from pipeline.stages import UnitSettings, label_unit
+from pipeline.stage_clock import StageClock
+from pipeline.stages import UnitSettings, label_here, label_unit
 from pipeline.storage import Storage, open_storage
 
 
@@ -46,7 +47,7 @@ def make_dest(
     classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
     with log:
         for unit in units[:finish]:
-            log.append(label_unit(settings, unit, classifier))
+            log.append(label_unit(settings, unit, label_here(classifier, StageClock(), embeddings=False)))
     return dest
 
 

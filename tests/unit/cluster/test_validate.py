@@ -218,7 +218,7 @@ def test_it_agrees_with_jsonschema_on_manifests_with_a_random_change(data, targe
             del holder[path[-1]]
         case "add" if isinstance(holder, dict):
             holder[data.draw(st.sampled_from(["x", "name", "spec", "env", "replicas"]))] = data.draw(values)
-    schema = kuberay_schemas()["kinds"][document["kind"]] if document.get("kind") in VALIDATORS else None
+    schema = kuberay_schemas()["kinds"].get(str(document.get("kind")))
     if schema is None:
         return
 

@@ -59,8 +59,8 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_a_precision_that_a_model_lacks_lists_those_it_has():
-    with pytest.raises(UnknownModelError, match=r"one of those that resnet18-v2 has \(fp32\), got fp16"):
-        load_spec("resnet18-v2").artifact(Precision.FP16)
+    with pytest.raises(UnknownModelError, match=r"one of those that resnet18-v2 has \(fp32\), got int8"):
+        load_spec("resnet18-v2").artifact(Precision.INT8)
 
 
 def test_a_users_own_model_needs_only_its_entry_beside_it(tiny_model):

@@ -23,7 +23,7 @@ def test_the_defaults_are_those_of_the_contract():
         pytest.param({"output": None}, "--output is missing", id="no-output"),
         pytest.param({"top_k": 0}, "--top-k: input should be greater than or equal to 1, got 0", id="top-k"),
         pytest.param({"precision": "fp8"}, "--precision: .*got 'fp8' .*auto, fp32, int8 or fp16", id="precision"),
-        pytest.param({"device": "tpu"}, "--device: .*'auto', 'cpu' or 'cuda', got 'tpu'", id="device"),
+        pytest.param({"device": "tpu"}, "--device: .*'auto', 'cpu', 'cuda' or 'tensorrt', got 'tpu'", id="device"),
         pytest.param({"decode": "quick"}, "--decode: .*'fast' or 'exact', got 'quick'", id="decode"),
         pytest.param({"actors": "4:2"}, "actors must be N or MIN:MAX with 1 <= MIN <= MAX, got 4:2", id="actors"),
         pytest.param({"actors": "many"}, "--actors: .*got 'many'", id="actors-text"),

@@ -13,7 +13,8 @@ from pipeline.commits import CommitLog
 from pipeline.config import SourceFormat
 from pipeline.plan import Slice, Unit, write_plan
 from pipeline.rows import OutputSpec
-from pipeline.stages import UnitSettings, label_unit
+from pipeline.stage_clock import StageClock
+from pipeline.stages import UnitSettings, label_here, label_unit
 from pipeline.storage import open_storage
 from pipeline.verify import verify_dest
 from tests.tiny_model import colour_shards
@@ -36,7 +37,7 @@ def dest(tmp_path, tiny_model):
     classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
     with log:
         for unit in units:
-            log.append(label_unit(settings, unit, classifier))
+            log.append(label_unit(settings, unit, label_here(classifier, StageClock(), embeddings=False)))
     return dest
 
 

@@ -53,16 +53,22 @@ class Endpoint:
         import ray
         from ray import serve as ray_serve
 
+        from serve.replica import APP_NAME
+
         haproxy = self._haproxy_pids()
         if haproxy:
             self.drain_haproxy()
             # The access log is written four times a second.
             time.sleep(0.3)
-        if not (haproxy and self.is_local):
-            # A local Ray ends whole; on a cluster, and where Serve's own proxy has to be drained, Serve ends first.
+        if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
             with contextlib.suppress(Exception):
-                ray_serve.shutdown()
-        ray.shutdown()
+                if not self.is_local:
+                    # Others may have applications there.
+                    ray_serve.delete(APP_NAME)
+                elif not haproxy:
+                    # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
+                    ray_serve.shutdown()
+            ray.shutdown()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -71,6 +77,8 @@ class Endpoint:
         from serve.replica import grpc_servicers
 
         grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
+        if not self.is_local:
+            return f"ready: on the Ray cluster at {self.listen.address}, port {self.listen.port} of its nodes{grpc}"
         return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
 
     def fault(self) -> str | None:

@@ -52,9 +52,10 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         ClusterError: Ray or Serve do not start.
         ModelError: The model cannot be had or loaded.
     """
-    check_free(listen.host, listen.port, "--port")
-    if listen.grpc_port:
-        check_free(listen.host, listen.grpc_port, "--grpc-port")
+    if listen.address is None:
+        check_free(listen.host, listen.port, "--port")
+        if listen.grpc_port:
+            check_free(listen.host, listen.grpc_port, "--grpc-port")
     _check(config)
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
@@ -65,7 +66,8 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         _start_ray(listen)
         _start_serve(config, listen)
         _wait_until_running(say)
-        _wait_until_answered(listen)
+        if listen.address is None:
+            _wait_until_answered(listen)
     except BaseException:
         endpoint.close()
         raise

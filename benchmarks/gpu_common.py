@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from models.cache import is_cached, locate
-from models.catalog import load_spec
+from models.catalog import load_labels, load_spec
 from models.classifier import Provider
 from models.decode import DecodeMode, ImageLimits, decode_image
 from models.graph import join_graph
@@ -48,6 +48,11 @@ def load_graphs(name: str) -> Graphs:
     with tempfile.TemporaryDirectory() as folder:
         whole = join_graph(spec, build_made_up_resnet(Path(folder) / "resnet.onnx").read_bytes())
     return Graphs(spec, {Precision.FP32: whole, Precision.FP16: to_half(whole)}, "made up")
+
+
+def top_k(spec: ModelSpec) -> int:
+    """Return how many labels are asked for: five, or all of a model with fewer classes."""
+    return min(5, len(load_labels(spec)))
 
 
 def encoded_images(tars: list[str], limit: int) -> list[bytes]:

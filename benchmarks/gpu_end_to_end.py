@@ -24,7 +24,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from benchmarks.gpu_common import top_k
 from benchmarks.gpu_feed import repeated
+from models.catalog import load_spec
 from models.device_session import card_name
 
 
@@ -56,7 +58,8 @@ def label(paths: list[Path], folder: Path, options: argparse.Namespace) -> tuple
     listing, output = folder / "list.txt", folder / "out"
     listing.write_text("".join(f"{path}\n" for path in paths))
     command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--json"]
-    command += ["--model", options.model, "--device", options.device, "--progress", "plain", *options.label_option]
+    command += ["--model", options.model, "--device", options.device, "--progress", "plain"]
+    command += ["--top-k", str(top_k(load_spec(options.model))), *options.label_option]
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -75,7 +78,8 @@ def measure(options: argparse.Namespace) -> dict:
         with watching_card() as samples:
             said, seconds, parts = label(paths, folder, options)
     skipped = max(1, len(parts) // 10)
-    steady = sum(rows for _, rows in parts[skipped:]) / max(parts[-1][0] - parts[skipped - 1][0], 1e-9)
+    span = parts[-1][0] - parts[skipped - 1][0]
+    steady = sum(rows for _, rows in parts[skipped:]) / span if span > 0 else said["images"] / seconds
     middle = samples[len(samples) // 10 : len(samples) - len(samples) // 10]
     bounds = [rate for rate in (options.decode_rate, options.session_rate) if rate]
     return {

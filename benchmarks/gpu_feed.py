@@ -7,6 +7,9 @@ the card's actor, puts labels into Parquet and commits. Both run in turn, `runs`
 start of the command to its end (bare: to the last image). `steady` leaves the start out: of bare from the moment that
 every process is up, of ours from the moment when a tenth of the units is finished, to the last unit.
 
+`cpu_ratio` holds on a machine that others use too: the CPU seconds that an image takes bare, by those that it takes ours in
+the steady part, with the driver and all of Ray's processes counted. What is CPU-bound reaches that share of the bare rate.
+
 The last line of output is one JSON object.
 """
 
@@ -27,6 +30,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.gpu_common import top_k
+from benchmarks.measure import descendants, process_table
+from models.catalog import load_spec
+
 
 def decode_shards(model: str, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
     """Decode shards until there are none."""
@@ -36,6 +43,7 @@ def decode_shards(model: str, shards: multiprocessing.Queue, results: multiproce
     spec = load_spec(model)
     limits, side = ImageLimits(), spec.preprocessing.crop
     pixels = np.empty((side, side, 3), np.uint8)
+    began = time.process_time()
     results.put(("up", time.perf_counter()))
     while (path := shards.get()) is not None:
         images = 0
@@ -46,6 +54,7 @@ def decode_shards(model: str, shards: multiprocessing.Queue, results: multiproce
                     decode_image(data, spec.preprocessing, DecodeMode.FAST, limits, out=pixels)
                     images += 1
         results.put(("images", images))
+    results.put(("cpu", time.process_time() - began))
     results.put(("done", time.perf_counter()))
 
 
@@ -59,7 +68,7 @@ def bare(paths: list[Path], model: str, processes: int) -> dict:
     workers = [context.Process(target=decode_shards, args=(model, shards, results)) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    said: dict[str, list] = {"up": [], "images": [], "done": []}
+    said: dict[str, list] = {"up": [], "images": [], "cpu": [], "done": []}
     while len(said["done"]) < processes:
         kind, value = results.get(timeout=120)
         said[kind].append(value)
@@ -70,7 +79,28 @@ def bare(paths: list[Path], model: str, processes: int) -> dict:
         "images": images,
         "end_to_end_images_per_s": images / (ended - started),
         "steady_images_per_s": images / (ended - max(said["up"])),
+        "cpu_ms_per_image": 1000 * sum(said["cpu"]) / images,
     }
+
+
+def cpu_seconds(pid: int) -> dict[int, float]:
+    """Return the CPU seconds so far of a process and all below it, by pid."""
+    table = process_table()
+    return {each: table[each][1] for each in descendants(pid, table) if each in table}
+
+
+def steady_cpu(process: subprocess.Popen, output: Path, units: int) -> float:
+    """Return the CPU seconds that a unit takes while the run is steady, of all its processes; 0 where it was too short."""
+    marks: list[tuple[int, dict[int, float]]] = []
+    while process.poll() is None:
+        done = len(list(output.glob("*.parquet")))
+        if units // 10 <= done < units and done:
+            marks.append((done, cpu_seconds(process.pid)))
+        time.sleep(0.25)
+    if not marks or marks[0][0] == marks[-1][0]:
+        return 0.0
+    (first, before), (last, after) = marks[0], marks[-1]
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items()) / (last - first)
 
 
 def ours(paths: list[Path], model: str, rate: float, extra: list[str]) -> dict:
@@ -80,14 +110,17 @@ def ours(paths: list[Path], model: str, rate: float, extra: list[str]) -> dict:
         listing.write_text("".join(f"{path}\n" for path in paths))
         output = Path(folder) / "out"
         command = [sys.executable, "-m", "cluster.cli", "label", f"@{listing}", "--output", str(output), "--model", model,
-                   "--device", f"simulated:{rate:g}", "--json", "--progress", "none", *extra]  # fmt: skip
+                   "--device", f"simulated:{rate:g}", "--json", "--progress", "none",
+                   "--top-k", str(top_k(load_spec(model))), *extra]  # fmt: skip
         started = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        cpu_s_per_part = steady_cpu(process, output, len(paths))
+        text, _ = process.communicate()
         seconds = time.perf_counter() - started
-        if done.returncode:
-            raise SystemExit(f"the command ended with {done.returncode}: {done.stdout[-500:]}")
+        if process.returncode:
+            raise SystemExit(f"the command ended with {process.returncode}: {text[-500:]}")
         parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in output.glob("*.parquet"))
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(text.splitlines()[-1])
     skipped = max(1, len(parts) // 10)
     (first, _), (last, _) = parts[skipped - 1], parts[-1]
     return {
@@ -95,6 +128,7 @@ def ours(paths: list[Path], model: str, rate: float, extra: list[str]) -> dict:
         "end_to_end_images_per_s": said["images"] / seconds,
         "steady_images_per_s": sum(rows for _, rows in parts[skipped:]) / max(last - first, 1e-9),
         "first_commit_s": said["first_commit_s"],
+        "cpu_ms_per_image": 1000 * cpu_s_per_part * len(paths) / said["images"],
     }
 
 
@@ -122,6 +156,8 @@ def compare(tars: list[str], options: argparse.Namespace) -> dict:
             for kind in ("steady", "end_to_end"):
                 name = f"{kind}_images_per_s"
                 pair[f"{kind}_ratio"] = pair["ours"][name] / pair["bare"][name]
+            cost = pair["ours"]["cpu_ms_per_image"]
+            pair["cpu_ratio"] = pair["bare"]["cpu_ms_per_image"] / cost if cost else 0.0
             rounds.append(pair)
             sys.stderr.write(json.dumps(pair) + "\n")
     return {
@@ -132,7 +168,7 @@ def compare(tars: list[str], options: argparse.Namespace) -> dict:
         "runs": options.runs,
         **{
             f"{kind}_ratio": round(statistics.median(pair[f"{kind}_ratio"] for pair in rounds), 3)
-            for kind in ("steady", "end_to_end")
+            for kind in ("steady", "end_to_end", "cpu")
         },
         "rounds": rounds,
     }

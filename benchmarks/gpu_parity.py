@@ -25,7 +25,9 @@ def measure(options: argparse.Namespace) -> dict:
     """Compare each arithmetic with the reference."""
     graphs = load_graphs(options.model)
     images = decoded_images(options.tars, graphs.spec, options.limit)
-    reference = Classifier(graphs.spec, precision=Precision.FP32, graph=graphs.of[Precision.FP32], num_threads=0)
+    reference = Classifier(
+        graphs.spec, precision=Precision.FP32, graph=graphs.of[Precision.FP32], num_threads=0, top_k=1
+    )
     pieces = [images[first : first + 16] for first in range(0, len(images), 16)]
     expected = np.concatenate([reference.predict(piece, probabilities=True).probabilities for piece in pieces])
     ordered = np.sort(expected, axis=1)
@@ -35,7 +37,7 @@ def measure(options: argparse.Namespace) -> dict:
         try:
             found = CardClassifier(
                 graphs.spec, precision=precision, provider=PROVIDERS[options.provider], graph=graphs.of[precision],
-                card=CardOptions(options.batch, tf32=tf32),
+                card=CardOptions(options.batch, tf32=tf32), top_k=1,
             ).predict(images, probabilities=True).probabilities  # fmt: skip
         except ShardlabelError as err:
             rows.append({"arithmetic": arithmetic, "failed": str(err)[:300]})

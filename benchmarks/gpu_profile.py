@@ -21,7 +21,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, load_graphs, made_up_images
+from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, load_graphs, made_up_images, top_k
 from benchmarks.gpu_end_to_end import watching_card
 from benchmarks.gpu_session import rate
 from models.device_classifier import CardClassifier
@@ -81,7 +81,12 @@ def measure(options: argparse.Namespace) -> dict:
     images = made_up_images(graphs.spec, options.batch)
     card = CardOptions(options.batch, precision=precision, tf32=tf32)
     classifier = CardClassifier(
-        graphs.spec, precision=precision, provider=PROVIDERS[options.provider], card=card, graph=graphs.of[precision]
+        graphs.spec,
+        precision=precision,
+        provider=PROVIDERS[options.provider],
+        card=card,
+        graph=graphs.of[precision],
+        top_k=top_k(graphs.spec),
     )
     by_step = steps(classifier, images, options.repeats)
     busy, started = busy_cores(), time.perf_counter()
@@ -103,7 +108,7 @@ def measure(options: argparse.Namespace) -> dict:
         "card_busy_percent": statistics.fmean(busy for busy, _ in samples) if samples else None,
         "cores_busy": round(cores, 2),
         "steps_ms": by_step,
-        "kernels": kernels(fix_top_k(graphs.of[precision], 5), options, card, images),
+        "kernels": kernels(fix_top_k(graphs.of[precision], top_k(graphs.spec)), options, card, images),
     }
 
 

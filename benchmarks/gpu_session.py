@@ -24,13 +24,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, Graphs, load_graphs, made_up_images
+from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, Graphs, load_graphs, made_up_images, top_k
 from models.classifier import Provider
 from models.device_classifier import CardClassifier
 from models.device_session import CardOptions, card_name
 from models.errors import ShardlabelError
-
-TOP_K = 5
 
 
 def rate(work: Callable[[], object], images: int, threads: int, seconds: float, warm_up_s: float) -> float:
@@ -75,7 +73,9 @@ def measure_row(graphs: Graphs, arithmetic: str, batch: int, options: argparse.N
 
     def build(card: CardOptions) -> CardClassifier:
         graph = graphs.of[precision]
-        return CardClassifier(graphs.spec, precision=precision, provider=provider, top_k=TOP_K, card=card, graph=graph)
+        return CardClassifier(
+            graphs.spec, precision=precision, provider=provider, top_k=top_k(graphs.spec), card=card, graph=graph
+        )
 
     def timed(work: Callable[[], object], threads: int) -> float:
         return rate(work, batch, threads, options.seconds, options.warm_up)

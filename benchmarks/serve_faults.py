@@ -133,12 +133,13 @@ def scale(images: list[bytes], port: int, clients: int = 32) -> dict:
 
 
 def overload(images: list[bytes], port: int, seconds: float) -> dict:
-    """Three times as many clients as fit into what the replica lets wait, for a minute."""
+    """Three times as many requests a second as one replica was just seen to answer, for a minute."""
     with running(config(min_replicas=1, max_replicas=1), listen(port), print_none):
         with Load("127.0.0.1", port, images, 4) as calm:
             time.sleep(5)
         memory = [memory_mb()]
-        with Load("127.0.0.1", port, images, 400) as load:
+        offered = 3 * calm.tally.statuses[200] / calm.tally.elapsed
+        with Load("127.0.0.1", port, images, 400, per_s=offered) as load:
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 time.sleep(seconds / 4)
@@ -150,6 +151,7 @@ def overload(images: list[bytes], port: int, seconds: float) -> dict:
         with Load("127.0.0.1", port, images, 4) as after:
             time.sleep(5)
         return {
+            "offered_per_s": round(offered, 1),
             "calm": calm.tally.summary(),
             "overload": load.tally.summary(),
             "after": after.tally.summary(),

@@ -105,11 +105,24 @@ class Client:
 
 
 class Load:
-    """Clients in threads, from `with` to its end."""
+    """Clients in threads, from `with` to its end.
+
+    Args:
+        per_s: Requests that all clients together send a second, as far as answers let them; None: as fast as they get
+            answers.
+    """
 
     def __init__(
-        self, host: str, port: int, images: Sequence[bytes], clients: int, *, path: str = "/v1/classify"
+        self,
+        host: str,
+        port: int,
+        images: Sequence[bytes],
+        clients: int,
+        *,
+        path: str = "/v1/classify",
+        per_s: float | None = None,
     ) -> None:
+        self._interval_s = None if per_s is None else clients / per_s
         self.tally = Tally()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -132,7 +145,13 @@ class Load:
     def _run(self, number: int) -> None:
         client = Client(*self._args)
         sent = number
+        # Spread over the interval from the first on.
+        due = time.perf_counter() + (self._interval_s or 0.0) * number / max(1, len(self._threads))
         while not self._stop.is_set():
+            if self._interval_s is not None:
+                if self._stop.wait(max(0.0, due - time.perf_counter())):
+                    break
+                due = max(due + self._interval_s, time.perf_counter())
             body = self._images[sent % len(self._images)]
             sent += 7
             began = time.perf_counter()
@@ -151,7 +170,7 @@ class Load:
                     self.tally.seconds.append(took)
                 if status == 503 and "retry-after" in headers:
                     self.tally.retry_after += 1
-            if status == 503:
+            if status == 503 and self._interval_s is None:
                 time.sleep(0.02)
         client.close()
 

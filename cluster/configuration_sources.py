@@ -51,11 +51,20 @@ def describe(err: ValidationError, model: type[BaseModel], noun: str) -> str:
     if first["type"] == "extra_forbidden":
         known = [key for key, _, _ in _walk(model, "")]
         known += sorted({key.rpartition(".")[0] for key in known} - {""})
-        return f"unknown {noun} {path!r}{nearest(path, known)}"
+        of_groups = [key for key in known if key.endswith(f".{path}")]
+        if of_groups:
+            return f"unknown {noun} {path!r}; did you mean {' or '.join(repr(key) for key in of_groups)}?"
+        hint = nearest(path, known) or (
+            f"; known are {', '.join(known)}" if noun != "setting" else "; see --list-settings"
+        )
+        return f"unknown {noun} {path!r}{hint}"
     if first["type"] == "missing":
         return f"{noun} {path!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if first["type"] == "model_type":
+        group = [key for key, _, _ in _walk(model, "") if key.startswith(f"{path}.")]
+        return f"{noun} {path!r} is a group, got {first['input']!r}; set {', '.join(group)}"
     field = _find(model, first["loc"])
     about = f" ({field.description})" if field is not None and field.description else ""
     if not path or isinstance(first["input"], dict):

@@ -46,15 +46,15 @@ _HEADERS = {
 # Bulk labelling as a KubeRay RayJob: docs/kuberay.md. Made by `shardlabel cluster render rayjob`; change its settings
 # (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
 #
-# The dashboard listens in the head's pod, not only on its loopback, since KubeRay asks it how things stand. It has no
-# port outside the Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
+# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
 """,
     Target.RAYSERVICE: """\
 # The endpoint as a KubeRay RayService: docs/kuberay.md. Made by `shardlabel cluster render rayservice`; change its
 # settings (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
 #
-# The dashboard listens in the head's pod, not only on its loopback, since KubeRay asks it how things stand. It has no
-# port outside the Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
+# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
 """,
     Target.RAY_UP: """\
 # A Ray cluster on AWS: docs/kuberay.md, "Without Kubernetes". Made by `shardlabel cluster render ray-up`. Once, before:

@@ -39,9 +39,10 @@ def ray_cluster(
             },
         },
         "headGroupSpec": {
-            # KubeRay asks the dashboard from its own pod: on loopback alone a RayJob would wait for ever.
+            # KubeRay itself sets dashboard-host: it asks the dashboard from its own pod, and with loopback alone a
+            # RayJob would wait for ever.
             "serviceType": "ClusterIP",
-            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "metrics-export-port": str(METRICS_PORT)},
+            "rayStartParams": {"num-cpus": "0", "metrics-export-port": str(METRICS_PORT)},
             "template": head_pod(config, env or {}, serves=serves),
         },
         "workerGroupSpecs": [_group(config, name, group, env or {}) for name, group in groups.items()],

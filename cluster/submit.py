@@ -13,11 +13,6 @@ import typer
 
 from models.errors import ConfigError
 
-EXIT_FAILED = 1
-EXIT_STOPPED = 4
-EXIT_TIMED_OUT = 5
-EXIT_LEFT = 130
-
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -48,7 +48,8 @@ def check_arguments(words: list[str]) -> LabelArguments:
     settings = _settings(params)
     if settings.address is not None:
         raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
-    given = settings.model_dump(mode="json", exclude_unset=True)
+    # Not a dump of the model: of values that are objects only the text is what an option takes.
+    given: dict[str, Any] = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
     given["source"] = [_rooted(text) for text in settings.source]
     given["output"] = _rooted(settings.output)
     if settings.model.endswith(".onnx"):
@@ -83,11 +84,11 @@ def _words(given: dict[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
-        if name == "source" or value is None or value is False or value == []:
+        if name == "source" or value is None or value is False or value == ():
             continue
         if value is True:
             words.append(option)
-        elif isinstance(value, list):
+        elif isinstance(value, tuple):
             words.append(f"{option}={','.join(value)}")
         elif name == "dry_run":
             words += [option, str(value)]

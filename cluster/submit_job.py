@@ -95,11 +95,11 @@ class _Run:
             mark = await self._start(job)
         tidying = asyncio.create_task(self._forget_probe())
         try:
-            if self.submission.waits:
-                return await self._see_through(mark)
+            code = await self._see_through(mark) if self.submission.waits else 0
             await tidying
-            say(f"job {name} is started; to attach: {self._attach_command()}")
-            return 0
+            if not self.submission.waits:
+                say(f"job {name} is started; to attach: {self._attach_command()}")
+            return code
         finally:
             tidying.cancel()
 

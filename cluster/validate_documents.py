@@ -78,6 +78,11 @@ class Document:
                 return None
         return value
 
+    def items(self, *path: str | int) -> list[Any]:
+        """Return the list at a path; an empty one where there is none."""
+        value = self.get(*path)
+        return value if isinstance(value, list) else []
+
     def embedded(self, *path: str | int) -> tuple[Document | None, list[Fault]]:
         """Return the YAML document inside the text at a path, and what is wrong with it as YAML."""
         text = self.get(*path)

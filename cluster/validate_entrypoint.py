@@ -113,10 +113,10 @@ def _shared_mounts(document: Document, base: Path) -> list[str]:
     paths: list[set[tuple[str, str]]] = []
     for pod in pod_paths(document, base):
         sources: dict[str, str] = {}
-        for volume in document.get(*pod, "volumes") or []:
+        for volume in document.items(*pod, "volumes"):
             if isinstance(volume, dict) and "emptyDir" not in volume:
                 sources[str(volume.get("name"))] = str({key: item for key, item in volume.items() if key != "name"})
-        mounts = document.get(*pod, "containers", 0, "volumeMounts") or []
+        mounts = document.items(*pod, "containers", 0, "volumeMounts")
         pairs = [(str(m.get("mountPath")), str(m.get("name"))) for m in mounts if isinstance(m, dict)]
         paths.append({(mount, sources[name]) for mount, name in pairs if name in sources})
     common = set.intersection(*paths) if paths else set()

@@ -20,6 +20,9 @@ API_VERSIONS = {
     "RayService": RAY_API,
     "NetworkPolicy": "networking.k8s.io/v1",
     "Service": "v1",
+    "Pod": "v1",
+    "Deployment": "apps/v1",
+    "Job": "batch/v1",
     "PersistentVolumeClaim": "v1",
     "Secret": "v1",
     "ConfigMap": "v1",
@@ -85,11 +88,30 @@ def schemas() -> dict[str, Schema]:
         "serveService"
     ]
     kinds["Service"] = _whole(checker.resolve(service)["properties"]["spec"])
+    kinds |= _workloads(below("spec", "headGroupSpec", "template"), selector)
     kinds["Secret"] = _whole(None, data=TEXTS, stringData=TEXTS, type={"type": "string"}, immutable={"type": "boolean"})
     kinds["ConfigMap"] = _whole(None, data=TEXTS, binaryData=TEXTS, immutable={"type": "boolean"})
     kinds["ServiceAccount"] = _whole(None, automountServiceAccountToken={"type": "boolean"}, imagePullSecrets={})
     kinds["Namespace"] = _whole(None)
     return kinds
+
+
+def _workloads(template: Schema, selector: Schema) -> dict[str, Schema]:
+    """Return the schemas of what may stand beside a Ray cluster, as a Redis: pods by KubeRay's, the rest by their keys."""
+    number: Schema = {"type": "integer", "minimum": 0}
+    numbers = {
+        "Deployment": ("replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"),
+        "Job": ("backoffLimit", "completions", "parallelism", "activeDeadlineSeconds", "ttlSecondsAfterFinished"),
+    }
+    more: dict[str, Schema] = {
+        "Deployment": {"selector": selector, "strategy": {"type": "object"}, "paused": {"type": "boolean"}},
+        "Job": {"suspend": {"type": "boolean"}, "completionMode": {"type": "string"}},
+    }
+    found = {"Pod": _whole(template["properties"]["spec"])}
+    for kind, names in numbers.items():
+        properties = {"template": template, **dict.fromkeys(names, number), **more[kind]}
+        found[kind] = _whole({"type": "object", "required": ["template"], "properties": properties})
+    return found
 
 
 def _whole(spec: Schema | None, **more: Schema) -> Schema:

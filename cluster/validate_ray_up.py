@@ -52,7 +52,7 @@ def _node_types(document: Document) -> Iterator[Fault]:
     head = document.get("head_node_type")
     if head is None:
         yield document.fault((), "missing key 'head_node_type', expected one of available_node_types")
-    elif head not in types:
+    elif not isinstance(head, str) or head not in types:
         yield document.fault(("head_node_type",), f"no node type is called {shown(head)}{nearest(str(head), types)}")
     elif document.get("available_node_types", head, "node_config", "InstanceMarketOptions", "MarketType") == "spot":
         market = ("available_node_types", str(head), "node_config", "InstanceMarketOptions", "MarketType")

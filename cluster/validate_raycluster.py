@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from cluster.configuration_sources import nearest
 from cluster.render_pods import SPOT_LABELS
@@ -39,8 +38,7 @@ def check_ray_cluster(document: Document, base: Path) -> Iterator[Fault]:
 
 def worker_paths(document: Document, base: Path) -> Iterator[tuple[int, Path]]:
     """Yield number and path of each group of workers."""
-    groups = document.get(*base, "workerGroupSpecs")
-    for index, group in enumerate(groups if isinstance(groups, list) else []):
+    for index, group in enumerate(document.items(*base, "workerGroupSpecs")):
         if isinstance(group, dict):
             yield index, (*base, "workerGroupSpecs", index)
 
@@ -59,8 +57,8 @@ def check_pod(document: Document, path: Path) -> Iterator[Fault]:
         return
     if not containers:
         yield document.fault((*path, "containers"), "expected at least one container, got none")
-    volumes = document.get(*path, "volumes")
-    names = {volume.get("name") for volume in volumes or [] if isinstance(volume, dict)}
+    volumes = document.items(*path, "volumes")
+    names = {str(volume.get("name")) for volume in volumes if isinstance(volume, dict)}
     for number, container in enumerate(containers):
         if not isinstance(container, dict):
             continue
@@ -94,19 +92,16 @@ def _resources(document: Document, at: Path) -> Iterator[Fault]:
         yield document.fault((*path, "limits"), "missing key 'nvidia.com/gpu': Kubernetes takes GPUs from the limits")
 
 
-def _mounts(document: Document, at: Path, volumes: set[Any]) -> Iterator[Fault]:
-    mounts = document.get(*at, "volumeMounts")
-    for number, mount in enumerate(mounts if isinstance(mounts, list) else []):
+def _mounts(document: Document, at: Path, volumes: set[str]) -> Iterator[Fault]:
+    for number, mount in enumerate(document.items(*at, "volumeMounts")):
         name = mount.get("name") if isinstance(mount, dict) else None
         if isinstance(name, str) and name not in volumes:
-            known = {volume for volume in volumes if isinstance(volume, str)}
             path = (*at, "volumeMounts", number, "name")
-            yield document.fault(path, f"no volume of the pod is called {name!r}{nearest(name, known)}")
+            yield document.fault(path, f"no volume of the pod is called {name!r}{nearest(name, volumes)}")
 
 
 def _secrets(document: Document, at: Path) -> Iterator[Fault]:
-    env = document.get(*at, "env")
-    for number, variable in enumerate(env if isinstance(env, list) else []):
+    for number, variable in enumerate(document.items(*at, "env")):
         if isinstance(variable, dict) and variable.get("value") and SECRET_NAME.search(str(variable.get("name"))):
             path = (*at, "env", number, "value")
             yield document.fault(path, f"{variable['name']} stands in the open; expected valueFrom.secretKeyRef")

@@ -95,7 +95,9 @@ def _application(document: Document, path: Path, capacity: Capacity | None) -> I
         return
     found, reason = resolve(target)
     if reason:
-        yield document.fault((*path, "import_path"), reason)
+        brought = [name for name in ("working_dir", "py_modules") if document.get(*path, "runtime_env", name)]
+        if not brought:  # otherwise the code may come with them, and is not here to be looked at
+            yield document.fault((*path, "import_path"), reason)
         return
     yield from _names(document, path, target)
     yield from _args(document, path, target, found, capacity)
@@ -161,8 +163,17 @@ def _args(document: Document, path: Path, target: str, found: object, capacity: 
     """Yield arguments that the builder of the application refuses: its one parameter says what it takes."""
     given = document.get(*path, "args")
     if not inspect.isfunction(found):
-        if given:
+        from ray.serve import Application
+
+        if not isinstance(found, Application):
+            reason = f"expected an application or a function that builds one, got {type(found).__name__} ({target})"
+            yield document.fault((*path, "import_path"), reason)
+        elif given:
             yield document.fault((*path, "args"), f"{target} is no builder: it takes no arguments")
+        return
+    if len(inspect.signature(found).parameters) != 1:
+        reason = f"expected a builder with one parameter, {target} has {len(inspect.signature(found).parameters)}"
+        yield document.fault((*path, "import_path"), reason)
         return
     model = _model_of(found)
     if model is None:

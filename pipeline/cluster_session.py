@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 60.0
 # After Ray's own processes died: time for the run to see it by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
+# What others use is looked at for so long, since it may be just becoming free.
+SETTLE_S = 3.0
 # As Ray announces the death of a node.
 _LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 # Units sent to a pool's actors, over those that they do at a time.
@@ -85,6 +87,9 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What a driver claims of a cluster is renewed every 10 s. What a killed one claimed is kept from the next for so long:
+    # by default three minutes, in which a pool does not grow.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     if address and address.startswith(("http://", "https://")):
         raise ConfigError(
             f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
@@ -111,13 +116,18 @@ def connect(address: str | None) -> Cluster:
     if is_ours and not address:
         threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
     resources = ray.cluster_resources()
-    return Cluster(
-        resources.get("CPU", 0.0),
-        resources.get("GPU", 0.0),
-        is_ours,
-        free_cpus=ray.available_resources().get("CPU", 0.0),
-        may_grow=bool(address),
-    )
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
+
+
+def _free_cpus(cpus: float) -> float:
+    """Return how many CPUs are free, after the moment that the workers of a run that was just killed need to end."""
+    import ray
+
+    deadline = time.monotonic() + SETTLE_S
+    while (free := float(ray.available_resources().get("CPU", 0.0))) < cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return free
 
 
 def _shorten_errors() -> None:

@@ -114,8 +114,8 @@ def model_pool(
     Raises:
         ShardlabelError: A real card's session cannot be loaded.
     """
-    actor_class = ray.remote(ModelActor)
-    options = actor_class.options(
+    # Not `.options()`, which refuses concurrency groups.
+    actor_class = ray.remote(
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
         max_concurrency=MAX_BLOCKS,
@@ -123,8 +123,8 @@ def model_pool(
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RETRIES,
         scheduling_strategy="SPREAD",
-    )
-    actors = [options.remote(model, num_classes, pools, embeddings) for _ in range(pools.actors[1])]
+    )(ModelActor)
+    actors = [actor_class.remote(model, num_classes, pools, embeddings) for _ in range(pools.actors[1])]
     done = threading.Event()
     if pools.card_share:
         watch = Watch(actors, say, pools.decoders)

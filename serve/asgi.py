@@ -22,6 +22,7 @@ from models.errors import (
     OverloadedError,
     UnsupportedImageError,
 )
+from serve.haproxy import OWN_TIMEOUT_HEADER
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,7 +32,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 JSON = b"application/json"
-# Ray Serve's own name for it; see `deadline_of`.
+# Ray Serve's own name for it; see `deadline_of`. HAProxy passes it on under another, which Serve does not look at.
 TIMEOUT_HEADER = b"x-request-timeout-seconds"
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
 _ANSWER_AHEAD_S = 0.02
@@ -129,7 +130,9 @@ def deadline_of(scope: Scope, default_s: float) -> float:
     Raises:
         Rejected: 400, the header is no positive number.
     """
-    asked = header(scope, TIMEOUT_HEADER)
+    asked, ahead = header(scope, OWN_TIMEOUT_HEADER.encode()), 0.0
+    if asked is None:
+        asked, ahead = header(scope, TIMEOUT_HEADER), _ANSWER_AHEAD_S
     seconds = default_s
     if asked is not None:
         try:
@@ -140,7 +143,7 @@ def deadline_of(scope: Scope, default_s: float) -> float:
             raise Rejected(
                 400, f"{TIMEOUT_HEADER.decode()} must be a positive number of seconds, got {asked.decode('latin-1')!r}"
             )
-        seconds = min(default_s, given - _ANSWER_AHEAD_S)
+        seconds = min(default_s, given - ahead)
     return time.monotonic() + seconds
 
 

@@ -12,6 +12,7 @@ are run.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter
@@ -113,7 +114,7 @@ class Batcher:
             seconds = max(self.wait_s() / 2, 0.1)
             raise OverloadedError(
                 f"overloaded: {self.queued} images are waiting, and the queue holds {self._max_queue}; "
-                f"try again in {seconds:.0f} s or later",
+                f"try again in {math.ceil(seconds)} s",
                 retry_after_s=seconds,
             )
 

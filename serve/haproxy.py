@@ -9,6 +9,8 @@ script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, un
 * The whole request is read before it is passed on, so that one whose replica died can be sent to another. That holds
   for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
 * Replicas are told who asked (X-Forwarded-For), for the access log.
+* A request's own deadline reaches the endpoint under another name: Serve too reads x-request-timeout-seconds, and where it
+  is some milliseconds, its own 408 in plain text would be there first.
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
 """
 
@@ -26,6 +28,7 @@ from pathlib import Path
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
 TIMEOUT_REQUEST_S = 60
 ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
+OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _LOOPBACK = "127.0.0.1"
@@ -75,6 +78,11 @@ def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK) -> str:
     lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{lines}", config)
     whole = f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+    serves = "x-request-timeout-seconds"
+    whole += (
+        f"    http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({serves})] if {{ req.hdr({serves}) -m found }}\n"
+    )
+    whole += f"    http-request del-header {serves}\n"
     config = re.sub(r"(?m)^(frontend http_frontend\n\s*bind .*\n)", rf"\1{whole}", config)
     # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
     unary = "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"

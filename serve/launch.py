@@ -126,7 +126,9 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRY_BUFFER_BYTES),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-            "RAY_SERVE_HAPROXY_RETRIES": "3",
+            # One goes to another replica. Where there is none, some are spent on connections to the dead one that were
+            # kept and are not yet known to be closed, before Serve's own proxy is tried.
+            "RAY_SERVE_HAPROXY_RETRIES": "5",
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             # Of a replica that does not answer at all: it says itself when a deadline has passed.
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),
@@ -142,7 +144,7 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
 def _start_ray(listen: Listen) -> None:
     import ray
 
-    # The replicas' processes import what this one does.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if listen.address:
@@ -155,9 +157,9 @@ def _start_ray(listen: Listen) -> None:
             raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
     if threading.current_thread() is threading.main_thread():
-        # Ray's C++ side has put its own handler in the place of Python's: a SIGTERM would abort the process.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.getsignal(number))
+        # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start_serve(config: ServeConfig, listen: Listen) -> None:

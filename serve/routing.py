@@ -196,13 +196,14 @@ class Endpoint:
             metrics.request(route_name(path), status, seconds, kind)
         if log is not None:
             client = scope.get("client")
+            length = header(scope, b"content-length") or b"0"
             log.add(
                 client=client[0] if client else None,
                 method=scope["method"],
                 path=path,
                 status=status,
                 ms=round(1000 * seconds, 2),
-                bytes=int(header(scope, b"content-length") or 0),
+                bytes=int(length) if length.isdigit() else None,
                 request_id=(header(scope, b"x-request-id") or b"").decode("latin-1"),
                 **({"error": kind} if kind else {}),
             )

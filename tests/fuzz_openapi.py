@@ -13,6 +13,7 @@ The last line of output is one JSON object; the exit code is 1 if anything was f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ import time
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import product
 
 import hypothesis
 import requests
@@ -79,44 +81,84 @@ def fuzz(url: str, *, examples: int, seconds: float, key: str | None = None, see
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
     with requests.Session() as session:
         session.headers.update(headers)
-        for result in schema.get_all_operations():
-            operation = result.ok()
-            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-                try:
-                    strategy = operation.as_strategy(generation_mode=mode)
-                    _run(strategy, session, found, examples, until, seed)
-                except (hypothesis.errors.Unsatisfiable, hypothesis.errors.UnsatisfiedAssumption):
-                    continue  # nothing to get wrong: a GET without parameters
+        ask = _Asker(url, session, found)
+        operations = [result.ok() for result in schema.get_all_operations()]
+        turns = list(product(operations, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)))
+        for number, (operation, mode) in enumerate(turns):
+            # Everyone has a share of what is left; what one does not need is for those after it.
+            now = time.monotonic()
+            share = now + max(0.0, until - now) / (len(turns) - number)
+            _run(operation.as_strategy(generation_mode=mode), ask, examples, share, seed)
     with urllib.request.urlopen(f"{url}/v2/health/live" if _has_v2(schema) else f"{url}/healthz", timeout=10) as answer:
         if answer.status != 200:
             found.findings.append(f"the server is not live afterwards: {answer.status}")
     return found
 
 
-def _run(strategy, session, found: Fuzz, examples: int, until: float, seed: int) -> None:
+class _OutOfTimeError(Exception):
+    """Raised to end a strategy's turn: Hypothesis would go on generating cases that nobody asks for."""
+
+
+def _run(strategy, ask, examples: int, until: float, seed: int) -> None:
+    """Ask for cases of a strategy; for one at least."""
+    asked = 0
+
     @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=examples,
         deadline=None,
         database=None,
         phases=[hypothesis.Phase.generate],
+        report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=strategy)
-    def ask(case) -> None:
-        if time.monotonic() > until:
-            return
+    def turn(case) -> None:
+        nonlocal asked
+        if asked and time.monotonic() > until:
+            raise _OutOfTimeError
+        asked += 1
+        ask(case)
+
+    with contextlib.suppress(_OutOfTimeError, hypothesis.errors.Flaky, hypothesis.errors.Unsatisfiable):
+        turn()
+
+
+class _Asker:
+    """Sends cases; most of those for a model are for one that there is, or all would be 404.
+
+    Args:
+        url: Of the endpoint.
+        session: With the headers that every request has.
+        found: Where answers are noted.
+    """
+
+    def __init__(self, url: str, session: requests.Session, found: Fuzz) -> None:
+        self._session, self._found = session, found
+        answer = session.get(f"{url}/v2/models", timeout=TIMEOUT_S)
+        self._models = answer.json()["models"] if answer.status_code == 200 else []
+        self._version = "1"
+        if self._models:
+            self._version = session.get(f"{url}/v2/models/{self._models[0]}", timeout=TIMEOUT_S).json()["versions"][0]
+
+    def __call__(self, case) -> None:
+        self._aim(case)
         name = f"{case.operation.method.upper()} {case.operation.path}"
         try:
-            response = session.request(**case.as_transport_kwargs(), timeout=TIMEOUT_S)
+            response = self._session.request(**case.as_transport_kwargs(), timeout=TIMEOUT_S)
         except requests.exceptions.InvalidHeader:
             return  # a header that no client can send
         except requests.exceptions.RequestException as err:
-            found.findings.append(f"no answer to {name}: {err!r}")
+            self._found.findings.append(f"no answer to {name}: {err!r}")
             return
-        found.note(name, response)
+        self._found.note(name, response)
 
-    ask()
+    def _aim(self, case) -> None:
+        turn = self._found.requests
+        if self._models and turn % 5 and "model" in (case.path_parameters or {}):
+            case.path_parameters["model"] = self._models[turn % len(self._models)]
+            if "version" in case.path_parameters:
+                case.path_parameters["version"] = self._version
 
 
 def _has_v2(schema) -> bool:

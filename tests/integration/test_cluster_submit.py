@@ -275,7 +275,7 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
     with started(world, world.command("--submission-id", "late", label=world.arguments("late"))) as run:
         run.wait_for("batches of 16")
         extra = world.nodes.add(cpus=1)
-        eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()))
+        eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()), 120)
         extra.kill()
         world.gate.open_shards = SHARDS
         code = run.end(150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -169,6 +170,21 @@ def test_http_many_requests_at_once(server):
         ids = [int(request.get_result().as_numpy("label_ids")[0, 0]) for request in pending]
 
     assert ids == [1, 0] * 12
+
+
+def test_http_asynchronous_client(server):
+    from tritonclient.http.aio import InferenceServerClient
+
+    async def talk():
+        async with InferenceServerClient(server.http) as client:
+            answers = [
+                client.infer(server.model, [images(RED if i % 2 else GREEN)], response_compression_algorithm=packed)
+                for i, packed in enumerate([None, "gzip", "deflate", None])
+            ]
+            results = await asyncio.gather(*answers)
+            return await client.is_server_ready(), [int(r.as_numpy("label_ids")[0, 0]) for r in results]
+
+    assert asyncio.run(talk()) == (True, [1, 0, 1, 0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.configuration_sources import build_configuration, list_settings
 from cluster.render import Target, render
+from cluster.render_pods import drain_command
 from cluster.validate_entrypoint import parse_entrypoint
 from models.errors import ConfigError
 from tests.unit.cluster.manifests import faults_of
@@ -96,8 +98,39 @@ def test_a_worker_that_is_stopped_has_time_to_finish():
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
 
     command = worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
-    assert "--deadline-remaining-seconds 40 && sleep 40" in command
+    assert "--deadline-remaining-seconds 40 || exit 0; for second in $(seq 40)" in command
     assert worker["terminationGracePeriodSeconds"] > 40
+    assert {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"} in worker["containers"][0]["env"]
+
+
+@pytest.mark.parametrize(("ray", "looks"), [("exit 0", 2), ("exit 1", 0)])
+def test_the_drain_ends_with_the_raylet_or_where_it_cannot_begin(ray, looks, tmp_path):
+    for name, script in (
+        ("ray", ray),
+        ("sleep", ":"),
+        ("pgrep", f'echo x >> {tmp_path}/l; test "$(wc -l < {tmp_path}/l)" -lt 2'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", drain_command(1000)], check=False, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=30
+    )
+
+    looked = (tmp_path / "l").read_text().count("x") if (tmp_path / "l").exists() else 0
+    assert (done.returncode, looked) == (0, looks)
+
+
+def test_ray_has_what_the_drain_asks_of_it():
+    import ray._private.ray_constants
+    from ray.scripts.scripts import cli
+
+    command = drain_command(40).split(" || ")[0]
+    options = {name for option in cli.commands["drain-node"].params for name in option.opts}
+
+    assert command.startswith("ray drain-node ")
+    assert {word for word in shlex.split(command) if word.startswith("--")} <= options
+    assert hasattr(ray._private.ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
 
 
 def test_secrets_are_references():
@@ -189,6 +222,10 @@ def stays_where_it_is(config):
     [
         (["nam=x"], "unknown setting 'nam'; did you mean 'name'?"),
         (["gpu.maxx=3"], "unknown setting 'gpu.maxx'; did you mean 'gpu.max'?"),
+        (["output=s3://b/x"], "unknown setting 'output'; did you mean 'job.output'?"),
+        (["workers=3"], "unknown setting 'workers'; see --list-settings"),
+        (["memory=8Gi"], "did you mean 'head.memory' or 'gpu.memory' or 'cpu.memory'?"),
+        (["image=a/b:c"], "setting 'image' is a group, got 'a/b:c'; set image.repository, image.tag"),
         (["gpu.min=5"], "gpu: min must not be above max, got min=5 and max=4"),
         (["gpu.min=0"], "gpu.min must be at least 1 with device=cuda, got 0"),
         (["gpu.max=many"], "gpu.max: input should be a valid integer"),

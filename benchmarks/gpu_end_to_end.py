@@ -78,7 +78,8 @@ def measure(options: argparse.Namespace) -> dict:
         with watching_card() as samples:
             said, seconds, parts = label(paths, folder, options)
     skipped = max(1, len(parts) // 10)
-    steady = sum(rows for _, rows in parts[skipped:]) / max(parts[-1][0] - parts[skipped - 1][0], 1e-9)
+    span = parts[-1][0] - parts[skipped - 1][0]
+    steady = sum(rows for _, rows in parts[skipped:]) / span if span > 0 else said["images"] / seconds
     middle = samples[len(samples) // 10 : len(samples) - len(samples) // 10]
     bounds = [rate for rate in (options.decode_rate, options.session_rate) if rate]
     return {

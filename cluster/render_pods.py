@@ -103,11 +103,13 @@ def worker_pod(config: ClusterConfiguration, group: WorkerSettings, env: dict[st
 def drain_command(drain_s: int) -> str:
     """Return what a worker does before it is stopped: take nothing new, and give what runs time to finish.
 
-    Ray ends the node by itself once it is idle, and with it the container, whether or not the time is over.
+    Its raylet ends once it is idle. `ray start --block` stays for all that, so the hook looks for the raylet itself;
+    when the hook ends, Kubernetes stops the container.
     """
     return (
         "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is being stopped'"
-        f" --deadline-remaining-seconds {drain_s} && sleep {drain_s} || ray stop"
+        f" --deadline-remaining-seconds {drain_s} || exit 0;"
+        f" for second in $(seq {drain_s}); do pgrep -x raylet > /dev/null || exit 0; sleep 1; done"
     )
 
 

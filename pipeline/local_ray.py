@@ -33,22 +33,44 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
     warm_up = threading.Thread(target=import_module, args=("ray.data",), name="import-ray-data", daemon=True)
     warm_up.start()
     with _without_services():
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, **options)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **options,
+        )
+        _name_no_dashboard()
     warm_up.join()
     leave_out_cluster_actors()
 
 
+def _name_no_dashboard() -> None:
+    """Tell Ray's agent an address where nothing answers: without any it looks every second, and logs a traceback."""
+    from ray._private import ray_constants
+    from ray.experimental import internal_kv
+
+    namespace = ray_constants.KV_NAMESPACE_DASHBOARD
+    internal_kv._internal_kv_put(ray_constants.DASHBOARD_ADDRESS, b"127.0.0.1:1", namespace=namespace)
+
+
 @contextmanager
 def _without_services() -> Iterator[None]:
-    """Have Ray's head node start no service; Ray has no option for that (2.60).
+    """Have Ray's head node start no service, and its agent take any port; Ray has no options for that (2.60).
 
     Where a later Ray has other names for them, they start as ever, and a start only takes longer.
     """
     from ray._private.node import Node
 
-    kept = {name: vars(Node)[name] for name in _SERVICES if name in vars(Node)}
+    kept = {name: vars(Node)[name] for name in (*_SERVICES, "start_raylet") if name in vars(Node)}
+
+    def start_raylet(node: Any, *args: Any) -> None:  # noqa: ANN401 (Ray's own)
+        # The agent's port is the same for every Ray of a machine: beside another Ray, 3.4 s of vain tries.
+        node._ray_params.dashboard_agent_listen_port = 0
+        kept["start_raylet"](node, *args)
+
     for name in kept:
-        setattr(Node, name, _no_service)
+        setattr(Node, name, start_raylet if name == "start_raylet" else _no_service)
     try:
         yield
     finally:

@@ -86,7 +86,7 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
         share = config.gpus_per_actor or 1.0
         actors = _bounds(config, max(1, int(_cards(choice, cluster) / share)))
         # A card's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
-        decoders = config.preprocess_cpus or max(1, int(cluster.cpus))
+        decoders = config.preprocess_cpus or max(1, min(int(cluster.cpus), pending))
         growth = 0 if config.preprocess_cpus else _growth(cluster, pending)
         pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth=growth)
     else:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 def test_every_part_of_the_whole_is_measured_and_kept(tmp_path, tiny_model, capsys):
     output = tmp_path / "figures.json"
 
-    gpu.main([str(PHOTOS), "--model", str(tiny_model), "--images", "1", "--tiny", "--output", str(output)])
+    gpu.main([str(PHOTOS), "--model", str(tiny_model), "--images", "30", "--tiny", "--output", str(output)])
 
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said == json.loads(output.read_text())
@@ -32,7 +32,9 @@ def test_every_part_of_the_whole_is_measured_and_kept(tmp_path, tiny_model, caps
     assert set(parts["profile"]["steps_ms"]) == {"into_pinned", "to_card", "compute", "back"}
     assert parts["profile"]["kernels"]
     end = parts["end_to_end_fp16"]
-    assert (end["images"], end["precision"]) == (8, "simulated")
+    assert end["precision"] == "simulated"
+    assert end["images"] > 8  # several shards
+    assert end["images"] % 8 == 0
     assert end["share_of_bound"] > 0
 
 

@@ -74,7 +74,7 @@ def test_a_lost_card_costs_its_actor_and_no_image(tmp_path, tiny_model):
     marks = tmp_path / "marks"
     marks.mkdir()
 
-    report = run_with(faulty_pool(marks, times=2), tmp_path / "in", tmp_path / "out", tiny_model)
+    report = run_with(faulty_pool(marks, times=2, after=1), tmp_path / "in", tmp_path / "out", tiny_model)
 
     assert report.status == "done"
     assert len(list(marks.iterdir())) == 2
@@ -86,7 +86,7 @@ def test_a_card_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(
     marks = tmp_path / "marks"
     marks.mkdir()
 
-    report = run_with(faulty_pool(marks, times=10**6), tmp_path / "in", tmp_path / "out", tiny_model)
+    report = run_with(faulty_pool(marks, times=10**6, after=0), tmp_path / "in", tmp_path / "out", tiny_model)
 
     assert report.status == "failed"
     assert "the actors that hold the model die or do not answer" in report.failure
@@ -100,8 +100,8 @@ def run_with(actor_class: type, source: Path, output: Path, model: Path) -> RunR
         return label(source, output, model, device="simulated:10000")
 
 
-def faulty_pool(marks: Path, *, times: int) -> type:
-    """Return model actors whose cards are lost, so many times in all, each at its second batch."""
+def faulty_pool(marks: Path, *, times: int, after: int) -> type:
+    """Return model actors whose cards are lost, so many times in all, each after so many batches."""
 
     # Not at the module's level: Ray's workers do not import the tests, and what is here travels whole.
     class FaultyActor(model_pool.ModelActor):
@@ -110,7 +110,7 @@ def faulty_pool(marks: Path, *, times: int) -> type:
             predict, batches = self._labeller.predict, itertools.count()
 
             def fail(images, **options):
-                if next(batches) >= 1 and len(list(marks.iterdir())) < times:
+                if next(batches) >= after and len(list(marks.iterdir())) < times:
                     (marks / uuid.uuid4().hex).touch()
                     raise DeviceLostError("CUDA failure 700: an illegal memory access was encountered")
                 return predict(images, **options)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,16 +98,34 @@ def test_a_worker_that_is_stopped_has_time_to_finish():
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
 
     command = worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
-    assert "--deadline-remaining-seconds 40 && sleep 40" in command
+    assert "--deadline-remaining-seconds 40 || exit 0; for second in $(seq 40)" in command
     assert worker["terminationGracePeriodSeconds"] > 40
     assert {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"} in worker["containers"][0]["env"]
+
+
+@pytest.mark.parametrize(("ray", "looks"), [("exit 0", 2), ("exit 1", 0)])
+def test_the_drain_ends_with_the_raylet_or_where_it_cannot_begin(ray, looks, tmp_path):
+    for name, script in (
+        ("ray", ray),
+        ("sleep", ":"),
+        ("pgrep", f'echo x >> {tmp_path}/l; test "$(wc -l < {tmp_path}/l)" -lt 2'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", drain_command(1000)], check=False, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=30
+    )
+
+    looked = (tmp_path / "l").read_text().count("x") if (tmp_path / "l").exists() else 0
+    assert (done.returncode, looked) == (0, looks)
 
 
 def test_ray_has_what_the_drain_asks_of_it():
     import ray._private.ray_constants
     from ray.scripts.scripts import cli
 
-    command = drain_command(40).split(" && ")[0]
+    command = drain_command(40).split(" || ")[0]
     options = {name for option in cli.commands["drain-node"].params for name in option.opts}
 
     assert command.startswith("ray drain-node ")

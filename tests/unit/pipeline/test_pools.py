@@ -30,6 +30,10 @@ def test_with_gpus_every_cpu_decodes_and_each_gpu_has_an_actor():
     assert plan(ON_GPU, 32, 4) == Pools((4, 4), 0, 1, decoders=32, batch_size=256, card_share=1)
 
 
+def test_no_more_decoders_than_units():
+    assert plan(ON_GPU, 32, 4, pending=3).decoders == 3
+
+
 def test_several_actors_share_a_gpu():
     pools = plan(ON_GPU, 16, 2, gpus_per_actor=0.5)
 

@@ -99,11 +99,12 @@ def connect(address: str | None) -> Cluster:
 
     is_ours = not ray.is_initialized()
     try:
+        if is_ours:
+            _shorten_errors()
         if not is_ours:
             pass
         elif address:
             keep_cluster_actors()
-            _shorten_errors()
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray()

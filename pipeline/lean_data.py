@@ -15,7 +15,7 @@ _PLACES = (
     ("ray.data._internal.stats", "get_or_create_stats_actor"),
     ("ray.data._internal.execution.streaming_executor", "create_cluster_autoscaler"),
     ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_or_create_actor_location_tracker"),
-    ("ray.data._internal.utils.cached_ray_internals", "get_or_create_actor_location_tracker"),
+    ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),
 )
 
 
@@ -25,7 +25,7 @@ _replaced: list[tuple[Any, str, Any]] = []
 def leave_out_cluster_actors() -> None:
     """Replace the three actors in this process; a Ray that has other names for them keeps its own."""
     keep_cluster_actors()
-    stand_ins: tuple[Callable[..., Any], ...] = (_NoStatistics, _FixedCluster, _OneNode, _OneNode)
+    stand_ins: tuple[Callable[..., Any], ...] = (_NoStatistics, _FixedCluster, _OneNode, _all_here)
     for (module_name, name), stand_in in zip(_PLACES, stand_ins, strict=True):
         try:
             module = import_module(module_name)
@@ -85,13 +85,13 @@ class _OneNode:
         """Take an actor's node."""
         return _Ignored()
 
-    @property
-    def get_actor_locations(self) -> _Method:
-        """Say that all actors are on this node."""
-        return _Method(_all_here)
-
 
 def _all_here(logical_actor_ids: Sequence[str]) -> dict[str, str]:
+    """Say that all actors are on this node.
+
+    Not by way of the object store, as an actor's answer would come: a process that touches it after the raylet died is
+    ended at once, without a word.
+    """
     import ray
 
     return dict.fromkeys(logical_actor_ids, ray.get_runtime_context().get_node_id())

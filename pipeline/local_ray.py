@@ -18,6 +18,8 @@ from pipeline.lean_data import leave_out_cluster_actors
 
 logger = logging.getLogger(__name__)
 
+# Ray lets a driver in when workers that it started in advance are there, and waits for ever where one of them dies first.
+_SYSTEM_CONFIG = {"prestart_worker_first_driver": False}
 _SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
@@ -38,6 +40,7 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            _system_config=_SYSTEM_CONFIG,
             **options,
         )
         _name_no_dashboard()

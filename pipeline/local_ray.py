@@ -8,6 +8,8 @@ anything, and they take 2 s at the start, 1 s at the end, and CPU in between (do
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Ray lets a driver in when workers that it started in advance are there, and waits for ever where one of them dies first.
 _SYSTEM_CONFIG = {"prestart_worker_first_driver": False}
+# Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
+START_TIMEOUT_S = 120.0
 _SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
@@ -29,11 +33,23 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
     Args:
         options: For `ray.init`, which raises what it raises.
     """
-    import ray
-
     # Ray's processes take a second and a half to come up, in which this one has nothing else to do.
     warm_up = threading.Thread(target=import_module, args=("ray.data",), name="import-ray-data", daemon=True)
     warm_up.start()
+    watchdog = threading.Timer(START_TIMEOUT_S, _give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        _start(options)
+    finally:
+        watchdog.cancel()
+    warm_up.join()
+    leave_out_cluster_actors()
+
+
+def _start(options: dict[str, Any]) -> None:
+    import ray
+
     with _without_services():
         ray.init(
             address="local",
@@ -44,8 +60,15 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
             **options,
         )
         _name_no_dashboard()
-    warm_up.join()
-    leave_out_cluster_actors()
+
+
+def _give_up() -> None:
+    """End this process: Ray waits for ever for some of its own that died while it came up."""
+    sys.stderr.write(
+        f"shardlabel: error: Ray did not come up within {START_TIMEOUT_S:g} s; run the same command again\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _name_no_dashboard() -> None:

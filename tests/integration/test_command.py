@@ -193,6 +193,16 @@ def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_
 
 
 @pytest.mark.ray
+def test_a_ray_that_does_not_come_up_is_an_error_and_no_hang():
+    impatient = "import pipeline.local_ray as it; it.START_TIMEOUT_S = 0.1; it.start_local_ray()"
+
+    ended = subprocess.run([sys.executable, "-c", impatient], capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("Ray did not come up within 0.1 s; run the same command again")
+
+
+@pytest.mark.ray
 def test_killed_with_kill_9_nothing_is_lost_or_repeated_and_the_files_are_equal(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=40, samples=500)
     options = ("--model", tiny_model, "--top-k", "3")

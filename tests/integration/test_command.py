@@ -35,9 +35,9 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_parts(folder: Path, count: int) -> None:
+def wait_for_parts(folder: Path, count: int, pattern: str = "part-*.parquet") -> None:
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("part-*.parquet"))) < count:
+    while len(list(folder.glob(pattern))) < count:
         assert time.monotonic() < deadline, "no unit was finished in 120 s"
         time.sleep(0.02)
 
@@ -208,6 +208,7 @@ def test_killed_with_kill_9_nothing_is_lost_or_repeated_and_the_files_are_equal(
     options = ("--model", tiny_model, "--top-k", "3")
     process = start("label", tmp_path / "in", "--output", tmp_path / "out", *options)
     wait_for_parts(tmp_path / "out", 3)
+    wait_for_parts(tmp_path / "out" / "_shardlabel" / "commits", 1, "commits-*")
 
     process.kill()
     process.communicate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -136,8 +137,13 @@ def test_an_interrupt_leaves_no_half_object(proxy: FaultProxy, place: Place) -> 
         return None
 
     proxy.rule = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        storage.write_bytes("new", content)
+    # What a shell starts in the background may have SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_bytes("new", content)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     for thread in threading.enumerate():
         if thread.name == "upload":

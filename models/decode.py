@@ -22,16 +22,10 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageFile
 
-from models.decode_fast import (
-    RESAMPLING,
-    UInt8Array,
-    crop_axes,
-    dct_factor,
-    decode_jpeg,
-    resize_crop,
-)
+from models.decode_fast import dct_factor, decode_jpeg
 from models.decode_headers import ImageFormat, ImageLimits, check_header, check_scans, sniff_format
 from models.decode_pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
+from models.decode_resize import RESAMPLING, UInt8Array, crop_axes, resize_crop, resize_crop_simd
 from models.spec import Preprocessing
 
 __all__ = ["DecodeMode", "DecodedImage", "ImageLimits", "decode_image"]
@@ -131,10 +125,12 @@ def _decode_fast(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: 
     """
     width, height = image.size
     factor = 1 if jpeg is None else dct_factor(min(width, height), preprocessing.resize_shorter)
-    source: Image.Image | UInt8Array | None = None if jpeg is None else decode_jpeg(jpeg, width, height, factor)
-    if source is None:
-        source, factor = load_rgb(image), 1
-    orientation = stored_orientation(image)
+    pixels = None if jpeg is None else decode_jpeg(jpeg, width, height, factor)
+    rgb = load_rgb(image) if pixels is None else None
+    orientation = stored_orientation(image)  # which a PNG may tell behind its pixels
     x, y = crop_axes(width, height, orientation, preprocessing)
-    cropped = resize_crop(source, x, y, preprocessing.interpolation, factor=factor)
-    return np.asarray(upright(cropped, orientation))
+    if rgb is not None:
+        return np.asarray(upright(resize_crop(rgb, x, y, preprocessing.interpolation), orientation))
+    assert pixels is not None
+    cropped = resize_crop_simd(pixels, x, y, preprocessing.interpolation, factor=factor)
+    return cropped if orientation == 1 else np.asarray(upright(Image.fromarray(cropped), orientation))

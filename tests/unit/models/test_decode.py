@@ -21,9 +21,10 @@ from PIL import Image, ImageFile, ImageOps, WebPImagePlugin
 
 from models.catalog import load_spec
 from models.decode import MAX_RESIZED_PIXELS, DecodedImage, DecodeMode, ImageLimits, decode_image
-from models.decode_fast import Axis, crop_axes, dct_factor, decode_jpeg
+from models.decode_fast import dct_factor, decode_jpeg
 from models.decode_headers import exif_orientation
 from models.decode_pillow import undecodable
+from models.decode_resize import Axis, crop_axes, resize_crop, resize_crop_simd
 from models.errors import (
     EmptyImageError,
     ImageTooLargeError,
@@ -31,7 +32,7 @@ from models.errors import (
     UndecodableImageError,
     UnsupportedImageError,
 )
-from models.spec import Preprocessing
+from models.spec import Fit, Interpolation, Preprocessing
 from tests.image_corpus import (
     END,
     chunk,
@@ -111,6 +112,43 @@ def test_exact_is_the_reference_and_fast_differs_by_rounding(width, height, inte
     np.testing.assert_array_equal(exact, reference(file, wanted))
     # Pillow chooses by their sizes whether it resizes rows or columns first, and rounds after each.
     assert difference(fast, exact).max() <= 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    width=st.integers(1, 1200),
+    height=st.integers(1, 1200),
+    orientation=st.integers(1, 8),
+    interpolation=st.sampled_from(list(Interpolation)),
+    fit=st.sampled_from(list(Fit)),
+    resize=st.integers(8, 300),
+    factor=st.sampled_from([1, 2, 4, 8]),
+    data=st.data(),
+)
+def test_resizing_with_simd_differs_from_pillow_by_rounding(
+    width, height, orientation, interpolation, fit, resize, factor, data
+):
+    pytest.importorskip("cykooz_resizer", reason="has no wheel for this machine")
+    crop = data.draw(st.integers(1, resize))
+    wanted = preprocessing(interpolation, resize=resize, crop=crop).model_copy(update={"fit": fit})
+    x, y = crop_axes(width, height, orientation, wanted)
+    reduced = np.asarray(noisy(-(-width // factor), -(-height // factor)))
+
+    simd = resize_crop_simd(reduced, x, y, interpolation, factor=factor)
+
+    assert simd.shape == (crop, crop, 3)
+    assert difference(simd, np.asarray(resize_crop(reduced, x, y, interpolation, factor=factor))).max() <= 2
+
+
+def test_where_the_simd_library_is_missing_pillow_resizes(monkeypatch):
+    data, wanted = encode(noisy(500, 375), "JPEG", quality=95), preprocessing("bicubic")
+    image = np.asarray(Image.open(io.BytesIO(data)))
+    x, y = crop_axes(500, 375, 1, wanted)
+    monkeypatch.setattr("models.decode_resize.fir", None)
+
+    fast = decode(data, DecodeMode.FAST, wanted)
+
+    np.testing.assert_array_equal(fast, np.asarray(resize_crop(image, x, y, Interpolation.BICUBIC)))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -564,7 +602,7 @@ WARNING = """
 import io, sys
 from models.decode import *
 from models.errors import InputError
-from models.spec import Preprocessing
+from models.spec import Fit, Interpolation, Preprocessing
 from tests.image_corpus import *
 wanted = Preprocessing(resize_shorter=64, crop=56, interpolation="bilinear", scale=1, mean=(0, 0, 0), std=(1, 1, 1))
 plain, image = encode(picture(), "JPEG"), picture()

@@ -117,10 +117,13 @@ def _preprocessing_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[on
     if wanted.dtype is InputType.UINT8:
         return [*nodes, helper.make_node("Identity", [pixels], [target])], weights
     std, mean = np.asarray(p.std, np.float64), np.asarray(p.mean, np.float64)
-    shape = (1, 3, 1, 1) if wanted.layout is Layout.NCHW else (1, 1, 1, 3)
     for name, values in (("factor", p.scale / std), ("offset", -mean / std)):
-        ordered = values if wanted.channels is Channels.RGB else values[::-1]
-        weights.append(numpy_helper.from_array(ordered.reshape(shape).astype(np.float32), f"{_PREFIX}{name}"))
+        ordered = (values if wanted.channels is Channels.RGB else values[::-1]).astype(np.float32)
+        # A value for each column too, since ONNX Runtime may turn NCHW to NHWC: it goes over runs that are laid out alike,
+        # and runs of three values take it ten times as long.
+        row = np.broadcast_to(ordered[:, np.newaxis], (3, p.crop))
+        constant = row[np.newaxis, :, np.newaxis] if wanted.layout is Layout.NCHW else row.T[np.newaxis, np.newaxis]
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(constant), f"{_PREFIX}{name}"))
     normalised = target if wanted.dtype is InputType.FLOAT32 else f"{_PREFIX}normalised"
     nodes += [
         helper.make_node("Cast", [pixels], [f"{_PREFIX}float"], to=TensorProto.FLOAT),

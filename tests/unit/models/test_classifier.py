@@ -145,6 +145,19 @@ def test_the_joined_resnet_agrees_with_preprocessing_and_softmax_done_outside(ma
     assert predictions.label_ids.tolist() == np.argsort(-expected, axis=1)[:, :5].tolist()
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_no_constant_of_the_preprocessing_is_broadcast_over_runs_of_three(layout, made_up_resnet):
+    spec = load_spec("resnet18-v2")
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"layout": layout})})
+
+    graph = onnx.load_model_from_string(join_graph(spec, made_up_resnet.read_bytes())).graph
+
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    # ONNX Runtime turns NCHW to NHWC where that suits it: then too the last two axes vary together.
+    wanted = [1, 3, 1, 224] if layout == "NCHW" else [1, 1, 224, 3]
+    assert shapes["shardlabel_factor"] == shapes["shardlabel_offset"] == wanted
+
+
 def test_one_image_has_the_same_scores_in_every_batch(made_up_resnet):
     spec = load_spec("resnet18-v2")
     classifier = Classifier(spec, precision=Precision.FP32, graph=join_graph(spec, made_up_resnet.read_bytes()))

@@ -13,7 +13,7 @@ from models.classifier import Classifier, Device, Provider, choose
 from models.errors import ArtifactError, ProviderUnavailableError, SignatureError, UnknownModelError
 from models.graph import join_graph
 from models.graph_cache import load_joined_graph
-from models.spec import Precision
+from models.spec import Layout, Precision
 from tests.made_up_resnet import build_made_up_resnet
 from tests.tiny_model import SIDE
 
@@ -148,7 +148,7 @@ def test_the_joined_resnet_agrees_with_preprocessing_and_softmax_done_outside(ma
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_no_constant_of_the_preprocessing_is_broadcast_over_runs_of_three(layout, made_up_resnet):
     spec = load_spec("resnet18-v2")
-    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"layout": layout})})
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"layout": Layout(layout)})})
 
     graph = onnx.load_model_from_string(join_graph(spec, made_up_resnet.read_bytes())).graph
 

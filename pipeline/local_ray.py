@@ -1,19 +1,22 @@
 """Start a local Ray for one command, without the services that only a cluster or a person at a dashboard needs.
 
-`ray.init` starts three Python processes beside Ray's own two: the autoscaler's monitor, the log monitor, and, even with
-`include_dashboard=False`, an API server whose coming up it waits for. For one command on one machine none of them does
-anything, and they take 2 s at the start, 1 s at the end, and CPU in between (docs/decisions.md).
+`ray.init` starts five Python processes beside Ray's own two: the autoscaler's monitor, the log monitor, an API server
+whose coming up it waits for (even with `include_dashboard=False`), and the two agents of a node, for its dashboard and for
+runtime environments. For one command on one machine none of them does anything, and they take 3 s at the start, 1 s at
+the end, and CPU in between (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pipeline.lean_data import leave_out_cluster_actors
@@ -25,6 +28,11 @@ _SYSTEM_CONFIG = {"prestart_worker_first_driver": False}
 # Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
 START_TIMEOUT_S = 120.0
 _SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
+_AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+# Files in which the agents say where they listen; the raylet waits for them.
+_AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+# By which somebody may ask for a runtime environment, which only its agent makes.
+_RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
@@ -50,7 +58,7 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
 def _start(options: dict[str, Any]) -> None:
     import ray
 
-    with _without_services():
+    with _without_services(), _without_agents():
         ray.init(
             address="local",
             include_dashboard=False,
@@ -102,6 +110,43 @@ def _without_services() -> Iterator[None]:
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
+
+
+@contextmanager
+def _without_agents() -> Iterator[None]:
+    """Have the raylet start `cat` where it would start its node's two agents: it ends when the raylet does, as they do.
+
+    The raylet insists on a command, keeps a pipe to it, and waits to be told ports; at those given here nobody listens.
+    Where Ray has other names for all this, or a runtime environment may be wanted, the agents start as ever.
+    """
+    from ray._private import ray_constants, services
+
+    stand_in = shutil.which("cat")
+    wanted = any(name in os.environ for name in _RUNTIME_ENV_VARIABLES)
+    if stand_in is None or wanted or not hasattr(services, "start_ray_process"):
+        yield
+        return
+    start_ray_process = services.start_ray_process
+    # `uv run` would have the workers in an environment that an agent builds. They have this process's own.
+    uv, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, False
+
+    def start(command: list[str], *args: Any, **options: Any) -> Any:  # noqa: ANN401 (Ray's own)
+        options_of = dict(part.split("=", 1) for part in command if part.startswith("--") and "=" in part)
+        session, node = options_of.get("--session_dir"), options_of.get("--node_id")
+        if session and node and all(any(part.startswith(agent) for part in command) for agent in _AGENTS):
+            for name in _AGENT_PORTS:
+                Path(session, f"{name}_{node}").write_text("1")
+            command = [
+                next((agent + stand_in for agent in _AGENTS if part.startswith(agent)), part) for part in command
+            ]
+        return start_ray_process(command, *args, **options)
+
+    services.start_ray_process = start
+    try:
+        yield
+    finally:
+        services.start_ray_process = start_ray_process
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv
 
 
 def _no_service(node: object, **options: object) -> None:

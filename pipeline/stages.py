@@ -33,6 +33,9 @@ from pipeline.storage import Storage
 
 UInt8Array = npt.NDArray[np.uint8]
 
+# Rows that become Arrow together; with embeddings 5 MB.
+BUILD_ROWS = 1_024
+
 
 @dataclass(frozen=True, slots=True)
 class UnitSettings:
@@ -234,11 +237,25 @@ def label_unit(
     samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
     batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, careful=careful))
     with UnitWriter(settings.dest.temporary_path(), schema) as writer:
-        for batch, predictions in label(batches):
+        for rows, predictions in _gathered(label(batches)):
             with clock.measured(Stage.WRITE):
-                writer.write(build_batch(batch.rows, predictions, settings.output, schema))
+                writer.write(build_batch(rows, predictions, settings.output, schema))
     with clock.measured(Stage.WRITE):
         return publish_unit(settings, unit, writer, notes, started)
+
+
+def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[tuple[list[Row], Predictions]]:
+    """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, of however few rows."""
+    rows: list[Row] = []
+    pieces: list[Predictions] = []
+    for batch, predictions in labelled:
+        rows.extend(batch.rows)
+        pieces.append(predictions)
+        if len(rows) >= BUILD_ROWS:
+            yield rows, Predictions.join(pieces)
+            rows, pieces = [], []
+    if rows:
+        yield rows, Predictions.join(pieces)
 
 
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:

@@ -24,10 +24,13 @@ from pipeline.lean_data import leave_out_cluster_actors
 logger = logging.getLogger(__name__)
 
 # Ray lets a driver in when workers that it started in advance are there, and waits for ever where one of them dies first.
-_SYSTEM_CONFIG = {"prestart_worker_first_driver": False}
+# And nobody looks at the events of a local Ray's tasks.
+_SYSTEM_CONFIG = {"prestart_worker_first_driver": False, "task_events_report_interval_ms": 0}
 # Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
 START_TIMEOUT_S = 120.0
 _SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
+# Whatever options the raylet adds: `cat` would refuse them, and the raylet ends with its agents.
+_STAND_IN = 'sh -c "exec cat" agent'
 _AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
 # Files in which the agents say where they listen; the raylet waits for them.
 _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
@@ -121,9 +124,8 @@ def _without_agents() -> Iterator[None]:
     """
     from ray._private import ray_constants, services
 
-    stand_in = shutil.which("cat")
     wanted = any(name in os.environ for name in _RUNTIME_ENV_VARIABLES)
-    if stand_in is None or wanted or not hasattr(services, "start_ray_process"):
+    if not (shutil.which("sh") and shutil.which("cat")) or wanted or not hasattr(services, "start_ray_process"):
         yield
         return
     start_ray_process = services.start_ray_process
@@ -137,7 +139,7 @@ def _without_agents() -> Iterator[None]:
             for name in _AGENT_PORTS:
                 Path(session, f"{name}_{node}").write_text("1")
             command = [
-                next((agent + stand_in for agent in _AGENTS if part.startswith(agent)), part) for part in command
+                next((agent + _STAND_IN for agent in _AGENTS if part.startswith(agent)), part) for part in command
             ]
         return start_ray_process(command, *args, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,12 @@ def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_
     label(tmp_path / "in", tmp_path / "out", tiny_model)
 
     assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
+    raylet = _global_node.all_processes["raylet"][0].process.pid
+    children = subprocess.run(
+        ["ps", "--ppid", str(raylet), "-o", "comm="], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert children.count("cat") == 2
+    assert not [name for name in children if "Agent" in name or "python" in name]
     assert ray.util.list_named_actors(all_namespaces=True) == []
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray.data
 
 from models.errors import ShardlabelError
+from models.memory import keep_freed_memory
 from pipeline.commits import Commit
 from pipeline.metrics import UnitMetrics
 from pipeline.model_client import ModelClient
@@ -121,6 +122,7 @@ class LabelUnits:
     """
 
     def __init__(self, settings: UnitSettings, model: ModelRef, pools: Pools, actors: list[Any] | None) -> None:
+        keep_freed_memory()
         self._settings = settings
         self._state = model.state
         self._clock = StageClock()

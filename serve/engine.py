@@ -14,6 +14,7 @@ from models.class_names import check_classes
 from models.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
 from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError, UndecodableImageError
+from models.memory import keep_freed_memory
 from models.spec import ModelSpec, Precision
 from models.tensor_model import TensorModel
 from serve.backend import Labelled, Outcome
@@ -66,6 +67,7 @@ class Engine:
         self._mode = mode
         self._limits = limits
         self._plan = plan
+        keep_freed_memory()
         self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
         check_classes(spec, self._classifier.num_classes)
         self._tensors = TensorModel(spec, precision=precision, provider=provider)

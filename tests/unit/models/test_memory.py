@@ -1,0 +1,37 @@
+"""Freed memory is kept, as page faults show: in a process of its own, since the setting is for good."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys
+import numpy as np
+from models.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+for round in range(60):
+    if round == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pixels = [np.zeros(2_400_000, np.uint8) for _ in range(3)]
+    for piece in pixels:
+        piece[:] = 1
+    del pixels, piece
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is a setting of glibc's malloc")
+def test_pixels_of_the_next_batch_cause_no_page_faults():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "as ever")
+    )
+
+    assert given_back > 1_000
+    assert kept < given_back / 20

@@ -71,7 +71,8 @@ def decode_image(
         data: The encoded image.
         preprocessing: Geometry and filter.
         mode: `exact` resizes the whole image with Pillow: pixel for pixel the reference. `fast` computes the crop
-            alone, of a large JPEG that was reduced while it was decoded; see `models.decode_fast`.
+            alone, of a large JPEG that was reduced while it was decoded; see `models.decode_fast` and
+            `models.decode_resize`.
         limits: On bytes and pixels. The memory taken is at most 8 bytes per pixel, for a WebP 16.
         out: uint8 of shape (crop, crop, 3), a row of a batch; written to if given.
 
@@ -126,11 +127,10 @@ def _decode_fast(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: 
     width, height = image.size
     factor = 1 if jpeg is None else dct_factor(min(width, height), preprocessing.resize_shorter)
     pixels = None if jpeg is None else decode_jpeg(jpeg, width, height, factor)
-    rgb = load_rgb(image) if pixels is None else None
+    source = load_rgb(image) if pixels is None else pixels
     orientation = stored_orientation(image)  # which a PNG may tell behind its pixels
     x, y = crop_axes(width, height, orientation, preprocessing)
-    if rgb is not None:
-        return np.asarray(upright(resize_crop(rgb, x, y, preprocessing.interpolation), orientation))
-    assert pixels is not None
-    cropped = resize_crop_simd(pixels, x, y, preprocessing.interpolation, factor=factor)
+    if isinstance(source, Image.Image):
+        return np.asarray(upright(resize_crop(source, x, y, preprocessing.interpolation), orientation))
+    cropped = resize_crop_simd(source, x, y, preprocessing.interpolation, factor=factor)
     return cropped if orientation == 1 else np.asarray(upright(Image.fromarray(cropped), orientation))

@@ -147,8 +147,9 @@ def resize_crop_simd(
     left, right, first_column, last_column = x.box(factor, support)
     top, bottom, first_row, last_row = y.box(factor, support)
     width, height = last_column - first_column, last_row - first_row
-    left, right = left - first_column, min(right - first_column, width)
-    top, bottom = top - first_row, min(bottom - first_row, height)
+    left, top = left - first_column, top - first_row
+    # The library refuses a box that rounding has put beyond the edge.
+    right, bottom = min(right - first_column, width), min(bottom - first_row, height)
 
     resizer, filters = _simd()
     rgb = fir.PixelType.U8x3

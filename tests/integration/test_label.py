@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
 from pipeline.cluster_session import connect
 from pipeline.config import LabelConfig
@@ -64,11 +64,11 @@ def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_
 
     assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
     raylet = _global_node.all_processes["raylet"][0].process.pid
-    children = subprocess.run(
-        ["ps", "--ppid", str(raylet), "-o", "comm="], capture_output=True, text=True, check=True
-    ).stdout.split("\n")
-    assert children.count("cat") == 2
-    assert not [name for name in children if "Agent" in name or "python" in name]
+    if Path("/proc/self/stat").exists():
+        children = [pid for pid, (parent, _) in process_table().items() if parent == raylet]
+        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in children]
+        assert names.count("cat") == 2
+        assert not [name for name in names if "Agent" in name or "python" in name]
     assert ray.util.list_named_actors(all_namespaces=True) == []
 
 

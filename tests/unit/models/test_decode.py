@@ -602,7 +602,7 @@ WARNING = """
 import io, sys
 from models.decode import *
 from models.errors import InputError
-from models.spec import Fit, Interpolation, Preprocessing
+from models.spec import Preprocessing
 from tests.image_corpus import *
 wanted = Preprocessing(resize_shorter=64, crop=56, interpolation="bilinear", scale=1, mean=(0, 0, 0), std=(1, 1, 1))
 plain, image = encode(picture(), "JPEG"), picture()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import ClusterError, ConfigError
-from pipeline.lean_data import keep_cluster_actors
+from pipeline.lean_data import keep_cluster_actors, leave_out_cluster_actors
 from pipeline.local_ray import start_local_ray
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ def connect(address: str | None) -> Cluster:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray()
+            leave_out_cluster_actors()
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if address:

@@ -19,8 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.lean_data import leave_out_cluster_actors
-
 logger = logging.getLogger(__name__)
 
 # Ray lets a driver in when workers that it started in advance are there, and waits for ever where one of them dies first.
@@ -38,14 +36,15 @@ _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_ex
 _RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
-def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
+def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa: ANN401 (ray.init's own)
     """Start a Ray of this command's own, whatever others run on this machine.
 
     Args:
+        library: Ray's library that is needed next, imported meanwhile.
         options: For `ray.init`, which raises what it raises.
     """
     # Ray's processes take a second and a half to come up, in which this one has nothing else to do.
-    warm_up = threading.Thread(target=import_module, args=("ray.data",), name="import-ray-data", daemon=True)
+    warm_up = threading.Thread(target=import_module, args=(library,), name=f"import-{library}", daemon=True)
     warm_up.start()
     watchdog = threading.Timer(START_TIMEOUT_S, _give_up)
     watchdog.daemon = True
@@ -55,7 +54,6 @@ def start_local_ray(**options: Any) -> None:  # noqa: ANN401 (ray.init's own)
     finally:
         watchdog.cancel()
     warm_up.join()
-    leave_out_cluster_actors()
 
 
 def _start(options: dict[str, Any]) -> None:

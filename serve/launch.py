@@ -22,6 +22,7 @@ from models.cache import locate
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
 from models.spec import Precision
+from pipeline.local_ray import start_local_ray
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.config import ServeConfig
@@ -120,7 +121,8 @@ def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            # A datagram per request to a Python process, for metrics of Ray's that nobody collects here.
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
@@ -147,12 +149,11 @@ def _start_ray(listen: Listen) -> None:
     import ray
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    environment: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if listen.address:
-            ray.init(address=listen.address, **environment)
+            ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(address="local", include_dashboard=False, **environment)
+            start_local_ray("ray.serve")
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:

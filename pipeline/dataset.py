@@ -35,6 +35,7 @@ from pipeline.plan import Unit
 from pipeline.pools import Pools
 from pipeline.stage_clock import StageClock
 from pipeline.stages import LabelBatches, UnitSettings, label_here, label_unit
+from pipeline.tasks import in_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,13 @@ def labelling(settings: UnitSettings, model: ModelRef, pools: Pools, say: Callab
 
 
 def _run(units: Sequence[Unit], pools: Pools, arguments: tuple[Any, ...]) -> Iterator[Result]:
-    blocks = [pa.table({"unit": pa.array([pickle.dumps(unit)], pa.binary())}) for unit in units]
-    dataset = ray.data.from_blocks(blocks)  # one block a unit, so that each is a task of its own
+    workers = pools.decoders or max(pools.actors[1], pools.growth)
+    # -> unit; a block is a task
+    blocks = [
+        pa.table({"unit": pa.array([pickle.dumps(unit) for unit in task], pa.binary())})
+        for task in in_tasks(units, workers)
+    ]
+    dataset = ray.data.from_blocks(blocks)
     results = dataset.map_batches(
         LabelUnits,
         fn_constructor_args=arguments,

@@ -13,7 +13,7 @@ from models.decode import DecodeMode, ImageLimits
 from models.errors import ConfigError
 
 # Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
-CPU_BATCH_SIZE = 4
+CPU_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 32
 # Images that may wait per replica: a second or two of work on one core, and several batches on a GPU.
 MIN_QUEUE = 128

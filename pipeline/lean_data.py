@@ -2,11 +2,13 @@
 
 For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that bargains for nodes
 with the autoscaler, and one that notes which node an actor is on: three Python processes, 3 s of CPU at the start. A
-local Ray has no dashboard, no autoscaler and one node. Ray has no option to leave them out (docs/decisions.md).
+local Ray has no dashboard, no autoscaler and one node. Ray has no option to leave them out (docs/decisions.md), and none
+for how often a consumer looks for results.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -16,7 +18,10 @@ _PLACES = (
     ("ray.data._internal.execution.streaming_executor", "create_cluster_autoscaler"),
     ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_or_create_actor_location_tracker"),
     ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),
+    ("ray.data._internal.execution.streaming_executor_state", "time"),
 )
+# Who waits for results looks for them a hundred times a second, which is 1 % of a core; this often is enough.
+_POLL_S = 0.03
 
 
 _replaced: list[tuple[Any, str, Any]] = []
@@ -25,7 +30,7 @@ _replaced: list[tuple[Any, str, Any]] = []
 def leave_out_cluster_actors() -> None:
     """Replace the three actors in this process; a Ray that has other names for them keeps its own."""
     keep_cluster_actors()
-    stand_ins: tuple[Callable[..., Any], ...] = (_NoStatistics, _FixedCluster, _OneNode, _all_here)
+    stand_ins: tuple[Any, ...] = (_NoStatistics, _FixedCluster, _OneNode, _all_here, _PatientTime())
     for (module_name, name), stand_in in zip(_PLACES, stand_ins, strict=True):
         try:
             module = import_module(module_name)
@@ -41,6 +46,18 @@ def keep_cluster_actors() -> None:
     while _replaced:
         module, name, original = _replaced.pop()
         setattr(module, name, original)
+
+
+class _PatientTime:
+    """In place of the module `time` where results are waited for."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the module has)
+        return getattr(time, name)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Sleep at least `_POLL_S`."""
+        time.sleep(max(seconds, _POLL_S))
 
 
 class _Method:

@@ -3,13 +3,16 @@
     python3 -m venv .venv-rivals && .venv-rivals/bin/python -m pip install -r benchmarks/requirements-serve.txt
     python -m benchmarks.serve_rivals [--rounds 5] [--seconds 5] [--clients 1,8,64] [--only shardlabel,fastapi]
 
-Every server has the same int8 model, session, decoding (`labeller.py`) and JPEGs, and one process or replica per core; each
-is set up as its own documentation does it. They take turns: in every round each is started anew, checked for the right
-labels, warmed up for two seconds, loaded with each number of clients, measured (proportional set size of all its
-processes, under load) and ended; the order turns too. `bare` is the bound: decoding and session in as many processes, with
-no server. A figure is the median of the rounds; `spread` is (largest - smallest) / median; a ratio is the median of the
-rounds' own ratios, so that a machine that slows down does so for both. A round of 5 s takes about 5 minutes; results are
-written after each, and `--add` goes on from there: five times `--rounds 1 --add` is `--rounds 5`.
+Every server has the same int8 model and JPEGs, and per core one process or replica with one session of one thread; each is
+set up as its own documentation does it. All decode and label with the project's own code, so that only the serving differs;
+or, with `--labeller plain`, all but ours with Pillow, NumPy and the model's file as it is (`labeller.py`).
+
+They take turns: in every round each is started anew, checked for the right labels, warmed up for two seconds, loaded with
+each number of clients, measured (proportional set size of all its processes, under load) and ended; the order turns too.
+`bare` is the bound: decoding and session in as many processes, with no server. A figure is the median of the rounds;
+`spread` is (largest - smallest) / median; a ratio is the median of the rounds' own ratios, so that a machine that slows
+down does so for both. A round of 5 s takes about 5 minutes; results are written after each, and `--add` goes on from there:
+five times `--rounds 1 --add` is `--rounds 5`.
 
 It prints a table; the last line is one JSON object, which is kept in benchmarks/results/ with a plot beside it.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +33,7 @@ from pathlib import Path
 from benchmarks.measure import memory_mb
 from benchmarks.serve_rivals.bare import measure as measure_bare
 from benchmarks.serve_rivals.contenders import CORES, Contender, contenders
-from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.labeller import KIND_VARIABLE, KINDS, OurLabeller, PlainLabeller, make_labeller
 from benchmarks.serve_rivals.load import ROOT, Bodies, read_images, run_load
 from benchmarks.serve_rivals.running import running
 
@@ -109,14 +113,19 @@ def table(summary: dict[str, dict], titles: dict[str, str], clients: list[str]) 
     return "\n".join(lines)
 
 
+def _labels(labeller: OurLabeller | PlainLabeller, images: list[bytes]) -> list[list[int]]:
+    return [labeller.label([labeller.decode(data)])[0]["label_ids"] for data in images[:CHECKED]]
+
+
 def one_round(number: int, chosen: list[Contender], images: list[bytes], args: argparse.Namespace) -> dict[str, dict]:
     """Let everyone have a turn; whose comes first changes from round to round."""
-    labeller = Labeller()
-    expected = [labeller.label([labeller.decode(data)])[0]["label_ids"] for data in images[:CHECKED]]
+    theirs = _labels(make_labeller(), images)
+    ours = _labels(make_labeller("ours"), images)
     turns: list[Contender | None] = [*chosen, None]
     found = {}
     for contender in turns[number % len(turns) :] + turns[: number % len(turns)]:
         name = contender.name if contender else "bare"
+        expected = ours if name == OURS else theirs
         found[name] = one_start(contender, images, expected, args) if contender else bare_start(images, args.seconds)
         print(f"round {number + 1} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
     return {name: found[name] for name in (*(contender.name for contender in chosen), "bare")}
@@ -126,6 +135,7 @@ def result_of(rounds: list[dict[str, dict]], chosen: list[Contender], args: argp
     """Return all that is kept."""
     return {
         "benchmark": "serve_rivals", "date": datetime.now(UTC).date().isoformat(), "cores": CORES,
+        "labeller": args.labeller,
         "rounds": len(rounds), "seconds": args.seconds, "images": args.images, "summary": summarise(rounds),
         "ratios": ratios(rounds, str(args.clients[-1])), "titles": {c.name: c.title for c in chosen}, "all": rounds,
     }  # fmt: skip
@@ -157,11 +167,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="different JPEGs (200)")
     parser.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals" / "bin", help="their environment's bin")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument(
+        "--labeller", choices=KINDS, default=KINDS[0], help="what the others decode and label with (ours)"
+    )
     parser.add_argument("--add", action="store_true", help="to today's rounds that are there")
     args = parser.parse_args()
     chosen = [c for c in contenders(args.rivals) if args.only is None or c.name in args.only.split(",")]
     images = read_images(args.images)
-    path = args.output / f"{datetime.now(UTC).date().isoformat()}-serve-rivals-{CORES}-cores.json"
+    os.environ[KIND_VARIABLE] = args.labeller
+    kind = "" if args.labeller == KINDS[0] else f"-{args.labeller}"
+    path = args.output / f"{datetime.now(UTC).date().isoformat()}-serve-rivals{kind}-{CORES}-cores.json"
     rounds = earlier_rounds(path, chosen, args) if args.add else []
     for _ in range(args.rounds):
         rounds.append(one_round(len(rounds), chosen, images, args))

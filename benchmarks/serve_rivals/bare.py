@@ -13,14 +13,14 @@ import multiprocessing
 import statistics
 import time
 
-from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.labeller import make_labeller
 from benchmarks.serve_rivals.load import read_images
 
 
 def work(
     number: int, images: list[bytes], seconds: float, start: multiprocessing.Barrier, results: multiprocessing.Queue
 ) -> None:
-    labeller = Labeller()
+    labeller = make_labeller()
     times = []
     for data in images[:10]:
         labeller.label([labeller.decode(data)])

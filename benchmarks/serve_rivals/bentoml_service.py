@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bentoml
 
-from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.labeller import make_labeller
 
 WORKERS = len(os.sched_getaffinity(0))
 TRAFFIC = {"timeout": 60, "concurrency": 64}
@@ -21,7 +21,7 @@ LOGGING = {"access": {"enabled": False}}
 @bentoml.service(workers=WORKERS, traffic=TRAFFIC, logging=LOGGING)
 class Batched:
     def __init__(self) -> None:
-        self.labeller = Labeller()
+        self.labeller = make_labeller()
 
     @bentoml.api(batchable=True, batch_dim=0, max_batch_size=16, max_latency_ms=60_000)
     def classify(self, image: list[Path]) -> list[dict]:
@@ -31,7 +31,7 @@ class Batched:
 @bentoml.service(workers=WORKERS, traffic=TRAFFIC, logging=LOGGING)
 class Plain:
     def __init__(self) -> None:
-        self.labeller = Labeller()
+        self.labeller = make_labeller()
 
     @bentoml.api
     def classify(self, image: Path) -> dict:

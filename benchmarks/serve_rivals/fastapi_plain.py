@@ -8,10 +8,10 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 
-from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.labeller import make_labeller
 
 app = FastAPI()
-labeller = Labeller()
+labeller = make_labeller()
 
 
 def label(data: bytes) -> dict:

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import litserve as ls
 
-from benchmarks.serve_rivals.labeller import Labeller
+from benchmarks.serve_rivals.labeller import make_labeller
 
 
 class ParityAPI(ls.LitAPI):
     def setup(self, device):
-        self.labeller = Labeller()
+        self.labeller = make_labeller()
         self.pool = ThreadPoolExecutor(os.cpu_count())
 
     def decode_request(self, request):

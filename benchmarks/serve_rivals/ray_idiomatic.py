@@ -26,9 +26,9 @@ CORES = len(os.sched_getaffinity(0))
 @serve.ingress(app)
 class Labels:
     def __init__(self) -> None:
-        from benchmarks.serve_rivals.labeller import Labeller
+        from benchmarks.serve_rivals.labeller import make_labeller
 
-        self.labeller = Labeller()
+        self.labeller = make_labeller()
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
     async def label(self, images: list[bytes]) -> list[dict]:

@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks.serve_rivals.__main__ import ratios, summarise, table
 from benchmarks.serve_rivals.contenders import Contender, contenders
+from benchmarks.serve_rivals.labeller import KINDS, make_labeller
 from benchmarks.serve_rivals.load import Bodies, as_body, read_images, run_load
 from benchmarks.serve_rivals.running import running
 from serve.multipart import parse_multipart
@@ -98,6 +99,14 @@ def test_a_body_of_each_kind_holds_the_image():
 
 def test_images_are_jpegs():
     assert all(image.startswith(b"\xff\xd8") for image in read_images(10))
+
+
+def test_both_labellers_see_the_same_things():
+    images = read_images(10)
+    ours, plain = ([each.label([each.decode(data)])[0] for data in images] for each in map(make_labeller, KINDS))
+
+    assert all(0 < a["scores"][0] <= 1 and len(a["label_ids"]) == 5 for a in (*ours, *plain))
+    assert sum(a["label_ids"][0] == b["label_ids"][0] for a, b in zip(ours, plain, strict=True)) >= 9
 
 
 def test_the_rivals_have_the_projects_own_versions_of_what_they_share():

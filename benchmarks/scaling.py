@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.bulk_summary import summarise
 from pipeline.run import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
+from pipeline.tasks import TASK_BYTES
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNIT_IMAGES = (100, 1_000, 10_000)
@@ -36,8 +37,8 @@ class Costs:
 
     Attributes:
         core_rate: Images/s of one core in steady state, Ray's own processes beside it.
-        driver_s: CPU seconds of the driver per unit with no actors, and what each actor adds.
-        gcs_s: CPU seconds of the GCS per unit, at most.
+        driver_s: CPU seconds of the driver per task with no actors, and what each actor adds.
+        gcs_s: CPU seconds of the GCS per task, at most.
         pool_s: Seconds from a new pool to its first result.
         session_s: Seconds to load the model.
         commit_s: Seconds per commit record, on a local disk.
@@ -80,15 +81,21 @@ def read_costs(driver: dict, bulk: dict, mode: str) -> Costs:
     )
 
 
+def units_in_task(unit_images: int) -> int:
+    """Return how many units of so many images go to an actor together, in the middle of a window."""
+    return max(1, TASK_BYTES // (unit_images * IMAGE_BYTES))
+
+
 def bounds(costs: Costs, cluster: Cluster, unit_images: int) -> dict[str, float]:
     """Return the units/s that each stage allows."""
     busy = min(cluster.actors, window_units(cluster.actors))
-    driver = costs.driver_s[0] + costs.driver_s[1] * cluster.actors + costs.commit_s
+    together = units_in_task(unit_images)
+    driver = (costs.driver_s[0] + costs.driver_s[1] * cluster.actors) / together + costs.commit_s
     return {
         "cores": busy * costs.core_rate / unit_images,
         "network": cluster.nodes * cluster.gigabits * 1e9 / 8 / (unit_images * IMAGE_BYTES),
         "driver": 1 / driver,
-        "GCS": 1 / costs.gcs_s if costs.gcs_s else math.inf,
+        "GCS": together / costs.gcs_s if costs.gcs_s else math.inf,
         "storage PUTs": S3_PUTS_PER_S,
     }
 
@@ -157,9 +164,10 @@ def describe(costs: Costs, mode: str) -> str:
     return "\n".join([
         f"| cost (mode `{mode}`) | measured |", "|---|---|",
         f"| one core, steady | {costs.core_rate:.0f} images/s |",
-        f"| driver, per unit | {base * 1e3:.2f} ms CPU, and {slope * 1e6:.1f} µs for each actor |",
+        f"| driver, per task | {base * 1e3:.2f} ms CPU, and {slope * 1e6:.1f} µs for each actor |",
         f"| commit record, local disk | {costs.commit_s * 1e3:.3f} ms |",
-        f"| GCS, per unit | {costs.gcs_s * 1e3:.2f} ms CPU |",
+        f"| units of 100 images in a task | {units_in_task(100)} |",
+        f"| GCS, per task | {costs.gcs_s * 1e3:.2f} ms CPU |",
         f"| a new pool, to its first result | {costs.pool_s:.1f} s |",
         f"| a session | {costs.session_s:.2f} s |",
         f"| units handed over at a time | {UNITS_PER_ACTOR} an actor, {WINDOW_UNITS:,} to {MAX_WINDOW_UNITS:,} |",

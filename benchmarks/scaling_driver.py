@@ -1,10 +1,10 @@
-"""What a unit costs the driver, whatever is in it: units that do no work, through the same Ray Data calls as real ones.
+"""What a task costs the driver, whatever is in it: one unit each that does no work, through the Ray Data calls of real ones.
 
     python -m benchmarks.scaling_driver [--units 1500] [--actors 2,8,24] [--into results/FILE.json]
 
 Ray is told of more CPUs than there are, so that one machine holds many actors; these return at once. Measured for each
 number of actors: seconds until the pool's first result, units/s after it (a lower bound: actors, driver and Ray's services
-share the machine's cores), and CPU seconds per unit of the driver, of the GCS and of the raylet. Then the commit log alone,
+share the machine's cores), and CPU seconds per task of the driver, of the GCS and of the raylet. Then the commit log alone,
 on a local disk. The last line of output is one JSON object; `benchmarks.scaling` reads it.
 """
 

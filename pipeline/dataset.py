@@ -128,7 +128,6 @@ class LabelUnits:
     """
 
     def __init__(self, settings: UnitSettings, model: ModelRef, pools: Pools, actors: list[Any] | None) -> None:
-        keep_freed_memory()
         self._settings = settings
         self._state = model.state
         self._clock = StageClock()
@@ -139,6 +138,7 @@ class LabelUnits:
             self._label = label_here(classifier, self._clock, embeddings=settings.embeddings)
         else:
             self._label = ModelClient(actors, self._clock, threading.Lock()).label
+        keep_freed_memory()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Label each unit of the block; returns one pickled `Result` per unit."""

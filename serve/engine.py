@@ -67,10 +67,10 @@ class Engine:
         self._mode = mode
         self._limits = limits
         self._plan = plan
-        keep_freed_memory()
         self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
         check_classes(spec, self._classifier.num_classes)
         self._tensors = TensorModel(spec, precision=precision, provider=provider)
+        keep_freed_memory()
         self._batcher: Batcher | None = None
         self._failures = 0
         self._warm_up()

@@ -1,4 +1,4 @@
-"""Freed memory is kept, as page faults show: in a process of its own, since the setting is for good."""
+"""Freed memory is kept or given back, as page faults and the resident size show: in processes of their own."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ def test_pixels_of_the_next_batch_cause_no_page_faults():
 
     assert given_back > 1_000
     assert kept < given_back / 20
+
+
+GIVE_BACK = """
+import sys
+import numpy as np
+from models.memory import give_back_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+pieces = [bytearray(b"x" * 60_000) for _ in range(1_000)]
+last = bytearray(b"x" * 60_000)
+del pieces
+before = resident()
+assert give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is a function of glibc's malloc")
+def test_what_is_free_goes_back_to_the_system():
+    given = subprocess.run([sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=True).stdout
+
+    assert int(given) > 40_000_000

@@ -121,7 +121,7 @@ def test_scaling_is_linear_until_something_binds():
 @pytest.mark.parametrize(
     ("cluster", "unit_images", "limit"),
     [
-        (scaling.Cluster(200, 16, 10.0), 100, "driver"),  # 3,200 units/s wanted, the driver does 1,000
+        (scaling.Cluster(400, 16, 10.0), 100, "driver"),  # 6,400 units/s wanted, the driver does 1,000 tasks of 3
         (scaling.Cluster(1, 16, 0.1), 1000, "network"),
         (scaling.Cluster(10_000, 16, 10.0), 100_000, "windows"),  # 160,000 actors, and 65,536 units handed over
     ],

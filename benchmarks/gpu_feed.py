@@ -16,6 +16,7 @@ The last line of output is one JSON object.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import multiprocessing
 import os
@@ -187,7 +188,10 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     options = parser.parse_args(arguments)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    result = compare(options.tars, options)
+    tars = sorted(name for pattern in options.tars for name in glob.glob(pattern))  # noqa: PTH207 (absolute)
+    if not tars:
+        parser.error(f"no file is named {' '.join(options.tars)}")
+    result = compare(tars, options)
     print(json.dumps(result))
     return result
 

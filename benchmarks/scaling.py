@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.bulk_summary import summarise
 from pipeline.run import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
-from pipeline.tasks import TASK_BYTES
+from pipeline.tasks import TASK_BYTES, TASKS_AHEAD
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNIT_IMAGES = (100, 1_000, 10_000)
@@ -81,15 +81,16 @@ def read_costs(driver: dict, bulk: dict, mode: str) -> Costs:
     )
 
 
-def units_in_task(unit_images: int) -> int:
-    """Return how many units of so many images go to an actor together, in the middle of a window."""
-    return max(1, TASK_BYTES // (unit_images * IMAGE_BYTES))
+def units_in_task(unit_images: int, actors: int) -> int:
+    """Return how many units of so many images go to an actor together, early in a window."""
+    most = window_units(actors) // (TASKS_AHEAD * actors)
+    return max(1, min(most, TASK_BYTES // (unit_images * IMAGE_BYTES)))
 
 
 def bounds(costs: Costs, cluster: Cluster, unit_images: int) -> dict[str, float]:
     """Return the units/s that each stage allows."""
     busy = min(cluster.actors, window_units(cluster.actors))
-    together = units_in_task(unit_images)
+    together = units_in_task(unit_images, cluster.actors)
     driver = (costs.driver_s[0] + costs.driver_s[1] * cluster.actors) / together + costs.commit_s
     return {
         "cores": busy * costs.core_rate / unit_images,
@@ -166,7 +167,7 @@ def describe(costs: Costs, mode: str) -> str:
         f"| one core, steady | {costs.core_rate:.0f} images/s |",
         f"| driver, per task | {base * 1e3:.2f} ms CPU, and {slope * 1e6:.1f} µs for each actor |",
         f"| commit record, local disk | {costs.commit_s * 1e3:.3f} ms |",
-        f"| units of 100 images in a task | {units_in_task(100)} |",
+        f"| units of 100 images in a task, at most | {units_in_task(100, 1)} |",
         f"| GCS, per task | {costs.gcs_s * 1e3:.2f} ms CPU |",
         f"| a new pool, to its first result | {costs.pool_s:.1f} s |",
         f"| a session | {costs.session_s:.2f} s |",

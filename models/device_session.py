@@ -65,7 +65,8 @@ def build_session(graph: bytes, provider: Provider, num_threads: int, card: Card
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if provider is Provider.CPU:
-        # A plan of memory for each batch size, of which the last batches have many: 75 MB of ResNet18's, no time.
+        # ONNX Runtime would plan memory for each batch size that occurs, and keep all of it: 75 MB of ResNet18's float32
+        # model, and not faster (docs/decisions.md).
         options.enable_mem_pattern = False
     # Threads that spin between batches take the core from the decoders beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -20,7 +20,7 @@ _PLACES = (
     ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),
     ("ray.data._internal.execution.streaming_executor_state", "time"),
 )
-# Who waits for results looks for them a hundred times a second, which is 1 % of a core; this often is enough.
+# Who waits for results looks for them a hundred times a second, which is up to 1 % of a core; this often is enough.
 _POLL_S = 0.03
 
 
@@ -28,7 +28,10 @@ _replaced: list[tuple[Any, str, Any]] = []
 
 
 def leave_out_cluster_actors() -> None:
-    """Replace the three actors in this process; a Ray that has other names for them keeps its own."""
+    """Replace the three actors in this process, and how often results are looked for.
+
+    A Ray that has other names for them keeps its own.
+    """
     keep_cluster_actors()
     stand_ins: tuple[Any, ...] = (_NoStatistics, _FixedCluster, _OneNode, _all_here, _PatientTime())
     for (module_name, name), stand_in in zip(_PLACES, stand_ins, strict=True):

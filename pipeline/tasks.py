@@ -9,7 +9,7 @@ from pipeline.plan import Unit
 # Some 300 photographs: what a task costs the driver and the raylet, 6 ms of a core, is then a hundredth of it.
 TASK_BYTES = 32 * 2**20
 # Tasks that each worker should still have before it, so that all end at the same time.
-_TASKS_AHEAD = 4
+TASKS_AHEAD = 4
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
@@ -27,7 +27,7 @@ def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
     """
     begin = 0
     while begin < len(units):
-        most = 1 if begin < 2 * workers else max(1, (len(units) - begin) // (_TASKS_AHEAD * workers))
+        most = 1 if begin < 2 * workers else max(1, (len(units) - begin) // (TASKS_AHEAD * workers))
         end, size = begin + 1, units[begin].size
         while end < len(units) and end - begin < most and (size := size + units[end].size) <= TASK_BYTES:
             end += 1

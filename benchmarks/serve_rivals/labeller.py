@@ -69,6 +69,7 @@ class PlainLabeller:
         left, top = (image.width - side) / 2, (image.height - side) / 2
         size = (self._how.crop, self._how.crop)
         box = (left, top, left + side, top + side)
+        # The model's own filter is bicubic, which is slower.
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
     def label(self, crops: list[UInt8Array]) -> list[dict]:

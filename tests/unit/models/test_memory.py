@@ -38,8 +38,6 @@ def test_pixels_of_the_next_batch_cause_no_page_faults():
 
 
 GIVE_BACK = """
-import sys
-import numpy as np
 from models.memory import give_back_freed_memory
 
 def resident():

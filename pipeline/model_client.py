@@ -19,8 +19,8 @@ from models.errors import ClusterError, ShardlabelError
 from pipeline.stage_clock import Stage, StageClock
 from pipeline.stages import DecodedBatch
 
-# Blocks that a unit has on their way: one is decoded while others are copied, wait and are labelled.
-IN_FLIGHT_BLOCKS = 4
+# Blocks that a unit has on their way: one is decoded while another waits, and another is labelled.
+IN_FLIGHT_BLOCKS = 2
 # An actor that does not answer for so long is restarting, or its node is gone: the block goes to another.
 PATIENCE_S = 120.0
 MAX_SENDS = 4

@@ -6,12 +6,17 @@ that dies in native code leaves nothing but the count of its attempt, and that i
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import cloudpickle
 from ray.experimental import internal_kv
+
+# How often a worker looks whether to stop: each look is a round trip to the cluster's head.
+LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,10 @@ class RunState:
     def begin(self, unit: int) -> int:
         """Count an attempt at a unit; return how many that makes, 1 for the first."""
         key = f"attempt-{unit}"
-        before = internal_kv._internal_kv_get(key, namespace=self._namespace)
-        attempts = int(before or 0) + 1
+        # One round trip where it is the first, as nearly always.
+        if not internal_kv._internal_kv_put(key, b"1", False, namespace=self._namespace):
+            return 1
+        attempts = int(internal_kv._internal_kv_get(key, namespace=self._namespace) or 0) + 1
         internal_kv._internal_kv_put(key, str(attempts), True, namespace=self._namespace)
         return attempts
 
@@ -67,3 +74,20 @@ class RunState:
     def clear(self) -> None:
         """Forget the run."""
         internal_kv._internal_kv_del(b"", del_by_prefix=True, namespace=self._namespace)
+
+
+class StopFlag:
+    """Whether a run is to stop, as a worker knows it; looked up twice a second at most."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._is_set = False
+        self._looked_at = -math.inf
+
+    def is_set(self) -> bool:
+        """Tell whether a stop was asked for, up to LOOK_EVERY_S ago."""
+        now = time.monotonic()
+        if not self._is_set and now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            self._is_set = self._state.is_stopping()
+        return self._is_set

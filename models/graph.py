@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from models.errors import ArtifactError, SignatureError
+from models.graph_quantised import take_needless_quantisers
 from models.spec import Channels, InputType, Layout, ModelSpec, OutputKind
 
 DEFAULT_TOP_K = 1
@@ -49,7 +50,7 @@ def join_graph(spec: ModelSpec, model_bytes: bytes) -> bytes:
     if inputs:
         second = inputs[0].name.removeprefix(_MODEL)
         raise SignatureError(f"{spec.name}: expected one input, {spec.input.name!r}, also got {second!r}")
-    before, before_weights = _preprocessing_nodes(spec)
+    before, before_weights = _preprocessing_nodes(spec, graph)
     kinds = {output.name: output.type.tensor_type.elem_type for output in graph.output}
     after, after_weights = _label_nodes(spec, cast=kinds[_MODEL + spec.output.name] != TensorProto.FLOAT)
     nodes = [*before, *graph.node, *after]
@@ -101,8 +102,13 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
         raise SignatureError(f"the model is of opset {opset} and cannot be converted to {TARGET_OPSET}: {err}") from err
 
 
-def _preprocessing_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """uint8 NHWC RGB -> the model's own input: (value * scale - mean) / std, as one multiply and one add."""
+def _preprocessing_nodes(
+    spec: ModelSpec, graph: onnx.GraphProto
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """uint8 NHWC RGB -> the model's own input: (value * scale - mean) / std, as one multiply and one add.
+
+    Where all that the model does with its input is to quantise it back to the pixels, both are left out.
+    """
     p, wanted = spec.preprocessing, spec.input
     nodes, weights = [], []
     pixels, target = "images", _MODEL + wanted.name
@@ -117,11 +123,16 @@ def _preprocessing_nodes(spec: ModelSpec) -> tuple[list[onnx.NodeProto], list[on
     if wanted.dtype is InputType.UINT8:
         return [*nodes, helper.make_node("Identity", [pixels], [target])], weights
     std, mean = np.asarray(p.std, np.float64), np.asarray(p.mean, np.float64)
-    for name, values in (("factor", p.scale / std), ("offset", -mean / std)):
-        ordered = (values if wanted.channels is Channels.RGB else values[::-1]).astype(np.float32)
+    factor, offset = (
+        (values if wanted.channels is Channels.RGB else values[::-1]).astype(np.float32)
+        for values in (p.scale / std, -mean / std)
+    )
+    if quantised := take_needless_quantisers(graph, target, factor, offset):
+        return [*nodes, *(helper.make_node("Identity", [pixels], [name]) for name in quantised)], weights
+    for name, values in (("factor", factor), ("offset", offset)):
         # A value for each column too, since ONNX Runtime may turn NCHW to NHWC: it goes over runs that are laid out alike,
         # and runs of three values take it ten times as long.
-        row = np.broadcast_to(ordered[:, np.newaxis], (3, p.crop))
+        row = np.broadcast_to(values[:, np.newaxis], (3, p.crop))
         constant = row[np.newaxis, :, np.newaxis] if wanted.layout is Layout.NCHW else row.T[np.newaxis, np.newaxis]
         weights.append(numpy_helper.from_array(np.ascontiguousarray(constant), f"{_PREFIX}{name}"))
     normalised = target if wanted.dtype is InputType.FLOAT32 else f"{_PREFIX}normalised"

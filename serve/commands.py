@@ -36,7 +36,7 @@ def serve(  # noqa: PLR0913 (one argument an option)
         int | None, typer.Option(help="CPUs, and threads, of one replica. [default: 1; with a GPU up to 8]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Most images of one inference. [default: 4 on a CPU, 32 on a GPU]")
+        int | None, typer.Option(help="Most images of one inference. [default: 8 on a CPU, 32 on a GPU]")
     ] = None,
     max_batch_delay_ms: Annotated[
         float | None, typer.Option(help="How long a free model waits for more images. [default: 0]")

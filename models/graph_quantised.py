@@ -32,7 +32,9 @@ def take_needless_quantisers(
         quantised values are others.
     """
     readers = [node for node in graph.node if name in node.input]
-    if not readers or any(output.name == name for output in graph.output):
+    # The bodies of control flow may read it too, without naming it as an input.
+    has_bodies = any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
+    if not readers or has_bodies or any(output.name == name for output in graph.output):
         return []
     constants = {tensor.name: tensor for tensor in graph.initializer}
     if not all(_gives_pixels_back(node, constants, factor, offset) for node in readers):

@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 
 # A unit that brought down its process so often is given up, and fails the run.
 MAX_ATTEMPTS = 4
-# Images that go to a card together: 19 MB of pixels. Fewer cost calls, of 4 ms of CPU in all processes; more wait longer
-# for their last one.
+# Images that go to a card together: 19 MB of pixels. Fewer cost a call more often, more wait longer for their last one.
 BLOCK_SIZE = 128
 # Units that a decoder has at a time: one is decoded while another is written, or waits for its last labels.
 UNITS_PER_DECODER = 2

@@ -47,7 +47,7 @@ class RunState:
         """Count an attempt at a unit; return how many that makes, 1 for the first."""
         key = f"attempt-{unit}"
         # One round trip where it is the first, as nearly always.
-        if not internal_kv._internal_kv_put(key, b"1", False, namespace=self._namespace):
+        if not internal_kv._internal_kv_put(key, b"1", overwrite=False, namespace=self._namespace):
             return 1
         attempts = int(internal_kv._internal_kv_get(key, namespace=self._namespace) or 0) + 1
         internal_kv._internal_kv_put(key, str(attempts), True, namespace=self._namespace)

@@ -11,12 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 from models import graph
 from models.cache import locate
 from models.catalog import load_spec
+from models.graph_quantised import take_needless_quantisers
 from models.spec import Precision
 
 NORMALISATION = ("Cast", "Mul", "Add", "QuantizeLinear")
 
 
-def quantised_model(scale: float, zero_point: np.generic, *, reads_twice: bool = False) -> onnx.GraphProto:
+def quantised_model(
+    scale: float, zero_point: np.generic, *, reads_twice: bool = False, branches: bool = False
+) -> onnx.GraphProto:
     """Quantise `data` and turn it back."""
     nodes = [
         helper.make_node("QuantizeLinear", ["data", "scale", "zero"], ["quantised"]),
@@ -24,6 +27,10 @@ def quantised_model(scale: float, zero_point: np.generic, *, reads_twice: bool =
     ]
     if reads_twice:
         nodes.append(helper.make_node("Relu", ["data"], ["other"]))
+    if branches:
+        result = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)
+        branch = helper.make_graph([helper.make_node("Relu", ["data"], ["chosen"])], "branch", [], [result])
+        nodes.append(helper.make_node("If", ["which"], ["other"], then_branch=branch, else_branch=branch))
     return helper.make_graph(
         nodes,
         "quantised",
@@ -35,7 +42,7 @@ def quantised_model(scale: float, zero_point: np.generic, *, reads_twice: bool =
 
 def take(model: onnx.GraphProto, factor: tuple[float, float, float] = (1 / 128,) * 3) -> list[str]:
     offset = np.full(3, -127 / 128, np.float32)
-    return graph.take_needless_quantisers(model, "data", np.asarray(factor, np.float32), offset)
+    return take_needless_quantisers(model, "data", np.asarray(factor, np.float32), offset)
 
 
 def test_a_quantiser_that_gives_the_pixels_back_is_taken_out():
@@ -52,8 +59,9 @@ def test_a_quantiser_that_gives_the_pixels_back_is_taken_out():
         (quantised_model(1 / 128, np.int8(127)), (1 / 128,) * 3),
         (quantised_model(1 / 128, np.uint8(127)), (1 / 128, 1 / 128, 1 / 127)),
         (quantised_model(1 / 128, np.uint8(127), reads_twice=True), (1 / 128,) * 3),
+        (quantised_model(1 / 128, np.uint8(127), branches=True), (1 / 128,) * 3),
     ],
-    ids=["other scale", "other zero point", "signed", "one channel differs", "somebody else reads it"],
+    ids=["other scale", "other zero point", "signed", "one channel differs", "somebody else reads it", "a branch does"],
 )
 def test_others_stay(model, factor):
     before = model.SerializeToString()

@@ -49,19 +49,19 @@ def free_ports(count: int) -> list[int]:
 def _by_whom(port: int) -> str:
     for pid, command in holders(port):
         orphan = "; it looks like one that an earlier endpoint left behind" if "haproxy" in command else ""
-        return f"by process {pid} ({command}){orphan}"
+        return f"by process {pid} ({command[:120]}){orphan}"
     return "by a process of another user"
 
 
 def holders(port: int) -> list[tuple[int, str]]:
-    """Return (pid, command) of the processes that listen on a port, as far as this user may see; Linux only."""
+    """Return (pid, whole command) of the processes that listen on a port, as far as this user may see; Linux only."""
     inodes = _listening_inodes(port)
     found = []
     for process in Path("/proc").glob("[0-9]*") if inodes else ():
         with contextlib.suppress(OSError):  # of another user, or gone by now
             if any(_target(fd) in inodes for fd in (process / "fd").iterdir()):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append((int(process.name), command[:120]))
+                found.append((int(process.name), command))
     return found
 
 

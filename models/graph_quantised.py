@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from models.graph_normalization import has_bodies
+
 # Between a pixel and what quantising gives before it is rounded: so far from 0.5, no way of computing it rounds elsewhere.
 _TOLERANCE = 0.1
 
@@ -32,9 +34,7 @@ def take_needless_quantisers(
         quantised values are others.
     """
     readers = [node for node in graph.node if name in node.input]
-    # The bodies of control flow may read it too, without naming it as an input.
-    has_bodies = any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
-    if not readers or has_bodies or any(output.name == name for output in graph.output):
+    if not readers or has_bodies(graph) or any(output.name == name for output in graph.output):
         return []
     constants = {tensor.name: tensor for tensor in graph.initializer}
     if not all(_gives_pixels_back(node, constants, factor, offset) for node in readers):

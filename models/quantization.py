@@ -25,6 +25,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
+from models.graph_normalization import convolve_normalizations
 from models.model_file import opset_of
 
 Float32Array = npt.NDArray[np.float32]
@@ -108,6 +109,8 @@ def quantize_int8(
         # Folds batch normalisation. Symbolic shapes matter to transformers alone, and would need sympy.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         ready = _named(onnx.load(prepared))
+        float_nodes = convolve_normalizations(ready)
+        float_nodes += [node.name for node in ready.graph.node if node.op_type in float_ops]
         onnx.save(ready, prepared)
         with contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints what it does
             quantize_static(
@@ -120,7 +123,7 @@ def quantize_int8(
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=False,
-                nodes_to_exclude=[node.name for node in ready.graph.node if node.op_type in float_ops],
+                nodes_to_exclude=float_nodes,
                 extra_options={
                     "OpTypesToExcludeOutputQuantization": ["Gemm"],
                     "TensorQuantOverrides": _weight_ranges(ready.graph, QuantType.QInt8),

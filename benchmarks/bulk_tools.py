@@ -19,6 +19,7 @@ PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 # Name of each peer, its module, and what that imports that this project does not bring.
 PEERS = {
     "daft-own": ("daft_own", ("daft",)),
+    "daft-pillow": ("daft_pillow", ("daft",)),
     "daft-given": ("daft_given", ("daft",)),
     "ray-docs": ("ray_docs", ("ray",)),
     "ray-published": ("ray_published", ("ray",)),
@@ -33,7 +34,8 @@ ABOUT = {
     "bare-parquet": "the same, and a Parquet file per shard",
     "ours": "shardlabel label",
     "daft-own": "Daft, its own download and decode of loose files",
-    "daft-given": "Daft, given the bare script's decode",
+    "daft-pillow": "Daft, given Pillow's draft mode in a process per core",
+    "daft-given": "Daft, given this project's decode in a process per core",
     "ray-docs": "Ray Data, the idiom of its documentation",
     "ray-published": "Ray Data, the idiom of its published benchmark",
     "clip-retrieval": "webdataset, DataLoader workers, one process infers",

@@ -140,7 +140,11 @@ def resize_and_crop(image: Image.Image, p: Preprocessing) -> np.ndarray:
 
 def crop_of(pixels: np.ndarray, p: Preprocessing) -> np.ndarray:
     """Resize only what the centre crop keeps of a decoded image; uint8 of shape (crop, crop, 3)."""
-    image = Image.fromarray(pixels)
+    return crop_of_image(Image.fromarray(pixels), p)
+
+
+def crop_of_image(image: Image.Image, p: Preprocessing) -> np.ndarray:
+    """Do the same with an image of Pillow's."""
     side = min(image.size) * p.crop / p.resize_shorter
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)

@@ -7,6 +7,8 @@ Daft reads the files, schedules, and writes Parquet; decoding is `models.decode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import daft
 import numpy as np
 from daft import col
@@ -15,17 +17,23 @@ from benchmarks.peers.common import Job, UInt8Model, parse_job
 from benchmarks.peers.daft_own import LABELLED
 from models.catalog import load_spec
 from models.decode import DecodeMode, ImageLimits, decode_image
+from models.spec import Preprocessing
 
 BATCH_SIZE = 64
 
 
-def make_labeller(job: Job) -> object:
+def decode(data: bytes, p: Preprocessing, out: np.ndarray) -> None:
+    """Decode as bare and ours do."""
+    decode_image(data, p, DecodeMode.FAST, ImageLimits(), out=out)
+
+
+def make_labeller(job: Job, decoder: Callable[[bytes, Preprocessing, np.ndarray], None]) -> object:
     """Return the class whose batch method decodes and labels, one process per core."""
 
     @daft.cls(max_concurrency=job.cpus, use_process=True)
     class Labeller:
         def __init__(self) -> None:
-            self.preprocessing, self.limits = load_spec(job.model).preprocessing, ImageLimits()
+            self.preprocessing = load_spec(job.model).preprocessing
             self.model = UInt8Model(job)
 
         @daft.method.batch(return_dtype=LABELLED, batch_size=BATCH_SIZE)
@@ -33,16 +41,16 @@ def make_labeller(job: Job) -> object:
             encoded, p = files.to_pylist(), self.preprocessing
             crops = np.empty((len(encoded), p.crop, p.crop, 3), np.uint8)
             for out, data in zip(crops, encoded, strict=True):
-                decode_image(data, p, DecodeMode.FAST, self.limits, out=out)
+                decoder(data, p, out)
             names, scores = self.model.predict(crops)
             return [{"label": name, "score": float(score)} for name, score in zip(names, scores, strict=True)]
 
     return Labeller()
 
 
-def main() -> None:
-    job = parse_job(__doc__)
-    labeller = make_labeller(job)
+def run(job: Job, decoder: Callable[[bytes, Preprocessing, np.ndarray], None]) -> None:
+    """Label all images, decoded by a function that takes their bytes and where the crop goes."""
+    labeller = make_labeller(job, decoder)
     frame = daft.read_parquet(str(job.inputs / "urls" / "*.parquet"))
     frame = frame.with_column("labelled", labeller.label(col("image_url").download()))
     frame = frame.select(
@@ -54,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(parse_job(__doc__), decode)

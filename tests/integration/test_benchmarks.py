@@ -15,7 +15,7 @@ from tests.tiny_model import colour_shards
 ROOT = Path(__file__).parents[2]
 TOOLS = ("bare", "bare-parquet", "ours")
 # What the project does not bring, and CI does not install.
-OTHERS = ("ray-docs", "ray-published", "daft-own", "daft-given", "clip-retrieval", "spark")
+OTHERS = ("ray-docs", "ray-published", "daft-own", "daft-pillow", "daft-given", "clip-retrieval", "spark")
 
 
 def run_benchmark(module, *options):

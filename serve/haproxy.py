@@ -11,6 +11,7 @@ script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, un
 * Replicas are told who asked (X-Forwarded-For), for the access log.
 * A request's own deadline reaches the endpoint under another name: Serve too reads x-request-timeout-seconds, and where it
   is some milliseconds, its own 408 in plain text would be there first.
+* No datagram about each request goes to a syslog port that nobody named (RAY_SERVE_HAPROXY_LOG_TARGET names one).
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
 """
 
@@ -31,6 +32,7 @@ ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
 _LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
@@ -60,13 +62,14 @@ def error_response(code: int) -> bytes:
     return head.encode() + body
 
 
-def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK) -> str:
+def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK, logs: bool = False) -> str:
     """Return Ray's HAProxy configuration with the changes that the head of this file lists.
 
     Args:
         config: As Ray wrote it.
         errors: Folder of the error responses, `<code>.http` each.
         admin_host: Address that metrics and stats listen on.
+        logs: Whether the syslog target that the file names is to get a line per request.
     """
     # Metrics are the one listener without a host; that of the stats comes last.
     config = re.sub(
@@ -74,6 +77,8 @@ def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK) -> str:
     )
     config = re.sub(r"(?m)^(listen stats\s+bind )\*?:(\d+)", rf"\g<1>{admin_host}:\g<2>", config)
     config = re.sub(r"(?m)^(\s*stats socket \S+ mode) 666", r"\1 600", config)
+    if not logs:
+        config = re.sub(r"(?m)^\s*log \S+ local\d .*\n", "", config)
     config = re.sub(r"(?m)^\s*errorfile \d+ .*\n", "", config)
     lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
     config = re.sub(r"(?m)^defaults\n", f"defaults\n{lines}", config)
@@ -100,7 +105,8 @@ def _edit_file(path: Path) -> None:
     errors.mkdir(exist_ok=True)
     for code in _ERRORS:
         (errors / f"{code}.http").write_bytes(error_response(code))
-    config = edited(path.read_text(), errors, admin_host=os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK)
+    admin_host = os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK
+    config = edited(path.read_text(), errors, admin_host=admin_host, logs=bool(os.environ.get(LOG_VARIABLE)))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(config)
     temporary.replace(path)

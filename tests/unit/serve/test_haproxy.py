@@ -58,6 +58,13 @@ def test_only_what_serves_clients_listens_on_all_interfaces(config, tmp_path):
     }
 
 
+@pytest.mark.parametrize(("logs", "targets"), [(False, []), (True, ["127.0.0.1:514"])])
+def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, tmp_path, logs, targets):
+    found = re.findall(r"(?m)^\s*log (\S+) ", edited(config, tmp_path, logs=logs))
+
+    assert [target for target in found if "metrics" not in target] == targets
+
+
 def test_the_admin_socket_is_its_owners_alone(config, tmp_path):
     assert "mode 666" not in edited(config, tmp_path)
     assert "mode 600 level admin" in edited(config, tmp_path)

@@ -79,7 +79,7 @@ def contenders(rivals: Path) -> list[Contender]:
         bento("bentoml", "BentoML, adaptive batching", "Batched", lambda answer: answer[0]["label_ids"]),
         bento("bentoml-plain", "BentoML, no batching", "Plain", plain_ids),
         idiomatic("ray", "Ray Serve, FastAPI + @serve.batch", {}),
-        idiomatic("ray-haproxy", "the same with HAProxy", {
+        idiomatic("ray-haproxy", "Ray Serve, the same with HAProxy", {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             # Its files and ports apart from those of any other on this machine.

@@ -22,7 +22,7 @@ def draw(result: dict, path: Path) -> None:
     names = [name for name in result["titles"] if name in result["summary"]]
     clients = list(result["summary"][names[0]]["loads"])
     figure, axes = plt.subplots(
-        2, len(clients), figsize=(4.2 * len(clients), 0.42 * len(names) * 2 + 2.2), squeeze=False
+        2, len(clients), figsize=(max(4.2 * len(clients), 8.4), 0.42 * len(names) * 2 + 2.2), squeeze=False
     )
     order = names[::-1]
     colours = [OURS if name == "shardlabel" else OTHERS for name in order]

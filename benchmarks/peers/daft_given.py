@@ -20,11 +20,12 @@ from models.decode import DecodeMode, ImageLimits, decode_image
 from models.spec import Preprocessing
 
 BATCH_SIZE = 64
+LIMITS = ImageLimits()
 
 
 def decode(data: bytes, p: Preprocessing, out: np.ndarray) -> None:
     """Decode as bare and ours do."""
-    decode_image(data, p, DecodeMode.FAST, ImageLimits(), out=out)
+    decode_image(data, p, DecodeMode.FAST, LIMITS, out=out)
 
 
 def make_labeller(job: Job, decoder: Callable[[bytes, Preprocessing, np.ndarray], None]) -> object:

@@ -9,7 +9,7 @@ OUT ?= out/demo
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help install demo check fmt test test-fast lock bundle clean
+.PHONY: help install demo check fmt test test-fast test-long lock bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,10 @@ test: $(VENV)/.installed-dev .venv-clients/.installed ## Every test that this ma
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
-	$(BIN)/python -m pytest -m 'not ray and not slow'
+	$(BIN)/python -m pytest -m 'not ray and not slow and not long'
+
+test-long: $(VENV)/.installed-dev ## Proofs that take minutes each: memory under hostile input, the corpora in full
+	$(BIN)/python -m pytest -m long
 
 lock: ## Resolve constraints.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \

@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.commits import COMMITS_FOLDER, Commit, CommitLog
-from pipeline.plan import PLAN_FOLDER, Slice, check_source, cut_units, iter_units, part_name, read_plan, write_plan
+from pipeline.plan import PLAN_FOLDER, Slice, cut_units, iter_units, part_name, read_plan, write_plan
+from pipeline.resume import check_source
 from pipeline.storage import Storage, open_storage
 
 SHARD_BYTES = 11_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.class_names import LabelText
-from models.classifier import Choice
 from models.errors import SourceError
-from models.spec import ModelSpec
-from pipeline.commits import CommitLog, Totals
+from pipeline.commits import COMMITS_FOLDER, CommitLog, Totals
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.plan import (
     PLAN_FILE,
+    PLAN_FOLDER,
     STATE_FOLDER,
     Plan,
     Slice,
-    check_settings,
-    check_source,
     cut_units,
     limited,
+    part_number,
     read_plan,
     write_plan,
 )
+from pipeline.resume import check_settings, check_source
 from pipeline.sources import Source
 from pipeline.storage import TEMPORARY_FOLDER, Storage
+from pipeline.summary import SUMMARY_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,23 @@ def prepare(
     Args:
         config: Whether to start anew.
         dest: DEST, held by this run.
-        settings: What must be the same for a resume; see `fingerprint`.
+        settings: What must be the same for a resume; see `pipeline.resume.fingerprint`.
         source: SOURCE.
         slices: Lists the source's slices anew at each call.
         count: Counts a slice's samples, up to a number; for --limit.
 
     Raises:
         ConfigError: DEST was begun with other settings, or its state is damaged.
-        SourceError: SOURCE changed since, or DEST holds Parquet files of others.
+        SourceError: SOURCE changed since or is DEST, or DEST holds Parquet files of others.
     """
-    if config.overwrite:
-        clear(dest)
     plan = read_plan(dest)
+    if plan is None or config.overwrite:
+        _refuse_foreign(dest, plan)
+    if plan is not None and config.overwrite:
+        _refuse_shared(dest, source)
+        clear(dest, plan)
+        plan = None
     if plan is None:
-        _refuse_foreign(dest)
         wanted = slices() if config.limit is None else limited(slices(), config.limit, count)
         plan = write_plan(dest, cut_units(wanted, images=source.format is SourceFormat.IMAGES), settings)
     else:
@@ -86,48 +89,67 @@ def prepare(
     return Work(plan, done, log, totals)
 
 
-def fingerprint(config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice) -> dict[str, Any]:
-    """Return what must be the same for two runs to write the same rows."""
-    return {
-        "source": source.base.uri,
-        "format": source.format.value,
-        "model": spec.name,
-        "artifact": spec.artifact(choice.precision).sha256,
-        "precision": choice.arithmetic,
-        "decode": config.decode.value,
-        "preprocessing": spec.preprocessing_id,
-        "top-k": config.top_k,
-        # Absent where it is the usual one: plans of before it existed can be resumed.
-        "labels": None if config.labels is LabelText.NAME else config.labels.value,
-        "embeddings": config.embeddings,
-        "image-column": config.image_column,
-        "key-column": config.key_column,
-        "carry": list(config.carry),
-        "limit": config.limit,
-        "max-pixels": config.max_pixels,
-        "max-image-bytes": config.max_image_bytes,
-    }
+def clear(dest: Storage, plan: Plan) -> None:
+    """Remove what the run of a plan wrote to DEST, and nothing else.
+
+    The records go first and the plan after the files that it names: cut short in between, DEST is a run of which less
+    is finished, and never files of which nothing says whose they are.
+    """
+    state = [file.path for file in dest.list(STATE_FOLDER, recursive=True)]
+    parts = [file.path for file in dest.list() if _is_of(plan, file.path)]
+    records = [path for path in state if path.startswith(f"{COMMITS_FOLDER}/")]
+    segments = [path for path in state if path.startswith(f"{PLAN_FOLDER}/") and path != PLAN_FILE]
+    for path in [*records, *parts, SUMMARY_FILE, PLAN_FILE, *segments]:
+        dest.delete(path)
 
 
-def clear(dest: Storage) -> None:
-    """Remove what a run wrote to DEST, the plan first: without it the rest means nothing."""
-    if dest.stat(PLAN_FILE) is not None:
-        dest.delete(PLAN_FILE)
-    for file in dest.list(STATE_FOLDER, recursive=True):
-        if not file.path.endswith(("/lock", "/lease.json")):
-            dest.delete(file.path)
-    for file in dest.list():
-        if file.path.startswith("part-") and file.path.endswith(".parquet"):
-            dest.delete(file.path)
+def _is_of(plan: Plan | None, name: str) -> bool:
+    """Tell whether a plan names a file of DEST."""
+    unit = part_number(name)
+    return plan is not None and unit is not None and unit < plan.units
 
 
-def _refuse_foreign(dest: Storage) -> None:
-    """Raise where DEST holds Parquet files that no plan accounts for: a reader would take them for ours."""
-    foreign = [file.path for file in dest.list() if file.path.endswith(".parquet")]
-    if foreign:
+def _refuse_foreign(dest: Storage, plan: Plan | None) -> None:
+    """Raise where DEST holds Parquet files that no plan accounts for: a reader would take them for ours.
+
+    Raises:
+        SourceError: Names the first.
+    """
+    names = (file.path for file in dest.list())
+    foreign = next((name for name in names if name.endswith(".parquet") and not _is_of(plan, name)), None)
+    if foreign is not None:
         raise SourceError(
-            f"DEST {dest.describe()} already holds {foreign[0]}, and no plan of a run; "
-            "give an empty folder, or --overwrite where the part files may go"
+            f"DEST {dest.describe()} already holds {foreign}, and no plan of a run that names it; it is not touched: "
+            "give an empty folder"
+        )
+
+
+def _refuse_shared(dest: Storage, source: Source) -> None:
+    """Raise where SOURCE names files of DEST by a way that no name shows, such as a bucket mounted as a disk.
+
+    Only files that are called as a run's own are looked into: a file put into DEST tells whether it is also there.
+
+    Raises:
+        SourceError: Names the folder.
+    """
+    folders = set()
+    for file in source.files():
+        folder, _, name = f"/{file.shard}".rpartition("/")
+        above, found, _ = f"{folder}/".partition(f"/{STATE_FOLDER}/")
+        if found or part_number(name) is not None:
+            folders.add((above if found else folder).strip("/"))
+    if not folders:
+        return
+    probe = f"{STATE_FOLDER}/seen-in-source-{uuid.uuid4().hex}"
+    dest.write_bytes(probe, b"Is this seen in SOURCE?")
+    try:
+        shared = [folder for folder in folders if source.base.stat(f"{folder}/{probe}".lstrip("/")) is not None]
+    finally:
+        dest.delete(probe)
+    if shared:
+        raise SourceError(
+            f"{source.base.describe(shared[0])}, which SOURCE names files of, is DEST {dest.describe()}: a run must not "
+            "replace its source; give another --output"
         )
 
 
@@ -135,4 +157,5 @@ def _remove_temporaries(dest: Storage) -> None:
     """Remove what killed runs left half written. Nobody else writes: DEST is held."""
     if dest.is_local:
         for file in dest.list(TEMPORARY_FOLDER):
-            dest.delete(file.path)
+            if file.path.endswith(".tmp"):
+                dest.delete(file.path)

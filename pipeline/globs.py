@@ -15,6 +15,11 @@ _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 
 
+def is_hidden(path: str) -> bool:
+    """Tell whether readers of folders pass over a path: names in it begin with . or _."""
+    return any(part.startswith(HIDDEN) for part in path.split("/"))
+
+
 def has_pattern(path: str) -> bool:
     """Tell whether a path can be read as a glob or a brace range."""
     return has_glob(path) or has_braces(path)

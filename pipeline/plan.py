@@ -9,23 +9,28 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.errors import ConfigError, SourceError
-from pipeline.sources import InputFile
+from models.errors import ConfigError
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.sources import InputFile
 
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = "_shardlabel"
 PLAN_FOLDER = f"{STATE_FOLDER}/plan"
 PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
-PLAN_VERSION = 1
+# Version 1 has no id, and compares fewer settings: it can be read and overwritten, and is not resumed.
+PLAN_VERSION = 2
 # Up to here every shard is a unit of its own. Beyond, small shards share one up to UNIT_BYTES, so that ten million of
 # them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
 SINGLE_SHARD_UNITS = 10_000
@@ -90,6 +95,14 @@ def part_name(unit: int) -> str:
     return f"part-{unit:05d}.parquet"
 
 
+def part_number(name: str) -> int | None:
+    """Return the unit whose Parquet file is called so, or None: `part-0.parquet` is no unit's."""
+    number = name.removeprefix("part-").removesuffix(".parquet")
+    # Of ASCII digits, and few: `int` takes other scripts' too, and refuses thousands.
+    unit = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else None
+    return unit if unit is not None and part_name(unit) == name else None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The head of a plan; its units are read from storage as they are needed.
@@ -99,15 +112,22 @@ class Plan:
         units: How many units.
         shards: How many slices of shards.
         bytes: Of all input.
-        segments: Names of the segment files, in order of units.
+        segments: SHA-256 of each segment file, by name, in order of units.
+        id: Of all that is above: two plans of one id are of the same units and settings.
     """
 
     settings: dict[str, Any]
     units: int
     shards: int
     bytes: int
-    segments: list[str] = field(default_factory=list)
+    segments: dict[str, str] = field(default_factory=dict)
+    id: str = ""
     version: int = PLAN_VERSION
+
+    def hashed(self) -> str:
+        """Return what `id` has to be."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("id", "version")}
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cut_units(slices: Iterable[Slice], *, images: bool = False) -> Iterator[Unit]:
@@ -139,8 +159,8 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
     Raises:
         StorageError: DEST cannot be written.
     """
-    segments: list[str] = []
-    counts = {"units": 0, "shards": 0, "bytes": 0}
+    segments: dict[str, str] = {}
+    counts = Counter(units=0, shards=0, bytes=0)
     rows: list[tuple[Any, ...]] = []
     for unit in units:
         counts["units"] += 1
@@ -150,11 +170,12 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
             counts["bytes"] += piece.size if piece.start == 0 else 0
             rows.append((unit.number, piece.shard, piece.size, piece.etag, piece.start, piece.stop, piece.limit))
         if len(rows) >= SEGMENT_ROWS:
-            segments.append(_write_segment(dest, len(segments), rows))
+            _write_segment(dest, segments, rows)
             rows = []
     if rows:
-        segments.append(_write_segment(dest, len(segments), rows))
-    plan = Plan(settings=settings, segments=segments, **counts)
+        _write_segment(dest, segments, rows)
+    plan = Plan(settings, counts["units"], counts["shards"], counts["bytes"], segments)
+    plan = replace(plan, id=plan.hashed())
     dest.write_bytes(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
     return plan
 
@@ -169,24 +190,34 @@ def read_plan(dest: Storage) -> Plan | None:
         return None
     try:
         values = json.loads(dest.read_bytes(PLAN_FILE))
-        if values["version"] != PLAN_VERSION:
+        if values["version"] == 1:
+            values["segments"] = dict.fromkeys(values["segments"], "")
+        elif values["version"] != PLAN_VERSION:
             raise ConfigError(
                 f"{dest.describe()} was begun by another version of shardlabel (plan version {values['version']}, "
-                f"this one knows {PLAN_VERSION}); finish it there, or start anew with --overwrite"
+                f"this one knows {PLAN_VERSION}); finish it there, or give another --output"
             )
-        return Plan(**values)
+        plan = Plan(**values)
     except (ValueError, TypeError, KeyError) as err:
-        raise ConfigError(
-            f"{dest.describe(PLAN_FILE)} is damaged ({err}); start anew with --overwrite or another --output"
-        ) from err
+        raise _damaged(dest, str(err)) from err
+    if not isinstance(plan.units, int) or (plan.version > 1 and plan.id != plan.hashed()):
+        raise _damaged(dest, "it is not as it was written")
+    return plan
+
+
+def _damaged(dest: Storage, how: str) -> ConfigError:
+    return ConfigError(
+        f"{dest.describe(PLAN_FILE)} is damaged ({how}), so that nothing says which files are of that run; give another "
+        "--output, or remove them by hand"
+    )
 
 
 def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
     """Yield the plan's units in order; one segment is in memory at a time."""
     group: list[Slice] = []
     current = -1
-    for name in plan.segments:
-        for number, *values in _read_segment(dest, name):
+    for name, digest in plan.segments.items():
+        for number, *values in _read_segment(dest, name, digest):
             if number != current and group:
                 yield Unit(current, tuple(group))
                 group = []
@@ -194,52 +225,6 @@ def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
             group.append(Slice(*values))
     if group:
         yield Unit(current, tuple(group))
-
-
-def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:
-    """Refuse to go on with settings that would give other rows.
-
-    Raises:
-        ConfigError: Names the first difference.
-    """
-    for name, wanted in settings.items():
-        have = plan.settings.get(name)
-        if have != wanted:
-            raise ConfigError(
-                f"{dest.describe()} was begun with {name} {_short(have)}, and now it is {_short(wanted)}; "
-                f"give the same {name}, another --output, or --overwrite"
-            )
-
-
-def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited: bool = False) -> None:
-    """Compare the source as it is now with the source that was planned, one shard at a time.
-
-    Args:
-        dest: Holds the plan.
-        plan: Its head.
-        slices: What SOURCE is now.
-        limited: Whether the plan took only the first images of SOURCE, so that more shards may follow.
-
-    Raises:
-        SourceError: A shard changed, went away or came; the message names the first.
-    """
-    planned = (piece for unit in iter_units(dest, plan) for piece in unit.slices)
-    advice = "label it into another --output, or start anew with --overwrite"
-    current = iter(slices)
-    for old in planned:
-        new = next(current, None)
-        if new is None or new.shard != old.shard:
-            found = "nothing" if new is None else new.shard
-            raise SourceError(f"SOURCE is not what was planned: expected shard {old.shard}, found {found}; {advice}")
-        # A listing may tell no ETag: then the size has to do.
-        if new.size != old.size or (new.etag and old.etag and new.etag != old.etag):
-            what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
-            raise SourceError(f"shard {old.shard} has changed since the run began: {what}; {advice}")
-        if (new.start, new.stop) != (old.start, old.stop):
-            raise SourceError(f"shard {old.shard} has changed since the run began: it divides differently; {advice}")
-    extra = None if limited else next(current, None)
-    if extra is not None:
-        raise SourceError(f"SOURCE is not what was planned: shard {extra.shard} is new; {advice}")
 
 
 def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], int]) -> Iterator[Slice]:
@@ -263,22 +248,23 @@ def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
     return (Slice(file.shard, file.size, file.etag) for file in files)
 
 
-def _write_segment(dest: Storage, index: int, rows: list[tuple[Any, ...]]) -> str:
+def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
     columns = list(zip(*rows, strict=True))
     table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    name = f"units-{index:05d}.parquet"
+    name = f"units-{len(segments):05d}.parquet"
     dest.write_bytes(f"{PLAN_FOLDER}/{name}", buffer.getvalue())
-    return name
+    segments[name] = sha256(buffer.getvalue()).hexdigest()
 
 
-def _read_segment(dest: Storage, name: str) -> Iterator[tuple[Any, ...]]:
-    file = pq.ParquetFile(io.BytesIO(dest.read_bytes(f"{PLAN_FOLDER}/{name}")))
+def _read_segment(dest: Storage, name: str, digest: str) -> Iterator[tuple[Any, ...]]:
+    content = dest.read_bytes(f"{PLAN_FOLDER}/{name}")
+    if digest and sha256(content).hexdigest() != digest:
+        raise ConfigError(
+            f"{dest.describe(f'{PLAN_FOLDER}/{name}')} is damaged: its SHA-256 is not that of the plan; start anew with "
+            "--overwrite, or give another --output"
+        )
+    file = pq.ParquetFile(io.BytesIO(content))
     for batch in file.iter_batches(batch_size=10_000):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 80 else f"{text[:77]}..."

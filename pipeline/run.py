@@ -34,13 +34,14 @@ from models.spec import ModelSpec
 from pipeline import reading
 from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
-from pipeline.destination import Work, fingerprint, prepare
+from pipeline.destination import Work, prepare
 from pipeline.lease import Lease
 from pipeline.metrics import RunGauges, job_name
 from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
 from pipeline.progress import ProgressPrinter
+from pipeline.resume import fingerprint
 from pipeline.rows import OutputSpec
 from pipeline.sources import Source, open_source
 from pipeline.stages import UnitSettings, count_samples

@@ -17,6 +17,7 @@ from pipeline import globs
 from pipeline.config import SourceFormat
 from pipeline.filesystems import display_uri, split_location
 from pipeline.listing import Lookup, walk
+from pipeline.overlap import Overlap
 from pipeline.storage import FileStat, Storage, iter_lines
 from pipeline.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
 
@@ -58,10 +59,10 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
         specs: Each a file, a folder, a glob, a brace range, or @list.txt with one of the former per line. A path that
             exists as it is written is that file or folder, whatever characters are in it.
         wanted: The format, or AUTO to tell it from the names.
-        exclude: A folder whose files are never taken: DEST, where it lies within SOURCE.
+        exclude: DEST. What a run wrote there is passed over where it lies within SOURCE.
 
     Raises:
-        SourceError: Nothing is there, or formats are mixed; the message says what was looked for and where.
+        SourceError: Nothing is there, formats are mixed, or a file lies in DEST; the message says which and where.
         StorageError: The storage cannot be listed.
     """
     texts = tuple(specs)
@@ -209,8 +210,7 @@ class _Finder:
         self.base = base
         self._wanted = wanted
         self._prefix = base.root.rstrip("/") + "/"
-        inside = exclude is not None and exclude.root_uri == base.root_uri and exclude.root.startswith(self._prefix)
-        self._excluded = exclude.root.removeprefix(self._prefix) if exclude is not None and inside else None
+        self._dest = None if exclude is None else Overlap(base, exclude)
 
     def find(self, text: str) -> Iterator[FileStat]:
         """Yield the files that one of SOURCE names, in the order of a list, and of paths in folders and globs."""
@@ -227,6 +227,8 @@ class _Finder:
         for path, file in Lookup(self.base).find(paths()):
             spec = pending.popleft()
             if file is not None:
+                if self._dest is not None:
+                    self._dest.refuse(path)
                 yield file
             else:
                 yield from self._find_other(spec, path)
@@ -267,15 +269,13 @@ class _Finder:
 
     def _below(self, folder: str) -> Iterator[FileStat]:
         skip = len(folder) + 1 if folder else 0
-        for file in walk(self.base, folder, enter=lambda path: not self._is_hidden(path, skip)):
-            if not self._is_hidden(file.path, skip) and self._is_wanted(file.path, format_of(file.path)):
+        for file in walk(self.base, folder, enter=lambda path: not globs.is_hidden(path[skip:])):
+            wanted = not globs.is_hidden(file.path[skip:]) and self._is_wanted(file.path, format_of(file.path))
+            if wanted and not self._is_output(file.path):
                 yield file
 
-    def _is_hidden(self, path: str, skip: int) -> bool:
-        """Tell whether readers of folders pass over a path: its names begin with . or _, or it is excluded."""
-        if self._excluded is not None and f"{path}/".startswith(f"{self._excluded}/"):
-            return True
-        return any(part.startswith(globs.HIDDEN) for part in path[skip:].split("/"))
+    def _is_output(self, path: str) -> bool:
+        return self._dest is not None and self._dest.is_output(path)
 
     def _is_wanted(self, path: str, kind: SourceFormat | None) -> bool:
         return kind is not None if self._wanted is SourceFormat.AUTO else kind is self._wanted
@@ -289,12 +289,11 @@ class _Finder:
         named = self._wanted is not SourceFormat.AUTO and parts[-1].strip("*?.") != ""
 
         def enter(path: str) -> bool:
-            return path != self._excluded and globs.may_match_below(path[skip:].split("/"), parts)
+            return globs.may_match_below(path[skip:].split("/"), parts)
 
         for file in walk(self.base, folder, enter=enter):
             kind = format_of(file.path)
             if not (self._is_wanted(file.path, kind) or (named and kind is None)):
                 continue
-            excluded = self._excluded is not None and file.path.startswith(f"{self._excluded}/")
-            if not excluded and globs.matches(file.path[skip:].split("/"), parts):
+            if globs.matches(file.path[skip:].split("/"), parts) and not self._is_output(file.path):
                 yield file

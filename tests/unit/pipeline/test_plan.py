@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,14 +11,13 @@ from pipeline.plan import (
     UNIT_BYTES,
     UNIT_IMAGES,
     Slice,
-    check_settings,
-    check_source,
     cut_units,
     iter_units,
     part_name,
     read_plan,
     write_plan,
 )
+from pipeline.resume import check_settings, check_source
 from pipeline.storage import Storage, open_storage
 
 MIB = 2**20
@@ -133,3 +133,46 @@ def test_a_changed_source_is_refused_with_the_shard(dest, change, message):
 def test_part_names_are_those_of_the_contract():
     assert part_name(7) == "part-00007.parquet"
     assert part_name(1_234_567) == "part-1234567.parquet"
+
+
+def test_a_plan_has_an_id_that_is_of_its_settings_and_units(tmp_path):
+    first, second = (
+        write_plan(open_storage(str(tmp_path / name)), cut_units(slices(9)), {"top-k": 5}) for name in "ab"
+    )
+    others = [
+        write_plan(open_storage(str(tmp_path / "c")), cut_units(slices(9)), {"top-k": 4}),
+        write_plan(open_storage(str(tmp_path / "d")), cut_units(slices(9, size=7)), {"top-k": 5}),
+        write_plan(open_storage(str(tmp_path / "e")), cut_units(slices(8)), {"top-k": 5}),
+    ]
+
+    assert first.id == second.id
+    assert len({plan.id for plan in [first, *others]}) == 4
+
+
+def test_a_segment_that_is_not_as_it_was_written_is_an_error_that_names_it(dest):
+    plan = write_plan(dest, cut_units(slices(9)), {})
+    segment = "_shardlabel/plan/units-00000.parquet"
+    dest.write_bytes(segment, dest.read_bytes(segment) + b"x")
+
+    with pytest.raises(ConfigError, match=r"units-00000\.parquet is damaged"):
+        list(iter_units(dest, plan))
+
+
+def test_a_plan_of_the_first_version_is_read_and_overwritten_and_not_resumed(dest):
+    plan = write_plan(dest, cut_units(slices(9)), {"top-k": 5})
+    old = {"settings": {"top-k": 5}, "units": 9, "shards": 9, "bytes": 1, "segments": [*plan.segments], "version": 1}
+    dest.write_bytes("_shardlabel/plan/plan.json", json.dumps(old).encode())
+
+    read = read_plan(dest)
+
+    assert read is not None
+    assert list(iter_units(dest, read)) == list(iter_units(dest, plan))
+    with pytest.raises(ConfigError, match="begun by an older version"):
+        check_settings(read, {"top-k": 5}, dest)
+
+
+def test_a_setting_that_only_the_plan_knows_is_a_difference(dest):
+    plan = write_plan(dest, [], {"top-k": 5, "colour": "grey"})
+
+    with pytest.raises(ConfigError, match="begun with colour grey, and now it is null"):
+        check_settings(plan, {"top-k": 5}, dest)

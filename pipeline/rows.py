@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.classifier import Predictions
+from models.errors import StorageError
+from pipeline.retries import reason
 
 STATUS_OK = "ok"
 STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
 # A reader that wants a few columns, or a part of a large unit, skips by row group.
 ROW_GROUP_ROWS = 16_384
+# Rows that are put into one piece of memory; a row group is sixteen of them.
+CHUNK_ROWS = 1_024
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -129,9 +134,12 @@ def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec,
 
 @dataclass(slots=True)
 class UnitWriter:
-    """Write a unit's batches to a temporary local file, and count them. Same batches, same bytes.
+    """Write a unit's rows to a temporary local file, and count them. Same rows, same bytes, whatever batches they came in.
 
     Use as a context manager: on an error the file is removed.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
 
     path: Path
@@ -139,47 +147,81 @@ class UnitWriter:
     rows: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     _writer: Any = None
-    _waiting: list[pa.RecordBatch] = field(default_factory=list)
-    _waiting_rows: int = 0
+    _loose: list[pa.RecordBatch] = field(default_factory=list)  # fewer than CHUNK_ROWS rows together
+    _chunks: list[pa.Table] = field(default_factory=list)  # fewer than ROW_GROUP_ROWS
 
     def __enter__(self) -> UnitWriter:
-        self._writer = pq.ParquetWriter(
-            self.path,
-            self.schema,
-            compression="zstd",
-            # Random floats do not repeat: a dictionary for them only costs time and space.
-            use_dictionary=["shard", "label", "status", "error", "top_labels.list.element", "top_ids.list.element"],
-        )
+        with self._naming_the_file():
+            self._writer = pq.ParquetWriter(
+                self.path,
+                self.schema,
+                compression="zstd",
+                # Random floats do not repeat: a dictionary for them only costs time and space.
+                use_dictionary=["shard", "label", "status", "error", "top_labels.list.element", "top_ids.list.element"],
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._flush()
-        finally:
+        if kind is None:
+            try:
+                self._cut(1)
+                self._write_group()
+                with self._naming_the_file():
+                    self._writer.close()
+            except BaseException:
+                self._discard()
+                raise
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        # What closing says of a file that is thrown away would hide why it is.
+        with suppress(OSError):
             self._writer.close()
-            if kind is not None:
-                self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Add a batch; row groups have a fixed size, whatever the batches' sizes."""
-        self._waiting.append(batch)
-        self._waiting_rows += batch.num_rows
+        """Add a batch of any size."""
+        self._loose.append(batch)
         self.rows += batch.num_rows
         for value in batch.column("status").value_counts():
             status = value["values"].as_py()
             self.statuses[status] = self.statuses.get(status, 0) + value["counts"].as_py()
-        if self._waiting_rows >= ROW_GROUP_ROWS:
-            self._flush(whole_groups=True)
+        self._cut(CHUNK_ROWS)
 
-    def _flush(self, *, whole_groups: bool = False) -> None:
-        if not self._waiting:
-            return
-        table = pa.Table.from_batches(self._waiting).unify_dictionaries()
-        rows = table.num_rows - table.num_rows % ROW_GROUP_ROWS if whole_groups else table.num_rows
-        self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
-        rest = table.slice(rows).combine_chunks().to_batches()
-        self._waiting, self._waiting_rows = rest, table.num_rows - rows
+    def _cut(self, at_least: int) -> None:
+        """Make chunks of CHUNK_ROWS rows of what lies loose, as long as there are so many, and write full row groups."""
+        while sum(batch.num_rows for batch in self._loose) >= at_least:
+            table = pa.Table.from_batches(self._loose)
+            self._chunks.append(_chunk(table.slice(0, CHUNK_ROWS)))
+            self._loose = table.slice(CHUNK_ROWS).to_batches()
+            if len(self._chunks) * CHUNK_ROWS == ROW_GROUP_ROWS:
+                self._write_group()
+
+    def _write_group(self) -> None:
+        if self._chunks:
+            table = pa.concat_tables(self._chunks).unify_dictionaries()
+            with self._naming_the_file():
+                self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            self._chunks = []
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            self.path.unlink(missing_ok=True)
+            raise StorageError(f"cannot write {self.path}: {reason(err)}") from err
+
+
+def _chunk(table: pa.Table) -> pa.Table:
+    """Return rows in one piece, with dictionaries of these rows alone: a file's pages tell either apart."""
+    table = table.combine_chunks()
+    for index, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            values = table.column(index).cast(column.type.value_type).dictionary_encode()
+            table = table.set_column(index, column, values.cast(column.type))
+    return table
 
 
 def file_digest(path: Path) -> tuple[int, str]:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import errno
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.classifier import Predictions
+from models.errors import StorageError
 from pipeline.rows import ROW_GROUP_ROWS, OutputSpec, Row, UnitWriter, build_batch
 
 SPEC = OutputSpec(("red", "green", "blue"), {"shardlabel.model": "tiny"})
@@ -53,23 +61,46 @@ def test_the_schema_is_that_of_the_contract():
 
 
 def write(path, sizes: list[int]) -> UnitWriter:
+    """Write rows whose shards, statuses and texts change in the middle of things."""
     schema = SPEC.schema()
     number = 0
     with UnitWriter(path, schema) as writer:
         for size in sizes:
-            rows = [Row("a.tar" if i % 3 else "b.tar", str(i), width=1, height=1) for i in range(number, number + size)]
-            ids = [[i % 3, (i + 1) % 3] for i in range(number, number + size)]
-            scores = np.asarray([[0.9, 0.1]] * size, np.float32)
-            writer.write(build_batch(rows, Predictions(np.asarray(ids, np.int32), scores), SPEC, schema))
+            numbers = range(number, number + size)
+            rows = [
+                Row(f"{i // 700}.tar", str(i), *(("empty", f"no {i % 900}") if i % 999 == 5 else ()), width=1)
+                for i in numbers
+            ]
+            ids = [[i % 3, (i + 1) % 3] for i, row in zip(numbers, rows, strict=True) if row.status == "ok"]
+            scores = np.asarray([[0.9, 0.1]] * len(ids), np.float32).reshape(-1, 2)
+            ids = np.asarray(ids, np.int32).reshape(-1, 2)
+            writer.write(build_batch(rows, Predictions(ids, scores), SPEC, schema))
             number += size
     return writer
 
 
-def test_the_bytes_do_not_depend_on_how_rows_came_in_batches(tmp_path):
-    write(tmp_path / "a.parquet", [50] * 2)
-    write(tmp_path / "b.parquet", [1, 98, 1])
+def digests(tmp_path, *sizes: list[int]) -> set[bytes]:
+    """Write the same rows in batches of different sizes, and return the SHA-256 of what came of each."""
+    found = set()
+    for number, batches in enumerate(sizes):
+        write(tmp_path / f"{number}.parquet", batches)
+        found.add(hashlib.sha256((tmp_path / f"{number}.parquet").read_bytes()).digest())
+    return found
 
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+def test_the_bytes_do_not_depend_on_how_rows_came_in_batches(tmp_path):
+    whole = [20_000]
+    by_builds = [[1024] * 19 + [544], [1100] * 18 + [200], [1072] * 18 + [704], [4096] * 4 + [3616]]
+
+    assert len(digests(tmp_path, whole, *by_builds, [1, 16_383, 1, 3615], [7] * 2857 + [1])) == 1
+
+
+@given(cuts=st.sets(st.integers(1, 2_499), max_size=8))
+@settings(max_examples=20, deadline=None)
+def test_the_bytes_are_those_of_the_rows_however_they_are_cut(tmp_path_factory, cuts):
+    edges = [0, *sorted(cuts), 2_500]
+
+    assert len(digests(tmp_path_factory.mktemp("x"), [2_500], [b - a for a, b in pairwise(edges)])) == 1
 
 
 def test_row_groups_have_one_size_and_compression_is_zstandard(tmp_path):
@@ -79,7 +110,7 @@ def test_row_groups_have_one_size_and_compression_is_zstandard(tmp_path):
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert groups == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 40_000 - 2 * ROW_GROUP_ROWS]
     assert metadata.row_group(0).column(0).compression == "ZSTD"
-    assert (writer.rows, writer.statuses) == (40_000, {"ok": 40_000})
+    assert (writer.rows, writer.statuses) == (40_000, {"ok": 39_959, "empty": 41})
     assert pq.read_table(tmp_path / "a.parquet").column("key").to_pylist() == [str(i) for i in range(40_000)]
 
 
@@ -95,6 +126,51 @@ def test_an_error_leaves_no_file(tmp_path):
         raise RuntimeError("stop")
 
     assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk:
+    """A file that takes so many bytes, and then has no room: also when it is closed, as a real one."""
+
+    def __init__(self, path, room: int) -> None:
+        self.file = Path(path).open("wb")  # noqa: SIM115 (closed below)
+        self.room = room
+        self.closed = False
+
+    def write(self, data) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self.closed = True
+        self.file.close()
+        self.flush()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_file(tmp_path, monkeypatch, share):
+    whole = write(tmp_path / "a.parquet", [1_000] * 20).path
+    room = int(share * whole.stat().st_size)
+    whole.unlink()
+    real = pq.ParquetWriter
+    monkeypatch.setattr(
+        pq, "ParquetWriter", lambda path, *rest, **options: real(FullDisk(path, room), *rest, **options)
+    )
+
+    with pytest.raises(StorageError, match=r"cannot write .*a\.parquet: no space left on the device"):
+        write(tmp_path / "a.parquet", [1_000] * 20)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_begun_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot write .*gone/a\.parquet"):
+        write(tmp_path / "gone" / "a.parquet", [1])
 
 
 def test_embeddings_are_a_fixed_size_list_and_null_where_not_ok():

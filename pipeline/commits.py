@@ -4,7 +4,8 @@ A unit is finished when its record is in `DEST/_shardlabel/commits/`. Its Parque
 under a name and with bytes that a second run of the unit gives again; so dying between the two costs the unit's work,
 and nothing else. The driver writes the records of all units that finished within a second as one file of JSON lines:
 an object per unit would be ten million objects to list for ten million shards. Once many files lie there they are
-merged into one Parquet file.
+merged into one Parquet file. Threads do both: no result waits for storage, and a driver that dies loses the records of
+a second.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ from __future__ import annotations
 import io
 import json
 import logging
-import time
+import re
+import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.errors import ConfigError
-from pipeline.plan import STATE_FOLDER
+from pipeline.plan import STATE_FOLDER, part_name
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -48,8 +54,10 @@ _SCHEMA = pa.schema(
         ("shards", pa.int64()),
         ("incomplete", pa.string()),
         ("skipped", pa.string()),
+        ("plan", pa.string()),
     ]
 )
+_FILE = re.compile(r"commits-[0-9]{9,}-[0-9a-f]{8}\.(jsonl|parquet)")
 _JSON_COLUMNS = ("errors", "incomplete", "skipped")
 
 
@@ -70,7 +78,10 @@ class Commit:
         shards: How many shards, or parts of one, it holds.
         incomplete: What is missing of which shard, in a sentence each.
         skipped: Members that gave no row, by kind.
+        plan: The id of the plan that the unit is of.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     unit: int
     part: str
@@ -84,6 +95,14 @@ class Commit:
     shards: int = 1
     incomplete: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    plan: str = ""
+
+
+_RECORD = TypeAdapter(Commit)
+
+
+# Incomplete shards that a summary names; the commit records name all.
+MAX_NAMED = 100
 
 
 @dataclass(slots=True)
@@ -114,20 +133,29 @@ class Totals:
                 self.incomplete_named[shard] = what
 
 
-# Incomplete shards that a summary names; the commit records name all.
-MAX_NAMED = 100
-
-
 class CommitLog:
-    """The commit records of one DEST. One run at a time writes (see `pipeline.lease`); anybody may read."""
+    """The commit records of one DEST. One run at a time writes (see `pipeline.lease`); anybody may read.
 
-    def __init__(self, dest: Storage, units: int) -> None:
+    As a context manager it takes records: they are written each second, and all of them at the end.
+
+    Args:
+        dest: DEST.
+        units: In its plan.
+        plan: The plan's id. Records of another plan, by a driver that was thought dead, are passed over.
+    """
+
+    def __init__(self, dest: Storage, units: int, plan: str = "") -> None:
         self._dest = dest
         self._units = units
-        self._pending: list[Commit] = []
-        self._flushed = float("-inf")
+        self._plan = plan
+        self._pending: SimpleQueue[Commit] = SimpleQueue()
         self._files: list[str] = []
         self._next = 0
+        self._lock = threading.Lock()  # of what is above
+        self._flushing = threading.Lock()
+        self._closed = threading.Event()
+        self._threads: ThreadPoolExecutor | None = None
+        self._work: list[Future[None]] = []
 
     def load(self) -> tuple[npt.NDArray[np.bool_], Totals]:
         """Read what is finished.
@@ -136,61 +164,71 @@ class CommitLog:
             (done, totals): bool of shape (units,), and the sums over all records.
 
         Raises:
-            ConfigError: A record does not belong to this plan.
+            ConfigError: A record cannot be read, or does not belong to this plan.
         """
         done = np.zeros(self._units, np.bool_)
         totals = Totals()
-        names = [file.path.rpartition("/")[2] for file in self._dest.list(COMMITS_FOLDER)]
-        self._files = [name for name in names if name.startswith("commits-")]
+        self._files = self.names()
         self._next = max((int(name.split("-")[1]) + 1 for name in self._files), default=0)
         for commit in self.records(self._files):
-            if not 0 <= commit.unit < self._units:
-                raise ConfigError(
-                    f"{self._dest.describe()} has a commit record of unit {commit.unit}, and its plan has "
-                    f"{self._units} units; start anew with --overwrite or another --output"
-                )
             if not done[commit.unit]:
                 done[commit.unit] = True
                 totals.add(commit)
         return done, totals
 
+    def names(self) -> list[str]:
+        """Return the names of the files of records."""
+        names = (file.path.rpartition("/")[2] for file in self._dest.list(COMMITS_FOLDER))
+        return [name for name in names if _FILE.fullmatch(name)]
+
     def records(self, names: list[str] | None = None) -> Iterator[Commit]:
-        """Yield every record, file by file; a unit may come twice where a merge was cut short."""
-        if names is None:
-            names = [file.path.rpartition("/")[2] for file in self._dest.list(COMMITS_FOLDER)]
-        for name in names:
-            if name.endswith(".parquet"):
-                yield from self._read_merged(name)
-            elif name.endswith(".jsonl"):
-                for line in self._dest.read_bytes(f"{COMMITS_FOLDER}/{name}").splitlines():
-                    yield Commit(**json.loads(line))
+        """Yield every record of this plan, file by file; a unit may come twice where a merge was cut short.
+
+        Raises:
+            ConfigError: A record cannot be read, or is of no unit of the plan; the message names the file.
+        """
+        others = 0
+        for name in self.names() if names is None else names:
+            for commit in self._read(name):
+                if commit.plan == self._plan:
+                    yield commit
+                else:
+                    others += 1
+        if others:
+            logger.warning("%s: %d commit records of another plan are passed over", self._dest.describe(), others)
 
     def __enter__(self) -> CommitLog:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="commits")
+        self._work.append(self._threads.submit(self._flush_by_time))
         return self
 
     def __exit__(self, *exc: object) -> None:
+        assert self._threads is not None
+        self._closed.set()
+        wait(list(self._work))  # the thread that flushes begins merges: only after it may the pool close
+        self._threads.shutdown()
+        self._raise_failures()
         self.flush()
 
     def append(self, commit: Commit) -> None:
-        """Take a record in; it is written at once, or with those of the same second."""
-        self._pending.append(commit)
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.flush()
+        """Take a record in; it is written within about a second. Raises where earlier ones could not be."""
+        self._raise_failures()
+        self._pending.put(replace(commit, plan=self._plan))
 
     def flush(self) -> None:
         """Write what is pending. After this those units are finished, whatever dies."""
-        if not self._pending:
-            return
-        lines = "".join(json.dumps(asdict(commit)) + "\n" for commit in self._pending)
-        self._add_file(lines.encode(), "jsonl")
-        self._pending = []
-        self._flushed = time.monotonic()
-        if len(self._files) >= MERGE_FILES:
-            self.merge()
+        with self._flushing:
+            lines = []
+            with suppress(Empty):
+                while True:
+                    lines.append(json.dumps(asdict(self._pending.get_nowait())) + "\n")
+            if lines:
+                self._add_file("".join(lines).encode(), "jsonl")
 
     def merge(self) -> None:
         """Put the small files' records into one Parquet file, then delete them; a cut in between loses nothing."""
-        small = [name for name in self._files if name.endswith(".jsonl")]
+        with self._lock:
+            small = [name for name in self._files if name.endswith(".jsonl")]
         rows = {commit.unit: asdict(commit) for commit in self.records(small)}
         if not rows:
             return
@@ -202,18 +240,63 @@ class CommitLog:
         self._add_file(buffer.getvalue(), "parquet")
         for name in small:
             self._dest.delete(f"{COMMITS_FOLDER}/{name}")
-            self._files.remove(name)
+            with self._lock:
+                self._files.remove(name)
+
+    def _flush_by_time(self) -> None:
+        merging: Future[None] | None = None
+        while not self._closed.wait(FLUSH_SECONDS):
+            self.flush()
+            with self._lock:
+                many = sum(name.endswith(".jsonl") for name in self._files) >= MERGE_FILES
+            if many and self._threads is not None and (merging is None or merging.done()):
+                merging = self._threads.submit(self.merge)
+                self._work.append(merging)
+
+    def _raise_failures(self) -> None:
+        for work in [work for work in self._work if work.done()]:
+            self._work.remove(work)
+            work.result()
 
     def _add_file(self, content: bytes, suffix: str) -> None:
+        with self._lock:
+            number = self._next
+            self._next += 1
         # The random part keeps a driver that was thought dead from overwriting another's records.
-        name = f"commits-{self._next:09d}-{uuid.uuid4().hex[:8]}.{suffix}"
+        name = f"commits-{number:09d}-{uuid.uuid4().hex[:8]}.{suffix}"
         self._dest.write_bytes(f"{COMMITS_FOLDER}/{name}", content)
-        self._files.append(name)
-        self._next += 1
+        with self._lock:
+            self._files.append(name)
 
-    def _read_merged(self, name: str) -> Iterator[Commit]:
-        file = pq.ParquetFile(io.BytesIO(self._dest.read_bytes(f"{COMMITS_FOLDER}/{name}")))
-        for batch in file.iter_batches(batch_size=10_000):
-            for row in batch.to_pylist():
-                values: dict[str, Any] = {**row, **{name: json.loads(row[name]) for name in _JSON_COLUMNS}}
-                yield Commit(**values)
+    def _read(self, name: str) -> Iterator[Commit]:
+        path = f"{COMMITS_FOLDER}/{name}"
+        content = self._dest.read_bytes(path)
+        try:
+            for values in (
+                _parquet_rows(content) if name.endswith(".parquet") else map(json.loads, content.splitlines())
+            ):
+                commit = _RECORD.validate_python(values)
+                if commit.plan == self._plan:
+                    _check_unit(commit, self._units)
+                yield commit
+        except (ValueError, TypeError, KeyError, OSError) as err:
+            raise ConfigError(
+                f"{self._dest.describe(path)} is damaged, or of a newer version of shardlabel: {_in_short(err)}; start "
+                "anew with --overwrite or another --output"
+            ) from err
+
+
+def _check_unit(commit: Commit, units: int) -> None:
+    if not 0 <= commit.unit < units or commit.part != part_name(commit.unit):
+        raise ValueError(f"a record of unit {commit.unit} with {commit.part}, and the plan has {units} units")
+
+
+def _parquet_rows(content: bytes) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(batch_size=10_000):
+        for row in batch.to_pylist():
+            yield {**row, **{name: json.loads(row[name]) for name in _JSON_COLUMNS}}
+
+
+def _in_short(err: Exception) -> str:
+    first = err.errors()[0] if isinstance(err, ValidationError) else None
+    return f"field {first['loc'][0]}: {first['msg'].lower()}" if first and first["loc"] else " ".join(str(err).split())

@@ -84,7 +84,7 @@ def prepare(
         check_settings(plan, settings, dest)
         check_source(dest, plan, slices(), limited=config.limit is not None)
     _remove_temporaries(dest)
-    log = CommitLog(dest, plan.units)
+    log = CommitLog(dest, plan.units, plan.id)
     done, totals = log.load()
     return Work(plan, done, log, totals)
 

@@ -200,7 +200,7 @@ def measure(
     """
     plan = read_plan(dest)
     assert plan is not None
-    commits = list(CommitLog(dest, plan.units).records())
+    commits = list(CommitLog(dest, plan.units, plan.id).records())
     # The first unit to be finished began when all was up, and was the fastest or near to it.
     first = min(commit.seconds for commit in commits)
     startup = max(0.0, (report.first_commit_s or report.seconds) - first - counting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -64,21 +65,25 @@ class Lease:
         path = Path(self._dest.path(LOCK_FILE))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not inherited: a worker that outlives its driver must not hold DEST.
-            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # Not inherited: a worker that outlives its driver must not hold DEST. And a link is not followed: what it
+            # leads to is not ours to write to.
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as err:
-            raise SourceError(f"cannot write DEST {self._dest.describe()}: {err.strerror}") from err
+            why = "it is a link, which is not followed; remove it" if err.errno == errno.ELOOP else err.strerror
+            raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {why}") from err
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except OSError as err:
-            holder = path.read_text(errors="replace").strip() or "another process"
+            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._lock)
             self._lock = None
+            if not isinstance(err, BlockingIOError):
+                raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {err.strerror}") from err
             raise SourceError(
                 f"another run is writing to {self._dest.describe()} ({holder}); wait for it, or stop it"
             ) from err
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _take_lease(self) -> None:
         other = self._read()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.errors import SourceError, StorageError
-from pipeline.commits import Commit, CommitLog, Totals
-from pipeline.plan import Plan, read_plan
+from models.errors import ConfigError, SourceError, StorageError
+from pipeline.commits import Commit, CommitLog
+from pipeline.plan import Plan, part_number, read_plan
 from pipeline.storage import Storage
 
 # Faults that a report names; the others are counted.
@@ -63,15 +64,21 @@ def verify_dest(dest: Storage) -> Verification:
     plan = read_plan(dest)
     if plan is None:
         raise SourceError(f"{dest.describe()} holds no run of shardlabel: there is no plan in it")
-    log = CommitLog(dest, plan.units)
-    done, totals = log.load()
-    result = Verification(units=plan.units, finished=int(done.sum()))
+    result = Verification(units=plan.units)
+    log = CommitLog(dest, plan.units, plan.id)
+    done = np.zeros(plan.units, np.bool_)
+    again: dict[int, list[Commit]] = {}
+    for commit in _records(log, result.blame):
+        if done[commit.unit]:
+            again.setdefault(commit.unit, []).append(commit)
+        done[commit.unit] = True
+    result.finished = int(done.sum())
     if result.finished < plan.units:
         first = int((~done).argmax())
         result.blame(f"{plan.units - result.finished} of {plan.units} units are not finished, the first is {first}")
     with ThreadPoolExecutor(READERS) as pool:
         schema: pa.Schema | None = None
-        for commit, found in _checked(pool, dest, log):
+        for commit, found in _checked(pool, dest, _units(log, again, done)):
             if isinstance(found, str):
                 result.blame(found)
                 continue
@@ -79,19 +86,40 @@ def verify_dest(dest: Storage) -> Verification:
             schema = schema or found
             if found != schema:
                 result.blame(f"{commit.part}: its columns differ from those of the first part")
-    _check_files(dest, plan, totals, done, result)
+    _check_files(dest, plan, done, result)
     return result
 
 
-def _checked(pool: ThreadPoolExecutor, dest: Storage, log: CommitLog) -> Iterator[tuple[Commit, pa.Schema | str]]:
-    """Yield each record with its part's schema, or with what is wrong; few parts are in memory at a time."""
-    window: list[Commit] = []
-    for commit in log.records():
-        window.append(commit)
-        if len(window) == READERS * 4:
-            yield from zip(window, pool.map(lambda c: _check_part(dest, c), window), strict=True)
-            window = []
-    yield from zip(window, pool.map(lambda c: _check_part(dest, c), window), strict=True)
+def _records(log: CommitLog, blame: Callable[[str], None]) -> Iterator[Commit]:
+    """Yield the records that can be read; of a file that cannot, say so once."""
+    for name in log.names():
+        try:
+            yield from log.records([name])
+        except ConfigError as err:
+            blame(str(err))
+
+
+def _units(log: CommitLog, again: dict[int, list[Commit]], done: npt.NDArray[np.bool_]) -> Iterator[list[Commit]]:
+    """Yield each finished unit's records: a run that was cut short while it merged leaves a second."""
+    left = done.copy()
+    for commit in _records(log, lambda fault: None):
+        if left[commit.unit]:
+            left[commit.unit] = False
+            yield [commit, *again.get(commit.unit, ())]
+
+
+def _checked(
+    pool: ThreadPoolExecutor, dest: Storage, units: Iterator[list[Commit]]
+) -> Iterator[tuple[Commit, pa.Schema | str]]:
+    """Yield a record of each unit with its part's schema, or with what is wrong; few parts are in memory at a time."""
+    while window := list(islice(units, READERS * 4)):
+        yield from pool.map(lambda records: _check_unit(dest, records), window)
+
+
+def _check_unit(dest: Storage, records: list[Commit]) -> tuple[Commit, pa.Schema | str]:
+    """Compare a unit's part with each of its records; the part is of one of them, or wrong."""
+    found = [(record, _check_part(dest, record)) for record in records]
+    return next((one for one in found if not isinstance(one[1], str)), found[0])
 
 
 def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
@@ -103,9 +131,12 @@ def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
     if sha256(content).hexdigest() != commit.sha256:
         return f"{commit.part}: its SHA-256 is not that of its commit record ({len(content)} of {commit.size} bytes)"
     try:
-        table = pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as err:
+        return _check_rows(commit, pq.read_table(pa.BufferReader(content)))
+    except (pa.ArrowException, OSError, KeyError) as err:
         return f"{commit.part}: cannot be read: {err}"
+
+
+def _check_rows(commit: Commit, table: pa.Table) -> pa.Schema | str:
     if table.num_rows != commit.rows:
         return f"{commit.part}: holds {table.num_rows} rows, its commit record says {commit.rows}"
     ok = pc.sum(pc.equal(table["status"].cast(pa.string()), "ok")).as_py() or 0
@@ -118,18 +149,12 @@ def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
     return table.schema.remove_metadata()
 
 
-def _check_files(dest: Storage, plan: Plan, totals: Totals, done: npt.NDArray[np.bool_], result: Verification) -> None:
+def _check_files(dest: Storage, plan: Plan, done: npt.NDArray[np.bool_], result: Verification) -> None:
     """Look for part files that no finished unit accounts for: a reader of DEST/*.parquet would count them."""
     for file in dest.list():
-        name = file.path
-        if not name.endswith(".parquet"):
-            continue
-        number = name.removeprefix("part-").removesuffix(".parquet")
-        known = name.startswith("part-") and number.isdigit() and int(number) < plan.units
-        if not known:
-            result.blame(f"{name}: belongs to no unit of the plan")
-        elif not done[int(number)]:
+        unit = part_number(file.path)
+        if file.path.endswith(".parquet") and (unit is None or unit >= plan.units):
+            result.blame(f"{file.path}: belongs to no unit of the plan; a reader of DEST/*.parquet reads it too")
+        elif unit is not None and not done[unit]:
             # Published by a run that died before it wrote the record: whole, and written again by the next run.
-            result.blame(f"{name}: its unit has no commit record yet; run the same command again")
-    if result.ok and totals.rows != result.rows:
-        result.blame(f"the records say {totals.rows} rows, the part files hold {result.rows}")
+            result.blame(f"{file.path}: its unit has no commit record yet; run the same command again")

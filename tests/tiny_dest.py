@@ -42,7 +42,7 @@ def make_dest(
         "decode": "exact", "top-k": 2, "max-pixels": 10**8, "max-image-bytes": 2**26,
     }  # fmt: skip
     plan = write_plan(dest, units, names)
-    log = CommitLog(dest, plan.units)
+    log = CommitLog(dest, plan.units, plan.id)
     log.load()
     classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
     with log:
@@ -67,6 +67,6 @@ def made_up_dest(folder: Path, rows: int, *, classes: int = 5000, name: str = "l
     path = folder / part_name(0)
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=16_384)
     errors = {"undecodable": int((~ok).sum())}
-    with CommitLog(dest, plan.units) as log:
+    with CommitLog(dest, plan.units, plan.id) as log:
         log.append(Commit(0, path.name, rows, int(ok.sum()), errors, 1.0, 9, path.stat().st_size, ""))
     return int(ok.sum())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +33,28 @@ def test_a_second_run_is_refused_while_the_first_lives_and_let_in_once_it_is_kil
 
     with Lease(open_storage(str(tmp_path))):
         assert time.perf_counter() - started < 1
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out" / "_shardlabel").mkdir(parents=True)
+    (tmp_path / "out" / "_shardlabel" / "lock").symlink_to(victim)
+
+    with pytest.raises(SourceError, match="lock: it is a link"), Lease(open_storage(str(tmp_path / "out"))):
+        pass
+
+    assert victim.read_text() == "precious"
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_that_says_why(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+
+    with pytest.raises(SourceError, match="lock: No space left on device"), Lease(open_storage(str(tmp_path))):
+        pass
 
 
 def test_a_dest_that_cannot_be_made_is_an_error_that_names_it(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +13,7 @@ from models.errors import SourceError
 from models.spec import Precision
 from pipeline.commits import CommitLog
 from pipeline.config import SourceFormat
-from pipeline.plan import Slice, Unit, write_plan
+from pipeline.plan import Slice, Unit, read_plan, write_plan
 from pipeline.rows import OutputSpec
 from pipeline.stage_clock import StageClock
 from pipeline.stages import UnitSettings, label_here, label_unit
@@ -32,13 +34,19 @@ def dest(tmp_path, tiny_model):
     )  # fmt: skip
     units = [Unit(i, (Slice(path.name, path.stat().st_size, ""),)) for i, path in enumerate(shards)]
     plan = write_plan(dest, units, {})
-    log = CommitLog(dest, plan.units)
+    log = CommitLog(dest, plan.units, plan.id)
     log.load()
     classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
     with log:
         for unit in units:
             log.append(label_unit(settings, unit, label_here(classifier, StageClock(), embeddings=False)))
     return dest
+
+
+def log_of(dest) -> CommitLog:
+    log = CommitLog(dest, 3, read_plan(dest).id)
+    log.load()
+    return log
 
 
 def test_a_finished_run_is_ok(dest):
@@ -73,13 +81,11 @@ def test_a_missing_part_is_found(dest, tmp_path):
     ],
 )
 def test_a_record_that_says_something_else_is_found(dest, change, message):
-    log = CommitLog(dest, 3)
-    log.load()
+    log = log_of(dest)
     records = list(log.records())
     for file in dest.list("_shardlabel/commits"):
         dest.delete(file.path)
-    log = CommitLog(dest, 3)
-    log.load()
+    log = log_of(dest)
     with log:
         for record in records:
             log.append(dataclasses.replace(record, **(change if record.unit == 0 else {})))
@@ -95,8 +101,69 @@ def test_unfinished_units_and_files_of_nobody_are_found(dest, tmp_path):
     faults = verify_dest(dest).faults
 
     assert "3 of 3 units are not finished, the first is 0" in faults
-    assert "part-00009.parquet: belongs to no unit of the plan" in faults
+    assert any("part-00009.parquet: belongs to no unit of the plan" in fault for fault in faults)
     assert any("part-00000.parquet: its unit has no commit record yet" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("change", [{}, {"seconds": 9.0}, {"sha256": "1" * 64, "rows": 7}])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_unit_with_two_records_is_good_where_its_part_is_of_one_of_them(dest, change, first):
+    log = log_of(dest)
+    records = list(log.records())
+    other = dataclasses.replace(records[1], **change)
+    if first:
+        for name in log.names():
+            dest.delete(f"_shardlabel/commits/{name}")
+    log = log_of(dest)
+    with log:
+        for record in [other, *records] if first else [other]:
+            log.append(record)
+            log.flush()
+
+    found = verify_dest(dest)
+
+    assert (found.faults, found.finished, found.rows) == ([], 3, 15)
+
+
+def test_a_unit_whose_part_is_of_none_of_its_records_is_blamed_once(dest, tmp_path):
+    log = log_of(dest)
+    [record, *_] = log.records()
+    with log:
+        log.append(dataclasses.replace(record, sha256="1" * 64))
+    (tmp_path / "out" / record.part).write_bytes(b"other")
+
+    assert verify_dest(dest).num_faults == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["part-0.parquet", "part-000001.parquet", "part-².parquet", "part-00007.parquet", "x.parquet"]
+)
+def test_a_file_that_a_reader_would_read_too_is_found(dest, tmp_path, name):
+    (tmp_path / "out" / name).write_bytes((tmp_path / "out" / "part-00001.parquet").read_bytes())
+
+    found = verify_dest(dest)
+
+    assert found.faults == [f"{name}: belongs to no unit of the plan; a reader of DEST/*.parquet reads it too"]
+
+
+@pytest.mark.parametrize("name", ["commits-000000099-aaaaaaaa.jsonl", "commits-000000099-aaaaaaaa.parquet"])
+@pytest.mark.parametrize("content", [b'{"unit": 1', b"PAR1", b'{"colour": 7}', b"\xff\xfe"])
+def test_records_that_cannot_be_read_are_one_line_and_the_others_are_checked(dest, tmp_path, name, content):
+    dest.write_bytes(f"_shardlabel/commits/{name}", content)
+
+    found = verify_dest(dest)
+
+    assert (found.num_faults, found.finished, found.rows) == (1, 3, 15)
+    assert f"{name} is damaged, or of a newer version" in found.faults[0]
+    assert "\n" not in found.faults[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "verify", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

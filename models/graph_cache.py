@@ -57,8 +57,7 @@ def cached_graph(spec: ModelSpec, artifact: Artifact, variant: str, make: Callab
 
 
 def _key(spec: ModelSpec, artifact: Artifact) -> str:
-    parts = spec.model_dump(mode="json", include={"input", "output", "embedding", "preprocessing"})
-    parts |= {"sha256": artifact.sha256, "version": GRAPH_VERSION}
+    parts = spec.graph_settings() | {"sha256": artifact.sha256, "version": GRAPH_VERSION}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -203,6 +203,10 @@ class ModelSpec(_Frozen):
         """Return what was reported of a precision, or of the model where nothing was."""
         of_it = tuple(pair for pair in self.reported if pair.precision is precision)
         return of_it + tuple(pair for pair in self.reported if pair.precision is None)
+
+    def graph_settings(self) -> dict[str, Any]:
+        """Return all of the entry that the joined graph is made of, beside the artifact (see `models.graph`)."""
+        return self.model_dump(mode="json", include={"input", "output", "embedding", "preprocessing"})
 
     @property
     def preprocessing_id(self) -> str:

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
-from models.class_names import LabelText
-from models.classifier import Choice
-from models.errors import ConfigError, SourceError
-from models.spec import ModelSpec
+from models.classifier import Choice, Device, Provider, choose
+from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
+from models.spec import ModelSpec, Precision
 from pipeline.config import LabelConfig
-from pipeline.plan import PLAN_VERSION, Plan, Slice, iter_units
+from pipeline.plan import PLAN_VERSION, Plan, Slice, iter_units, read_plan
+from pipeline.pools import batch_size
 from pipeline.sources import Source
 from pipeline.storage import Storage
 
+_DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSORRT: Device.TENSORRT}
 
-def fingerprint(config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice) -> dict[str, Any]:
-    """Return what must be the same for two runs to write the same rows."""
+
+def fingerprint(
+    config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what must be the same for two runs to write the same rows: all that the graph and the rows are made of.
+
+    Versions of software and the kind of CPU are not in it: last bits may differ between them.
+
+    Args:
+        config: Settings of the run.
+        source: SOURCE.
+        spec: The model's entry.
+        choice: What runs it.
+        labels: What each class is called in the output.
+    """
+    graph = {
+        f"{name}.{key}" if key else name: value
+        for name, setting in spec.graph_settings().items()
+        for key, value in (setting.items() if isinstance(setting, dict) else [("", setting)])
+    }
     return {
         "source": source.base.uri,
         "format": source.format.value,
         "model": spec.name,
         "artifact": spec.artifact(choice.precision).sha256,
         "precision": choice.arithmetic,
+        "provider": choice.provider.value,
+        # A card computes batches of one size, and another size may be summed in another order. On a CPU an image's
+        # scores do not depend on its batch.
+        "batch-size": batch_size(config, choice) if choice.provider in (Provider.CUDA, Provider.TENSORRT) else None,
+        **graph,
         "decode": config.decode.value,
-        "preprocessing": spec.preprocessing_id,
         "top-k": config.top_k,
-        # Absent where it is the usual one: plans of before it existed can be resumed.
-        "labels": None if config.labels is LabelText.NAME else config.labels.value,
+        "labels": config.labels.value,
+        "class names": sha256("\n".join(labels).encode()).hexdigest(),
         "embeddings": config.embeddings,
         "image-column": config.image_column,
         "key-column": config.key_column,
@@ -36,7 +60,40 @@ def fingerprint(config: LabelConfig, source: Source, spec: ModelSpec, choice: Ch
         "limit": config.limit,
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
+        "image-timeout-s": config.image_timeout_s,
     }
+
+
+def choose_as_begun(
+    config: LabelConfig, spec: ModelSpec, dest: Storage, *, has_gpu: bool
+) -> tuple[LabelConfig, Choice]:
+    """Settle device and precision: `auto` is what DEST was begun with, or what `choose` says where nothing was.
+
+    Raises:
+        ProviderUnavailableError: What was asked for, or what DEST was begun with, cannot be had here.
+        UnknownModelError: The model has no artifact of that precision.
+        ConfigError: DEST's plan is damaged.
+    """
+    plan = None if config.overwrite else read_plan(dest)
+    begun = plan.settings if plan is not None else {}
+    taken: dict[str, Any] = {}
+    if config.precision == "auto" and begun.get("precision") in list(Precision):
+        taken["precision"] = begun["precision"]
+    if config.device is Device.AUTO and begun.get("provider") in list(_DEVICES):
+        taken["device"] = _DEVICES[Provider(begun["provider"])]
+    if config.batch_size is None:
+        taken["batch_size"] = begun.get("batch-size")
+    config = config.model_copy(update=taken)
+    try:
+        return config, choose(spec, config.device, config.precision, has_gpu=has_gpu)
+    except ModelError as err:
+        if "device" not in taken and "precision" not in taken:
+            raise
+        what = f"{begun['precision']} on {begun.get('provider')}"
+        raise ProviderUnavailableError(
+            f"{dest.describe()} was begun with {what}, which `auto` therefore is, and it cannot be had here: {err}; "
+            "resume where it can, or give another --output"
+        ) from err
 
 
 def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from models.cache import locate
 from models.catalog import load_spec
 from models.class_names import check_classes, label_texts
-from models.classifier import Choice, Classifier, Provider, choose
+from models.classifier import Choice, Classifier, Provider
 from models.decode import ImageLimits
 from models.download import progress_printer
 from models.errors import ConfigError
@@ -41,7 +41,7 @@ from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
 from pipeline.progress import ProgressPrinter
-from pipeline.resume import fingerprint
+from pipeline.resume import choose_as_begun, fingerprint
 from pipeline.rows import OutputSpec
 from pipeline.sources import Source, open_source
 from pipeline.stages import UnitSettings, count_samples
@@ -92,11 +92,11 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
     try:
         check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
-        choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
+        config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
         path = _model_file(spec, choice)
         with Lease(dest), ThreadPoolExecutor(1) as background:
             settings = _unit_settings(config, source, spec, choice, labels)
-            same = fingerprint(config, source, spec, choice)
+            same = fingerprint(config, source, spec, choice, labels)
             count = partial(count_samples, settings)
             slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
             work = prepare(config, dest, same, source, slices, count)

@@ -3,9 +3,8 @@
 A unit is finished when its record is in `DEST/_shardlabel/commits/`. Its Parquet file was published whole before that,
 under a name and with bytes that a second run of the unit gives again; so dying between the two costs the unit's work,
 and nothing else. The driver writes the records of all units that finished within a second as one file of JSON lines:
-an object per unit would be ten million objects to list for ten million shards. Once many files lie there they are
-merged into one Parquet file. Threads do both: no result waits for storage, and a driver that dies loses the records of
-a second.
+an object per unit would be ten million objects to list. Once many files lie there they are merged into one Parquet file.
+Threads do both: no result waits for storage, and a driver that dies loses the records of a second.
 """
 
 from __future__ import annotations
@@ -40,22 +39,10 @@ FLUSH_SECONDS = 1.0
 # A resume lists and reads at most so many small files.
 MERGE_FILES = 256
 
+_NUMBERS = ("unit", "rows", "ok", "bytes_read", "size", "shards")
+_TEXTS = ("part", "errors", "sha256", "incomplete", "skipped", "plan", "made_by")
 _SCHEMA = pa.schema(
-    [
-        ("unit", pa.int64()),
-        ("part", pa.string()),
-        ("rows", pa.int64()),
-        ("ok", pa.int64()),
-        ("errors", pa.string()),
-        ("seconds", pa.float64()),
-        ("bytes_read", pa.int64()),
-        ("size", pa.int64()),
-        ("sha256", pa.string()),
-        ("shards", pa.int64()),
-        ("incomplete", pa.string()),
-        ("skipped", pa.string()),
-        ("plan", pa.string()),
-    ]
+    [(name, pa.int64()) for name in _NUMBERS] + [("seconds", pa.float64())] + [(name, pa.string()) for name in _TEXTS]
 )
 _FILE = re.compile(r"commits-[0-9]{9,}-[0-9a-f]{8}\.(jsonl|parquet)")
 _JSON_COLUMNS = ("errors", "incomplete", "skipped")
@@ -79,6 +66,7 @@ class Commit:
         incomplete: What is missing of which shard, in a sentence each.
         skipped: Members that gave no row, by kind.
         plan: The id of the plan that the unit is of.
+        made_by: Versions and the kind of CPU, for who looks into a difference of last bits.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -96,6 +84,7 @@ class Commit:
     incomplete: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     plan: str = ""
+    made_by: str = ""
 
 
 _RECORD = TypeAdapter(Commit)

@@ -23,6 +23,7 @@ from models.spec import Preprocessing
 from pipeline.commits import Commit
 from pipeline.config import SourceFormat
 from pipeline.isolated import IsolatedDecoder
+from pipeline.made_by import made_by
 from pipeline.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.plan import Slice, Unit
 from pipeline.reading import read_unit
@@ -276,4 +277,5 @@ def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: 
         shards=len(unit.slices),
         incomplete=notes.incomplete,
         skipped=notes.skipped,
+        made_by=made_by(),
     )

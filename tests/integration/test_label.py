@@ -90,7 +90,7 @@ def test_two_runs_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
     write_tar(tmp_path / "in" / "z.tar", {"a.jpg": b"no image", "b.png": colour_jpeg("blue"), "c.jpg": b""})
 
     label(tmp_path / "in", tmp_path / "fused", tiny_model)
-    label(tmp_path / "in", tmp_path / "again", tiny_model)
+    label(tmp_path / "in", tmp_path / "again", tiny_model, batch_size=7)
     report = label(tmp_path / "in", tmp_path / "two", tiny_model, shape="two-stage", actors="1", preprocess_cpus=1)
 
     assert report.images == 123

@@ -4,6 +4,8 @@ import dataclasses
 import subprocess
 import sys
 
+import onnxruntime
+import pyarrow as pa
 import pytest
 
 from models.catalog import load_labels, load_spec
@@ -53,6 +55,12 @@ def test_a_finished_run_is_ok(dest):
     found = verify_dest(dest)
 
     assert (found.ok, found.units, found.finished, found.rows, found.faults) == (True, 3, 3, 15, [])
+
+
+def test_a_record_says_what_its_rows_were_computed_with(dest):
+    for record in log_of(dest).records():
+        assert onnxruntime.__version__ in record.made_by
+        assert f"pyarrow {pa.__version__}" in record.made_by
 
 
 def test_one_wrong_byte_is_found(dest, tmp_path):

@@ -84,9 +84,13 @@ with lease.Lease(open_storage(sys.argv[1])):
 
 def holder(place: Place) -> int | None:
     """Return the process that the lease names; None where there is no lease."""
-    with suppress(StorageError):
-        return json.loads(place.storage.read_bytes(LEASE_FILE))["pid"]
-    return None
+    while True:
+        try:
+            return json.loads(place.storage.read_bytes(LEASE_FILE))["pid"]
+        except ValueError:  # the server shows an object while it is replaced
+            continue
+        except StorageError:
+            return None
 
 
 @pytest.mark.xfail(

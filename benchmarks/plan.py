@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.commits import COMMITS_FOLDER, Commit, CommitLog
+from pipeline.commits import COMMITS_FOLDER, MERGE_FILES, Commit, CommitLog
 from pipeline.plan import PLAN_FOLDER, Slice, cut_units, iter_units, part_name, read_plan, write_plan
 from pipeline.resume import check_source
 from pipeline.storage import Storage, open_storage
@@ -43,13 +43,15 @@ def plan(dest: Storage, shards: int, units_per_second: int) -> dict:
 def run_half(dest: Storage, shards: int, units_per_second: int) -> dict:
     """Write the records of half of the units, a file a second, merged as a run merges them."""
     made = read_plan(dest)
-    log = CommitLog(dest, made.units)
+    log = CommitLog(dest, made.units, made.id)
     flushes = 0
     for number in range(made.units // 2):
-        log._pending.append(Commit(number, part_name(number), 2300, 2300, {}, 9.5, 253_000_000, 150_000, "0" * 64))
+        log.append(Commit(number, part_name(number), 2300, 2300, {}, 9.5, 253_000_000, 150_000, "0" * 64))
         if number % units_per_second == units_per_second - 1:
             log.flush()
             flushes += 1
+            if flushes % MERGE_FILES == 0:
+                log.merge()
     log.flush()
     return {"records": made.units // 2, "flushes": flushes}
 
@@ -57,7 +59,7 @@ def run_half(dest: Storage, shards: int, units_per_second: int) -> dict:
 def resume(dest: Storage, shards: int, units_per_second: int) -> dict:
     """Do what a run does before its first unit."""
     made = read_plan(dest)
-    done, totals = CommitLog(dest, made.units).load()
+    done, totals = CommitLog(dest, made.units, made.id).load()
     read_s = time.perf_counter()
     check_source(dest, made, listing(shards))
     compared_s = time.perf_counter()

@@ -85,9 +85,9 @@ def commit_cost(records: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         log = CommitLog(open_storage(folder), records)
         wall, cpu = time.perf_counter(), time.process_time()
-        for number in range(records):
-            log.append(commit(number))
-        log.flush()
+        with log:
+            for number in range(records):
+                log.append(commit(number))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         started = time.perf_counter()
         done, _ = CommitLog(open_storage(folder), records).load()

@@ -172,7 +172,8 @@ def test_shards_without_images_are_an_error(monkeypatch):
 def test_the_start_is_what_came_before_the_first_unit_and_counting_is_not_part_of_it(tmp_path):
     dest = open_storage(str(tmp_path))
     schema = OutputSpec(("cat",), {}).schema()
-    with CommitLog(dest, write_plan(dest, _units(3), {}).units) as log:
+    plan = write_plan(dest, _units(3), {})
+    with CommitLog(dest, plan.units, plan.id) as log:
         for unit, seconds in enumerate((2.0, 3.0, 2.5)):
             rows = pa.Table.from_pylist(
                 [{"shard": "a", "key": f"{unit}-{i}", "status": "ok"} for i in range(40)], schema

@@ -32,6 +32,7 @@ class Overlap:
     def __init__(self, base: Storage, dest: Storage) -> None:
         self._base = base
         self._shown = dest.describe()
+        self.passed_over = ""  # a clause about a file that was, for an error where nothing is left
         self._comparable = _kind(base) == _kind(dest)
         self._dest = (os.path.realpath(dest.root) if dest.is_local else _object(dest.root)).rstrip("/") + "/"
 
@@ -50,10 +51,14 @@ class Overlap:
     def is_output(self, path: str) -> bool:
         """Tell whether a file that was come upon in a folder of SOURCE is named as a run's own; refuse others of DEST."""
         within = self._within(path)
-        if within is None or part_number(within) is not None:
-            return within is not None
-        self.refuse(path)
-        return False
+        if within is None:
+            return False
+        if part_number(within) is None:
+            self.refuse(path)
+        self.passed_over = (
+            f"; {path} is passed over, as it lies in DEST {self._shown}: give another --output to label it"
+        )
+        return True
 
     def _within(self, path: str) -> str | None:
         """Return a file's name below DEST, or None where it lies elsewhere."""

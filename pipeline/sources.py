@@ -249,7 +249,8 @@ class _Finder:
             raise SourceError(f"SOURCE {spec.text} does not exist{self._no_bucket()}")
         first = next(found, None)
         if first is None:
-            raise SourceError(f"SOURCE {spec.text} {nothing}{_hint(self._wanted)}{self._no_bucket()}")
+            passed_over = self._dest.passed_over if self._dest is not None else ""
+            raise SourceError(f"SOURCE {spec.text} {nothing}{_hint(self._wanted)}{passed_over}{self._no_bucket()}")
         yield first
         yield from found
 

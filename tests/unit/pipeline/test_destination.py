@@ -114,6 +114,7 @@ def test_a_file_of_source_is_never_deleted(tmp_path, source, dest, overwrite, wi
 
     assert contents() == before
     assert "--overwrite" not in str(caught.value)
+    assert "in DEST" in str(caught.value)
 
 
 def record(dest: str, *units: int) -> None:

@@ -18,6 +18,7 @@ from models.catalog import load_spec
 from models.classifier import Choice, Device, choose
 from models.errors import ConfigError
 from models.spec import ModelSpec
+from serve import grpc_listener
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.app import Extras, build_asgi
@@ -58,6 +59,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan
     ) -> None:
         _pin_threads(plan.cpus)
+        grpc_listener.guard()
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id

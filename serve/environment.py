@@ -19,6 +19,8 @@ from serve.ports import free_ports
 RETRY_BUFFER_BYTES = 512 * 1024
 # Both ways: 64 MiB are the answers of 10,000 images.
 LEAST_MESSAGE_BYTES = 64 * 2**20
+# What `grpc_servicer_functions` of Serve names: every proxy imports it, so that it loads no model.
+GRPC_SERVICER = "serve.oip.service:add_to_server"
 _LOOPBACK = "127.0.0.1"
 
 

@@ -25,6 +25,7 @@ from serve.app import Extras, build_asgi
 from serve.asgi import App
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.engine import Engine
+from serve.environment import GRPC_SERVICER
 from serve.metrics import ServeMetrics
 from serve.metrics_share import MetricsShare, RayStore
 from serve.parts import load_part
@@ -205,4 +206,4 @@ def _pin_threads(cpus: int) -> None:
 
 def grpc_servicers() -> list[str]:
     """Return the import paths of the servicer functions that there are, for Serve's gRPC options."""
-    return [] if load_part(GRPC_PART) is None else ["serve.oip.service:add_to_server"]
+    return [] if load_part(GRPC_PART) is None else [GRPC_SERVICER]

@@ -146,7 +146,7 @@ def _grpc(config: str) -> str:
             "HAProxy is not started: Ray's configuration of it has no maxconn, of which gRPC gets a part"
         )
     return (
-        f"    maxconn {max(1, int(GRPC_SHARE * int(connections[1])))}\n"
+        f"    maxconn {max(1, int(GRPC_SHARE * int(connections[1])))}\n    option forwardfor\n"
         # The first for a connection that says nothing, or stops in the middle of a call; the second for one that begins as
         # HTTP/2 and then makes no call. Neither is for a call that waits for its answer.
         f"    timeout client {TIMEOUT_REQUEST_S}s\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     haproxy = _set_environment(config, listen, folder)
     try:
         _start_ray(listen)
+        if listen.address:
+            listen = endpoint.listen = _as_it_listens(listen, say)
         # What is behind HAProxy is nobody else's to ask.
         _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
         _wait_until_running(listen, folder, say)
@@ -164,6 +167,39 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
         raise ClusterError(f"Ray Serve does not start: {' '.join(str(err).split())[:300]}") from err
 
 
+def _as_it_listens(listen: Listen, say: Say) -> Listen:
+    """Return where the cluster's Serve listens if it runs already: it cannot be told otherwise. Says what has no effect."""
+    found = _running_options()
+    if found is None:
+        return listen
+    http, grpc = found
+    real = replace(listen, host=http.host, port=http.port, grpc_port=grpc.port)
+    if real != listen:
+        say(
+            f"Serve runs on that cluster already, and listens on {real.host}:{real.port}, gRPC on port {real.grpc_port}: "
+            f"--host {listen.host} --port {listen.port} --grpc-port {listen.grpc_port} have no effect"
+        )
+    return real
+
+
+def _running_options() -> tuple[Any, Any] | None:
+    """Return the options of HTTP and gRPC that the cluster's Serve was started with; None where it does not run."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config, ray.get(client._controller.get_grpc_config.remote()))
+
+
+def _can_grow() -> bool:
+    """Tell whether the cluster's autoscaler may add CPUs or GPUs."""
+    import ray
+    from ray._private.state import state
+
+    most, now = state.get_max_resources_from_cluster_config() or {}, ray.cluster_resources()
+    return any(most.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
+
+
 def _look_for_refusal(folder: Path) -> None:
     """Raise ClusterError if `serve.haproxy` has refused to start: Serve would try again without end."""
     for path in folder.rglob(REFUSED):
@@ -174,7 +210,7 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
     """Wait until Serve calls the application running.
 
     Raises:
-        ConfigError: No replica found room for ROOM_S.
+        ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
         ClusterError: The replicas fail, or are not ready for READY_S.
     """
     from ray import serve as ray_serve
@@ -182,7 +218,7 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
     from serve.replica import APP_NAME
 
     began = time.monotonic()
-    said = False
+    said = said_to_grow = False
     while True:
         _look_for_refusal(folder)
         app = ray_serve.status().applications.get(APP_NAME)
@@ -193,7 +229,11 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
         if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
         if waited > ROOM_S and "to be scheduled" in _reason(app):
-            raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+            if listen.address is None or not _can_grow():
+                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+            if not said_to_grow:
+                said_to_grow = True
+                say("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
             raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
         if waited > 15 and not said:

@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingConfig
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Choice, Device, choose
+from models.classifier import Choice, Device, Provider, choose
 from models.errors import ConfigError
 from models.spec import ModelSpec
 from serve import grpc_listener
@@ -122,13 +122,13 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
     spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
-    choice = choose(
-        spec, config.device, config.precision, has_gpu=gpus > 0 or (config.device is Device.CUDA and not is_fixed)
-    )
+    # On a cluster that may grow, a card that was asked for may still come.
+    may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
+    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
     locate(spec, choice.precision)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
-    plan = plan_replica(config, on_gpu=choice.provider.value.startswith("CUDA"), cpus=int(cpus))
+    plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import socket
 import time
@@ -27,8 +28,9 @@ MODEL = "efficientnet-lite0"
 @pytest.fixture(scope="module", params=["--haproxy", "--no-haproxy"])
 def endpoint(request, tmp_path_factory):
     (grpc_port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("serve")
     options = ["--model", MODEL, "--grpc-port", str(grpc_port), "--max-replicas", "1", request.param]
-    with serving(tmp_path_factory.mktemp("serve"), *options) as running:
+    with serving(folder, *options, "--access-log", str(folder / "access.log")) as running:
         yield running, grpc_port
 
 
@@ -64,6 +66,16 @@ def test_nothing_listens_beyond_loopback(endpoint):
     assert ("127.0.0.1", running.port) in listening(pids)
     assert beyond_loopback(pids) == {}
     assert call(grpc_port)
+
+
+def test_calls_are_in_the_access_log(endpoint):
+    running, grpc_port = endpoint
+    assert call(grpc_port)
+    time.sleep(1.0)
+
+    lines = [json.loads(line) for line in (running.log.parent / "access.log").read_text().splitlines()]
+
+    assert {(line["client"], line["status"]) for line in lines if line["method"] == "gRPC"} == {("127.0.0.1", 200)}
 
 
 @pytest.mark.long

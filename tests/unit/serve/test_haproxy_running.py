@@ -265,3 +265,31 @@ def test_connections_to_grpc_that_make_no_call_are_closed(haproxy, said):
         connection.sendall(said)
         while connection.recv(4096):
             pass
+
+
+def asked_in_bytes(port: int, head: bytes) -> tuple[int, dict[str, str], bytes]:
+    with socket.create_connection(("127.0.0.1", port), timeout=SILENT_S + 15) as connection:
+        connection.sendall(head)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def test_a_body_that_does_not_come_is_408_in_json(haproxy):
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
+
+    status, headers, body = asked_in_bytes(haproxy.port, head)
+
+    assert (status, headers["content-type"]) == (408, "application/json")
+    assert list(json.loads(body)) == ["error"]
+
+
+@pytest.mark.xfail(strict=True, reason="HAProxy 2.8 has this page built in: its issue 3032")
+@pytest.mark.parametrize(
+    "head", [b"HELLO\x00 there\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n"], ids=["none", "header"]
+)
+def test_what_is_no_http_is_400_in_json(haproxy, head):
+    status, _, body = asked_in_bytes(haproxy.port, head)
+
+    assert status == 400
+    assert list(json.loads(body)) == ["error"]

@@ -6,6 +6,8 @@ import contextlib
 import json
 import resource
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from serve.ports import free_ports
 from tests.listening import beyond_loopback, listening
-from tests.serve_process import serving
+from tests.serve_process import ServeProcess, serving
 
 pytestmark = [
     pytest.mark.ray,
@@ -104,3 +106,19 @@ def test_another_address_is_listened_on_by_what_clients_ask_alone(tmp_path):
         ("127.0.0.2", running.port),
         ("127.0.0.2", grpc_port),
     }
+
+
+def test_a_local_ray_of_bulk_listens_on_loopback_alone(tmp_path):
+    code = (
+        "import ray; from pipeline.local_ray import start_local_ray; start_local_ray(num_cpus=1);"
+        "ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); input()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        pids = {process.pid, *ServeProcess(process, 0, tmp_path).descendants()}
+
+        assert listening(pids)
+        assert beyond_loopback(pids) == {}
+    finally:
+        process.communicate("\n", timeout=60)

@@ -121,3 +121,52 @@ def test_an_application_that_is_deleted_leaves_no_metrics_behind(monkeypatch, tm
     Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
 
     assert deleted == [(b"shardlabel:metrics:shardlabel:", True)]
+
+
+def test_a_ray_whose_grpc_listens_in_another_way_is_refused(monkeypatch):
+    from serve import grpc_listener
+
+    grpc_listener.check()
+    monkeypatch.setattr("ray.serve._private.default_impl.add_grpc_address", lambda server: None)
+
+    with pytest.raises(ClusterError, match="add_grpc_address"):
+        grpc_listener.check()
+
+
+@pytest.mark.parametrize(("host", "place"), [("127.0.0.1", "127.0.0.1:41000"), ("::1", "[::1]:41000")])
+def test_servers_are_held_to_the_address_and_to_limits(monkeypatch, host, place):
+    from ray.serve._private import constants, default_impl, replica
+
+    from serve import grpc_listener
+
+    for module, name in ((default_impl, "add_grpc_address"), (replica, "add_port_to_grpc_server")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(constants, "DEFAULT_GRPC_SERVER_OPTIONS", [("grpc.max_receive_message_length", 5)])
+    monkeypatch.setenv("SHARDLABEL_GRPC_HOST", host)
+    places = []
+
+    # A replica does it itself, and is asked to once more.
+    assert grpc_listener.guard() == grpc_listener.guard() == []
+    default_impl.add_grpc_address(SimpleNamespace(add_insecure_port=places.append), "[::]:41000")
+
+    assert places == [place]
+    assert len(constants.DEFAULT_GRPC_SERVER_OPTIONS) == 1 + len(grpc_listener.LIMITS)
+
+
+def test_a_local_ray_that_would_listen_on_every_interface_is_refused(monkeypatch):
+    import os
+
+    from pipeline import local_ray
+
+    during = []
+    monkeypatch.setattr("ray.init", lambda **options: during.append(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.1.2.3")
+    monkeypatch.setattr(local_ray, "_name_no_dashboard", lambda: None)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+
+    with pytest.raises(RuntimeError, match="every interface"):
+        local_ray._start({})
+
+    assert during == ["0"]
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from serve.config import ServeConfig
 from serve.grpc_listener import HOST_VARIABLE as GRPC_HOST_VARIABLE
+from serve.grpc_listener import MESSAGE_VARIABLE
 from serve.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE
 from serve.ports import free_ports
 
@@ -37,7 +38,7 @@ def of_every_node(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(message_bytes(config)),
+        MESSAGE_VARIABLE: str(message_bytes(config)),
         # Called in each process before it listens: limits for gRPC, of which Ray sets none.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.grpc_listener:guard",
     }

@@ -17,6 +17,7 @@ from models.errors import ClusterError
 
 # Of the address; where it is not set, every interface, as on a cluster, whose nodes must reach each other's replicas.
 HOST_VARIABLE = "SHARDLABEL_GRPC_HOST"
+MESSAGE_VARIABLE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
 LIMITS = (
     # A process also has HTTP to serve, and files to open.
     ("grpc.max_allowed_incoming_connections", 1024),
@@ -50,8 +51,11 @@ def check() -> None:
             )
 
 
-def guard() -> list[Any]:
+def guard(message_bytes: int | None = None) -> list[Any]:
     """Hold the gRPC servers that this process will start to HOST_VARIABLE and LIMITS.
+
+    Args:
+        message_bytes: Most that a request's message may have, where the environment does not say; None for Ray's 2 GiB.
 
     Returns:
         No middleware: Serve asks for a list of them.
@@ -67,6 +71,9 @@ def guard() -> list[Any]:
     # The list that each server takes its options from.
     options: list[tuple[str, int]] = constants.DEFAULT_GRPC_SERVER_OPTIONS
     options += [limit for limit in LIMITS if limit not in options]
+    if message_bytes is not None and MESSAGE_VARIABLE not in os.environ:
+        # Of two options with one name, gRPC takes the first.
+        options.insert(0, ("grpc.max_receive_message_length", message_bytes))
     return []
 
 

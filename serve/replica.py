@@ -25,7 +25,7 @@ from serve.app import Extras, build_asgi
 from serve.asgi import App
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.engine import Engine
-from serve.environment import GRPC_SERVICER
+from serve.environment import GRPC_SERVICER, message_bytes
 from serve.metrics import ServeMetrics
 from serve.metrics_share import MetricsShare, RayStore
 from serve.parts import load_part
@@ -60,7 +60,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan
     ) -> None:
         _pin_threads(plan.cpus)
-        grpc_listener.guard()
+        grpc_listener.guard(message_bytes(config))
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id

@@ -170,3 +170,39 @@ def test_a_local_ray_that_would_listen_on_every_interface_is_refused(monkeypatch
 
     assert during == ["0"]
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+@pytest.mark.parametrize(("told", "refused"), [(None, True), ("2147483647", False)])
+def test_a_replica_takes_no_message_beyond_its_limit_where_its_node_was_told_none(monkeypatch, told, refused):
+    import asyncio
+
+    import grpc
+    from ray.serve._private import constants
+
+    from serve import grpc_listener
+
+    monkeypatch.setattr(constants, "DEFAULT_GRPC_SERVER_OPTIONS", [("grpc.max_receive_message_length", 2**31 - 1)])
+    monkeypatch.delenv("SHARDLABEL_GRPC_HOST", raising=False)
+    monkeypatch.delenv("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", raising=False)
+    if told:
+        monkeypatch.setenv("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", told)
+    grpc_listener.guard(5 * 2**20)
+
+    async def echo(request, context):
+        return b"%d" % len(request)
+
+    async def ask() -> str:
+        server = grpc.aio.server(options=constants.DEFAULT_GRPC_SERVER_OPTIONS)
+        handler = grpc.unary_unary_rpc_method_handler(echo)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            try:
+                return (await channel.unary_unary("/a.B/C")(bytes(6 * 2**20), timeout=20)).decode()
+            except grpc.aio.AioRpcError as err:
+                return err.code().name
+            finally:
+                await server.stop(0)
+
+    assert asyncio.run(ask()) == ("RESOURCE_EXHAUSTED" if refused else str(6 * 2**20))

@@ -8,25 +8,18 @@ from cluster.configuration import ClusterConfiguration, WorkerSettings
 from cluster.render_pods import GRPC_PORT, HTTP_PORT, INSTANCE_LABEL, KEYS_PATH, pod_labels
 from cluster.render_raycluster import metadata, ray_cluster, worker_groups
 from cluster.render_yaml import dump
+from serve.config import ServeConfig
+from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
-# As `shardlabel serve` sets it for a local Ray (serve/launch.py), here on every node before Ray starts: HAProxy instead
-# of the Python proxy, which doubles what a request costs, and requests sent on where a replica died.
-SERVE_ENV = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/shardlabel/bin/shardlabel-haproxy",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "524288",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "5",
-    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+# In the image of cluster/Dockerfile.
+LAUNCHER = "/opt/shardlabel/bin/shardlabel-haproxy"
 
 
 def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
-    cluster = ray_cluster(config, _groups(config), env=SERVE_ENV, serves=True)
+    served = ServeConfig.model_validate(_args(config))
+    env = of_every_node(served) | of_haproxy(served, LAUNCHER)
+    cluster = ray_cluster(config, _groups(config), env=env, serves=True)
     if config.service.redis_address:
         cluster["gcsFaultToleranceOptions"] = _redis(config)
     return {
@@ -63,7 +56,7 @@ def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": HTTP_PORT, "keep_alive_timeout_s": 75},
-        "grpc_options": {"port": GRPC_PORT, "grpc_servicer_functions": ["serve.oip.grpc:add_to_server"]},
+        "grpc_options": {"port": GRPC_PORT, "grpc_servicer_functions": [GRPC_SERVICER]},
         "logging_config": {"enable_access_log": False},
         "applications": [
             {

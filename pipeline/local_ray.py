@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
 def _start(options: dict[str, Any]) -> None:
     import ray
 
-    with _without_services(), _without_agents():
+    with _on_loopback(), _without_services(), _without_agents():
         ray.init(
             address="local",
             include_dashboard=False,
@@ -69,6 +70,28 @@ def _start(options: dict[str, Any]) -> None:
             **options,
         )
         _name_no_dashboard()
+    if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+        ray.shutdown()
+        raise RuntimeError("it would listen on every interface of this machine, and not on loopback alone")
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray call its node 127.0.0.1, as it does on macOS and Windows: all of its processes listen there alone then."""
+    from ray._private import ray_constants
+
+    # The constant is this process's, which may have read the variable long ago; the variable is for those it starts.
+    variable, of_user = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        if of_user is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = of_user
 
 
 def _give_up() -> None:

@@ -13,14 +13,15 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.25
-# Of lines that wait for a disk that does not take them; older ones are given up, and counted.
+# Of lines that wait for a disk that does not take them; older ones are given up, and a line {"lost": N} counts them.
 MAX_WAITING = 100_000
 
 
 class AccessLog:
     """Append lines to a file, or to standard error.
 
-    Several processes may append to one file: each write ends with a whole line, and O_APPEND keeps them apart.
+    Several processes may append to one file: each write ends with a whole line, and O_APPEND keeps them apart. A file that
+    was moved away, as logrotate does it, is begun anew under its name.
 
     Args:
         target: A path, or "-" for standard error.
@@ -30,14 +31,20 @@ class AccessLog:
     """
 
     def __init__(self, target: str) -> None:
-        self._fd = 2 if target == "-" else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        self._path = None if target == "-" else target
+        self._fd = 2 if self._path is None else _opened(self._path)
         self._lines: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
+        # What the disk did not take yet, and how many lines were given up since it last took one.
+        self._unwritten = b""
+        self._lost = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="access-log", daemon=True)
         self._thread.start()
 
     def add(self, **fields: Any) -> None:  # noqa: ANN401 (whatever JSON has)
         """Add one request; returns at once."""
+        if len(self._lines) == self._lines.maxlen:
+            self._lost += 1
         self._lines.append({"time": time.time(), **fields})
 
     def close(self) -> None:
@@ -50,22 +57,48 @@ class AccessLog:
     def _write(self) -> None:
         while True:
             is_last = self._closed.wait(PERIOD_S)
-            self._flush()
+            try:
+                self._flush()
+            except OSError as err:
+                logger.warning("access log: cannot be written, %d lines wait: %s", len(self._lines), err)
             if is_last:
                 return
 
     def _flush(self) -> None:
-        text = ""
+        # First what was begun: a line that the disk cut short belongs to the file that has its head.
+        self._empty()
+        if self._lines and self._path is not None and _was_moved(self._path, self._fd):
+            fd = _opened(self._path)
+            os.close(self._fd)
+            self._fd = fd
+        lines = []
         while self._lines:
-            line = self._lines.popleft()
-            line["time"] = _iso(line["time"])
-            text += json.dumps(line, separators=(",", ":")) + "\n"
-        if not text:
-            return
-        try:
-            os.write(self._fd, text.encode())
-        except OSError as err:
-            logger.warning("access log: cannot be written: %s", err)
+            lines.append(self._lines.popleft())
+        if self._lost:
+            lines.append({"time": time.time(), "lost": self._lost})
+            self._lost = 0
+        self._unwritten = b"".join(map(_as_text, lines))
+        self._empty()
+
+    def _empty(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._fd, self._unwritten) :]
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+
+
+def _was_moved(path: str, fd: int) -> bool:
+    try:
+        return not os.path.samestat(os.stat(path), os.fstat(fd))  # noqa: PTH116 (Path has no samestat)
+    except FileNotFoundError:
+        return True
+
+
+def _as_text(line: dict[str, Any]) -> bytes:
+    line["time"] = _iso(line["time"])
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 def _iso(seconds: float) -> str:

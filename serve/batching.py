@@ -65,7 +65,7 @@ class Batcher:
 
     Args:
         runner: Decodes and runs.
-        batch_size: Most jobs of a batch.
+        batch_size: Most images of a batch; a job of more is one of its own.
         workers: Threads that run batches.
         decoders: Threads that only decode; 0 for none.
         max_queue: Images that may wait.

@@ -21,7 +21,7 @@ def serve(  # noqa: PLR0913 (one argument an option)
         str | None, typer.Option(help="A name of `shardlabel models list`, or an .onnx file. [default: resnet18-v2]")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, int8 or fp16. [default: auto]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or tensorrt. [default: auto]")] = None,
     decode: Annotated[
         str | None, typer.Option(help="fast, or exact: the reference preprocessing pixel for pixel. [default: fast]")
     ] = None,

@@ -27,7 +27,7 @@ class ServeConfig(BaseModel):
 
     model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(default="auto", description="Or what auto finds best.")
-    device: Device = Field(default=Device.AUTO, description="auto, cpu or cuda.")
+    device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or tensorrt.")
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
 

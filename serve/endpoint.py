@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.errors import ClusterError
+from serve.metrics_share import RayStore
 from serve.ports import holders
 
 
@@ -49,7 +51,11 @@ class Endpoint:
     is_local: bool
 
     def close(self) -> None:
-        """Stop taking requests, finish those that are being served, and stop."""
+        """Stop taking requests, finish those that are being served, and stop.
+
+        Raises:
+            ClusterError: The application on a cluster could not be deleted; all else is ended.
+        """
         import ray
         from ray import serve as ray_serve
 
@@ -60,17 +66,27 @@ class Endpoint:
             self.drain_haproxy()
             # The access log is written four times a second.
             time.sleep(0.3)
+        problem: Exception | None = None
         if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
-            with contextlib.suppress(Exception):
+            try:
                 if not self.is_local:
                     # Others may have applications there.
                     ray_serve.delete(APP_NAME)
+                    RayStore(APP_NAME).clear()
                 elif not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
+            except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
+                problem = err
             ray.shutdown()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if problem is not None and not self.is_local:
+            why = " ".join(str(problem).split())[:300]
+            raise ClusterError(
+                f"the application {APP_NAME} may still run on the Ray cluster at {self.listen.address}: it could not be "
+                f"deleted ({why}); `serve status` shows it, and ray.serve.delete({APP_NAME!r}) ends it"
+            )
 
     def sentence(self) -> str:
         """Say in a line where it is."""

@@ -134,10 +134,13 @@ class Engine:
 
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         """Run the model on its own input; see `serve.backend.Backend.run_tensor`."""
-        (output,) = await self._started().submit([Job(batch, len(batch), deadline)])
-        if isinstance(output, Exception):
-            raise output
-        return np.asarray(output)
+        size = self._plan.batch_size
+        pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
+        outputs = await self._started().submit([Job(piece, len(piece), deadline) for piece in pieces])
+        for output in outputs:
+            if isinstance(output, Exception):
+                raise output
+        return np.concatenate(outputs)
 
     def decode(self, job: Job) -> None:
         """Decode one image, in a thread of the batcher."""

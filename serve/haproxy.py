@@ -12,7 +12,12 @@ script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, un
 * A request's own deadline reaches the endpoint under another name: Serve too reads x-request-timeout-seconds, and where it
   is some milliseconds, its own 408 in plain text would be there first.
 * No datagram about each request goes to a syslog port that nobody named (RAY_SERVE_HAPROXY_LOG_TARGET names one).
+* gRPC has a quarter of the connections at most, and those that say nothing are closed: they must not keep HTTP out.
+* Clients are listened to on SHARDLABEL_HAPROXY_HOST, where that is set: Ray has one address for them and for its replicas.
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
+
+Where one of these finds nothing to change, Ray's file is another than the one that this was written for: HAProxy is then
+not started, and a file `refused` beside the configuration says why.
 """
 
 from __future__ import annotations
@@ -26,8 +31,15 @@ import signal
 import sys
 from pathlib import Path
 
+from models.errors import ClusterError
+
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
 TIMEOUT_REQUEST_S = 60
+# Of all connections, gRPC's share. What is left is HTTP's.
+GRPC_SHARE = 0.25
+# Beside the configuration: why HAProxy was not started.
+REFUSED = "refused"
+HOST_VARIABLE = "SHARDLABEL_HAPROXY_HOST"
 ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
@@ -62,41 +74,84 @@ def error_response(code: int) -> bytes:
     return head.encode() + body
 
 
-def edited(config: str, errors: Path, *, admin_host: str = _LOOPBACK, logs: bool = False) -> str:
+def edited(
+    config: str, errors: Path, *, host: str | None = None, admin_host: str = _LOOPBACK, logs: bool = False
+) -> str:
     """Return Ray's HAProxy configuration with the changes that the head of this file lists.
 
     Args:
         config: As Ray wrote it.
         errors: Folder of the error responses, `<code>.http` each.
+        host: Address that clients are listened to on; None for Ray's.
         admin_host: Address that metrics and stats listen on.
         logs: Whether the syslog target that the file names is to get a line per request.
+
+    Raises:
+        ClusterError: There is nothing of what one of the changes is to change; says which.
     """
     # Metrics are the one listener without a host; that of the stats comes last.
-    config = re.sub(
-        r"(?m)^(\s*bind )\*?:(\d+)(\s+mode http\s+http-request use-service)", rf"\g<1>{admin_host}:\g<2>\g<3>", config
-    )
-    config = re.sub(r"(?m)^(listen stats\s+bind )\*?:(\d+)", rf"\g<1>{admin_host}:\g<2>", config)
-    config = re.sub(r"(?m)^(\s*stats socket \S+ mode) 666", r"\1 600", config)
+    metrics = r"^(\s*bind )\*?:(\d+)(\s+mode http\s+http-request use-service)"
+    config = _changed(config, "the address of metrics", metrics, rf"\g<1>{admin_host}:\g<2>\g<3>")
+    config = _changed(config, "the address of stats", r"^(listen stats\s+bind )\*?:(\d+)", rf"\g<1>{admin_host}:\g<2>")
+    config = _changed(config, "the mode of the admin socket", r"^(\s*stats socket \S+ mode) 666", r"\1 600")
     if not logs:
-        config = re.sub(r"(?m)^\s*log \S+ local\d .*\n", "", config)
-    config = re.sub(r"(?m)^\s*errorfile \d+ .*\n", "", config)
+        config = _changed(config, "the log of requests", r"^\s*log \S+ local\d .*\n", "")
+    config = _changed(config, "Ray's own error pages", r"^\s*errorfile \d+ .*\n", "")
     lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
-    config = re.sub(r"(?m)^defaults\n", f"defaults\n{lines}", config)
-    whole = f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
-    serves = "x-request-timeout-seconds"
-    whole += (
-        f"    http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({serves})] if {{ req.hdr({serves}) -m found }}\n"
-    )
-    whole += f"    http-request del-header {serves}\n"
-    config = re.sub(r"(?m)^(frontend http_frontend\n\s*bind .*\n)", rf"\1{whole}", config)
-    # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
-    unary = "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"
-    config = re.sub(r"(?m)^(frontend grpc_frontend\n(?:\s*#.*\n)*\s*bind .*\n)", rf"\1{unary}", config)
-    return re.sub(
-        r"(?m)^(backend default_backend\n).*\n",
+    config = _changed(config, "errors", r"^defaults\n", f"defaults\n{lines}")
+    config = _changed(config, "the frontend of HTTP", r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{_http()}")
+    if "frontend grpc_frontend" in config:
+        grpc = r"^(frontend grpc_frontend\n(?:\s*#.*\n)*\s*bind .*\n)"
+        config = _changed(config, "the frontend of gRPC", grpc, rf"\1{_grpc(config)}")
+    if host:
+        clients = r"^(frontend (?:http|grpc)_frontend\n(?:\s*#.*\n)*\s*bind )\S+:(\d+)"
+        config = _changed(config, "the address of clients", clients, rf"\g<1>{bracketed(host)}:\g<2>")
+    return _changed(
+        config,
+        "the answer where there is no replica",
+        r"^(backend default_backend\n).*\n",
         rf"\1    http-request return status 503 content-type application/json hdr Retry-After 1 "
         rf"""string '{json.dumps({"error": _GONE})}'\n""",
-        config,
+    )
+
+
+def bracketed(host: str) -> str:
+    """Return an address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _changed(config: str, what: str, pattern: str, replacement: str) -> str:
+    config, count = re.subn(f"(?m){pattern}", replacement, config)
+    if not count:
+        raise ClusterError(
+            f"HAProxy is not started: Ray's configuration of it is another than expected, and {what} cannot be set "
+            f"(nothing matches {pattern!r}); use --no-haproxy, or the version of Ray that this one is made for"
+        )
+    return config
+
+
+def _http() -> str:
+    asked = "x-request-timeout-seconds"
+    return (
+        f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+        f"    http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({asked})] if {{ req.hdr({asked}) -m found }}\n"
+        f"    http-request del-header {asked}\n"
+    )
+
+
+def _grpc(config: str) -> str:
+    connections = re.search(r"(?m)^\s*maxconn (\d+)", config)
+    if connections is None:
+        raise ClusterError(
+            "HAProxy is not started: Ray's configuration of it has no maxconn, of which gRPC gets a part"
+        )
+    return (
+        f"    maxconn {max(1, int(GRPC_SHARE * int(connections[1])))}\n    option forwardfor\n"
+        # The first for a connection that says nothing, or stops in the middle of a call; the second for one that begins as
+        # HTTP/2 and then makes no call. Neither is for a call that waits for its answer.
+        f"    timeout client {TIMEOUT_REQUEST_S}s\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+        # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
+        "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"
     )
 
 
@@ -106,7 +161,9 @@ def _edit_file(path: Path) -> None:
     for code in _ERRORS:
         (errors / f"{code}.http").write_bytes(error_response(code))
     admin_host = os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK
-    config = edited(path.read_text(), errors, admin_host=admin_host, logs=bool(os.environ.get(LOG_VARIABLE)))
+    host = os.environ.get(HOST_VARIABLE) or None
+    logs = bool(os.environ.get(LOG_VARIABLE))
+    config = edited(path.read_text(), errors, host=host, admin_host=admin_host, logs=logs)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(config)
     temporary.replace(path)
@@ -135,7 +192,12 @@ def main() -> None:
     """Edit the file after `-f`, and become HAProxy."""
     arguments = sys.argv[1:]
     if "-f" in arguments[:-1]:
-        _edit_file(Path(arguments[arguments.index("-f") + 1]))
+        path = Path(arguments[arguments.index("-f") + 1])
+        try:
+            _edit_file(path)
+        except ClusterError as err:
+            (path.parent / REFUSED).write_text(str(err))
+            sys.exit(str(err))
     if sys.platform == "linux":
         # Survives the exec. The parent is Ray's proxy actor; it may be gone already.
         parent = os.getppid()

@@ -55,7 +55,7 @@ class Line:
     """Jobs that wait, first come first served; threads take from it when they are free.
 
     Args:
-        room: Jobs that `put(wait=True)` lets in; None for any number.
+        room: Images that `put(wait=True)` lets in; None for any number.
     """
 
     def __init__(self, room: int | None = None) -> None:
@@ -69,23 +69,27 @@ class Line:
     def put(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
         """Add jobs; `wait` for room first, where it has a bound."""
         with self._changed:
-            while wait and self._room is not None and len(self._jobs) >= self._room and not self._closed:
+            while wait and self._room is not None and self.images >= self._room and not self._closed:
                 self._changed.wait()
             self._jobs.extend(jobs)
             self.images += sum(job.weight for job in jobs)
             self._changed.notify(len(jobs) if self._room is None else 2)
 
     def take(self, most: int, delay_s: float) -> list[Job]:
-        """Wait for a job, and return it with those behind it; none means closed."""
+        """Wait for a job, and return it with those behind it, up to `most` images together; none means closed."""
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
             if delay_s and self._jobs:
                 until = self._jobs[0].since + delay_s
-                while len(self._jobs) < most and not self._closed and (left := until - time.monotonic()) > 0:
+                while self.images < most and not self._closed and (left := until - time.monotonic()) > 0:
                     self._changed.wait(left)
-            taken = [self._jobs.popleft() for _ in range(min(most, len(self._jobs)))]
-            self.images -= sum(job.weight for job in taken)
+            taken: list[Job] = []
+            # One that is larger than a batch goes alone.
+            while self._jobs and (not taken or self._jobs[0].weight <= most):
+                taken.append(self._jobs.popleft())
+                most -= taken[-1].weight
+                self.images -= taken[-1].weight
             if self._room is not None:
                 self._changed.notify_all()
             return taken

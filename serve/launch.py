@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
 from models.spec import Precision
 from pipeline.local_ray import start_local_ray
+from serve import environment, grpc_listener
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.config import ServeConfig
 from serve.endpoint import Endpoint, Listen
-from serve.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE
-from serve.ports import check_free, free_ports
+from serve.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE, REFUSED
+from serve.ports import check_free
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ ROOM_S = 60.0
 # Room for a model to be downloaded by a node and loaded.
 READY_S = 600.0
 POLL_S = 0.2
-# Requests up to this are held until they are answered, and sent to another replica where theirs died.
-RETRY_BUFFER_BYTES = 512 * 1024
 
 Say = Callable[[str], None]
 
@@ -60,15 +59,16 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     _check(config)
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
-    _set_environment(listen, folder, config.deadline_s)
-    # Ray lets 2 GiB into memory before anybody looks at them. Both ways: 64 MiB are the answers of 10,000 images.
-    os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(max(config.max_request_bytes + 2**20, 2**26)))
+    haproxy = _set_environment(config, listen, folder)
     try:
         _start_ray(listen)
-        _start_serve(config, listen)
-        _wait_until_running(say)
+        if listen.address:
+            listen = endpoint.listen = _as_it_listens(listen, say)
+        # What is behind HAProxy is nobody else's to ask.
+        _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
+        _wait_until_running(listen, folder, say)
         if listen.address is None:
-            _wait_until_answered(listen)
+            _wait_until_answered(listen, folder)
     except BaseException:
         endpoint.close()
         raise
@@ -94,55 +94,28 @@ def _check(config: ServeConfig) -> None:
             raise ConfigError(f"--access-log {config.access_log} cannot be written: {err.strerror}") from err
 
 
-def _set_environment(listen: Listen, folder: Path, deadline_s: float) -> None:
-    """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts."""
+def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
+    """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts.
+
+    Returns:
+        Whether HAProxy is to stand before the replicas.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    wanted = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-        # Says that a replica finds no room, which is otherwise only seen by waiting.
-        "SERVE_SLOW_STARTUP_WARNING_S": "20",
-        "SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "5",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-    }
+    wanted = environment.of_every_node(config) | environment.of_this_machine(listen.host)
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
-    if listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file():
-        metrics, stats, http, grpc = free_ports(4)
-        given = os.environ.get(RAY_BINARY_VARIABLE)
+    haproxy = listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file()
+    if haproxy:
+        given = os.environ.pop(RAY_BINARY_VARIABLE, None)
         if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
-        os.environ[RAY_BINARY_VARIABLE] = str(launcher)
-        wanted |= {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            # A datagram per request to a Python process, for metrics of Ray's that nobody collects here.
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRY_BUFFER_BYTES),
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-            # One goes to another replica. Where there is none, some are spent on connections to the dead one that were
-            # kept and are not yet known to be closed, before Serve's own proxy is tried.
-            "RAY_SERVE_HAPROXY_RETRIES": "5",
-            "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-            # Of a replica that does not answer at all: it says itself when a deadline has passed.
-            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline_s) + 20),
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        }
+        wanted |= environment.of_haproxy(config, str(launcher))
+        wanted |= environment.of_this_machines_haproxy(listen.host, folder)
     for name, value in wanted.items():
         # What the user has set stays; what an earlier endpoint of this process has set does not.
         if name not in os.environ or name in _set_here:
             os.environ[name] = value
             _set_here.add(name)
+    return haproxy
 
 
 def _start_ray(listen: Listen) -> None:
@@ -165,19 +138,20 @@ def _start_ray(listen: Listen) -> None:
             signal.signal(number, handler)
 
 
-def _start_serve(config: ServeConfig, listen: Listen) -> None:
+def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -> None:
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
     from serve.replica import APP_NAME, build_application, grpc_servicers
 
+    grpc_listener.check()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     app = build_application(config, is_fixed=listen.address is None)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     try:
         ray_serve.start(
             proxy_location="EveryNode" if listen.address else "HeadOnly",
-            http_options=HTTPOptions(host=listen.host, port=listen.port, keep_alive_timeout_s=75),
+            http_options=HTTPOptions(host=host, port=listen.port, keep_alive_timeout_s=75),
             grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=grpc_servicers())
             if listen.grpc_port
             else None,
@@ -189,14 +163,54 @@ def _start_serve(config: ServeConfig, listen: Listen) -> None:
             wait_for_applications_running=False,
         )
     except Exception as err:  # Ray raises bare ones here
+        _look_for_refusal(folder)
         raise ClusterError(f"Ray Serve does not start: {' '.join(str(err).split())[:300]}") from err
 
 
-def _wait_until_running(say: Say) -> None:
+def _as_it_listens(listen: Listen, say: Say) -> Listen:
+    """Return where the cluster's Serve listens if it runs already: it cannot be told otherwise. Says what has no effect."""
+    found = _running_options()
+    if found is None:
+        return listen
+    http, grpc = found
+    real = replace(listen, host=http.host, port=http.port, grpc_port=grpc.port)
+    if real != listen:
+        say(
+            f"Serve runs on that cluster already, and listens on {real.host}:{real.port}, gRPC on port {real.grpc_port}: "
+            f"--host {listen.host} --port {listen.port} --grpc-port {listen.grpc_port} have no effect"
+        )
+    return real
+
+
+def _running_options() -> tuple[Any, Any] | None:
+    """Return the options of HTTP and gRPC that the cluster's Serve was started with; None where it does not run."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config, ray.get(client._controller.get_grpc_config.remote()))
+
+
+def _can_grow() -> bool:
+    """Tell whether the cluster's autoscaler may add CPUs or GPUs."""
+    import ray
+    from ray._private.state import state
+
+    most, now = state.get_max_resources_from_cluster_config() or {}, ray.cluster_resources()
+    return any(most.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
+
+
+def _look_for_refusal(folder: Path) -> None:
+    """Raise ClusterError if `serve.haproxy` has refused to start: Serve would try again without end."""
+    for path in folder.rglob(REFUSED):
+        raise ClusterError(path.read_text())
+
+
+def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
     """Wait until Serve calls the application running.
 
     Raises:
-        ConfigError: No replica found room for ROOM_S.
+        ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
         ClusterError: The replicas fail, or are not ready for READY_S.
     """
     from ray import serve as ray_serve
@@ -204,8 +218,9 @@ def _wait_until_running(say: Say) -> None:
     from serve.replica import APP_NAME
 
     began = time.monotonic()
-    said = False
+    said = said_to_grow = False
     while True:
+        _look_for_refusal(folder)
         app = ray_serve.status().applications.get(APP_NAME)
         state = "" if app is None else str(app.status.value)
         waited = time.monotonic() - began
@@ -214,7 +229,11 @@ def _wait_until_running(say: Say) -> None:
         if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
         if waited > ROOM_S and "to be scheduled" in _reason(app):
-            raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+            if listen.address is None or not _can_grow():
+                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+            if not said_to_grow:
+                said_to_grow = True
+                say("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
             raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
         if waited > 15 and not said:
@@ -233,11 +252,12 @@ def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type
     return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
 
 
-def _wait_until_answered(listen: Listen) -> None:
+def _wait_until_answered(listen: Listen, folder: Path) -> None:
     """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
     deadline = time.monotonic() + ROOM_S
     problem = "nothing answers"
     while time.monotonic() < deadline:
+        _look_for_refusal(folder)
         try:
             with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5) as answer:
                 if json.load(answer) == {"status": "ok"}:

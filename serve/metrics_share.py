@@ -2,7 +2,7 @@
 
 Each replica puts its series into Ray's key-value store, once a second where they changed; who is asked reads the
 others'. So no process is added, it works across nodes, and a scrape is at most a second old. A replica that is gone
-stays readable for some minutes: Prometheus should see its last counts.
+stays readable for some minutes: Prometheus should see its last counts. Then another replica forgets it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ class RayStore:
 
         _internal_kv_del(self._prefix + key.encode())
 
+    def clear(self) -> None:
+        """Remove all values: those of replicas that nobody is left to forget."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self._prefix, del_by_prefix=True)
+
 
 class MetricsShare:
     """Publish one replica's series, and read all.
@@ -84,17 +90,23 @@ class MetricsShare:
         """Return the series of all replicas; blocks for milliseconds."""
         texts = [self._render()]
         try:
-            for name, value in self._store.all().items():
-                if name == self._replica:
-                    continue
-                stamp, _, text = value.partition(b"\n")
-                if time.time() - float(json.loads(stamp)) < KEEP_S:
-                    texts.append(text)
-                else:
-                    self._store.delete(name)
+            texts += self._others()
         except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
             logger.warning("metrics of the other replicas cannot be read: %s", err)
         return merged(texts)
+
+    def _others(self) -> list[bytes]:
+        """Return what the other replicas have published, and forget those that are long gone."""
+        texts = []
+        for name, value in self._store.all().items():
+            stamp, _, text = value.partition(b"\n")
+            if name == self._replica:
+                continue
+            if time.time() - float(json.loads(stamp)) < KEEP_S:
+                texts.append(text)
+            else:
+                self._store.delete(name)
+        return texts
 
     def close(self) -> None:
         """Publish the last counts, and stop."""
@@ -107,10 +119,14 @@ class MetricsShare:
         while True:
             is_last = self._closed.wait(PERIOD_S)
             text = self._render()
+            is_old = time.monotonic() - stale > KEEP_S / 3
             # Also without a change now and then: else it would be taken for one that is gone.
-            if text != last or time.monotonic() - stale > KEEP_S / 3:
-                last, stale = text, time.monotonic()
+            if text != last or is_old:
+                last = text
                 try:
+                    if is_old:  # where nobody scrapes, nobody else looks for the dead
+                        stale = time.monotonic()
+                        self._others()
                     self._store.put(self._replica, json.dumps(time.time()).encode() + b"\n" + text)
                 except Exception as err:  # noqa: BLE001 (the next second tries again)
                     logger.warning("metrics cannot be shared: %s", err)

@@ -15,15 +15,17 @@ from ray.serve.config import AutoscalingConfig
 
 from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Choice, Device, choose
+from models.classifier import Choice, Device, Provider, choose
 from models.errors import ConfigError
 from models.spec import ModelSpec
+from serve import grpc_listener
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.app import Extras, build_asgi
 from serve.asgi import App
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.engine import Engine
+from serve.environment import GRPC_SERVICER, message_bytes
 from serve.metrics import ServeMetrics
 from serve.metrics_share import MetricsShare, RayStore
 from serve.parts import load_part
@@ -58,6 +60,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan
     ) -> None:
         _pin_threads(plan.cpus)
+        grpc_listener.guard(message_bytes(config))
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
@@ -119,13 +122,13 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
     spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
-    choice = choose(
-        spec, config.device, config.precision, has_gpu=gpus > 0 or (config.device is Device.CUDA and not is_fixed)
-    )
+    # On a cluster that may grow, a card that was asked for may still come.
+    may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
+    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
     locate(spec, choice.precision)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
-    plan = plan_replica(config, on_gpu=choice.provider.value.startswith("CUDA"), cpus=int(cpus))
+    plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
@@ -203,4 +206,4 @@ def _pin_threads(cpus: int) -> None:
 
 def grpc_servicers() -> list[str]:
     """Return the import paths of the servicer functions that there are, for Serve's gRPC options."""
-    return [] if load_part(GRPC_PART) is None else ["serve.oip.service:add_to_server"]
+    return [] if load_part(GRPC_PART) is None else [GRPC_SERVICER]

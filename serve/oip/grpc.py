@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.backend import Backend
 from serve.config import ServeConfig
@@ -20,6 +21,7 @@ class Methods:
     config: ServeConfig
     # Set by what is mixed in to, where it counts.
     _metrics: ServeMetrics | None = None
+    _access_log: AccessLog | None = None
     _calls: GrpcCalls | None = None
 
     async def ServerLive(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802 (the RPC's name)
@@ -62,5 +64,6 @@ class Methods:
         if self._calls is None:
             path = self.config.api_keys_file
             keys = None if path is None else ApiKeys(path)
-            self._calls = GrpcCalls(Endpoint(self.backend, Limits.of(self.config)), keys=keys, metrics=self._metrics)
+            endpoint = Endpoint(self.backend, Limits.of(self.config))
+            self._calls = GrpcCalls(endpoint, keys=keys, metrics=self._metrics, access_log=self._access_log)
         return await self._calls.answer(rpc, request, context)

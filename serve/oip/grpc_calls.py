@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.asgi import Rejected, as_rejected
 from serve.metrics import ServeMetrics
@@ -17,6 +19,7 @@ from serve.oip.endpoint import Endpoint
 from serve.oip.faults import GRPC_CODES, malformed
 from serve.oip.grpc_codec import config_message, metadata_message, request_from_message, response_message
 from serve.oip.messages import message_class
+from serve.oip.service import SERVICE
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,9 @@ class Context(Protocol):
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         """Return what the caller sent beside the message."""
 
+    def peer(self) -> str:
+        """Return who is at the other end of the connection, as `ipv4:127.0.0.1:50000`."""
+
 
 class Message(Protocol):
     """What Ray Serve asks of an answer."""
@@ -56,12 +62,21 @@ class GrpcCalls:
         endpoint: What answers.
         keys: Who may come in; None for everyone.
         metrics: Counts calls.
+        access_log: Gets a line per call.
     """
 
-    def __init__(self, endpoint: Endpoint, *, keys: ApiKeys | None = None, metrics: ServeMetrics | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        keys: ApiKeys | None = None,
+        metrics: ServeMetrics | None = None,
+        access_log: AccessLog | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._keys = keys
         self._metrics = metrics
+        self._access_log = access_log
         self._handlers: dict[str, Callable[[Any], Awaitable[Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -101,9 +116,22 @@ class GrpcCalls:
         else:
             status, kind = 200, None
         finally:
+            seconds = time.perf_counter() - began
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
-                self._metrics.request(f"grpc/{rpc}", status, time.perf_counter() - began, kind)
+                self._metrics.request(f"grpc/{rpc}", status, seconds, kind)
+            if self._access_log is not None:
+                sent = dict(context.invocation_metadata())
+                self._access_log.add(
+                    client=_client(context.peer(), sent.get("x-forwarded-for")),
+                    method="gRPC",
+                    path=f"/{SERVICE}/{rpc}",
+                    status=status,
+                    ms=round(1000 * seconds, 2),
+                    bytes=len(request),
+                    request_id=sent.get("x-request-id", ""),
+                    **({"error": kind} if kind else {}),
+                )
         return answer
 
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
@@ -162,6 +190,13 @@ class GrpcCalls:
         return message_class("RepositoryIndexResponse")(
             models=self._endpoint.repository_index(only_ready=message.ready)
         )
+
+
+def _client(peer: str, forwarded: str | None) -> str:
+    """Return the caller's address: a HAProxy of this machine says whose call it passes on; others might lie."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    is_here = address.removeprefix("::ffff:").startswith("127.") or address == "::1"
+    return forwarded if forwarded and is_here else address
 
 
 def _refuse(context: Context, rejected: Rejected) -> None:

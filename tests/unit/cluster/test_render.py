@@ -267,12 +267,14 @@ def test_every_setting_is_described():
 def test_the_endpoints_environment_is_what_ray_reads_and_the_image_has():
     import ray.serve._private.constants
 
-    from cluster.render_rayservice import SERVE_ENV
+    from cluster.render_rayservice import LAUNCHER
+    from serve.config import ServeConfig
+    from serve.environment import of_every_node, of_haproxy
 
     known = Path(ray.serve._private.constants.__file__).read_text()
-    for name in SERVE_ENV:
+    for name in of_every_node(ServeConfig()) | of_haproxy(ServeConfig(), LAUNCHER):
         assert name in known or name == "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", name
-    folder, _, script = SERVE_ENV["RAY_SERVE_HAPROXY_BINARY_PATH"].rpartition("/")
+    folder, _, script = LAUNCHER.rpartition("/")
     assert f"PATH={folder}:" in (ROOT / "cluster/Dockerfile").read_text()
     assert f"{script} = " in (ROOT / "pyproject.toml").read_text()
 

@@ -248,3 +248,18 @@ async def test_a_thread_that_hangs_is_noticed():
 async def test_no_jobs_are_no_work():
     async with Setting() as s:
         assert await s.batcher.submit([]) == []
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_a_batch_is_bound_by_images_and_not_by_jobs(decoders):
+    async def test():
+        async with Setting(decoders=decoders, max_queue=100, batch_size=4) as s:
+            first = await s.busy()
+            waiting = [s.submit(n, weight=weight) for n, weight in ((1, 3), (2, 3), (3, 1), (4, 9), (5, 1))]
+            await asyncio.sleep(0.2)
+            s.model.gate.set()
+            await asyncio.gather(first, *waiting)
+        return s.model.batches
+
+    # In their order; one that is larger than a batch goes alone.
+    assert asyncio.run(test()) == [[0], [1], [2, 3], [4], [5]]

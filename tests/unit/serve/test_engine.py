@@ -119,6 +119,17 @@ def test_the_models_own_tensors_go_in_and_out(engine):
     np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
 
 
+def test_a_tensor_of_many_images_is_run_in_batches(engine, monkeypatch):
+    sizes, run = [], engine._tensors.run
+    monkeypatch.setattr(engine._tensors, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    batch = np.random.default_rng(1).random((20, 3, 8, 8)).astype(np.float32)
+
+    output = use(engine, lambda e: e.run_tensor(batch, deadline=time.monotonic() + 30))
+
+    np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
+    assert sizes == [8, 8, 4]
+
+
 @pytest.mark.parametrize(
     "batch",
     [np.zeros((1, 3, 9, 8), np.float32), np.zeros((1, 3, 8, 8), np.float64), np.zeros((0, 3, 8, 8), np.float32)],

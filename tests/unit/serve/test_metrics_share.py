@@ -115,3 +115,16 @@ def test_free_ports_are_free_and_differ():
 def test_a_host_that_is_not_of_this_machine_is_an_error():
     with pytest.raises(ConfigError, match=r"192\.0\.2\.77"):
         check_free("192.0.2.77", 8000, "--port")
+
+
+def test_those_that_are_long_gone_are_forgotten_though_nobody_asks(shelf, monkeypatch):
+    monkeypatch.setattr("serve.metrics_share.KEEP_S", 0.3)
+    gone = replica(shelf, "gone", 1)
+    gone.close()
+    assert "gone" in shelf.values
+
+    stays = replica(shelf, "stays", 1)
+    time.sleep(1.0)
+
+    assert set(shelf.values) == {"stays"}
+    stays.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
+from serve.access_log import AccessLog
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
@@ -35,6 +37,7 @@ class Context:
         self.details = ""
         self.trailing: list[tuple[str, str]] = []
         self._metadata = metadata
+        self.address = "ipv4:127.0.0.1:50000"
 
     def set_code(self, code) -> None:
         self.code = code
@@ -47,6 +50,9 @@ class Context:
 
     def invocation_metadata(self):
         return self._metadata
+
+    def peer(self) -> str:
+        return self.address
 
 
 class Ingress(Methods):
@@ -374,3 +380,29 @@ def test_what_a_proxy_imports_is_light():
     code = "import sys, serve.oip.service; sys.exit('numpy' in sys.modules or 'models' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("ipv4:127.0.0.1:5", "10.1.2.3", "10.1.2.3"),
+        ("ipv6:%5B::ffff:127.0.0.1%5D:5", "10.1.2.3", "10.1.2.3"),
+        ("ipv6:%5B::1%5D:5", None, "::1"),
+        ("ipv4:10.9.9.9:5", "1.2.3.4", "10.9.9.9"),
+    ],
+)
+def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
+    log = AccessLog(str(tmp_path / "log"))
+    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), access_log=log)
+    metadata = [("x-request-id", "r7"), *([("x-forwarded-for", forwarded)] if forwarded else [])]
+    context = Context(metadata)
+    context.address = peer
+
+    asyncio.run(calls.answer("ServerLive", b"", context))
+    asyncio.run(calls.answer("ModelInfer", b"\xff", context))
+    log.close()
+    live, broken = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
+
+    assert (live["method"], live["path"], live["status"]) == ("gRPC", "/inference.GRPCInferenceService/ServerLive", 200)
+    assert (live["client"], live["request_id"], live["bytes"]) == (client, "r7", 0)
+    assert (broken["status"], broken["bytes"], "error" in broken) == (400, 1, True)

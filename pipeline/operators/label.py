@@ -105,7 +105,8 @@ class DecodeAndLabel:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows, labelled, piece by piece."""
-        return map(self._label, self._decode(table))
+        for piece in self._decode(table):  # Ray Data takes generators, and no other iterators
+            yield self._label(piece)
 
 
 def join(arrays: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

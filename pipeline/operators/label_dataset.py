@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import ray
@@ -93,34 +94,36 @@ def label(  # noqa: PLR0913 (the options of the command)
         columns.check(schema.base_schema)
     decoding, labelling = _settings(config, num_gpus)
     pool, cpus = _cpu_pool()
-    shared: dict[str, Any] = {
-        "batch_format": "pyarrow",
-        "ray_remote_args_fn": _retries,
-        # Rows in = rows out: a `limit` behind it reads and labels only so many.
-        "udf_modifying_row_count": False,
-    }
     if labelling.choice.provider is Provider.CPU:
-        return dataset.map_batches(
-            DecodeAndLabel,
-            fn_constructor_args=(decoding, labelling, columns),
-            compute=compute or pool,
-            num_cpus=cpus,
-            **shared,
-        )
-    decoded = dataset.map_batches(
-        DecodeImages, fn_constructor_args=(decoding, columns), compute=pool, num_cpus=cpus, **shared
-    )
+        both = (decoding, labelling, columns)
+        return _map(dataset, DecodeAndLabel, both, compute=compute or pool, num_cpus=cpus)
+    decoded = _map(dataset, DecodeImages, (decoding, columns), compute=pool, num_cpus=cpus)
     is_real = labelling.choice.provider is not Provider.SIMULATED
     cards = int(ray.cluster_resources().get("GPU", 0) / labelling.card_share) if is_real else 1
-    return decoded.map_batches(
+    return _map(
+        decoded,
         LabelImages,
-        fn_constructor_args=(labelling, columns),
+        (labelling, columns),
         batch_size=labelling.batch_size,
         compute=compute or ActorPoolStrategy(size=max(1, cards)),
         num_cpus=0,
         num_gpus=labelling.card_share if is_real else None,
-        **shared,
     )
+
+
+def _map(dataset: Dataset, operator: type, arguments: tuple[Any, ...], **options: Any) -> Dataset:  # noqa: ANN401 (Ray's)
+    with warnings.catch_warnings():
+        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            operator,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            ray_remote_args_fn=_retries,
+            # Rows in = rows out: a `limit` behind it reads and labels only so many.
+            udf_modifying_row_count=False,
+            **options,
+        )
 
 
 def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, LabelSettings]:

@@ -32,7 +32,8 @@ def decode(settings, table: pa.Table, columns: LabelColumns | None = None) -> pa
 
 
 def test_importing_the_package_loads_neither_ray_nor_pyarrow():
-    code = "import sys, pipeline; from pipeline import LabelConfig; sys.exit(str({'ray', 'pyarrow'} & sys.modules.keys() or ''))"
+    code = "import sys, pipeline; from pipeline import LabelConfig\n"
+    code += "sys.exit(', '.join({'ray', 'pyarrow'} & sys.modules.keys()) or 0)"
 
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
 

@@ -129,6 +129,37 @@ models.decode.decode_image = poisoned
 """
 
 
+DEADLY = """
+import os, signal
+import pipeline.rows
+
+def build_batch(*args):
+    with open({log!r}, "a") as file:
+        file.write("died\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pipeline.rows.build_batch = build_batch
+"""
+
+
+@pytest.mark.long
+def test_what_kills_its_process_though_decoded_apart_fails_the_dataset_and_does_not_go_round(
+    tmp_path, tiny_model, monkeypatch
+):
+    log = tmp_path / "deaths"
+    (tmp_path / "sitecustomize.py").write_text(DEADLY.format(log=str(log)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ray.shutdown()
+    start_ray(1)
+    try:
+        with pytest.raises(ray.exceptions.RayError):
+            label(ray.data.from_items([{"bytes": colour_jpeg("red")}]), model=str(tiny_model), top_k=3).take_all()
+    finally:
+        ray.shutdown()
+
+    assert log.read_text().splitlines() == ["died"] * 4
+
+
 def test_images_that_kill_their_process_are_rows_on_one_cpu(tmp_path, tiny_model, monkeypatch):
     """Also: reading by tasks of a whole CPU comes to its end on one CPU."""
     log = tmp_path / "deaths"

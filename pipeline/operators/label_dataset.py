@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -90,7 +91,7 @@ def label(  # noqa: PLR0913 (the options of the command)
     config = build_config({"source": "dataset", "output": "dataset", **options})
     columns = LabelColumns(image_column, prefix, embeddings)
     schema = dataset.schema(fetch_if_missing=False)
-    if schema is not None:
+    if schema is not None and isinstance(schema.base_schema, pa.Schema):  # of pandas it tells no types yet
         columns.check(schema.base_schema)
     decoding, labelling = _settings(config, num_gpus)
     pool, cpus = _cpu_pool()

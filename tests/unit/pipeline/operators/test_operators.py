@@ -77,6 +77,14 @@ def test_rows_in_are_rows_out_in_order_with_pixels_of_those_that_decode(settings
     assert [int(image.max()) > 0 for image in pixels] == [i % 3 > 0 for i in range(count)]
 
 
+def test_an_empty_block_stays_empty_and_one_with_columns_gets_the_others(settings):
+    operator = DecodeImages(settings, LabelColumns("bytes"))
+
+    assert list(operator(pa.table({}))) == []
+    (decoded,) = operator(pa.table({"bytes": pa.array([], pa.binary())}))
+    assert (decoded.num_rows, decoded.column_names) == (0, ["bytes", "status", "error", "width", "height", PIXELS])
+
+
 @pytest.mark.parametrize(
     ("images", "statuses"),
     [

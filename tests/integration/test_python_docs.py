@@ -45,5 +45,5 @@ def test_the_python_of_the_documents_runs_one_block_after_the_other(tmp_path):
     assert sorted(row["name"] for row in every) == sorted(images)
     assert {row["name"]: row["label"] for row in every}["coffee.webp"] == "espresso"
     assert [row["name"] for row in sure] == [row["name"] for row in every if (row["score"] or 0) > 0.5]
-    assert done.stdout.splitlines()[-1].startswith("16 16 {} {}")
+    assert "16 16 {} {}" in done.stdout.splitlines()  # among what Ray says
     assert len(list((tmp_path / "labels").glob("*.parquet"))) == 2

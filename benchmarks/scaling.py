@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bulk_summary import summarise
-from pipeline.run import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
+from pipeline.job import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
 from pipeline.tasks import TASK_BYTES, TASKS_AHEAD
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -1,1 +1,38 @@
-"""Bulk labelling on Ray Data: shards in, Parquet out, each image exactly once."""
+"""Bulk labelling on Ray Data: shards in, Parquet out, each image exactly once.
+
+From Python (docs/python.md):
+
+* `label` adds labels to any `ray.data.Dataset`, lazily.
+* `read_shards` reads shards as the command does, into a `ray.data.Dataset`.
+* `run` is the command's own job, of a `LabelConfig`: exactly once, resumable; returns a `RunReport`.
+
+Importing this loads neither Ray nor pyarrow: what is used is loaded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import LabelConfig
+    from pipeline.job import run
+    from pipeline.operators.label_dataset import label
+    from pipeline.operators.read import read_shards
+    from pipeline.summary import RunReport
+
+__all__ = ["LabelConfig", "RunReport", "label", "read_shards", "run"]
+
+_HOMES = {
+    "LabelConfig": "pipeline.config",
+    "RunReport": "pipeline.summary",
+    "label": "pipeline.operators.label_dataset",
+    "read_shards": "pipeline.operators.read",
+    "run": "pipeline.job",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever is asked for)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -137,8 +137,8 @@ def label(  # noqa: PLR0913 (one argument an option)
     if price is not None:
         raise ConfigError("--price is for --dry-run: give both, or neither")
 
+    from pipeline.job import run
     from pipeline.quiet import native_errors_aside
-    from pipeline.run import run
 
     with native_errors_aside():
         report = run(settings, started=started)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -78,10 +79,26 @@ class LabelConfig(BaseModel):
     shared_filesystem: bool = Field(default=False, description="All nodes see local SOURCE and DEST under one name.")
     progress: Progress = Field(default=Progress.AUTO, description="auto, plain or none.")
 
+    if not TYPE_CHECKING:  # where the fields are its arguments
+
+        def __init__(self, **values: object) -> None:
+            """Check the settings; what cannot be is a ConfigError, as of the command line."""
+            try:
+                super().__init__(**values)
+            except ValidationError as err:
+                raise ConfigError(_one_line(err)) from err
+
     @field_validator("source", "carry", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        if isinstance(value, (str, PathLike)):
+            return (fspath(value),)
+        return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+    @field_validator("output", "model", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return _plain(value)
 
     @field_validator("device", mode="before")
     @classmethod
@@ -108,6 +125,10 @@ class LabelConfig(BaseModel):
             return 0, 0
         low, _, high = self.actors.partition(":")
         return int(low), int(high or low)
+
+
+def _plain(value: object) -> object:
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def build_config(options: dict[str, Any], config_file: Path | None = None) -> LabelConfig:

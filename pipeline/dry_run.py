@@ -40,11 +40,11 @@ from pipeline.cluster_session import Cluster, connect
 from pipeline.commits import Commit, CommitLog
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
+from pipeline.job import has_local_gpu, run
 from pipeline.parquet_source import open_parquet
 from pipeline.plan import Slice, cut_units, read_plan
 from pipeline.pools import Pools, plan_pools
 from pipeline.rows import UnitWriter
-from pipeline.run import has_local_gpu, run
 from pipeline.sources import format_of, open_source
 from pipeline.storage import Storage, open_storage
 from pipeline.summary import RunReport

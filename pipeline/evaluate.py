@@ -16,8 +16,8 @@ from models.errors import ConfigError, SourceError
 from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.evaluation import ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
+from pipeline.job import has_local_gpu
 from pipeline.labelled import LabelledSource, open_labelled
-from pipeline.run import has_local_gpu
 from pipeline.scoring import Score, Scored, Way, open_way, score
 from pipeline.statistics import mcnemar, wilson
 

@@ -62,26 +62,27 @@ def choose_columns(
 def _image_column(schema: pa.Schema, name: str | None) -> str:
     if name is not None:
         field = _field(schema, name, "--image-column")
-        if not _is_image(field.type):
+        if not is_image(field.type):
             raise ConfigError(f"--image-column {name} holds {field.type}; images are binary, or a struct with `bytes`")
         return name
-    candidates = [field.name for field in schema if _is_image(field.type)]
+    candidates = [field.name for field in schema if is_image(field.type)]
     if len(candidates) == 1:
         return str(candidates[0])
     if candidates:
         raise ConfigError(f"several columns may hold the images: {', '.join(candidates)}; give --image-column")
-    raise ConfigError(f"no column holds images (binary, or a struct with `bytes`); there are {_listed(schema)}")
+    raise ConfigError(f"no column holds images (binary, or a struct with `bytes`); there are {listed(schema)}")
 
 
 def _field(schema: pa.Schema, name: str, option: str) -> pa.Field:
     places = schema.get_all_field_indices(name)
     if len(places) != 1:
         how = "there is no such column" if not places else f"there are {len(places)} such columns"
-        raise ConfigError(f"{option} {name}: {how}; there are {_listed(schema)}")
+        raise ConfigError(f"{option} {name}: {how}; there are {listed(schema)}")
     return schema.field(places[0])
 
 
-def _listed(schema: pa.Schema) -> str:
+def listed(schema: pa.Schema) -> str:
+    """Name the columns of a schema with their types, for an error."""
     shown = [f"{field.name} ({field.type})" for field in schema][:20]
     return ", ".join(shown)[:400] if shown else "no columns"
 
@@ -92,20 +93,22 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _is_image(kind: pa.DataType) -> bool:
+def is_image(kind: pa.DataType) -> bool:
+    """Tell whether a column may hold images: bytes, or a struct with `bytes`."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
     return _is_bytes(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a column holds strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_key(kind: pa.DataType) -> bool:
-    return _is_text(kind) or bool(pa.types.is_integer(kind))
+    return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -119,5 +122,5 @@ def may_become(own: pa.DataType, first: pa.DataType) -> bool:
         return True
     if types.is_nested(own):
         return bool(own.id == first.id)  # writers name the fields of a list differently
-    alike = (types.is_integer, types.is_floating, _is_text, _is_bytes)
+    alike = (types.is_integer, types.is_floating, is_text, _is_bytes)
     return any(bool(kind(own) and kind(first)) for kind in alike)

@@ -168,7 +168,7 @@ class _Reader:
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         rows = batch.num_rows
-        images = _images(batch.column(self._image), self._limits)
+        images = column_images(batch.column(self._image), self._limits)
         keys = [str(number + row) for row in range(rows)]
         if self._key is not None:
             found = _texts(batch.column(self._key))
@@ -181,8 +181,10 @@ class _Reader:
         ]
 
 
-def _images(column: pa.Array, limits: ImageLimits) -> Iterator[tuple[bytes | None, str | None, str | None]]:
-    """Yield (data, status, error) of each row."""
+def column_images(
+    column: pa.Array | pa.ChunkedArray, limits: ImageLimits
+) -> Iterator[tuple[bytes | None, str | None, str | None]]:
+    """Yield (data, status, error) of each row of a column of bytes, or of structs with `bytes`."""
     paths: list[str | None] = [None] * len(column)
     if pa.types.is_struct(column.type):
         children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))

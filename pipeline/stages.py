@@ -69,6 +69,16 @@ class UnitSettings:
     columns: ParquetColumns = ANY_COLUMNS
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What decoding alone needs to know; see `UnitSettings`. Picklable."""
+
+    preprocessing: Preprocessing
+    mode: DecodeMode
+    limits: ImageLimits
+    image_timeout_s: float = 60.0
+
+
 @dataclass(slots=True)
 class UnitNotes:
     """What reading a unit came upon, by shard."""
@@ -125,13 +135,13 @@ def decode_batches(
     """
     iterator = iter(samples)
     side = settings.preprocessing.crop
-    with _IsolatedDecode(settings) if careful else _WatchedDecode(settings) as decode:
+    with open_decoder(settings, careful=careful) as decode:
         while batch := list(islice(iterator, settings.batch_size)):
             pixels = np.empty((len(batch), side, side, 3), np.uint8)
             rows: list[Row] = []
             num_ok = 0
             for sample in batch:
-                row = _decode_sample(sample, decode, pixels[num_ok])
+                row = decode_sample(sample, decode, pixels[num_ok])
                 num_ok += row.status == STATUS_OK
                 rows.append(row)
             yield DecodedBatch(rows, pixels[:num_ok])
@@ -140,8 +150,13 @@ def decode_batches(
 Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 
-def _decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
-    """Decode one sample into `out`."""
+def open_decoder(settings: UnitSettings | DecodeSettings, *, careful: bool) -> AbstractContextManager[Decode]:
+    """Return what decodes images: in this process, or (`careful`) in one of its own that may die or hang."""
+    return _IsolatedDecode(settings) if careful else _WatchedDecode(settings)
+
+
+def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
+    """Decode one sample into `out`; one that cannot be decoded is a row with its status and error."""
     shard, key, carried = sample.shard, sample.key, sample.carried
     if sample.data is None:
         return Row(shard, key, sample.status or "empty", sample.error, carried=carried)
@@ -158,7 +173,7 @@ class _WatchedDecode(AbstractContextManager[Decode]):
     # Any nonzero code will do: the unit's attempt was counted before it began.
     EXIT_CODE = 75
 
-    def __init__(self, settings: UnitSettings) -> None:
+    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
         self._settings = settings
         self._began: float | None = None
         self._done = threading.Event()
@@ -188,7 +203,7 @@ class _WatchedDecode(AbstractContextManager[Decode]):
 class _IsolatedDecode(AbstractContextManager[Decode]):
     """Decode in a child process that may die or hang."""
 
-    def __init__(self, settings: UnitSettings) -> None:
+    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
         s = settings
         self._decoder = IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.config import LabelConfig
-from pipeline.run import RunReport, run
+from pipeline.job import RunReport, run
 
 
 def label(source: Path | str, output: Path, model: Path, **options) -> RunReport:

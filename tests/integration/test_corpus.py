@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cluster_session import connect
 from pipeline.config import LabelConfig
-from pipeline.run import RunReport, run
+from pipeline.job import RunReport, run
 from tests.image_corpus import LIMITS, corpus
 from tests.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard, parquet_bytes
 from tests.tiny_model import colour_shards, write_tar

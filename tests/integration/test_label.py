@@ -14,7 +14,7 @@ from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
 from pipeline.cluster_session import connect
 from pipeline.config import LabelConfig
-from pipeline.run import RunReport, run
+from pipeline.job import RunReport, run
 from tests.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = pytest.mark.ray

@@ -13,7 +13,7 @@ import pytest
 from models.errors import ConfigError, DeviceLostError
 from pipeline import model_pool
 from pipeline.cluster_session import connect
-from pipeline.run import RunReport
+from pipeline.job import RunReport
 from tests.labelling import label, parts
 from tests.tiny_model import colour_jpeg, colour_shards, write_tar
 

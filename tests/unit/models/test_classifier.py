@@ -81,7 +81,7 @@ def test_a_provider_that_is_not_there_is_refused_and_never_replaced(tiny, monkey
 
 @pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="a build without CUDA")
 def test_a_silent_fall_back_to_the_cpu_is_refused(tiny):
-    from pipeline.run import has_local_gpu
+    from pipeline.job import has_local_gpu
 
     if has_local_gpu():
         pytest.skip("this machine has a GPU")

@@ -176,7 +176,7 @@ def test_a_lost_card_and_any_other_failure_are_told_apart(tiny, images):
 
 @pytest.mark.gpu
 def test_on_a_card_the_labels_are_those_of_the_cpu(tiny, images):
-    from pipeline.run import has_local_gpu
+    from pipeline.job import has_local_gpu
 
     if not has_local_gpu():
         pytest.skip("this machine has no GPU")

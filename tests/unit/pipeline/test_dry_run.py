@@ -216,7 +216,7 @@ def _units(count):
 def test_the_number_of_images_may_be_left_out(monkeypatch, arguments, images, source):
     seen = []
     monkeypatch.setattr(pipeline.commands, "_estimate", lambda settings, n, *rest, **more: seen.append((n, settings)))
-    monkeypatch.setattr("pipeline.run.run", lambda settings, **more: seen.append((None, settings)) or 1 / 0)
+    monkeypatch.setattr("pipeline.job.run", lambda settings, **more: seen.append((None, settings)) or 1 / 0)
 
     CliRunner().invoke(build_app(), ["label", "a.tar", "--output", "out", *arguments])
 

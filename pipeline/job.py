@@ -22,14 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.cache import locate
-from models.catalog import load_spec
-from models.class_names import check_classes, label_texts
-from models.classifier import Choice, Classifier, Provider
+from models.classifier import Choice, Classifier
 from models.decode import ImageLimits
-from models.download import progress_printer
-from models.errors import ConfigError
-from models.graph_half import load_graph
 from models.spec import ModelSpec
 from pipeline import reading
 from pipeline.cluster_session import Cluster, connect
@@ -37,6 +31,7 @@ from pipeline.config import LabelConfig
 from pipeline.destination import Work, prepare
 from pipeline.lease import Lease
 from pipeline.metrics import RunGauges, job_name
+from pipeline.model_ref import ModelRef, load_model, model_file, settle_model
 from pipeline.node_disks import check_disks
 from pipeline.plan import Slice, iter_units
 from pipeline.pools import batch_size, plan_pools
@@ -79,12 +74,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         StorageError: Planning failed on storage.
     """
     started = time.perf_counter() if started is None else started
-    spec = load_spec(config.model)
-    labels = label_texts(spec, config.labels)
-    if config.top_k > len(labels):
-        raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")
-    if config.embeddings and spec.embedding is None:
-        raise ConfigError(f"--embeddings: the entry of {spec.name} names no tensor of penultimate features")
+    spec, labels = settle_model(config)
     dest = open_storage(config.output)
     source = open_source(config.source, config.format, exclude=dest)
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -93,7 +83,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
-        path = _model_file(spec, choice)
+        path = model_file(spec, choice)
         with Lease(dest), ThreadPoolExecutor(1) as background:
             settings = _unit_settings(config, source, spec, choice, labels)
             same = fingerprint(config, source, spec, choice, labels)
@@ -103,7 +93,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
             tally = Tally(work.totals, printer, started)
             if not work.done.all():
-                graph = background.submit(_load_model, spec, choice, path, config.top_k)
+                graph = background.submit(load_model, spec, choice, path, config.top_k)
                 printer.say(f"shardlabel: {choice.reason}")
                 cluster = cluster or connect(None)
                 with _ray_failures(tally):
@@ -177,7 +167,6 @@ def _label(
 ) -> None:
     """Label the pending units, window by window, until all are done, a unit fails, or a signal asks to stop."""
     from pipeline.dataset import labelling
-    from pipeline.model_ref import ModelRef
     from pipeline.runstate import RunState
 
     spec, choice, graph = model
@@ -225,25 +214,6 @@ def _ray_failures(tally: Tally) -> Iterator[None]:
         logger.info("Ray failed", exc_info=True)
         lines = [line.strip() for line in str(err).splitlines() if line.strip()]
         tally.failure = f"Ray failed: {lines[-1] if lines else type(err).__name__}"
-
-
-def _model_file(spec: ModelSpec, choice: Choice) -> Path | None:
-    """Return the model's verified file, downloaded if need be; a simulated device needs none."""
-    if choice.provider is Provider.SIMULATED:
-        return None
-    with progress_printer(spec.name) as progress:
-        return locate(spec, choice.precision, progress=progress)
-
-
-def _load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) -> bytes:
-    """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
-    if path is None:
-        return b""
-    graph = load_graph(spec, choice.precision, path)
-    if choice.provider is Provider.CPU:
-        classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
-        check_classes(spec, classifier.num_classes)
-    return graph
 
 
 def _embedding_size(spec: ModelSpec, choice: Choice, graph: bytes) -> int:

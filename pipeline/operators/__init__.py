@@ -1,0 +1,1 @@
+"""The stages of labelling, and how Ray Data runs them."""

@@ -1,0 +1,163 @@
+"""`label`: the labels of any Ray Dataset's images, beside its own columns."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from models.catalog import DEFAULT_MODEL
+from models.classifier import Choice, Provider, choose
+from models.decode import ImageLimits
+from models.errors import ConfigError
+from pipeline.config import LabelConfig, build_config
+from pipeline.model_ref import load_model, model_file, settle_model
+from pipeline.operators.columns import LabelColumns
+from pipeline.operators.decode import DecodeImages
+from pipeline.operators.label import DecodeAndLabel, LabelImages, LabelSettings
+from pipeline.pools import batch_size as inference_size
+from pipeline.stages import DecodeSettings
+
+# A block whose actor died so often fails the dataset: its images were decoded isolated, so that none of them did it.
+MAX_RETRIES = 3
+
+
+def label(  # noqa: PLR0913 (the options of the command)
+    dataset: Dataset,
+    *,
+    image_column: str = "bytes",
+    model: str = DEFAULT_MODEL,
+    precision: str = "auto",
+    device: str = "auto",
+    top_k: int = 5,
+    decode: str = "fast",
+    labels: str = "name",
+    embeddings: bool = False,
+    max_pixels: int = 100_000_000,
+    max_image_bytes: int = 64 * 2**20,
+    image_timeout_s: float = 60.0,
+    prefix: str = "",
+    num_gpus: float | None = None,
+    compute: Any = None,  # noqa: ANN401 (a ComputeStrategy, which Ray does not export)
+    batch_size: int | None = None,
+) -> Dataset:
+    """Add labels to a dataset of images. Lazy: the model is loaded now, and images are when the result is consumed.
+
+    Every row and column is kept, in order within a block; `label`, `label_id`, `score`, `top_labels`, `top_ids`,
+    `top_scores`, `width`, `height`, `status`, `error` (and `embedding`) are added, with the types and values that
+    `shardlabel label` writes for the same bytes. An image that cannot be labelled is a row with its status and error,
+    also one that kills or hangs the process that decodes it. No bytes are status `empty`.
+
+    `status` and `error` that `read_shards` gave are adopted: known by columns `shard`, `key`, `status` and `error` of
+    text. Any other column with a name that is added is an error, unless a prefix is given.
+
+    Without GPUs each actor decodes and labels. With GPUs actors on CPUs decode, and batches for actors on GPUs fill
+    across blocks; pieces of a block may then come apart unless Ray Data is told to preserve order.
+
+    Args:
+        dataset: From anywhere; it runs on the Ray that the caller has, whose settings are left alone.
+        image_column: Binary, a struct with `bytes` (Hugging Face), or a uint8 tensor (height, width, 3), which is labelled
+            as a lossless file of these pixels is.
+        model: Name in the catalog, or path of an ONNX file.
+        precision: auto, fp32, int8 or fp16.
+        device: auto, cpu, cuda or tensorrt.
+        top_k: Labels per image, best first.
+        decode: fast, or exact as the model's reference.
+        labels: Class names: name (the first), wnid, or all.
+        embeddings: Whether to add the model's penultimate features.
+        max_pixels: Larger images are rows with status too_large.
+        max_image_bytes: Likewise, bytes.
+        image_timeout_s: An image that takes longer to decode is undecodable.
+        prefix: Before each name that is added.
+        num_gpus: Of each actor that holds the model, as `map_batches` has it; 1 on GPUs.
+        compute: Pool of the actors that hold the model, as `map_batches` has it. By default as many as Ray has CPUs (or
+            GPUs) now, which leave one CPU of a machine for reading.
+        batch_size: Images per inference; 16 on a CPU, 256 on a GPU.
+
+    Raises:
+        ConfigError: An option cannot be; the columns clash, or there is no image column. Where the dataset's columns are
+            known only as it runs, Ray raises that text then.
+        ModelError: The model cannot be had or used.
+    """
+    options = {
+        "model": model, "precision": precision, "device": device, "top_k": top_k, "decode": decode, "labels": labels,
+        "embeddings": embeddings, "max_pixels": max_pixels, "max_image_bytes": max_image_bytes,
+        "image_timeout_s": image_timeout_s, "batch_size": batch_size,
+    }  # fmt: skip
+    config = build_config({"source": "dataset", "output": "dataset", **options})
+    columns = LabelColumns(image_column, prefix, embeddings)
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is not None and isinstance(schema.base_schema, pa.Schema):  # of pandas it tells no types yet
+        columns.check(schema.base_schema)
+    decoding, labelling = _settings(config, num_gpus)
+    pool, cpus = _cpu_pool()
+    if labelling.choice.provider is Provider.CPU:
+        both = (decoding, labelling, columns)
+        return _map(dataset, DecodeAndLabel, both, compute=compute or pool, num_cpus=cpus)
+    decoded = _map(dataset, DecodeImages, (decoding, columns), compute=pool, num_cpus=cpus)
+    is_real = labelling.choice.provider is not Provider.SIMULATED
+    cards = int(ray.cluster_resources().get("GPU", 0) / labelling.card_share) if is_real else 1
+    return _map(
+        decoded,
+        LabelImages,
+        (labelling, columns),
+        batch_size=labelling.batch_size,
+        compute=compute or ActorPoolStrategy(size=max(1, cards)),
+        num_cpus=0,
+        num_gpus=labelling.card_share if is_real else None,
+    )
+
+
+def _map(dataset: Dataset, operator: type, arguments: tuple[Any, ...], **options: Any) -> Dataset:  # noqa: ANN401 (Ray's)
+    with warnings.catch_warnings():
+        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            operator,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            ray_remote_args_fn=_retries,
+            # Rows in = rows out: a `limit` behind it reads and labels only so many.
+            udf_modifying_row_count=False,
+            **options,
+        )
+
+
+def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, LabelSettings]:
+    """Settle the model and load it once, so that one that cannot be had or run is told now."""
+    spec, texts = settle_model(config)
+    if not ray.is_initialized():
+        ray.init()  # as Ray Data does by itself at its first use
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if num_gpus is None else num_gpus > 0
+    choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
+    if num_gpus and choice.provider is Provider.CPU:
+        raise ConfigError(f"num_gpus={num_gpus:g} is for a GPU, and the model runs on the CPU; leave it out")
+    graph = load_model(spec, choice, model_file(spec, choice), config.top_k)
+    limits = ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes)
+    return DecodeSettings(spec.preprocessing, config.decode, limits, config.image_timeout_s), LabelSettings(
+        spec, choice, texts, config.top_k, inference_size(config, choice), _card_share(choice, num_gpus), ray.put(graph)
+    )
+
+
+def _card_share(choice: Choice, num_gpus: float | None) -> float:
+    return 0.0 if choice.provider is Provider.CPU else num_gpus or 1.0
+
+
+def _cpu_pool() -> tuple[ActorPoolStrategy, float]:
+    """Return a pool of an actor per CPU, and what part of a CPU each reserves: one CPU of a node is left over.
+
+    Tasks that read and write want a whole CPU by default, and Ray Data waits for ever where actors hold all of them.
+    On nodes of one CPU actors reserve nothing. All cores are used either way, since reading takes little of them.
+    """
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    smallest = min((cpus for cpus in nodes if cpus >= 2), default=1.0)
+    share = math.floor((smallest - 1) / smallest * 10_000) / 10_000  # Ray counts ten-thousandths
+    return ActorPoolStrategy(size=max(1, int(sum(nodes)))), share
+
+
+def _retries() -> dict[str, Any]:
+    return {"max_task_retries": MAX_RETRIES}

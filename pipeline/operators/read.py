@@ -1,0 +1,185 @@
+"""`read_shards`: SOURCE as a Ray Dataset, by a data source of Ray's own kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from os import PathLike
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.data.context import DataContext
+
+from models.decode import ImageLimits
+from pipeline.config import SourceFormat, build_config
+from pipeline.operators.columns import SHARD_COLUMNS
+from pipeline.parquet_columns import ParquetColumns
+from pipeline.plan import Unit, cut_units
+from pipeline.reading import columns_of, read_unit, slices
+from pipeline.rows import STATUS_OK
+from pipeline.samples import Sample, ShardNotes
+from pipeline.sources import open_source
+from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+# Of one block; Ray Data joins those that are smaller than it wants them.
+BLOCK_BYTES = 16 * 2**20
+BLOCK_ROWS = 1_024
+
+
+def read_shards(
+    source: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    format: str = "auto",
+    image_column: str | None = None,
+    key_column: str | None = None,
+    carry: Sequence[str] = (),
+    max_image_bytes: int = 64 * 2**20,
+    override_num_blocks: int | None = None,
+) -> Dataset:
+    """Read images as `shardlabel label` does, into columns `shard`, `key`, `bytes`, `status`, `error`, and those carried.
+
+    The shards are listed now, and read when the dataset is consumed; the listing lies in the driver's memory, some 300
+    bytes a shard (`run` keeps none). A sample that has no bytes to decode (an empty one, a link, one that is too large) is
+    a row with null bytes, and its status and error say why; all others have status `ok`. What a bad shard loses (a
+    truncated tar, a Parquet file without a footer) are rows that are not there: a warning in the worker's log says of
+    which shard and what, and the rest is read. Storage that fails for longer than the retries ends the dataset's
+    execution.
+
+    Args:
+        source: Files, folders, globs, brace ranges or @list.txt; local paths or URIs.
+        format: auto, webdataset, parquet or images.
+        image_column: Parquet: the column that holds the images, where that is not plain.
+        key_column: Parquet: the column that becomes `key`; else the row's number.
+        carry: Parquet: columns copied along.
+        max_image_bytes: Larger images are not read, and are rows with status too_large.
+        override_num_blocks: As Ray Data's own readers have it.
+
+    Raises:
+        ConfigError: An option cannot be, or a column is not there.
+        SourceError: Nothing is there, or formats are mixed.
+        StorageError: The storage cannot be listed.
+    """
+    options = {"source": source, "format": format, "carry": carry, "image_column": image_column}
+    more = {"key_column": key_column, "max_image_bytes": max_image_bytes}
+    config = build_config({"output": "dataset", **options, **more})
+    opened = open_source(config.source, config.format)
+    columns = columns_of(opened, config, taken=SHARD_COLUMNS)
+    limits = ImageLimits(max_image_bytes=config.max_image_bytes)
+    units = list(cut_units(slices(opened), images=opened.format is SourceFormat.IMAGES))
+    datasource = ShardsDatasource(ReadShards(opened.base, opened.format, limits, columns), units)
+    return ray.data.read_datasource(datasource, override_num_blocks=override_num_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShards:
+    """What a worker needs to know to read; see `pipeline.reading.ReadSettings`. Picklable."""
+
+    source: Storage
+    format: SourceFormat
+    limits: ImageLimits
+    columns: ParquetColumns
+
+    def schema(self) -> pa.Schema:
+        """Return the Arrow schema of the blocks."""
+        names = pa.dictionary(pa.int32(), pa.string())
+        kinds = (names, pa.string(), pa.binary(), names, pa.string())
+        return pa.schema([*zip(SHARD_COLUMNS, kinds, strict=True), *self.columns.carried])
+
+    def blocks(self, units: Sequence[Unit]) -> Iterator[pa.Table]:
+        """Read units, in order, into blocks of up to BLOCK_BYTES, or of one image where that is more."""
+        schema = self.schema()
+        for unit in units:
+            for samples in _bounded(read_unit(self, unit, _warn)):
+                yield _table(samples, schema)
+
+
+class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
+    """Shards as Ray Data reads them: a task for each unit, or for neighbours where there are more than tasks.
+
+    Args:
+        settings: Where and what.
+        units: Shards, slices of large Parquet files, or groups of loose images.
+    """
+
+    def __init__(self, settings: ReadShards, units: Sequence[Unit]) -> None:
+        super().__init__()
+        self._settings = settings
+        self._units = units
+
+    def get_name(self) -> str:
+        """Return what the read tasks are called."""
+        return "Shards"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Return the shards' size in bytes: images are compressed already."""
+        return sum(_size(unit) for unit in self._units)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Return the read tasks, in order, none without a unit."""
+        count = min(max(1, parallelism), len(self._units))
+        edges = [len(self._units) * i // count for i in range(count + 1)]
+        return [self._task(self._units[start:stop], per_task_row_limit) for start, stop in pairwise(edges)]
+
+    def _task(self, units: Sequence[Unit], row_limit: int | None) -> ReadTask:
+        metadata = BlockMetadata(
+            num_rows=None,
+            size_bytes=sum(_size(unit) for unit in units),
+            input_files=[piece.shard for unit in units for piece in unit.slices],
+            exec_stats=None,
+        )
+        read = partial(self._settings.blocks, units)
+        return ReadTask(read, metadata, schema=self._settings.schema(), per_task_row_limit=row_limit)
+
+
+def _size(unit: Unit) -> int:
+    # The size is the whole file's: of a file in several slices only the first counts.
+    return sum(piece.size for piece in unit.slices if piece.start == 0)
+
+
+def _warn(shard: str, notes: ShardNotes) -> None:
+    if notes.missing is not None:
+        logger.warning("read_shards: of %s not all could be read: %s", shard, notes.missing)
+
+
+def _bounded(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    """Yield samples in groups of up to BLOCK_ROWS that reach BLOCK_BYTES with their last one at most."""
+    group: list[Sample] = []
+    size = 0
+    for sample in samples:
+        group.append(sample)
+        size += len(sample.data or b"")
+        if size >= BLOCK_BYTES or len(group) >= BLOCK_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
+    columns: list[list[Any]] = [
+        [sample.shard for sample in samples],
+        [sample.key for sample in samples],
+        [sample.data for sample in samples],
+        [STATUS_OK if sample.data is not None else sample.status or "empty" for sample in samples],
+        [sample.error for sample in samples],
+        *([sample.carried[place] for sample in samples] for place in range(len(schema) - len(SHARD_COLUMNS))),
+    ]
+    arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    # Arrow makes no dictionary of Python values by itself with indices of a type that is told.
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)

@@ -125,14 +125,17 @@ def decode_batches(
     iterator = iter(samples)
     side = settings.preprocessing.crop
     with _IsolatedDecode(settings) if careful else _WatchedDecode(settings) as decode:
-        while batch := list(islice(iterator, settings.batch_size)):
-            pixels = np.empty((len(batch), side, side, 3), np.uint8)
+        while True:
+            pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
             num_ok = 0
-            for sample in batch:
+            # One by one: a batch of the largest images that are allowed would be GB.
+            for sample in islice(iterator, settings.batch_size):
                 row = _decode_sample(sample, decode, pixels[num_ok])
                 num_ok += row.status == STATUS_OK
                 rows.append(row)
+            if not rows:
+                return
             yield DecodedBatch(rows, pixels[:num_ok])
 
 

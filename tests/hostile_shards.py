@@ -234,19 +234,6 @@ def values_of_60_mib(count: int = 24) -> bytes:
     return _streamed(count, lambda row: {"image": pa.array([bytes(60 * MIB)], pa.binary())})
 
 
-def values_that_the_footer_hides(count: int = 24) -> bytes:
-    """The same, in a file whose footer says that all of it are a few bytes."""
-    content = values_of_60_mib(count)
-    # total_byte_size and total_uncompressed_size: the sum as Thrift's varints, twice over.
-    for size in range(count * 60 * MIB, count * 60 * MIB + 4096):
-        number, varint = 2 * size, b""
-        while number:
-            varint += bytes([(number & 127) | (128 if number > 127 else 0)])
-            number >>= 7
-        content = content.replace(b"\x16" + varint, b"\x16" + bytes([130, 128, 128, 128, 0]))
-    return content
-
-
 def keys_of_1_mib(count: int = 600) -> bytes:
     def row(number: int) -> dict[str, pa.Array]:
         return {"image": _good(1), KEY: pa.array([f"{number:06d}" + "k" * MIB])}
@@ -311,7 +298,7 @@ PARQUETS: dict[str, Callable[[], bytes]] = {
     f"{make.__name__}.parquet": make
     for make in (
         dictionary_of_one_image_of_2_mb, dictionary_beside_a_schema_that_hides_it, dictionary_in_a_struct,
-        one_value_of_1_gb, values_of_60_mib, values_that_the_footer_hides, footer_of_many_columns,
+        one_value_of_1_gb, values_of_60_mib, footer_of_many_columns,
         footer_that_claims_2_gb, many_row_groups,
     )
 }  # fmt: skip
@@ -329,7 +316,7 @@ _LESS: dict[str, int] = {
     "gnu_names_of_1_mib": 50, "folders_of_1_mib": 20, "extensions_of_1_mib": 20, "names_alike_for_1_mib": 20,
     "keys_that_come_again": 100, "many_empty_members": 10, "many_side_members_of_one_key": 10,
     "many_images_of_the_largest_size": 4, "gzip_of_zeros": 64, "one_value_of_1_gb": 150_000_000,
-    "values_of_60_mib": 8, "values_that_the_footer_hides": 8, "keys_of_1_mib": 200, "delta_keys_of_1_mib": 200,
+    "values_of_60_mib": 8, "keys_of_1_mib": 200, "delta_keys_of_1_mib": 200,
     "dictionary_of_one_image_of_2_mb": 400, "dictionary_beside_a_schema_that_hides_it": 400,
     "dictionary_in_a_struct": 400, "carried_text_of_2_mb": 400, "many_row_groups": 300,
 }  # fmt: skip

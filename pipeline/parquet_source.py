@@ -196,13 +196,20 @@ class _Reader:
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         rows = batch.num_rows
-        carried = [_carried(batch.column(field.name), field.type) for field in self._carried]
-        values = zip(*carried, strict=True) if carried else iter([()] * rows)
+        columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
+        each = sum(column.nbytes for column in columns) // max(1, rows)
+        values = zip(*(column.to_pylist() for column in columns), strict=True) if columns else iter([()] * rows)
         images = list(_images(batch.column(self._image), self._limits))
         # Last, as nothing may fail behind it: rows that are read once more would find their own keys.
         keys = self._unique_keys(batch, number)
         return [
-            Sample(self._shard, key, *(image if error is None else (None, "unsupported", error)), carried=row)
+            Sample(
+                self._shard,
+                key,
+                *(image if error is None else (None, "unsupported", error)),
+                carried=row,
+                carried_bytes=each,
+            )
             for (key, error), image, row in zip(keys, images, values, strict=True)
         ]
 
@@ -261,7 +268,7 @@ def _texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
             yield text, size if size > MAX_KEY_BYTES else None
 
 
-def _carried(column: pa.Array, kind: pa.DataType) -> list[Any]:
+def _carried(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_dictionary(kind):
@@ -270,7 +277,7 @@ def _carried(column: pa.Array, kind: pa.DataType) -> list[Any]:
         column = pc.cast(column, kind)  # safe: raises rather than change a value
     if kind == pa.time64("ns"):
         column = column.cast(pa.int64())  # a Python time has no nanoseconds; Arrow takes the number
-    return list(column.to_pylist())
+    return column
 
 
 def _words(err: BaseException) -> str:

@@ -19,6 +19,8 @@ STATUS_OK = "ok"
 STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
 # A reader that wants a few columns, or a part of a large unit, skips by row group.
 ROW_GROUP_ROWS = 16_384
+# A row group ends earlier where its rows take so much: carried columns may hold anything. 2,048 features each are less.
+ROW_GROUP_BYTES = 160 * 2**20
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -34,6 +36,7 @@ class Row:
         width: Of the image as stored, pixels, where known.
         height: Likewise.
         carried: Values of the carried columns.
+        carried_bytes: What these take, about.
     """
 
     shard: str
@@ -43,6 +46,7 @@ class Row:
     width: int | None = None
     height: int | None = None
     carried: tuple[Any, ...] = ()
+    carried_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class UnitWriter:
     _writer: Any = None
     _waiting: list[pa.RecordBatch] = field(default_factory=list)
     _waiting_rows: int = 0
+    _waiting_bytes: int = 0
 
     def __enter__(self) -> UnitWriter:
         self._writer = pq.ParquetWriter(
@@ -165,12 +170,15 @@ class UnitWriter:
         """Add a batch; row groups have a fixed size, whatever the batches' sizes."""
         self._waiting.append(batch)
         self._waiting_rows += batch.num_rows
+        self._waiting_bytes += batch.nbytes
         self.rows += batch.num_rows
         for value in batch.column("status").value_counts():
             status = value["values"].as_py()
             self.statuses[status] = self.statuses.get(status, 0) + value["counts"].as_py()
         if self._waiting_rows >= ROW_GROUP_ROWS:
             self._flush(whole_groups=True)
+        elif self._waiting_bytes >= ROW_GROUP_BYTES:
+            self._flush()
 
     def _flush(self, *, whole_groups: bool = False) -> None:
         if not self._waiting:
@@ -180,6 +188,7 @@ class UnitWriter:
         self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
         rest = table.slice(rows).combine_chunks().to_batches()
         self._waiting, self._waiting_rows = rest, table.num_rows - rows
+        self._waiting_bytes = sum(batch.nbytes for batch in rest)
 
 
 def file_digest(path: Path) -> tuple[int, str]:

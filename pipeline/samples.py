@@ -27,6 +27,7 @@ class Sample:
         error: Likewise.
         beside: The sample's other small members by extension, where they were asked for.
         carried: Values of the columns that are copied through.
+        carried_bytes: What these take, about.
     """
 
     shard: str
@@ -36,6 +37,7 @@ class Sample:
     error: str | None = None
     beside: dict[str, bytes] = field(default_factory=dict)
     carried: tuple[Any, ...] = ()
+    carried_bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 # Rows that become Arrow together; with embeddings 5 MB.
 BUILD_ROWS = 1_024
+# Fewer where they carry so many bytes.
+BUILD_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +146,17 @@ Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 def _decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
     """Decode one sample into `out`."""
-    shard, key, carried = sample.shard, sample.key, sample.carried
-    if sample.data is None:
-        return Row(shard, key, sample.status or "empty", sample.error, carried=carried)
-    try:
-        image = decode(sample.data, out)
-    except InputError as err:
-        return Row(shard, key, err.status, str(err), err.width, err.height, carried)
-    return Row(shard, key, STATUS_OK, None, image.width, image.height, carried)
+    width: int | None = None
+    height: int | None = None
+    status, error = sample.status or "empty", sample.error
+    if sample.data is not None:
+        try:
+            image = decode(sample.data, out)
+        except InputError as err:
+            status, error, width, height = err.status, str(err), err.width, err.height
+        else:
+            status, error, width, height = STATUS_OK, None, image.width, image.height
+    return Row(sample.shard, sample.key, status, error, width, height, sample.carried, sample.carried_bytes)
 
 
 class _WatchedDecode(AbstractContextManager[Decode]):
@@ -251,12 +256,14 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
     """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, of however few rows."""
     rows: list[Row] = []
     pieces: list[Predictions] = []
+    carried = 0
     for batch, predictions in labelled:
         rows.extend(batch.rows)
         pieces.append(predictions)
-        if len(rows) >= BUILD_ROWS:
+        carried += sum(row.carried_bytes for row in batch.rows)
+        if len(rows) >= BUILD_ROWS or carried >= BUILD_BYTES:
             yield rows, Predictions.join(pieces)
-            rows, pieces = [], []
+            rows, pieces, carried = [], [], 0
     if rows:
         yield rows, Predictions.join(pieces)
 

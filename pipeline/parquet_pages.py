@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # What the rows of a batch may take of one column.
-BATCH_LIMIT = 32 * 2**20
+BATCH_LIMIT = 64 * 2**20
 # A page may always unpack to so many times the bytes it has in the file: those are a size that somebody paid for.
 # Images are compressed already, so that their pages hardly shrink.
 MAX_EXPANSION = 4

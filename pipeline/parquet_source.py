@@ -136,6 +136,7 @@ class _Reader:
         for own, first in zip(chosen.carried, columns.carried, strict=True):
             if not may_become(own.type, first.type):
                 raise ConfigError(f"{own.name} holds {own.type}, not {first.type} as in the first file")
+        self._most_rows = MAX_BATCH_ROWS  # of a batch
         self._image, self._key, self._carried = chosen.image, columns.key, columns.carried
         self._names = list(dict.fromkeys(name for name in (self._image, self._key, *names) if name is not None))
         repeats = any(may_repeat(schema.field(name).type) for name in self._names)
@@ -150,7 +151,7 @@ class _Reader:
             group = metadata.row_group(index)
             rows, size = group.num_rows, max(1, group.total_byte_size)
             if index >= start:
-                batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // size))
+                batch_rows = max(1, min(self._most_rows, BATCH_BYTES * rows // size))
                 yield from self._row_group(index, rows, batch_rows, number, self._names, self._samples, self._notes)
             elif self._key is not None:
                 # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
@@ -176,7 +177,11 @@ class _Reader:
                     raise self._file.failure from None
                 if size > 1:
                     # Once more: with as many as fit in memory, or row by row up to the broken one.
-                    size = self._watch.fitting_rows if self._watch.fitting_rows < size else 1
+                    if self._watch.fitting_rows < size:
+                        # The row groups to come are as this one: none is begun twice.
+                        size = self._most_rows = self._watch.fitting_rows
+                    else:
+                        size = 1
                     continue
                 lost = rows - done
                 notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.measure import measure
+from tests.hostile_shards import PARQUETS, TARS, write
 from tests.image_corpus import LIMITS, corpus
 from tests.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard
 from tests.tiny_model import build_tiny_model, colour_shards, write_tar
@@ -73,6 +74,8 @@ def main() -> int:
         write_shards(folder / "tars", {**BAD_TARS, **ODD_TARS})
         write_tar(folder / "tars" / "corpus.tar", {f"{case.name}.{case.extension}": case.data for case in corpus()})
         write_shards(folder / "parquet", BAD_PARQUETS)
+        write(folder / "tars", TARS)
+        write(folder / "parquet", PARQUETS)
         tars = label(folder / "tars", folder / "out-tars", model, options.shape)
         parquet = label(folder / "parquet", folder / "out-parquet", model, options.shape)
         wrong = wrong_images(folder / "out-tars") if tars["exit"] == 0 else [case.name for case in corpus()]
@@ -82,7 +85,7 @@ def main() -> int:
     figures = {
         "kinds_of_images": len(corpus()),
         "images_by_expected_status": expected,
-        "kinds_of_shards": len(BAD_TARS) + len(ODD_TARS) + len(BAD_PARQUETS),
+        "kinds_of_shards": len(BAD_TARS) + len(ODD_TARS) + len(BAD_PARQUETS) + len(TARS) + len(PARQUETS),
         "wrong_images": wrong,
         "exit": max(tars["exit"], parquet["exit"]),
         "peak_memory_mb": max(tars["peak_memory_mb"], parquet["peak_memory_mb"]),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 
 from models.decode import ImageLimits
 from models.errors import StorageError
-from pipeline.listing import ahead
+from pipeline.listing import NO_UTF_8, ahead
 from pipeline.plan import Slice
 from pipeline.samples import Sample, ShardNotes, too_large_error
 from pipeline.storage import FileStat, Storage
@@ -47,6 +48,8 @@ def read_images(storage: Storage, pieces: Iterable[Slice], notes: ShardNotes, li
 
 def _read(storage: Storage, piece: Slice, limits: ImageLimits) -> Sample:
     folder = piece.shard.rpartition("/")[0] or "."
+    if piece.etag == NO_UTF_8:
+        return Sample(folder, piece.shard, None, "unsupported", "the file's name is not UTF-8; rename the file")
     if piece.size > limits.max_image_bytes:
         return Sample(folder, piece.shard, None, "too_large", too_large_error(piece.size, limits))
     try:
@@ -58,6 +61,8 @@ def _read(storage: Storage, piece: Slice, limits: ImageLimits) -> Sample:
     except StorageError as err:
         if isinstance(err.__cause__, FileNotFoundError):
             return Sample(folder, piece.shard, None, "empty", "the file is gone since the run was planned")
+        if storage.is_local and isinstance(err.__cause__, OSError) and err.__cause__.errno == errno.ELOOP:
+            return Sample(folder, piece.shard, None, "empty", "the file is a link that leads to itself")
         if storage.is_local and isinstance(err.__cause__, PermissionError):
             return Sample(folder, piece.shard, None, "undecodable", "the file cannot be read: permission denied")
         raise

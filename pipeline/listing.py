@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TypeVar
 
 from models.errors import StorageError
@@ -29,6 +29,13 @@ SINGLE_LOOKUPS = 8
 # Files whose listings are kept while a list hops between folders: some 200 MB.
 FILES_KEPT = 500_000
 _LOOKUP_BATCH = 256
+# In the place of an ETag: the file's name is not UTF-8, and stands in the plan as it can be shown.
+NO_UTF_8 = "not UTF-8"
+
+
+def visible_name(name: str) -> str:
+    r"""Return the name of a local file with each byte that is no UTF-8 as in `caf\xe9.jpg`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = lambda path: True) -> Iterator[FileStat]:
@@ -40,7 +47,7 @@ def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = l
         enter: Whether to list the folder of that path. On remote storage not asked for folders further down.
     """
     if storage.is_local:
-        yield from _walk_local(storage, folder, enter, frozenset())
+        yield from _LocalWalk(storage, folder, enter).below(folder)
         return
     files, folders = storage.list_folder(folder)
     # As if all paths were sorted as text: a folder comes where its name with a slash does.
@@ -60,29 +67,69 @@ def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = l
     yield from waiting
 
 
-def _walk_local(
-    storage: Storage, folder: str, enter: Callable[[str], bool], above: frozenset[tuple[int, int]]
-) -> Iterator[FileStat]:
-    try:
-        with os.scandir(storage.path(folder) or "/") as entries:
-            found = sorted(((e.name + "/" if e.is_dir() else e.name), e) for e in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as err:
-        raise StorageError(f"cannot list {storage.describe(folder)}: {reason(err)}") from err
-    for name, entry in found:
-        path = f"{folder}/{entry.name}" if folder else entry.name
+class _LocalWalk:
+    """Walk folders of a local disk; links to other folders are followed, but no folder is listed twice."""
+
+    def __init__(self, storage: Storage, folder: str, enter: Callable[[str], bool]) -> None:
+        self._storage = storage
+        self._enter = enter
+        self._real = os.path.realpath(storage.path(folder) or "/")
+        # Folders that are walked from: by their true path, the one by which they were reached.
+        self._begun = {self._real: folder}
+        self._followed: set[tuple[int, int]] = set()  # those that were entered through a link
+
+    def below(self, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[FileStat]:
         try:
-            status = entry.stat()
-        except FileNotFoundError:
-            yield FileStat(path, -1, "")  # a broken link; or deleted a moment ago
-            continue
-        if not name.endswith("/"):
-            if entry.is_file():
-                yield FileStat(path, status.st_size, f"{status.st_mtime_ns:x}")
-        elif (status.st_dev, status.st_ino) not in above and enter(path):
-            # A link to a folder above would go round for ever.
-            yield from _walk_local(storage, path, enter, above | {(status.st_dev, status.st_ino)})
+            with os.scandir(self._storage.path(folder) or "/") as entries:
+                found = sorted(((e.name + "/" if _is_folder(e) else e.name), e) for e in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as err:
+            raise StorageError(f"cannot list {self._storage.describe(folder)}: {reason(err)}") from err
+        for name, entry in found:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat()
+            except OSError:
+                yield FileStat(path, -1, "")  # a broken link, or one to itself; or deleted a moment ago
+                continue
+            own = (status.st_dev, status.st_ino)
+            if not name.endswith("/"):
+                if entry.is_file():
+                    yield FileStat(path, status.st_size, f"{status.st_mtime_ns:x}")
+            elif own not in above and self._enter(path) and self._is_new(entry, path, own):
+                yield from self.below(path, above | {own})
+
+    def _is_new(self, entry: os.DirEntry[str], path: str, own: tuple[int, int]) -> bool:
+        """Tell whether a folder is listed nowhere else: at its own place, or through another link."""
+        if own in self._followed:
+            return False
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if f"{self._real}/".startswith(f"{real.rstrip('/')}/") or self._is_entered(real):
+                return False
+            self._followed.add(own)
+            self._begun[real] = path
+        return True
+
+    def _is_entered(self, real: str) -> bool:
+        """Tell whether a folder lies below one that is walked, and is not passed over there."""
+        parts: list[str] = []
+        while real not in self._begun:
+            real, _, last = real.rpartition("/")
+            if not last:
+                return False
+            parts.insert(0, last)
+        begin = self._begun[real]
+        paths = accumulate([begin, *parts] if begin else parts, "{}/{}".format)
+        return all(self._enter(path) for path in paths if len(path) > len(begin))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def ahead(

@@ -115,6 +115,13 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
+def may_repeat(kind: pa.DataType) -> bool:
+    """Tell whether a row may hold several values of a column: a list, a map, or one inside a struct."""
+    if pa.types.is_struct(kind):
+        return any(may_repeat(field.type) for field in kind)
+    return bool(pa.types.is_nested(kind))
+
+
 def may_become(own: pa.DataType, first: pa.DataType) -> bool:
     """Tell whether a later file's column can be read as the first one's type, its values permitting."""
     types = pa.types

@@ -1,12 +1,14 @@
 """Read images from Parquet: a binary column, or the Hugging Face struct {bytes, path}; and carry columns along.
 
-Memory: two record batches of about 8 MiB, or one image where that is more; never a whole row group.
+Memory: two record batches of about 8 MiB, or one image where that is more, and a page of each column; never a whole row
+group. Whatever a file claims: see `parquet_pages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +16,9 @@ import pyarrow.parquet as pq
 
 from models.decode import ImageLimits
 from models.errors import ConfigError
-from pipeline.parquet_columns import ParquetColumns, choose_columns, may_become
-from pipeline.samples import Sample, ShardNotes, UniqueKeys, too_large_error
+from pipeline.parquet_columns import ParquetColumns, choose_columns, may_become, may_repeat
+from pipeline.parquet_pages import PageWatch
+from pipeline.samples import MAX_KEY_BYTES, Sample, ShardNotes, UniqueKeys, cut_key, too_large_error
 from pipeline.stored_file import RandomFile
 from pipeline.streams import one_ahead
 
@@ -23,8 +26,11 @@ from pipeline.streams import one_ahead
 PIECE_BYTES = 256 * 2**20
 BATCH_BYTES = 8 * 2**20
 MAX_BATCH_ROWS = 1024
+# Of a footer; pyarrow makes up to 30 times as much of it. Ten thousand row groups of some columns have 10 MB.
+MAX_FOOTER_BYTES = 16 * 2**20
 # Read at a time of each column; without it pyarrow holds a whole row group's column.
 _BUFFER_BYTES = 4 * 2**20
+_PAGE_SLACK = 2**20
 # pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, a string that is no UTF-8 a ValueError.
 _UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
 
@@ -36,12 +42,15 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
         StorageError: Storage failed.
         ValueError, OSError: It is no Parquet that can be read.
     """
+    file.most = MAX_FOOTER_BYTES
     try:
         return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     except _UNREADABLE:
         if file.failure is not None:
             raise file.failure from None
         raise
+    finally:
+        file.most = None
 
 
 def row_group_pieces(metadata: pq.FileMetaData) -> Iterator[tuple[int, int]]:
@@ -104,6 +113,11 @@ def read_parquet(
         notes.bytes_read = file.bytes_read
 
 
+T = TypeVar("T")
+Make = Callable[[pa.RecordBatch, int], T]
+"""Makes something of a batch, given the number of its first row in the file."""
+
+
 class _Reader:
     """One file, open, with its columns settled."""
 
@@ -122,43 +136,62 @@ class _Reader:
         for own, first in zip(chosen.carried, columns.carried, strict=True):
             if not may_become(own.type, first.type):
                 raise ConfigError(f"{own.name} holds {own.type}, not {first.type} as in the first file")
+        self._most_rows = MAX_BATCH_ROWS  # of a batch
         self._image, self._key, self._carried = chosen.image, columns.key, columns.carried
         self._names = list(dict.fromkeys(name for name in (self._image, self._key, *names) if name is not None))
+        repeats = any(may_repeat(schema.field(name).type) for name in self._names)
+        # Whatever can be an image that is allowed, with its length and levels, must be readable.
+        self._watch = file.watch = PageWatch(limits.max_image_bytes + _PAGE_SLACK, repeats=repeats)
 
     def batches(self, start: int, stop: int) -> Iterator[list[Sample]]:
         """Yield the samples of row groups, batch by batch."""
         metadata = self._parquet.metadata
-        number = sum(metadata.row_group(index).num_rows for index in range(start))
-        for index in range(start, metadata.num_row_groups if stop < 0 else stop):
+        number = 0
+        for index in range(metadata.num_row_groups if stop < 0 else stop):
             group = metadata.row_group(index)
             rows, size = group.num_rows, max(1, group.total_byte_size)
-            batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // size))
-            yield from self._row_group(index, number, rows, batch_rows)
+            if index >= start:
+                batch_rows = max(1, min(self._most_rows, BATCH_BYTES * rows // size))
+                yield from self._row_group(index, rows, batch_rows, number, self._names, self._samples, self._notes)
+            elif self._key is not None:
+                # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
+                # however many pieces the file is read.
+                key, unseen = [self._key], ShardNotes()
+                deque(self._row_group(index, rows, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
             number += rows
 
-    def _row_group(self, index: int, number: int, rows: int, size: int) -> Iterator[list[Sample]]:
+    def _row_group(
+        self, index: int, rows: int, size: int, number: int, names: list[str], make: Make[T], notes: ShardNotes
+    ) -> Iterator[T]:
+        """Yield what is made of each batch of a row group, whose first row is number `number` of the file."""
         done = 0
         while done < rows:
             try:
-                for batch in self._read(index, done, size):
-                    samples = self._samples(batch, number + done)
-                    done += len(samples)
-                    yield samples
+                for batch in self._read(index, done, size, names):
+                    made = make(batch, number + done)
+                    done += batch.num_rows
+                    yield made
                 break
             except _UNREADABLE as err:
                 if self._file.failure is not None:
                     raise self._file.failure from None
                 if size > 1:
-                    size = 1  # once more, row by row, up to the broken one
+                    # Once more: with as many as fit in memory, or row by row up to the broken one.
+                    if self._watch.fitting_rows < size:
+                        # The row groups to come are as this one: none is begun twice.
+                        size = self._most_rows = self._watch.fitting_rows
+                    else:
+                        size = 1
                     continue
                 lost = rows - done
-                self._notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")
+                notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")
                 return
         if done < rows:
-            self._notes.lose(f"row group {index}: {rows - done} of {rows} rows are not there")
+            notes.lose(f"row group {index}: {rows - done} of {rows} rows are not there")
 
-    def _read(self, index: int, skip: int, size: int) -> Iterator[pa.RecordBatch]:
-        batches = self._parquet.iter_batches(size, row_groups=[index], columns=self._names, use_threads=False)
+    def _read(self, index: int, skip: int, size: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        self._watch.begin(size)
+        batches = self._parquet.iter_batches(size, row_groups=[index], columns=names, use_threads=False)
         for batch in batches:
             if skip >= batch.num_rows:
                 skip -= batch.num_rows
@@ -168,51 +201,81 @@ class _Reader:
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         rows = batch.num_rows
-        images = column_images(batch.column(self._image), self._limits)
-        keys = [str(number + row) for row in range(rows)]
-        if self._key is not None:
-            found = _texts(batch.column(self._key))
-            keys = [f"row {key}" if text is None else text for key, text in zip(keys, found, strict=True)]
-            keys = [self._keys.unique(key) for key in keys]
-        carried = [_carried(batch.column(field.name), field.type) for field in self._carried]
-        values = zip(*carried, strict=True) if carried else iter([()] * rows)
+        columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
+        each = sum(column.nbytes for column in columns) // max(1, rows)
+        values = zip(*(column.to_pylist() for column in columns), strict=True) if columns else iter([()] * rows)
+        images = list(column_images(batch.column(self._image), self._limits))
+        # Last, as nothing may fail behind it: rows that are read once more would find their own keys.
+        keys = self._unique_keys(batch, number)
         return [
-            Sample(self._shard, key, *image, carried=row) for key, image, row in zip(keys, images, values, strict=True)
+            Sample(
+                self._shard,
+                key,
+                *(image if error is None else (None, "unsupported", error)),
+                carried=row,
+                carried_bytes=each,
+            )
+            for (key, error), image, row in zip(keys, images, values, strict=True)
         ]
+
+    def _unique_keys(self, batch: pa.RecordBatch, number: int) -> list[tuple[str, str | None]]:
+        """Return the key of each row, and what to say where it was cut."""
+        if self._key is None:
+            return [(str(number + row), None) for row in range(batch.num_rows)]
+        keys: list[tuple[str, str | None]] = []
+        for row, (text, size) in enumerate(_texts(batch.column(self._key))):
+            key, error = (f"row {number + row}", None) if text is None else cut_key(text, size)
+            keys.append((self._keys.unique(key), error))
+        return keys
 
 
 def column_images(
     column: pa.Array | pa.ChunkedArray, limits: ImageLimits
 ) -> Iterator[tuple[bytes | None, str | None, str | None]]:
     """Yield (data, status, error) of each row of a column of bytes, or of structs with `bytes`."""
-    paths: list[str | None] = [None] * len(column)
+    paths: list[Any] = [None] * len(column)
     if pa.types.is_struct(column.type):
         children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
         column = children["bytes"]
         if "path" in children and pa.types.is_string(children["path"].type):
-            paths = _texts(children["path"])
-    for data, path in zip(column.to_pylist(), paths, strict=True):
-        if data is not None and len(data) > limits.max_image_bytes:
-            yield None, "too_large", too_large_error(len(data), limits)
-        elif data is None and path:
+            paths = children["path"]
+    for data, path in zip(_buffers(column), paths, strict=True):
+        if data is not None and data.size > limits.max_image_bytes:
+            yield None, "too_large", too_large_error(data.size, limits)
+        elif data is not None:
+            yield data.to_pybytes(), None, None
+        elif path is not None and path.is_valid and path.as_buffer().size:
             yield None, "unsupported", "the image is a path, not bytes"
-        elif data is None:
-            yield None, "empty", "the image is null"
         else:
-            yield data, None, None
+            yield None, "empty", "the image is null"
 
 
-def _texts(column: pa.Array) -> list[str | None]:
-    """Return strings or integers as text; what is no UTF-8 stays visible, as in names of tar members."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_integer(column.type):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    values = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    return [None if value is None else value.decode("utf-8", "backslashreplace") for value in values]
+def _buffers(column: pa.Array) -> Iterator[pa.Buffer | None]:
+    """Yield the bytes of strings or binary values, not copied."""
+    coded = pa.types.is_dictionary(column.type)
+    for value in column:
+        yield (value.value if coded else value).as_buffer() if value.is_valid else None
 
 
-def _carried(column: pa.Array, kind: pa.DataType) -> list[Any]:
+def _texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
+    """Yield strings or integers as text; what is no UTF-8 stays visible, as in names of tar members.
+
+    Of a text that is too long for a key, yield its beginning, and how many bytes it has.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_integer(kind):
+        yield from ((None if value is None else str(value), None) for value in column.to_pylist())
+        return
+    for data in _buffers(column):
+        if data is None:
+            yield None, None
+        else:
+            size = data.size
+            text = data.slice(0, min(size, MAX_KEY_BYTES)).to_pybytes().decode("utf-8", "backslashreplace")
+            yield text, size if size > MAX_KEY_BYTES else None
+
+
+def _carried(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_dictionary(kind):
@@ -221,7 +284,7 @@ def _carried(column: pa.Array, kind: pa.DataType) -> list[Any]:
         column = pc.cast(column, kind)  # safe: raises rather than change a value
     if kind == pa.time64("ns"):
         column = column.cast(pa.int64())  # a Python time has no nanoseconds; Arrow takes the number
-    return list(column.to_pylist())
+    return column
 
 
 def _words(err: BaseException) -> str:

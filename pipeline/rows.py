@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.classifier import Predictions
@@ -24,7 +25,12 @@ STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
 ROW_GROUP_ROWS = 16_384
 # Rows that are put into one piece of memory; a row group is sixteen of them.
 CHUNK_ROWS = 1_024
+# Either ends earlier where its rows take so much: carried columns may hold anything. 2,048 features each are less.
+CHUNK_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 160 * 2**20
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+# Columns that every output has; embeddings and carried columns come behind them.
+NUM_COLUMNS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Row:
         width: Of the image as stored, pixels, where known.
         height: Likewise.
         carried: Values of the carried columns.
+        carried_bytes: What these take, about.
     """
 
     shard: str
@@ -48,6 +55,7 @@ class Row:
     width: int | None = None
     height: int | None = None
     carried: tuple[Any, ...] = ()
+    carried_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,9 @@ class UnitWriter:
     statuses: dict[str, int] = field(default_factory=dict)
     _writer: Any = None
     _loose: list[pa.RecordBatch] = field(default_factory=list)  # fewer than CHUNK_ROWS rows together
-    _chunks: list[pa.Table] = field(default_factory=list)  # fewer than ROW_GROUP_ROWS
+    _chunks: list[pa.Table] = field(default_factory=list)  # less than a row group
+    _chunk_rows: int = 0
+    _chunk_bytes: int = 0
 
     def __enter__(self) -> UnitWriter:
         with self._naming_the_file():
@@ -164,7 +174,7 @@ class UnitWriter:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
             try:
-                self._cut(1)
+                self._cut(last=True)
                 self._write_group()
                 with self._naming_the_file():
                     self._writer.close()
@@ -187,15 +197,25 @@ class UnitWriter:
         for value in batch.column("status").value_counts():
             status = value["values"].as_py()
             self.statuses[status] = self.statuses.get(status, 0) + value["counts"].as_py()
-        self._cut(CHUNK_ROWS)
+        self._cut()
 
-    def _cut(self, at_least: int) -> None:
-        """Make chunks of CHUNK_ROWS rows of what lies loose, as long as there are so many, and write full row groups."""
-        while sum(batch.num_rows for batch in self._loose) >= at_least:
+    def _cut(self, *, last: bool = False) -> None:
+        """Make chunks of what lies loose, as long as there is a full one, and write full row groups."""
+        while self._loose:
             table = pa.Table.from_batches(self._loose)
-            self._chunks.append(_chunk(table.slice(0, CHUNK_ROWS)))
-            self._loose = table.slice(CHUNK_ROWS).to_batches()
-            if len(self._chunks) * CHUNK_ROWS == ROW_GROUP_ROWS:
+            size = _extra_bytes(table)
+            if not last and table.num_rows < CHUNK_ROWS and size <= CHUNK_BYTES:
+                return
+            rows = CHUNK_ROWS
+            # By halves, so that where a chunk ends depends on its rows alone and not on how many lie here.
+            while size > CHUNK_BYTES and rows > 1:
+                size = _extra_bytes(table.slice(0, rows)) if rows <= table.num_rows else size
+                rows = rows // 2 if size > CHUNK_BYTES else rows
+            self._loose = table.slice(rows).to_batches()
+            self._chunks.append(_chunk(table.slice(0, rows)))
+            self._chunk_rows += self._chunks[-1].num_rows
+            self._chunk_bytes += size
+            if self._chunk_rows >= ROW_GROUP_ROWS or self._chunk_bytes >= ROW_GROUP_BYTES:
                 self._write_group()
 
     def _write_group(self) -> None:
@@ -203,7 +223,7 @@ class UnitWriter:
             table = pa.concat_tables(self._chunks).unify_dictionaries()
             with self._naming_the_file():
                 self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            self._chunks = []
+            self._chunks, self._chunk_rows, self._chunk_bytes = [], 0, 0
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
@@ -212,6 +232,18 @@ class UnitWriter:
         except OSError as err:
             self.path.unlink(missing_ok=True)
             raise StorageError(f"cannot write {self.path}: {reason(err)}") from err
+
+
+def _extra_bytes(table: pa.Table) -> int:
+    """Return what rows take beside the columns that every output has: embeddings and carried columns."""
+    return sum(map(_value_bytes, table.columns[NUM_COLUMNS:]))
+
+
+def _value_bytes(column: pa.ChunkedArray) -> int:
+    if not pa.types.is_dictionary(column.type) or pa.types.is_primitive(column.type.value_type):
+        return int(column.combine_chunks().nbytes)
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(length).as_py() or 0 for length in lengths)
 
 
 def _chunk(table: pa.Table) -> pa.Table:

@@ -9,6 +9,8 @@ from typing import Any
 
 from models.decode import ImageLimits
 
+# Of a key. Linux takes paths of 4 KiB.
+MAX_KEY_BYTES = 4096
 # Losses that a commit record tells in full of one shard; the rest is a count.
 MAX_LOSSES = 3
 
@@ -25,6 +27,7 @@ class Sample:
         error: Likewise.
         beside: The sample's other small members by extension, where they were asked for.
         carried: Values of the columns that are copied through.
+        carried_bytes: What these take, about.
     """
 
     shard: str
@@ -34,6 +37,7 @@ class Sample:
     error: str | None = None
     beside: dict[str, bytes] = field(default_factory=dict)
     carried: tuple[Any, ...] = ()
+    carried_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +81,23 @@ def too_large_error(size: int, limits: ImageLimits) -> str:
     return f"{size} bytes are more than the {limits.max_image_bytes} allowed"
 
 
+def cut_key(key: str, size: int | None = None) -> tuple[str, str | None]:
+    """Return a key of MAX_KEY_BYTES at most, and what to say where it was longer; the status is `unsupported` then.
+
+    Args:
+        key: The key, or as much of it as is at hand.
+        size: Bytes of the whole key, where that is more.
+    """
+    if len(key) <= MAX_KEY_BYTES // 4 and size is None:  # a character has 4 bytes at most
+        return key, None
+    encoded = key.encode()
+    size = max(len(encoded), size or 0)
+    if size <= MAX_KEY_BYTES:
+        return key, None
+    error = f"the key has {size} bytes, more than the {MAX_KEY_BYTES} allowed; it is cut"
+    return encoded[:MAX_KEY_BYTES].decode("utf-8", "ignore"), error
+
+
 class UniqueKeys:
     """Give a key that comes again in its shard a number, so that each row can be told from the others.
 
@@ -90,17 +111,17 @@ class UniqueKeys:
     def __init__(self) -> None:
         self._slots = array("Q", bytes(8 * 1024))
         self._count = 0
-        self._next: dict[str, int] = {}
+        self._next: dict[int, int] = {}  # by the key's hash
 
     def unique(self, key: str) -> str:
         """Return the key as it is when it is new, else with the first free number: `key#2`."""
         if self._add(key):
             return key
-        number = self._next.get(key, 2)
+        number = self._next.get(_hash(key), 2)
         while not self._add(candidate := f"{key}#{number}"):
             number += 1
         if number >= self._OFTEN:
-            self._next[key] = number + 1
+            self._next[_hash(key)] = number + 1
         return candidate
 
     def __contains__(self, key: str) -> bool:

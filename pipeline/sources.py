@@ -16,7 +16,7 @@ from models.errors import SourceError, StorageError
 from pipeline import globs
 from pipeline.config import SourceFormat
 from pipeline.filesystems import display_uri, split_location
-from pipeline.listing import Lookup, walk
+from pipeline.listing import NO_UTF_8, Lookup, visible_name, walk
 from pipeline.overlap import Overlap
 from pipeline.storage import FileStat, Storage, iter_lines
 from pipeline.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
@@ -107,14 +107,13 @@ def _checked(files: Iterator[InputFile], kind: SourceFormat, wanted: SourceForma
                 f"SOURCE mixes formats: {file.shard} is not {kind.value} as the files before it; "
                 "label them in two runs, or give --format"
             )
-        try:
-            file.shard.encode()
-        except UnicodeEncodeError as err:
-            raise SourceError(f"the name of {file.shard!a} is not UTF-8, and so cannot be kept") from err
-        if file.size >= 0:
+        visible = visible_name(file.shard)
+        if visible != file.shard and kind is not SourceFormat.IMAGES:
+            raise SourceError(f"the name of {file.shard!a} is not UTF-8, and so cannot be kept")
+        if visible == file.shard and file.size >= 0:
             yield file
-        elif kind is SourceFormat.IMAGES:
-            yield InputFile(file.shard, 0, "")  # a row will say so
+        elif kind is SourceFormat.IMAGES:  # a row will say so
+            yield InputFile(visible, 0, "" if visible == file.shard else NO_UTF_8)
         else:
             raise SourceError(f"{file.shard} is a link to a file that does not exist")
 

@@ -36,6 +36,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 # Rows that become Arrow together; with embeddings 5 MB.
 BUILD_ROWS = 1_024
+# Fewer where they carry so many bytes.
+BUILD_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,17 @@ def decode_batches(
     iterator = iter(samples)
     side = settings.preprocessing.crop
     with open_decoder(settings, careful=careful) as decode:
-        while batch := list(islice(iterator, settings.batch_size)):
-            pixels = np.empty((len(batch), side, side, 3), np.uint8)
+        while True:
+            pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
             num_ok = 0
-            for sample in batch:
+            # One by one: a batch of the largest images that are allowed would be GB.
+            for sample in islice(iterator, settings.batch_size):
                 row = decode_sample(sample, decode, pixels[num_ok])
                 num_ok += row.status == STATUS_OK
                 rows.append(row)
+            if not rows:
+                return
             yield DecodedBatch(rows, pixels[:num_ok])
 
 
@@ -157,14 +162,17 @@ def open_decoder(settings: UnitSettings | DecodeSettings, *, careful: bool) -> A
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
     """Decode one sample into `out`; one that cannot be decoded is a row with its status and error."""
-    shard, key, carried = sample.shard, sample.key, sample.carried
-    if sample.data is None:
-        return Row(shard, key, sample.status or "empty", sample.error, carried=carried)
-    try:
-        image = decode(sample.data, out)
-    except InputError as err:
-        return Row(shard, key, err.status, str(err), err.width, err.height, carried)
-    return Row(shard, key, STATUS_OK, None, image.width, image.height, carried)
+    width: int | None = None
+    height: int | None = None
+    status, error = sample.status or "empty", sample.error
+    if sample.data is not None:
+        try:
+            image = decode(sample.data, out)
+        except InputError as err:
+            status, error, width, height = err.status, str(err), err.width, err.height
+        else:
+            status, error, width, height = STATUS_OK, None, image.width, image.height
+    return Row(sample.shard, sample.key, status, error, width, height, sample.carried, sample.carried_bytes)
 
 
 class _WatchedDecode(AbstractContextManager[Decode]):
@@ -264,12 +272,14 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
     """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, of however few rows."""
     rows: list[Row] = []
     pieces: list[Predictions] = []
+    carried = 0
     for batch, predictions in labelled:
         rows.extend(batch.rows)
         pieces.append(predictions)
-        if len(rows) >= BUILD_ROWS:
+        carried += sum(row.carried_bytes for row in batch.rows)
+        if len(rows) >= BUILD_ROWS or carried >= BUILD_BYTES:
             yield rows, Predictions.join(pieces)
-            rows, pieces = [], []
+            rows, pieces, carried = [], [], 0
     if rows:
         yield rows, Predictions.join(pieces)
 

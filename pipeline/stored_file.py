@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -154,14 +155,23 @@ class RandomFile:
         self.bytes_read = 0
         # pyarrow may wrap what `read` raises in an error of its own, which would pass for a damaged file.
         self.failure: StorageError | None = None
+        # Bytes that one read may ask for.
+        self.most: int | None = None
+        # Called with the position and the bytes of each read, before anybody else sees them.
+        self.watch: Callable[[int, bytes], None] | None = None
 
     def read(self, size: int = -1) -> bytes:
         """Read size bytes from the position on."""
+        size = self._file.size if size is None or size < 0 else size
+        if self.most is not None and size > self.most:
+            raise ValueError(f"{size} bytes are asked for at once; {self.most} are allowed")
         try:
-            content = self._file.read_at(self._position, self._file.size if size is None or size < 0 else size)
+            content = self._file.read_at(self._position, size)
         except StorageError as err:
             self.failure = err
             raise
+        if self.watch is not None:
+            self.watch(self._position, content)
         self._position += len(content)
         self.bytes_read += len(content)
         return content

@@ -24,6 +24,8 @@ _CHECKSUM = slice(148, 156)
 _SPACES = sum(b" " * 8)
 # POSIX: 8^11 - 1 bytes is the most that 11 octal digits hold; more is in base 256, or in a PAX header.
 _NO_DATA = frozenset(b"123456")
+_SPARSE = b"GNU.sparse."
+_RECORDS = frozenset((b"path", b"size", b"GNU.sparse.name"))
 
 
 class MemberKind(Enum):
@@ -57,6 +59,10 @@ class Member:
     size: int
 
 
+_MAX_DIGITS, _NO_SIZE = 18, 2**62  # a size of more digits, as a PAX header may have, is that of no tar
+_SHOWN = 200  # of a name, in notes
+
+
 @dataclass(slots=True)
 class _Header:
     """One block that holds: checksum and numbers are right."""
@@ -88,14 +94,14 @@ class TarReader:
         self._ended = False  # whether the last block that is no damage was an end mark
         self._damaged = 0  # bytes since then that are neither members nor end marks
         self._interrupted = False  # whether anything stood between the last two headers
-        self._globals: dict[str, bytes] = {}
+        self._globals: dict[bytes, bytes] = {}
 
     def __iter__(self) -> TarReader:
         return self
 
     def __next__(self) -> Member:
         long_name: bytes | None = None
-        records: dict[str, bytes] = {}
+        records: dict[bytes, bytes] = {}
         while True:
             header = self._header()
             if header is None:
@@ -126,15 +132,16 @@ class TarReader:
         self._broken_inside(len(content), member.size)
         return None
 
-    def _member(self, header: _Header, records: dict[str, bytes], long_name: bytes | None) -> Member:
+    def _member(self, header: _Header, records: dict[bytes, bytes], long_name: bytes | None) -> Member:
         kind = _KINDS.get(header.type, MemberKind.OTHER)
         raw = header.name if long_name is None else long_name
         size = header.size
         if records:
-            raw = records.get("GNU.sparse.name", records.get("path", raw))
-            if (text := records.get("size")) is not None and text.isdigit():
-                size = int(text)
-            if any(name.startswith("GNU.sparse.") for name in records):
+            raw = records.get(b"GNU.sparse.name", records.get(b"path", raw))
+            if (text := records.get(b"size")) is not None and text.isdigit():
+                digits = text.lstrip(b"0")
+                size = int(digits or b"0") if len(digits) <= _MAX_DIGITS else _NO_SIZE
+            if _SPARSE in records:
                 kind = MemberKind.SPARSE
         if kind is MemberKind.FILE and raw.endswith(b"/"):
             kind = MemberKind.DIRECTORY  # as v7 writes them
@@ -229,7 +236,7 @@ class TarReader:
         self._ended = True
 
     def _where(self) -> str:
-        return self._name or "the beginning"
+        return self._name[:_SHOWN] or "the beginning"
 
 
 def _parse(block: bytes) -> _Header | None:
@@ -271,9 +278,12 @@ def _whole_blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _pax_records(content: bytes) -> dict[str, bytes]:
-    """Return the records that matter here: `path`, `size` and those of sparse files. Stops at one that is malformed."""
-    records: dict[str, bytes] = {}
+def _pax_records(content: bytes) -> dict[bytes, bytes]:
+    """Return the records that matter here, at most four; stops at one that is malformed.
+
+    They are `path`, `size`, `GNU.sparse.name`, and _SPARSE for all others of sparse files.
+    """
+    records: dict[bytes, bytes] = {}
     position = 0
     while position < len(content):
         digits, _, _ = content[position : position + 20].partition(b" ")
@@ -282,7 +292,9 @@ def _pax_records(content: bytes) -> dict[str, bytes]:
         name, separator, value = content[position + len(digits) + 1 : position + length - 1].partition(b"=")
         if not separator:
             break
-        if name in (b"path", b"size") or name.startswith(b"GNU.sparse."):
-            records[name.decode("ascii", "replace")] = value
+        if name.startswith(_SPARSE):
+            records[_SPARSE] = b""
+        if name in _RECORDS:
+            records[name] = value
         position += length
     return records

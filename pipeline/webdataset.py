@@ -13,7 +13,7 @@ from models.decode import ImageLimits
 from pipeline.gzip_stream import MAGIC, GzipStream
 from pipeline.samples import Sample as Sample
 from pipeline.samples import ShardNotes as ShardNotes
-from pipeline.samples import UniqueKeys, too_large_error
+from pipeline.samples import UniqueKeys, cut_key, too_large_error
 from pipeline.streams import FileForward, ForwardStream, ReadsForward
 from pipeline.tar import Member, MemberKind, TarReader
 
@@ -25,6 +25,7 @@ MAX_SIDE_BYTES = 2**20
 MAX_WAITING_IMAGES = 16
 MAX_WAITING_BYTES = 16 * 2**20
 MAX_SIDE_MEMBERS = 64
+_MAX_EXTENSION = 256
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -76,13 +77,14 @@ def read_webdataset(
             if named is None or member.kind is MemberKind.DIRECTORY:
                 notes.skip("directory" if member.kind is MemberKind.DIRECTORY else "no_key")
                 continue
-            if named[0] != group.key:
+            if named[0] != group.name:
                 yield from group.end(notes)
                 group = _Group(named[0], shard, keys)
-            if is_image_extension(named[1]):
-                yield from group.add(named[1], _read_image(tar, member, limits))
+            extension = named[1][-_MAX_EXTENSION:]
+            if is_image_extension(extension):
+                yield from group.add(extension, _read_image(tar, member, limits, group.too_long))
             else:
-                group.add_beside(named[1], tar, member, read=beside)
+                group.add_beside(extension, tar, member, read=beside)
         # The image of a sample that the tar breaks off in may have been still to come: no row says that there is none.
         if group.images or not tar.broken_off:
             yield from group.end(notes)
@@ -99,8 +101,10 @@ class _Image:
     error: str | None = None
 
 
-def _read_image(tar: TarReader, member: Member, limits: ImageLimits) -> _Image | None:
+def _read_image(tar: TarReader, member: Member, limits: ImageLimits, too_long: str | None) -> _Image | None:
     """Read an image; None where the tar breaks off inside it."""
+    if too_long is not None:
+        return _Image(None, "unsupported", too_long)
     if member.kind is MemberKind.LINK:
         return _Image(None, "unsupported", "the image is a link, and links are not followed")
     if member.kind is not MemberKind.FILE:
@@ -115,14 +119,19 @@ def _read_image(tar: TarReader, member: Member, limits: ImageLimits) -> _Image |
 class _Group:
     """The members with one key, as they come. A few images wait: only the end tells whether there is one or more."""
 
-    key: str
+    name: str
     shard: str
     keys: UniqueKeys
+    key: str = field(init=False)
+    too_long: str | None = field(init=False)  # why the key is cut
     waiting: list[tuple[str, _Image]] = field(default_factory=list)
     waiting_bytes: int = 0
     images: int = 0
     others: set[str] = field(default_factory=set)
     beside: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.key, self.too_long = cut_key(self.name)
 
     def add(self, extension: str, image: _Image | None) -> Iterator[Sample]:
         """Take an image in; yield those that need not wait any longer."""
@@ -153,7 +162,8 @@ class _Group:
             notes.skip("apart_from_image")
         elif self.others:
             error = f"the sample has no image, only {', '.join(sorted(self.others))}"
-            yield Sample(self.shard, self.keys.unique(self.key), None, "empty", error[:200], self.beside)
+            status, error = ("unsupported", self.too_long) if self.too_long else ("empty", error[:200])
+            yield Sample(self.shard, self.keys.unique(self.key), None, status, error, self.beside)
 
     def _samples(self) -> Iterator[Sample]:
         for extension, image in self.waiting:

@@ -232,6 +232,23 @@ def test_pieces_of_a_file_together_are_the_file(
     assert {1: 7, 12_000: 7, 40_000: 3, 10**9: 1}[piece_bytes] == len(pieces)
 
 
+@pytest.mark.parametrize("rows_per_group", [1, 3, 7, 20])
+def test_keys_are_unique_in_their_file_in_however_many_pieces_it_is_read(tmp_path: Path, rows_per_group: int) -> None:
+    names = pa.array([None if i == 11 else f"k{i % 3}" for i in range(20)])
+    content = parquet_bytes(
+        {"image": pa.array(image_rows(20), pa.binary()), "id": names}, rows_per_group=rows_per_group
+    )
+    columns = ParquetColumns("image", "id")
+    groups = -(-20 // rows_per_group)
+
+    whole, _ = read(tmp_path, content, columns)
+    parts = [read(tmp_path, content, columns, row_groups=(i, i + 1)) for i in range(groups)]
+
+    assert len({s.key for s in whole}) == 20
+    assert [s.key for part, _ in parts for s in part] == [s.key for s in whole]
+    assert all(notes.missing is None for _, notes in parts)
+
+
 def test_memory_is_that_of_a_batch_and_not_of_a_row_group(tmp_path: Path) -> None:
     big = noise(0, 500_000)
     content = parquet_bytes({"image": pa.array([big] * 120, pa.binary())}, rows_per_group=1000, codec="none")

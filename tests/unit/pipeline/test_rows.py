@@ -183,3 +183,22 @@ def test_embeddings_are_a_fixed_size_list_and_null_where_not_ok():
 
     assert batch.schema.field("embedding").type == pa.list_(pa.float32(), 2)
     assert batch.column("embedding").to_pylist() == [None, [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_large_carried_values_end_row_groups_at_the_same_rows_whatever_the_batches(tmp_path, kind):
+    carried = (pa.field("text", kind),)
+    spec = OutputSpec(("red", "green"), {}, carried=carried)
+    rows = [Row("a.tar", str(row), "empty", carried=("x" * (2**20 if row % 3 else 7),)) for row in range(400)]
+    digests = set()
+
+    for size in (1, 3, 64, 400):
+        with UnitWriter(tmp_path / f"{size}.parquet", spec.schema()) as writer:
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                none = Predictions(np.empty((0, 1), np.int64), np.empty((0, 1), np.float32), None, None)
+                writer.write(build_batch(batch, none, spec, spec.schema()))
+        digests.add(hashlib.sha256(writer.path.read_bytes()).hexdigest())
+
+    assert len(digests) == 1
+    assert pq.ParquetFile(writer.path).num_row_groups > 1

@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.decode import ImageLimits
 from models.errors import SourceError
 from pipeline.config import SourceFormat
 from pipeline.globs import expand_braces, fixed_folder, has_pattern, matches, may_match_below
+from pipeline.image_source import read_images
 from pipeline.listing import Lookup, walk
+from pipeline.plan import Slice
+from pipeline.samples import ShardNotes
 from pipeline.sources import Source, format_of, open_source
 from pipeline.storage import FileStat, open_storage
 
@@ -268,7 +272,43 @@ def test_links_to_folders_are_followed_but_never_in_circles(folder: Path) -> Non
     (folder / "data/sub/up").symlink_to(folder / "data")
     (folder / "data/else").symlink_to(folder / "else")
 
-    assert shards("data") == ["else/b.tar", "sub/a.tar", "sub/up/else/b.tar"]
+    assert shards("data") == ["else/b.tar", "sub/a.tar"]
+
+
+@pytest.mark.parametrize("target", [".", "sub", "..", "sub/deep"])
+def test_a_link_to_a_folder_that_is_listed_anyway_is_not_followed(folder: Path, target: str) -> None:
+    touch(folder, "data/b.tar", "data/sub/a.tar", "data/sub/deep/c.tar")
+    (folder / "data/loop").symlink_to(target)
+    (folder / "data/zloop").symlink_to(folder / "data" / target)
+
+    assert shards("data") == ["b.tar", "sub/a.tar", "sub/deep/c.tar"]
+    assert shards("data/**/*.tar") == ["b.tar", "sub/a.tar", "sub/deep/c.tar"]
+
+
+def test_a_folder_elsewhere_is_listed_through_one_of_its_links(folder: Path) -> None:
+    touch(folder, "data/b.tar", "else/a.tar", "else/in/c.tar", "data/.store/d.tar")
+    (folder / "else/loop").symlink_to(folder / "else/in")
+    for name in ("one", "two"):
+        (folder / "data" / name).symlink_to(folder / "else")
+    (folder / "data/stored").symlink_to(".store")
+
+    assert shards("data") == ["b.tar", "one/a.tar", "one/in/c.tar", "stored/d.tar"]
+
+
+def test_a_link_that_leads_to_itself_and_a_name_that_is_not_utf_8_are_rows(folder: Path) -> None:
+    touch(folder, "a.jpg")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
+    (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
+    source = open_source(["."], SourceFormat.AUTO)
+
+    pieces = [Slice(file.shard, file.size, file.etag) for file in source.files()]
+    rows = [(s.key, s.status, s.error) for s in read_images(source.base, pieces, ShardNotes(), ImageLimits())]
+
+    assert rows == [
+        ("a.jpg", None, None),
+        ("caf\\xe9.jpg", "unsupported", "the file's name is not UTF-8; rename the file"),
+        ("self.jpg", "empty", "the file is a link that leads to itself"),
+    ]
 
 
 def test_listing_is_lazy(folder: Path) -> None:

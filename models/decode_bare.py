@@ -68,6 +68,8 @@ def _bare_jpeg(data: bytes) -> bytes:
             return data if nothing_left_out else b"".join([*kept, view[marker.start() :]])
         size = int.from_bytes(view[start : start + 2], "big")
         position = start + size
+        if position > len(data):
+            return b"".join([*kept, view[marker.start() :]])
         if kind in _FRAMES_AND_TABLES:
             kept.append(view[start - 2 : position])
             num_bytes += size

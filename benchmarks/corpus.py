@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.measure import measure
+from tests.hostile_images import HOSTILE
 from tests.hostile_shards import PARQUETS, TARS, write
 from tests.image_corpus import LIMITS, corpus
 from tests.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard
@@ -51,13 +52,15 @@ def label(source: Path, output: Path, model: Path, shape: str) -> dict:
 
 
 def wrong_images(output: Path) -> list[str]:
-    """Return the images of the corpus that are not one row of the status they must have."""
+    """Return the images of the corpus that are not one row of the status they must have, and hostile ones without one."""
     rows = pq.read_table(output, columns=["shard", "key", "status"]).to_pylist()
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row["shard"] == "corpus.tar":
+        if row["shard"] in ("corpus.tar", "hostile.tar"):
             found.setdefault(row["key"], []).append(row["status"])
-    return [case.name for case in corpus() if found.get(case.name) != [case.status]]
+    return [case.name for case in corpus() if found.get(case.name) != [case.status]] + [
+        name for name in HOSTILE if found.get(name) not in (["ok"], ["undecodable"])
+    ]
 
 
 def main() -> int:
@@ -73,6 +76,8 @@ def main() -> int:
         colour_shards(folder / "tars", shards=3, samples=5)
         write_shards(folder / "tars", {**BAD_TARS, **ODD_TARS})
         write_tar(folder / "tars" / "corpus.tar", {f"{case.name}.{case.extension}": case.data for case in corpus()})
+        hostile = {f"{name}.jpg": maker(LIMITS.max_image_bytes // 2) for name, maker in HOSTILE.items()}
+        write_tar(folder / "tars" / "hostile.tar", hostile)
         write_shards(folder / "parquet", BAD_PARQUETS)
         write(folder / "tars", TARS)
         write(folder / "parquet", PARQUETS)
@@ -83,7 +88,7 @@ def main() -> int:
     for case in corpus():
         expected[case.status] = expected.get(case.status, 0) + 1
     figures = {
-        "kinds_of_images": len(corpus()),
+        "kinds_of_images": len(corpus()) + len(HOSTILE),
         "images_by_expected_status": expected,
         "kinds_of_shards": len(BAD_TARS) + len(ODD_TARS) + len(BAD_PARQUETS) + len(TARS) + len(PARQUETS),
         "wrong_images": wrong,

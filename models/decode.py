@@ -22,6 +22,7 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageFile
 
+from models.decode_bare import bare_image
 from models.decode_fast import dct_factor, decode_jpeg
 from models.decode_headers import ImageFormat, ImageLimits, check_header, check_scans, sniff_format
 from models.decode_pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
@@ -85,13 +86,14 @@ def decode_image(
     limits.check_bytes(len(data))
     data = bytes(data)
     image_format = sniff_format(data)
+    data = bare_image(image_format, data)
     check_header(image_format, data, limits)
     image = open_image(image_format, data, limits)
     width, height = stored_size(image)
     limits.check_pixels(width, height)
 
     if image_format is ImageFormat.JPEG:
-        check_scans(data, width, height)
+        check_scans(data, width, height, limits)
     with undecodable(image_format, width, height):
         decode = _decode_fast if mode is DecodeMode.FAST else _decode_exact
         cropped = decode(image, data if image_format is ImageFormat.JPEG else None, preprocessing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -14,9 +15,18 @@ from models.errors import EmptyImageError, ImageTooLargeError, UndecodableImageE
 # 64 MiB of strip offsets would take 5 GB. One strip a row of the tallest image of 100 megapixels still fits.
 MAX_TIFF_STRIPS = 131_072
 
+# Pillow reads each entry of a directory up to four times, for 8 us. Directories of cameras have some 100.
+MAX_TIFF_ENTRIES = 1000
+
+# Values of a tag, of which Pillow makes 3 us of Python each where they are fractions.
+MAX_TIFF_FRACTIONS = 1000
+
 # libjpeg goes over the whole image once a scan, and an empty scan takes a few bytes: a file of 1 MB could keep a core
-# busy for an hour. Encoders write about 10.
+# busy for an hour. Encoders write about 10. The largest image that is allowed may have 20, smaller ones more.
 MAX_JPEG_SCANS = 100
+MAX_JPEG_SCANS_OF_THE_LARGEST = 20
+# To look for scans among; segments between scans hold their tables.
+_MAX_JPEG_SEGMENTS = 2000
 
 _WIDTH, _HEIGHT, _STRIPS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 256, 257, 273, 274, 322, 323, 324
 
@@ -26,7 +36,10 @@ _PROGRESSIVE_FRAMES = {0xC2, 0xC6, 0xCA, 0xCE}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Inside a scan, 0xFF is followed by 0x00 or is a restart marker; neither is matched.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_UNSIGNED = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
+_FRACTIONS = (5, 10)
+# Tags that say where the directories of Exif, of GPS and of "interoperability" are.
+_DIRECTORIES = (34665, 34853, 40965)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +157,11 @@ def check_header(image_format: ImageFormat, data: bytes, limits: ImageLimits) ->
             _check_tiff(data, limits)
 
 
-def check_scans(data: bytes, width: int, height: int) -> None:
+def check_scans(data: bytes, width: int, height: int, limits: ImageLimits) -> None:
     """Refuse a JPEG of very many scans. Takes 10 us, unless it has several.
 
     Raises:
-        UndecodableImageError: It has more than MAX_JPEG_SCANS.
+        UndecodableImageError: It has more than MAX_JPEG_SCANS, or fewer if it is very large.
     """
     several, components = False, 0
     for kind, position in _jpeg_segments(data):
@@ -158,13 +171,17 @@ def check_scans(data: bytes, width: int, height: int) -> None:
         elif kind == _SCAN:
             several = several or data[position + 2 : position + 3] < bytes((components,))
             break
+    largest = MAX_JPEG_SCANS_OF_THE_LARGEST * limits.max_pixels
+    most = max(MAX_JPEG_SCANS_OF_THE_LARGEST, min(MAX_JPEG_SCANS, largest // max(1, width * height)))
     # A video behind the image may hold the same bytes by chance: only many of them are worth a closer look.
-    if not several or data.count(bytes((0xFF, _SCAN))) <= MAX_JPEG_SCANS:
+    if not several or data.count(bytes((0xFF, _SCAN))) <= most:
         return
-    scans = sum(kind == _SCAN for kind, _ in _jpeg_segments(data))
-    if scans > MAX_JPEG_SCANS:
+    kinds = [kind for kind, _ in itertools.islice(_jpeg_segments(data), _MAX_JPEG_SEGMENTS)]
+    if kinds.count(_SCAN) > most or len(kinds) == _MAX_JPEG_SEGMENTS:
         raise UndecodableImageError(
-            f"JPEG has {scans:,} scans; at most {MAX_JPEG_SCANS} are read", width=width, height=height
+            f"JPEG has {kinds.count(_SCAN):,} scans; at most {most} are read of {width} x {height} pixels",
+            width=width,
+            height=height,
         )
 
 
@@ -193,7 +210,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_tiff(data: bytes, limits: ImageLimits) -> None:
-    """Refuse a TIFF of very many strips, or of tiles far larger than the image (they are decoded whole)."""
+    """Refuse a TIFF of very many entries or strips, or of tiles far larger than the image (they are decoded whole)."""
+    _check_directory(data, None)
     tags = _first_directory(data)
     count = max(tags.get(tag, (0, 0))[0] for tag in (_STRIPS, _TILES))
     if count > MAX_TIFF_STRIPS:
@@ -209,6 +227,22 @@ def _check_tiff(data: bytes, limits: ImageLimits) -> None:
         )
 
 
+def _check_directory(data: bytes, offset: int | None, depth: int = 0) -> None:
+    """Refuse a directory, or one below it, of very many entries or fractions."""
+    entries = list(_entries(data, offset))
+    if len(entries) > MAX_TIFF_ENTRIES:
+        raise UndecodableImageError(f"TIFF has over {MAX_TIFF_ENTRIES:,} entries in a directory; no more are read")
+    fractions = max((count for _, kind, count, _ in entries if kind in _FRACTIONS), default=0)
+    if fractions > MAX_TIFF_FRACTIONS:
+        raise UndecodableImageError(
+            f"TIFF has {fractions:,} fractions in a tag; at most {MAX_TIFF_FRACTIONS:,} are read"
+        )
+    if depth < 2:
+        # Of a tag that comes twice, Pillow takes the first.
+        for below in {tag: value for tag, _, _, value in reversed(entries) if tag in _DIRECTORIES}.values():
+            _check_directory(data, below, depth + 1)
+
+
 def exif_orientation(exif: bytes) -> int:
     """Read the orientation (1 to 8) of an EXIF block; 1, upright, if it is absent or makes no sense.
 
@@ -219,30 +253,41 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def _first_directory(tiff: bytes) -> dict[int, tuple[int, int]]:
-    """Return {tag: (count, value)} of the first directory of a TIFF; the value is 0 unless it is one integer.
+    """Return {tag: (count, value)} of the first directory of a TIFF; the value is 0 unless it is one integer."""
+    tags: dict[int, tuple[int, int]] = {}
+    for tag, _, count, value in _entries(tiff, None):
+        tags[tag] = max(count, tags.get(tag, (0, 0))[0]), value  # of a tag that comes twice, libtiff may take the last
+    return tags
 
-    Stops where the data stop to make sense.
+
+def _entries(tiff: bytes, offset: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (tag, kind, count, value) of a directory, at most one entry more than are read.
+
+    Stops where the data stop to make sense. The value is 0 unless it is one integer.
+
+    Args:
+        tiff: From its first byte on.
+        offset: Of the directory; None for the first.
     """
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
-    tags: dict[int, tuple[int, int]] = {}
     if not order:
-        return tags
+        return
     try:
         if struct.unpack_from(f"{order}H", tiff, 2)[0] == 43:  # BigTIFF: 8-byte offsets
             offset_at, offset_type, count_type, entry_type = 8, "Q", "Q", "HHQ"
         else:
             offset_at, offset_type, count_type, entry_type = 4, "I", "H", "HHI"
-        (offset,) = struct.unpack_from(order + offset_type, tiff, offset_at)
+        if offset is None:
+            (offset,) = struct.unpack_from(order + offset_type, tiff, offset_at)
         (num_entries,) = struct.unpack_from(order + count_type, tiff, offset)
         entry, value_size = struct.Struct(order + entry_type), struct.calcsize(offset_type)
         first = offset + struct.calcsize(order + count_type)
         stride = entry.size + value_size
-        for position in range(first, first + num_entries * stride, stride):
+        for position in range(first, first + min(num_entries, MAX_TIFF_ENTRIES + 1) * stride, stride):
             tag, kind, count = entry.unpack_from(tiff, position)
             value = 0
-            if count == 1 and kind in _UNSIGNED:
-                (value,) = struct.unpack_from(order + _UNSIGNED[kind], tiff, position + entry.size)
-            tags[tag] = max(count, tags.get(tag, (0, 0))[0]), value  # of a tag that comes twice, Pillow takes the last
+            if count == 1 and kind in _INTEGERS:
+                (value,) = struct.unpack_from(order + _INTEGERS[kind], tiff, position + entry.size)
+            yield tag, kind, count, value
     except (struct.error, OverflowError):  # the latter of 64-bit offsets
-        pass
-    return tags
+        return

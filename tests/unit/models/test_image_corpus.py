@@ -24,6 +24,8 @@ SIZES = [(224, 224), (256, 256), (257, 300), (640, 480), (333, 777), (1000, 257)
          (1, 300)]  # fmt: skip
 MAX_ERROR_CHARS = 300
 FUZZ_VARIANTS = 300
+# The best score less the second. Of 1,600 JPEGs of eight kinds, the label of 22 differed, the clearest of these by 0.10.
+CLEAR_MARGIN = 0.3
 
 
 def preprocessing(interpolation: str = "bilinear") -> Preprocessing:
@@ -143,10 +145,12 @@ def test_fast_is_near_to_exact_in_every_orientation(orientation, interpolation):
 
 
 @pytest.mark.data
-def test_fast_keeps_the_labels_of_photographs(sample_data: Path):
+def test_fast_keeps_the_labels_of_photographs_but_of_near_ties(sample_data: Path):
+    """`benchmarks.decode_agreement` has the figures by kind of JPEG."""
     spec = load_spec("efficientnet-lite0")
-    classifier = Classifier(spec, precision=Precision.INT8, top_k=1)
+    classifier = Classifier(spec, precision=Precision.INT8, top_k=2)
     labels: dict[DecodeMode, list[int]] = {mode: [] for mode in MODES}
+    margins: list[float] = []
     for path in sorted(sample_data.glob("*.tar")):
         with tarfile.open(path) as tar:
             photographs = [
@@ -155,12 +159,15 @@ def test_fast_keeps_the_labels_of_photographs(sample_data: Path):
         for mode in MODES:
             pixels = [decode_image(each, spec.preprocessing, mode, ImageLimits()).pixels for each in photographs]
             for start in range(0, len(pixels), 16):
-                found = classifier.predict(np.stack(pixels[start : start + 16])).label_ids
-                labels[mode].extend(found[:, 0].tolist())
+                found = classifier.predict(np.stack(pixels[start : start + 16]))
+                labels[mode].extend(found.label_ids[:, 0].tolist())
+                if mode is DecodeMode.EXACT:
+                    margins.extend((found.scores[:, 0] - found.scores[:, 1]).tolist())
 
-    fast, exact = (np.asarray(labels[mode]) for mode in MODES)
-    assert len(exact) == 500
-    assert (fast == exact).mean() >= 0.99
+    same = np.equal(labels[DecodeMode.FAST], labels[DecodeMode.EXACT])
+    assert len(same) == 500
+    assert same.mean() >= 0.98
+    assert same[np.asarray(margins) >= CLEAR_MARGIN].all()
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
+from serve.bodies import BodyMemory
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
@@ -56,7 +57,7 @@ class Ingress(Methods):
         self.backend = backend or FakeBackend()
         self.config = ServeConfig(**config)
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.backend, limits))
+            self._calls = GrpcCalls(Endpoint(self.backend, limits), BodyMemory(2**30))
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())

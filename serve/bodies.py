@@ -97,17 +97,27 @@ async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: obje
         raise DeadlineError("the deadline passed before the request was read") from None
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, deadline: float) -> bytes:
-    """Read a whole request body, and undo its Content-Encoding (gzip or deflate).
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    max_bytes: int,
+    deadline: float,
+    parse: Callable[[bytes], T],
+    inline_bytes: int = INLINE_BYTES,
+) -> T:
+    """Read a whole request body, undo its Content-Encoding (gzip or deflate), and parse it.
 
     Args:
         scope: Of the request.
         receive: ASGI's.
         max_bytes: Of the body, as it was sent and after it was unpacked.
         deadline: `time.monotonic()` until which it has to be there.
+        parse: Called with the body, in a thread where that is packed or large; what unpacks then is what is parsed
+            next, so that unpacked bodies do not wait for each other's turn.
+        inline_bytes: Of a body that is parsed without a thread.
 
     Raises:
-        Rejected: 413 it is larger, 415 another encoding, 400 the packed data are broken.
+        Rejected: 413 it is larger, 415 another encoding, 400 the packed data are broken; or as `parse` raises it.
         OverloadedError: The bodies in progress fill the memory that there is for them.
         DeadlineError: It did not arrive in time.
         ClientGoneError: The client went away in the middle.
@@ -125,9 +135,11 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, deadline: fl
             body = await _received(receive, max_bytes, held)
     except TimeoutError:
         raise DeadlineError("the deadline passed before the request had arrived") from None
-    if window_bits is None:
-        return body
-    return await off_the_loop(deadline, _unpacked, body, window_bits, max_bytes, held)
+    if window_bits is not None:
+        return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
+    if len(body) > inline_bytes:
+        return await off_the_loop(deadline, parse, body)
+    return parse(body)
 
 
 async def _received(receive: Receive, max_bytes: int, held: Held) -> bytes:

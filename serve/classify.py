@@ -11,12 +11,12 @@ from models.decode_headers import sniff_format
 from models.errors import InputError, UndecodableImageError
 from serve.asgi import Answer, Receive, Rejected, Scope, deadline_of, header, json_answer
 from serve.backend import Backend, Outcome
-from serve.bodies import Held, from_base64, load_json, off_the_loop, read_body
+from serve.bodies import Held, from_base64, load_json, read_body
 from serve.config import ServeConfig
 from serve.multipart import parse_multipart
 
 # A larger body is taken apart in a thread: base64 of 20 MB takes 30 ms, in which nothing else would be answered.
-_IN_A_THREAD_BYTES = 512 * 1024
+_INLINE_BYTES = 512 * 1024
 # JSON has six marks an image ({"b64":"data:image/jpeg;base64,..."},), and a few around them.
 _JSON_VALUES_AN_IMAGE = 8
 _JSON_VALUES_BESIDE = 64
@@ -85,17 +85,18 @@ class Classify:
     async def _read(self, scope: Scope, receive: Receive, deadline: float) -> Parsed:
         """Read the body and take it apart; what is held afterwards is the images."""
         content_type = header(scope, b"content-type") or b""
-        body = await read_body(scope, receive, self._config.max_request_bytes, deadline)
-        if content_type.startswith((b"image/", b"application/octet-stream")):
-            return Parsed([body], None, alone=True)
+        kind = content_type.split(b";", 1)[0].strip().lower()
         held: Held = scope[Held.KEY]
-        held.set(_HELD_TIMES.get(content_type.split(b";", 1)[0].strip().lower(), 1) * len(body))
-        if len(body) > _IN_A_THREAD_BYTES:
-            parsed = await off_the_loop(deadline, _parse, content_type, body, self._config.max_images)
-        else:
-            parsed = _parse(content_type, body, self._config.max_images)
-        held.set(sum(len(image) for image in parsed.images if isinstance(image, bytes)))
-        return parsed
+
+        def parse(body: bytes) -> Parsed:
+            held.set(_HELD_TIMES.get(kind, 1) * len(body))
+            parsed = _parse(kind, content_type, body, self._config.max_images)
+            held.set(sum(len(image) for image in parsed.images if isinstance(image, bytes)))
+            return parsed
+
+        max_bytes = self._config.max_request_bytes
+        inline = _INLINE_BYTES if kind in _HELD_TIMES else max_bytes
+        return await read_body(scope, receive, max_bytes, deadline, parse, inline)
 
     def _top_k(self, query: int | None, body: int | None) -> int:
         if query is not None and body is not None and query != body:
@@ -153,9 +154,8 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _parse(content_type: bytes, body: bytes, max_images: int) -> Parsed:
+def _parse(kind: bytes, content_type: bytes, body: bytes, max_images: int) -> Parsed:
     """Take a request's body apart by its type."""
-    kind = content_type.split(b";", 1)[0].strip().lower()
     if kind.startswith(b"image/") or kind in _RAW_TYPES:
         return Parsed([body], None, alone=True)
     if kind == _FORM:

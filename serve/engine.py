@@ -150,7 +150,9 @@ class Engine:
         try:
             job.decoded = decode_image(job.payload, self.spec.preprocessing, self._mode, self._limits)
         except InputError as err:
-            job.decoded = err
+            job.decoded = err.with_traceback(
+                None
+            )  # which has this frame, and this has the job, for the collector to find
         except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
             job.decoded = err
 

@@ -155,6 +155,8 @@ class Endpoint:
             if send.status:
                 raise
             await error_answer(rejected).send(send)
+            # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
+            err.__traceback__ = None
             return rejected.kind
         return None if send.status < 400 else str(send.status)
 

@@ -145,6 +145,8 @@ class GrpcCalls:
             # Its text may name files of this machine: it goes to the log.
             logger.error("call failed rpc=%s", rpc, exc_info=err)
             rejected = Rejected(500, "the server failed on this call; its log says why", kind="internal")
+        # It has the frames that it passed through, and these have it: a message would wait for the collector.
+        err.__traceback__ = None
         return rejected
 
     def _check_key(self, rpc: str, metadata: Metadata) -> None:

@@ -12,7 +12,7 @@ import orjson
 
 from serve.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header
 from serve.backend import Backend
-from serve.bodies import INLINE_BYTES, Held, load_json, off_the_loop, read_body
+from serve.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.config import ServeConfig
 from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint, Limits
@@ -32,11 +32,11 @@ _MAX_OPTIONS_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """An HTTP request, its body read and unpacked.
+    """An HTTP request, its body not yet read.
 
     Attributes:
         scope: ASGI's.
-        body: Empty for a GET.
+        receive: ASGI's.
         model: Of the path; "" where it has none.
         version: Likewise; None where it has none.
         started: `time.monotonic()` at its arrival.
@@ -44,7 +44,7 @@ class _Request:
     """
 
     scope: Scope
-    body: bytes
+    receive: Receive
     model: str
     version: str | None
     started: float
@@ -95,17 +95,10 @@ class HttpRoutes:
             Rejected, InputError, OverloadedError, DeadlineError: Before anything is sent.
         """
         started = time.monotonic()
-        limits = self._endpoint.limits
-        deadline = deadline_of(scope, limits.deadline_s)
+        deadline = deadline_of(scope, self._endpoint.limits.deadline_s)
         handler, found = self._find(scope["method"], _path(scope))
         model, version = (found.groupdict().get(name) for name in ("model", "version"))
-        body, max_bytes = b"", min(_MAX_OPTIONS_BYTES, limits.max_request_bytes)
-        if handler == self._infer:
-            check_ready(self._endpoint.model(model or "", version))
-            max_bytes = limits.max_request_bytes
-        if scope["method"] == "POST":
-            body = await read_body(scope, receive, max_bytes, deadline)
-        answer = await handler(_Request(scope, body, model or "", version, started, deadline))
+        answer = await handler(_Request(scope, receive, model or "", version, started, deadline))
         await answer.send(send)
 
     def _find(self, method: str, path: str) -> tuple[_Handler, re.Match[str]]:
@@ -146,18 +139,29 @@ class HttpRoutes:
 
     async def _read(self, model: ServedModel, request: _Request) -> InferRequest:
         length = _header_length(request)
-        if length == 0:
-            # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
-            as_json = b"application/json" in (header(request.scope, b"accept") or b"")
-            return InferRequest(inputs=(model.raw_input(memoryview(request.body)),), binary_output=not as_json)
-        json_bytes = len(request.body) if length is None else min(length, len(request.body))
+        limits = self._endpoint.limits
         held: Held = request.scope[Held.KEY]
-        # Images are cut out of the body; what JSON has is parsed first, and text is base64.
-        held.set(2 * len(request.body) + json_bytes)
-        most = self._endpoint.limits.max_values
-        if json_bytes <= INLINE_BYTES:
-            return parse_request(request.body, length, most)
-        return await off_the_loop(request.deadline, parse_request, request.body, length, most)
+
+        def parse(body: bytes) -> InferRequest:
+            if length == 0:
+                # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
+                as_json = b"application/json" in (header(request.scope, b"accept") or b"")
+                return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
+            json_bytes = len(body) if length is None else min(length, len(body))
+            # Images are cut out of the body; what JSON has is parsed first, and text is base64.
+            held.set(2 * len(body) + json_bytes)
+            return parse_request(body, length, limits.max_values)
+
+        # Binary data are not parsed; only what is before them is.
+        inline = INLINE_BYTES if length is None or length > INLINE_BYTES else limits.max_request_bytes
+        return await read_body(
+            request.scope, request.receive, limits.max_request_bytes, request.deadline, parse, inline
+        )
+
+    async def _options(self, request: _Request) -> dict[str, object]:
+        """Read the optional JSON body of a repository request."""
+        max_bytes = min(_MAX_OPTIONS_BYTES, self._endpoint.limits.max_request_bytes)
+        return await read_body(request.scope, request.receive, max_bytes, request.deadline, _parse_options)
 
     async def _live(self, _: _Request) -> Answer:
         return _json({"live": True})
@@ -191,14 +195,14 @@ class HttpRoutes:
         return _json(self._endpoint.statistics([self._model(request).name]))
 
     async def _repository_index(self, request: _Request) -> Answer:
-        only_ready = _options(request.body).get("ready", False)
+        only_ready = (await self._options(request)).get("ready", False)
         if type(only_ready) is not bool:
             raise malformed(f"ready must be true or false, got {shown(only_ready)}")
         return _json(self._endpoint.repository_index(only_ready=only_ready))
 
     async def _load(self, request: _Request) -> Answer:
         model = self._model(request)
-        if _options(request.body).get("parameters"):
+        if (await self._options(request)).get("parameters"):
             raise malformed("a model's configuration and files cannot be replaced by a request")
         check_ready(model)
         # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
@@ -237,8 +241,7 @@ def _header_length(request: _Request) -> int | None:
     return int(text)
 
 
-def _options(body: bytes) -> dict[str, object]:
-    """Read the optional JSON body of a repository request."""
+def _parse_options(body: bytes) -> dict[str, object]:
     if not body.strip():
         return {}
     document = load_json(body, _MAX_OPTIONS_BYTES)

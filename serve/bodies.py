@@ -39,44 +39,51 @@ class BodyMemory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
+        self.used = 0
+        self.lock = threading.Lock()
 
-    def change(self, size: int) -> None:
-        """Count more bytes, or fewer; raise OverloadedError where there is no room for more."""
-        with self._lock:
-            if size > 0 and self._used + size > self._limit:
-                raise OverloadedError(
-                    f"overloaded: the requests in progress have {self._used:,} bytes, this one wants {size:,} more, and "
-                    f"max_body_memory is {self._limit:,}; try again later",
-                    retry_after_s=1.0,
-                )
-            self._used += size
+    def check(self, size: int) -> None:
+        """Raise OverloadedError where so many bytes more would not fit now."""
+        if self.used + size > self._limit:
+            raise OverloadedError(
+                f"overloaded: the requests in progress have {self.used:,} bytes, this one wants {size:,} more, and "
+                f"max_body_memory is {self._limit:,}; try again later",
+                retry_after_s=1.0,
+            )
 
 
 class Held:
-    """What one request holds of the budget; give it back by `set(0)`.
+    """What one request holds of the budget.
 
     Args:
         memory: The budget.
     """
 
     KEY = "shardlabel.body_memory"
-    __slots__ = ("_memory", "_size")
+    __slots__ = ("_is_closed", "_size", "memory")
 
     def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
+        self.memory = memory
         self._size = 0
+        self._is_closed = False
 
     def set(self, size: int) -> None:
         """Count so many bytes from now on, or raise OverloadedError and leave it as it was."""
-        self._memory.change(size - self._size)
-        self._size = size
+        with self.memory.lock:
+            if self._is_closed:
+                # A thread that still parses what nobody waits for ends here.
+                raise ClientGoneError
+            if size > self._size:
+                self.memory.check(size - self._size)
+            self.memory.used += size - self._size
+            self._size = size
 
-    def check(self, size: int) -> None:
-        """Raise OverloadedError where so many bytes would not fit now."""
-        self._memory.change(size)
-        self._memory.change(-size)
+    def close(self) -> None:
+        """Give it all back, for good."""
+        with self.memory.lock:
+            self.memory.used -= self._size
+            self._size = 0
+            self._is_closed = True
 
 
 async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: object) -> T:
@@ -129,7 +136,7 @@ async def read_body(
         announced = int(length[:19])
         if announced > max_bytes:
             raise _too_many_bytes(announced, max_bytes)
-        held.check(announced)
+        held.memory.check(announced)
     try:
         async with asyncio.timeout_at(deadline):
             body = await _received(receive, max_bytes, held)

@@ -131,7 +131,7 @@ class Endpoint:
             kind = await self._answer(path, scope, receive, watched)
         finally:
             # Also where the task was cancelled: the client has closed the connection.
-            held.set(0)
+            held.close()
             if metrics is not None:
                 metrics.in_flight.dec()
             self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)

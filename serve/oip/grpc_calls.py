@@ -132,7 +132,7 @@ class GrpcCalls:
         else:
             status, kind = 200, None
         finally:
-            held.set(0)
+            held.close()
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
                 self._metrics.request(f"grpc/{rpc}", status, time.perf_counter() - began, kind)

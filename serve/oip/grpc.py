@@ -70,18 +70,20 @@ class Methods:
         Args:
             admit: Raises OverloadedError where so many images would not fit into the queue.
         """
+        self._calls = self._build_calls(admit)
+        service.look = self._calls.look
+
+    def _build_calls(self, admit: Callable[[int], None] | None = None) -> GrpcCalls:
         path = self.config.api_keys_file
-        self._calls = GrpcCalls(
+        return GrpcCalls(
             Endpoint(self.backend, Limits.of(self.config)),
             self._memory or BodyMemory(self.config.max_body_memory),
             keys=None if path is None else ApiKeys(path),
             metrics=self._metrics,
             admit=admit,
         )
-        service.look = self._calls.look
 
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
         if self._calls is None:
-            self.start_grpc()
-        assert self._calls is not None
+            self._calls = self._build_calls()
         return await self._calls.answer(rpc, request, context)

@@ -5,8 +5,8 @@
 
 How routes are mounted. A *part* is a sub-application: `(backend, config) -> asgi.App` (see `serve.asgi`), found by the
 first part of the path. It is called as `await part(scope, receive, send)` with the scope as it came (no root_path is
-cut off), reads bodies by `asgi.read_body` (bounded; gzip and deflate undone), takes its deadline from
-`asgi.deadline_of`, and may raise `asgi.Rejected` or an error of `models.errors` until it has begun to answer: here that
+cut off), takes its deadline from `asgi.deadline_of`, reads bodies by `bodies.read_body` (bounded and counted; gzip and
+deflate undone), and may raise `asgi.Rejected` or an error of `models.errors` until it has begun to answer: here that
 becomes `{"error": ...}`, a count and a line in the access log. Keys are asked for before a part is called, but not for
 the paths in `serve.routing.OPEN`.
 

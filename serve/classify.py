@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import binascii
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 from models.decode_headers import sniff_format
 from models.errors import InputError, UndecodableImageError
-from serve.asgi import Answer, Receive, Rejected, Scope, deadline_of, header, json_answer, read_body
+from serve.asgi import Answer, Receive, Rejected, Scope, deadline_of, header, json_answer
 from serve.backend import Backend, Outcome
+from serve.bodies import Held, from_base64, load_json, read_body
 from serve.config import ServeConfig
 from serve.multipart import parse_multipart
 
 # A larger body is taken apart in a thread: base64 of 20 MB takes 30 ms, in which nothing else would be answered.
-_IN_A_THREAD_BYTES = 512 * 1024
+_INLINE_BYTES = 512 * 1024
+# JSON has six marks an image ({"b64":"data:image/jpeg;base64,..."},), and a few around them.
+_JSON_VALUES_AN_IMAGE = 8
+_JSON_VALUES_BESIDE = 64
 
 _RAW_TYPES = (b"application/octet-stream", b"")
 _FORM = b"multipart/form-data"
 _JSON = b"application/json"
+# The body, what is cut or parsed out of it, and the images that base64 stands for.
+_HELD_TIMES = {_FORM: 2, _JSON: 3}
 # What curl's --data-binary says of any file: taken at its word only where the bytes are no image.
 _CURL = b"application/x-www-form-urlencoded"
 
@@ -48,13 +51,11 @@ class Classify:
     Args:
         backend: The model.
         config: Limits and defaults.
-        admit: Raises OverloadedError where so many images would not fit into the queue; asked before a body is read.
     """
 
-    def __init__(self, backend: Backend, config: ServeConfig, admit: Callable[[int], None] | None = None) -> None:
+    def __init__(self, backend: Backend, config: ServeConfig) -> None:
         self._backend = backend
         self._config = config
-        self._admit = admit
         self._num_classes = len(backend.labels)
         self._labels = backend.labels
 
@@ -66,17 +67,9 @@ class Classify:
             RequestError: Overloaded, or too late.
             InputError: The one image of the request cannot be labelled.
         """
-        config = self._config
-        deadline = deadline_of(scope, config.deadline_s)
+        deadline = deadline_of(scope, self._config.deadline_s)
         asked_k = _query_top_k(scope)
-        content_type = header(scope, b"content-type") or b""
-        if self._admit is not None:
-            self._admit(1)
-        body = await read_body(scope, receive, config.max_request_bytes)
-        if len(body) > _IN_A_THREAD_BYTES and not content_type.startswith((b"image/", b"application/octet-stream")):
-            parsed = await asyncio.to_thread(_parse, content_type, body, config.max_images)
-        else:
-            parsed = _parse(content_type, body, config.max_images)
+        parsed = await self._read(scope, receive, deadline)
         top_k = self._top_k(asked_k, parsed.top_k)
         outcomes = await self._label(parsed.images, top_k, deadline)
         if parsed.alone and isinstance(outcomes[0], InputError):
@@ -88,6 +81,22 @@ class Classify:
                 "results": [self._result(outcome) for outcome in outcomes],
             }
         )
+
+    async def _read(self, scope: Scope, receive: Receive, deadline: float) -> Parsed:
+        """Read the body and take it apart; what is held afterwards is the images."""
+        content_type = header(scope, b"content-type") or b""
+        kind = content_type.split(b";", 1)[0].strip().lower()
+        held: Held = scope[Held.KEY]
+
+        def parse(body: bytes) -> Parsed:
+            held.set(_HELD_TIMES.get(kind, 1) * len(body))
+            parsed = _parse(kind, content_type, body, self._config.max_images)
+            held.set(sum(len(image) for image in parsed.images if isinstance(image, bytes)))
+            return parsed
+
+        max_bytes = self._config.max_request_bytes
+        inline = _INLINE_BYTES if kind in _HELD_TIMES else max_bytes
+        return await read_body(scope, receive, max_bytes, deadline, parse, inline)
 
     def _top_k(self, query: int | None, body: int | None) -> int:
         if query is not None and body is not None and query != body:
@@ -145,9 +154,8 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _parse(content_type: bytes, body: bytes, max_images: int) -> Parsed:
+def _parse(kind: bytes, content_type: bytes, body: bytes, max_images: int) -> Parsed:
     """Take a request's body apart by its type."""
-    kind = content_type.split(b";", 1)[0].strip().lower()
     if kind.startswith(b"image/") or kind in _RAW_TYPES:
         return Parsed([body], None, alone=True)
     if kind == _FORM:
@@ -186,10 +194,7 @@ def _parse_form(content_type: bytes, body: bytes, max_images: int) -> Parsed:
 
 
 def _parse_json(body: bytes, max_images: int) -> Parsed:
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as err:
-        raise Rejected(400, f"the body is not JSON: {str(err)[:120]}") from err
+    request = load_json(body, _JSON_VALUES_AN_IMAGE * max_images + _JSON_VALUES_BESIDE)
     if not isinstance(request, dict):
         raise Rejected(400, f'the body must be {{"images": [{{"b64": "..."}}]}}, got {_kind(request)}')
     if unknown := next((name for name in request if name not in ("images", "top_k")), None):
@@ -216,10 +221,8 @@ def _from_base64(item: object, index: int) -> bytes | InputError:
     text = item["b64"]
     if text.startswith("data:"):
         text = text.partition(",")[2]
-    if "\n" in text:  # as the command base64 writes it
-        text = "".join(text.split())
     try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+        return from_base64(text)
     except (ValueError, UnicodeEncodeError) as err:
         return UndecodableImageError(f"b64 is not base64: {str(err)[:80]}")
 

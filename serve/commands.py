@@ -52,7 +52,7 @@ def serve(  # noqa: PLR0913 (one argument an option)
         int | None, typer.Option(help="Of a request's body; beyond, 413. [default: 20971520]")
     ] = None,
     max_body_memory: Annotated[
-        int | None, typer.Option(help="Of all bodies that a replica holds; beyond, 503. [default: 536870912]")
+        int | None, typer.Option(help="Of all bodies that a replica holds; beyond, 503. [default: 268435456]")
     ] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Of an image; beyond, 413. [default: 100000000]")] = None,
     max_images: Annotated[int | None, typer.Option(help="Images of one request; beyond, 413. [default: 64]")] = None,

@@ -40,7 +40,7 @@ class ServeConfig(BaseModel):
     max_queue: int | None = Field(default=None, ge=1, le=1_000_000, description="Images that may wait in a replica.")
     deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Time for one request, seconds.")
     max_request_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body, unpacked too.")
-    max_body_memory: int = Field(default=512 * 2**20, ge=1, description="Bytes of all bodies that a replica holds.")
+    max_body_memory: int = Field(default=256 * 2**20, ge=1, description="Bytes of all bodies that a replica holds.")
     max_pixels: int = Field(default=100_000_000, ge=1, description="Of one image.")
     max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request.")
     api_keys_file: Path | None = Field(default=None, description="One bearer key a line; none: everyone is served.")
@@ -67,10 +67,10 @@ class ServeConfig(BaseModel):
                 f"max_queue ({self.max_queue} images) must hold a batch of batch_size ({self.batch_size}), "
                 "or batches can never fill"
             )
-        if self.max_body_memory < self.max_request_bytes:
+        if self.max_body_memory < 3 * self.max_request_bytes:
             raise ValueError(
                 f"max_body_memory ({self.max_body_memory} bytes) must hold one request of max_request_bytes "
-                f"({self.max_request_bytes})"
+                f"({self.max_request_bytes}) three times: as it came, parsed, and its images"
             )
         if self.max_batch_delay_ms >= 1000 * self.deadline_s:
             raise ValueError(

@@ -13,7 +13,7 @@ from models.catalog import load_labels
 from models.class_names import check_classes
 from models.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
 from models.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
-from models.errors import InputError, UndecodableImageError
+from models.errors import InputError
 from models.memory import keep_freed_memory
 from models.spec import ModelSpec, Precision
 from models.tensor_model import TensorModel
@@ -130,7 +130,11 @@ class Engine:
     ) -> list[Outcome]:
         """Label encoded images; see `serve.backend.Backend.label`."""
         wanted = _Wanted(top_k, probabilities)
-        return await self._started().submit([Job(data, 1, deadline, wanted) for data in images])
+        outcomes = await self._started().submit([Job(data, 1, deadline, wanted) for data in images])
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
+                raise outcome
+        return outcomes
 
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         """Run the model on its own input; see `serve.backend.Backend.run_tensor`."""
@@ -149,10 +153,11 @@ class Engine:
         try:
             job.decoded = decode_image(job.payload, self.spec.preprocessing, self._mode, self._limits)
         except InputError as err:
+            job.decoded = err.with_traceback(
+                None
+            )  # which has this frame, and this has the job, for the collector to find
+        except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
             job.decoded = err
-        except Exception as err:  # noqa: BLE001 (one image must not take the batch with it; a MemoryError, say)
-            job.decoded = UndecodableImageError(f"image cannot be decoded: {type(err).__name__}")
-            job.decoded.__cause__ = err
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome | Float32Array | Exception]:
         """Run one batch, in a thread of the batcher."""

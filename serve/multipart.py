@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from serve.asgi import Rejected
 
 MAX_HEADER_BYTES = 8192
+MAX_HEADER_LINES = 16
 _BOUNDARY = re.compile(rb'boundary=(?:"([^"\r\n]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 _NAME = re.compile(rb'[;\s]name=(?:"((?:[^"\\\r\n]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
 
@@ -63,7 +64,10 @@ def _part(raw: bytes) -> Part:
     split = raw.find(b"\r\n\r\n")
     if split < 0 or split > MAX_HEADER_BYTES:
         raise Rejected(400, "the form is malformed: a part's headers do not end")
-    for line in raw[:split].split(b"\r\n"):
+    lines = raw[:split].split(b"\r\n", MAX_HEADER_LINES)
+    if len(lines) > MAX_HEADER_LINES:
+        raise Rejected(400, f"the form is malformed: a part has more than {MAX_HEADER_LINES} headers")
+    for line in lines:
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":
             name = _NAME.search(value)

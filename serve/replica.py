@@ -23,6 +23,7 @@ from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.app import Extras, build_asgi
 from serve.asgi import App
+from serve.bodies import BodyMemory
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.engine import Engine
 from serve.environment import GRPC_SERVICER, message_bytes
@@ -76,6 +77,9 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
+        self._memory = BodyMemory(config.max_body_memory)
+        if load_part(GRPC_PART) is not None:
+            self.start_grpc(self.backend.admit)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
@@ -91,6 +95,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
                 admit=self.backend.admit,
                 keys=keys,
                 access_log=self._access_log,
+                memory=self._memory,
             ),
         )
 

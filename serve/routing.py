@@ -14,7 +14,6 @@ from serve.api_keys import ApiKeys
 from serve.asgi import (
     Answer,
     App,
-    BodyMemory,
     ClientGoneError,
     Message,
     Receive,
@@ -27,6 +26,7 @@ from serve.asgi import (
     json_answer,
 )
 from serve.backend import Backend
+from serve.bodies import BodyMemory, Held
 from serve.classify import Classify
 from serve.config import ServeConfig
 from serve.metrics import CONTENT_TYPE, ServeMetrics
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Answered without a key: who watches over the endpoint has none.
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
+# The routes that take images, as `route_name` calls them: those ask the queue before they read a body.
+ADMITTED = frozenset({"/v1/classify", "/v2/models/infer"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
 _HTML = b"text/html; charset=utf-8"
@@ -49,9 +51,10 @@ class Extras:
     Attributes:
         metrics: Counts requests.
         render_metrics: Gives the body of /metrics; awaited.
-        admit: Raises OverloadedError where so many images would not fit into the queue.
+        admit: Raises OverloadedError where so many images would not fit into the queue; asked before a body is read.
         keys: Who may come in.
         access_log: Where requests are written.
+        memory: The budget of all bodies, where it is shared with gRPC.
     """
 
     metrics: ServeMetrics | None = None
@@ -59,6 +62,7 @@ class Extras:
     admit: Callable[[int], None] | None = None
     keys: ApiKeys | None = None
     access_log: AccessLog | None = None
+    memory: BodyMemory | None = None
 
 
 class _Watched:
@@ -91,8 +95,8 @@ class Endpoint:
     def __init__(self, backend: Backend, config: ServeConfig, extras: Extras) -> None:
         self._backend = backend
         self._extras = extras
-        self._memory = BodyMemory(config.max_body_memory)
-        self._classify = Classify(backend, config, extras.admit)
+        self._memory = extras.memory or BodyMemory(config.max_body_memory)
+        self._classify = Classify(backend, config)
         self._parts: dict[str, App] = {}
         paths: dict[str, object] = {}
         for name in dict.fromkeys(PARTS.values()):
@@ -121,13 +125,13 @@ class Endpoint:
         if metrics is not None:
             metrics.in_flight.inc()
         watched = _Watched(send, began)
-        scope[BodyMemory.KEY] = self._memory
+        held = scope[Held.KEY] = Held(self._memory)
         kind: str | None = "gone"
         try:
             kind = await self._answer(path, scope, receive, watched)
         finally:
             # Also where the task was cancelled: the client has closed the connection.
-            self._memory.give_back(scope)
+            held.close()
             if metrics is not None:
                 metrics.in_flight.dec()
             self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)
@@ -137,6 +141,8 @@ class Endpoint:
         try:
             if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
                 self._extras.keys.check(header(scope, b"authorization"))
+            if self._extras.admit is not None and scope["method"] == "POST" and route_name(path) in ADMITTED:
+                self._extras.admit(1)
             await self._route(path, scope, receive, send)
         except ClientGoneError:
             return "gone"
@@ -149,6 +155,8 @@ class Endpoint:
             if send.status:
                 raise
             await error_answer(rejected).send(send)
+            # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
+            err.__traceback__ = None
             return rejected.kind
         return None if send.status < 400 else str(send.status)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -47,6 +46,14 @@ class Limits:
     max_images: int = 64
     deadline_s: float = 10.0
     top_k: int = 5
+
+    @property
+    def max_values(self) -> int:
+        """Return how many values a request may have as JSON or as typed contents: as many as its bytes make floats.
+
+        One of float32 has 20 bytes in JSON, comma included, and 100 as a Python object; who has more sends them binary.
+        """
+        return max(self.max_request_bytes // 20, 64 * self.max_images)
 
     @classmethod
     def of(cls, config: ServeConfig) -> Limits:
@@ -97,11 +104,10 @@ class Endpoint:
     async def infer(
         self,
         model: ServedModel,
-        read: Callable[[], InferRequest],
+        read: Callable[[], Awaitable[InferRequest]],
         *,
         started: float,
         deadline: float,
-        in_thread: bool = False,
     ) -> InferResponse:
         """Answer a request.
 
@@ -110,7 +116,6 @@ class Endpoint:
             read: Parses the request; called in here, so that one that cannot be read is counted too.
             started: `time.monotonic()` at its arrival.
             deadline: `time.monotonic()` after which nobody waits; the request itself may ask for an earlier one.
-            in_thread: Whether to parse where it delays nobody else.
 
         Raises:
             Rejected, InputError, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the
@@ -119,7 +124,7 @@ class Endpoint:
         statistics = self._statistics[model.name]
         try:
             check_ready(model)
-            request = await asyncio.to_thread(read) if in_thread else read()
+            request = await read()
             if request.timeout_s is not None:
                 deadline = min(deadline, started + request.timeout_s)
             outputs = await model.infer(request, deadline=deadline)

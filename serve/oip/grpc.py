@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.backend import Backend
+from serve.bodies import BodyMemory
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
+from serve.oip import service
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc_calls import Context, GrpcCalls, Message
 from serve.oip.service import add_to_server
@@ -22,6 +26,8 @@ class Methods:
     # Set by what is mixed in to, where it counts.
     _metrics: ServeMetrics | None = None
     _access_log: AccessLog | None = None
+    # Shared with HTTP, where it is mixed in to what answers both.
+    _memory: BodyMemory | None = None
     _calls: GrpcCalls | None = None
 
     async def ServerLive(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802 (the RPC's name)
@@ -60,10 +66,27 @@ class Methods:
         """List the models."""
         return await self._answer("RepositoryIndex", request, grpc_context)
 
+    def start_grpc(self, admit: Callable[[int], None] | None = None) -> None:
+        """Look at the head of each call of this process from now on, before its message is received.
+
+        Args:
+            admit: Raises OverloadedError where so many images would not fit into the queue.
+        """
+        self._calls = self._build_calls(admit)
+        service.look = self._calls.look
+
+    def _build_calls(self, admit: Callable[[int], None] | None = None) -> GrpcCalls:
+        path = self.config.api_keys_file
+        return GrpcCalls(
+            Endpoint(self.backend, Limits.of(self.config)),
+            self._memory or BodyMemory(self.config.max_body_memory),
+            keys=None if path is None else ApiKeys(path),
+            metrics=self._metrics,
+            access_log=self._access_log,
+            admit=admit,
+        )
+
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
         if self._calls is None:
-            path = self.config.api_keys_file
-            keys = None if path is None else ApiKeys(path)
-            endpoint = Endpoint(self.backend, Limits.of(self.config))
-            self._calls = GrpcCalls(endpoint, keys=keys, metrics=self._metrics, access_log=self._access_log)
+            self._calls = self._build_calls()
         return await self._calls.answer(rpc, request, context)

@@ -14,12 +14,15 @@ from google.protobuf.message import DecodeError
 from serve.access_log import AccessLog
 from serve.api_keys import ApiKeys
 from serve.asgi import Rejected, as_rejected
+from serve.bodies import BodyMemory, Held
 from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import GRPC_CODES, malformed
 from serve.oip.grpc_codec import config_message, metadata_message, request_from_message, response_message
+from serve.oip.grpc_wire import check_size
 from serve.oip.messages import message_class
-from serve.oip.service import SERVICE
+from serve.oip.request import InferRequest
+from serve.oip.service import SERVICE, Metadata, Refusal, arrived
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,11 @@ logger = logging.getLogger(__name__)
 OPEN = frozenset({"ServerLive", "ServerReady"})
 # gRPC refuses headers of more than 8 kB in all.
 _MAX_DETAILS = 2000
+# Of every message but an inference request: a name or two.
+MAX_OPTIONS_BYTES = 64 * 1024
+# What a ModelInferRequest has at most: each image is a field, or one of the raw contents; names, parameters and outputs.
+FIELDS_AN_IMAGE = 1
+FIELDS_BESIDE = 1000
 
 
 class Context(Protocol):
@@ -60,23 +68,29 @@ class GrpcCalls:
 
     Args:
         endpoint: What answers.
+        memory: The budget of all bodies; see `serve.bodies`.
         keys: Who may come in; None for everyone.
         metrics: Counts calls.
         access_log: Gets a line per call.
+        admit: Raises OverloadedError where so many images would not fit into the queue.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
+        memory: BodyMemory,
         *,
         keys: ApiKeys | None = None,
         metrics: ServeMetrics | None = None,
         access_log: AccessLog | None = None,
+        admit: Callable[[int], None] | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._memory = memory
         self._keys = keys
         self._metrics = metrics
         self._access_log = access_log
+        self._admit = admit
         self._handlers: dict[str, Callable[[Any], Awaitable[Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -88,6 +102,19 @@ class GrpcCalls:
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
         }
+
+    def look(self, rpc: str, metadata: Metadata) -> Refusal | None:
+        """Return why a call is refused before its message is received; see `service.look`."""
+        try:
+            self._check_key(rpc, metadata)
+            if rpc == "ModelInfer" and self._admit is not None:
+                self._admit(1)
+        except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
+            rejected = self._rejected(rpc, err)
+            if self._metrics is not None:
+                self._metrics.request(f"grpc/{rpc}", rejected.status, 0.0, rejected.kind)
+            return _refusal(rejected)
+        return None
 
     async def answer(self, rpc: str, request: bytes, context: Context) -> Message:
         """Answer one call.
@@ -102,20 +129,18 @@ class GrpcCalls:
         kind: str | None = "gone"
         if self._metrics is not None:
             self._metrics.in_flight.inc()
+        held = Held(self._memory)
         try:
-            answer = await self._answer(rpc, request, context)
-        except Exception as err:
-            rejected = as_rejected(err)
-            if rejected is None:
-                # Its text may name files of this machine: it goes to the log.
-                logger.exception("call failed rpc=%s", rpc)
-                rejected = Rejected(500, "the server failed on this call; its log says why", kind="internal")
+            answer = await self._answer(rpc, request, context, held)
+        except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
+            rejected = self._rejected(rpc, err)
             status, kind = rejected.status, rejected.kind
             _refuse(context, rejected)
             answer = message_class(f"{rpc}Response")()
         else:
             status, kind = 200, None
         finally:
+            held.close()
             seconds = time.perf_counter() - began
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
@@ -134,13 +159,34 @@ class GrpcCalls:
                 )
         return answer
 
-    async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
+    @staticmethod
+    def _rejected(rpc: str, err: Exception) -> Rejected:
+        rejected = as_rejected(err)
+        if rejected is None:
+            # Its text may name files of this machine: it goes to the log.
+            logger.error("call failed rpc=%s", rpc, exc_info=err)
+            rejected = Rejected(500, "the server failed on this call; its log says why", kind="internal")
+        # It has the frames that it passed through, and these have it: a message would wait for the collector.
+        err.__traceback__ = None
+        return rejected
+
+    def _check_key(self, rpc: str, metadata: Metadata) -> None:
         if self._keys is not None and rpc not in OPEN:
-            sent = dict(context.invocation_metadata()).get("authorization")
+            sent = dict(metadata).get("authorization")
             self._keys.check(None if sent is None else sent.encode())
-        limit = self._endpoint.limits.max_request_bytes
+
+    async def _answer(self, rpc: str, request: bytes, context: Context, held: Held) -> Message:
+        # Once more where a proxy of Serve's, which knows no keys, has received the message.
+        self._check_key(rpc, context.invocation_metadata())
+        limits = self._endpoint.limits
+        limit = limits.max_request_bytes if rpc == "ModelInfer" else min(MAX_OPTIONS_BYTES, limits.max_request_bytes)
         if len(request) > limit:
             raise Rejected(413, f"the message may have at most {limit:,} bytes, got {len(request):,}")
+        # As it came, parsed, and the images or numbers that are taken out of it.
+        held.set(3 * len(request))
+        if rpc == "ModelInfer":
+            most_fields = FIELDS_AN_IMAGE * limits.max_images + FIELDS_BESIDE
+            check_size(request, most_fields=most_fields, most_values=limits.max_values)
         try:
             message = message_class(f"{rpc}Request").FromString(request)
         except DecodeError:
@@ -168,10 +214,14 @@ class GrpcCalls:
         return metadata_message(self._endpoint.model_metadata(self._endpoint.model(message.name, message.version)))
 
     async def _model_infer(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        started = time.monotonic()
+        started = arrived.get(None) or time.monotonic()
+
+        async def read() -> InferRequest:
+            return request_from_message(message)
+
         response = await self._endpoint.infer(
             self._endpoint.model(message.model_name, message.model_version),
-            lambda: request_from_message(message),
+            read,
             started=started,
             deadline=started + self._endpoint.limits.deadline_s,
         )
@@ -199,11 +249,19 @@ def _client(peer: str, forwarded: str | None) -> str:
     return forwarded if forwarded and is_here else address
 
 
-def _refuse(context: Context, rejected: Rejected) -> None:
-    context.set_code(grpc.StatusCode[GRPC_CODES.get(rejected.status, "INTERNAL")])
+def _refusal(rejected: Rejected) -> Refusal:
     # A lone surrogate has no UTF-8 form, and gRPC wants one.
-    context.set_details(str(rejected)[:_MAX_DETAILS].encode("utf-8", "replace").decode())
-    for name, value in rejected.headers:
-        if name == b"retry-after":
-            # gRPC's own word for it; its clients wait as long where retries are on.
-            context.set_trailing_metadata([("grpc-retry-pushback-ms", str(int(value) * 1000))])
+    details = str(rejected)[:_MAX_DETAILS].encode("utf-8", "replace").decode()
+    # gRPC's own word for Retry-After; its clients wait as long where retries are on.
+    metadata = tuple(
+        ("grpc-retry-pushback-ms", str(int(value) * 1000)) for name, value in rejected.headers if name == b"retry-after"
+    )
+    return grpc.StatusCode[GRPC_CODES.get(rejected.status, "INTERNAL")], details, metadata
+
+
+def _refuse(context: Context, rejected: Rejected) -> None:
+    code, details, metadata = _refusal(rejected)
+    context.set_code(code)
+    context.set_details(details)
+    if metadata:
+        context.set_trailing_metadata(list(metadata))

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import orjson
 
-from serve.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header, read_body
+from serve.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header
 from serve.backend import Backend
+from serve.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.config import ServeConfig
 from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.faults import malformed, not_ready
+from serve.oip.faults import malformed, not_ready, shown
 from serve.oip.openapi import PATHS
 from serve.oip.request import InferRequest, parse_request
 from serve.oip.served import ServedModel, check_ready
@@ -23,17 +24,19 @@ from serve.oip.served import ServedModel, check_ready
 OPENAPI_PATHS = PATHS
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
-# Below this much, parsing JSON and packing an answer are cheaper than handing them to a thread.
-_INLINE_BYTES = 256 * 1024
+# Below this much, packing an answer is cheaper than handing it to a thread.
+_PACK_INLINE_BYTES = 256 * 1024
+# Of a request that brings no images: a name or two.
+_MAX_OPTIONS_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """An HTTP request, its body read and unpacked.
+    """An HTTP request, its body not yet read.
 
     Attributes:
         scope: ASGI's.
-        body: Empty for a GET.
+        receive: ASGI's.
         model: Of the path; "" where it has none.
         version: Likewise; None where it has none.
         started: `time.monotonic()` at its arrival.
@@ -41,7 +44,7 @@ class _Request:
     """
 
     scope: Scope
-    body: bytes
+    receive: Receive
     model: str
     version: str | None
     started: float
@@ -92,12 +95,10 @@ class HttpRoutes:
             Rejected, InputError, OverloadedError, DeadlineError: Before anything is sent.
         """
         started = time.monotonic()
-        limits = self._endpoint.limits
+        deadline = deadline_of(scope, self._endpoint.limits.deadline_s)
         handler, found = self._find(scope["method"], _path(scope))
-        body = await read_body(scope, receive, limits.max_request_bytes) if scope["method"] == "POST" else b""
         model, version = (found.groupdict().get(name) for name in ("model", "version"))
-        deadline = deadline_of(scope, limits.deadline_s)
-        answer = await handler(_Request(scope, body, model or "", version, started, deadline))
+        answer = await handler(_Request(scope, receive, model or "", version, started, deadline))
         await answer.send(send)
 
     def _find(self, method: str, path: str) -> tuple[_Handler, re.Match[str]]:
@@ -118,11 +119,9 @@ class HttpRoutes:
 
     async def _infer(self, request: _Request) -> Answer:
         model = self._model(request)
-        length = header(request.scope, HEADER_LENGTH)
         response = await self._endpoint.infer(
             model,
-            lambda: _parse(model, request, length),
-            in_thread=length is None and len(request.body) > _INLINE_BYTES,
+            lambda: self._read(model, request),
             started=request.started,
             deadline=request.deadline,
         )
@@ -132,11 +131,37 @@ class HttpRoutes:
             headers.append((HEADER_LENGTH, b"%d" % json_bytes))
         encoding = choose_encoding((header(request.scope, b"accept-encoding") or b"").decode("latin-1"))
         if encoding is not None:
-            small = len(content) <= _INLINE_BYTES
+            small = len(content) <= _PACK_INLINE_BYTES
             content = compress(content, encoding) if small else await asyncio.to_thread(compress, content, encoding)
             headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
         kind = b"application/json" if json_bytes is None else BINARY
         return Answer(content, content_type=kind, headers=tuple(headers))
+
+    async def _read(self, model: ServedModel, request: _Request) -> InferRequest:
+        length = _header_length(request)
+        limits = self._endpoint.limits
+        held: Held = request.scope[Held.KEY]
+
+        def parse(body: bytes) -> InferRequest:
+            if length == 0:
+                # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
+                as_json = b"application/json" in (header(request.scope, b"accept") or b"")
+                return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
+            json_bytes = len(body) if length is None else min(length, len(body))
+            # Images are cut out of the body; what JSON has is parsed first, and text is base64.
+            held.set(2 * len(body) + json_bytes)
+            return parse_request(body, length, limits.max_values)
+
+        # Binary data are not parsed; only what is before them is.
+        inline = INLINE_BYTES if length is None or length > INLINE_BYTES else limits.max_request_bytes
+        return await read_body(
+            request.scope, request.receive, limits.max_request_bytes, request.deadline, parse, inline
+        )
+
+    async def _options(self, request: _Request) -> dict[str, object]:
+        """Read the optional JSON body of a repository request."""
+        max_bytes = min(_MAX_OPTIONS_BYTES, self._endpoint.limits.max_request_bytes)
+        return await read_body(request.scope, request.receive, max_bytes, request.deadline, _parse_options)
 
     async def _live(self, _: _Request) -> Answer:
         return _json({"live": True})
@@ -170,11 +195,14 @@ class HttpRoutes:
         return _json(self._endpoint.statistics([self._model(request).name]))
 
     async def _repository_index(self, request: _Request) -> Answer:
-        return _json(self._endpoint.repository_index(only_ready=bool(_options(request.body).get("ready"))))
+        only_ready = (await self._options(request)).get("ready", False)
+        if type(only_ready) is not bool:
+            raise malformed(f"ready must be true or false, got {shown(only_ready)}")
+        return _json(self._endpoint.repository_index(only_ready=only_ready))
 
     async def _load(self, request: _Request) -> Answer:
         model = self._model(request)
-        if _options(request.body).get("parameters"):
+        if (await self._options(request)).get("parameters"):
             raise malformed("a model's configuration and files cannot be replaced by a request")
         check_ready(model)
         # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
@@ -200,30 +228,23 @@ def _path(scope: Scope) -> str:
     return path.rstrip("/")
 
 
-def _parse(model: ServedModel, request: _Request, header_length: bytes | None) -> InferRequest:
-    body = request.body
-    if header_length is None:
-        return parse_request(body, None)
+def _header_length(request: _Request) -> int | None:
+    """Return the bytes of the JSON part; 0 for a raw body, None where all is JSON."""
+    text = header(request.scope, HEADER_LENGTH)
+    if text is None:
+        return None
     # A number with more digits is larger than any body, and need not be read.
-    if not header_length.isdigit() or len(header_length) > 15:
-        shown = header_length[:40].decode("latin-1")
-        raise malformed(f"Inference-Header-Content-Length must be a number of bytes, got {shown!r}")
-    length = int(header_length)
-    if length == 0:
-        # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
-        as_json = b"application/json" in (header(request.scope, b"accept") or b"")
-        return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
-    return parse_request(body, length)
+    if not text.isdigit() or len(text) > 15:
+        raise malformed(
+            f"Inference-Header-Content-Length must be a number of bytes, got {text[:40].decode('latin-1')!r}"
+        )
+    return int(text)
 
 
-def _options(body: bytes) -> dict[str, object]:
-    """Read the optional JSON body of a repository request."""
+def _parse_options(body: bytes) -> dict[str, object]:
     if not body.strip():
         return {}
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as err:
-        raise malformed(f"the request is not JSON: {err}") from None
+    document = load_json(body, _MAX_OPTIONS_BYTES)
     if not isinstance(document, dict):
         raise malformed("the request must be a JSON object, or empty")
     return document

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from serve.bodies import load_json
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import malformed, shown
 from serve.oip.parameters import Parameters
@@ -66,25 +65,22 @@ class _Binary:
         return self.data[self.at - size : self.at]
 
 
-def parse_request(body: bytes, header_length: int | None) -> InferRequest:
+def parse_request(body: bytes, header_length: int | None, most_values: int) -> InferRequest:
     """Read a request with a JSON part.
 
     Args:
         body: As sent, decompressed.
         header_length: Bytes of the JSON part, before the binary data; None where all is JSON.
+        most_values: Of the JSON part.
 
     Raises:
-        Rejected: The body is not what the protocol says.
+        Rejected: The body is not what the protocol says, or its JSON has too many values.
     """
     end = len(body) if header_length is None else header_length
     if end > len(body):
         raise malformed(f"Inference-Header-Content-Length is {end}, and the body has {len(body)} bytes")
     view = memoryview(body)
-    try:
-        document = orjson.loads(view[:end])
-    except orjson.JSONDecodeError as err:
-        raise malformed(f"the request is not JSON: {err}") from None
-    top = _object(document, "the request")
+    top = _object(load_json(view[:end], most_values), "the request")
     binary = _Binary(view[end:])
     inputs = tuple(_input(item, binary) for item in _list(top.get("inputs"), "inputs"))
     if binary.at != binary.data.nbytes:

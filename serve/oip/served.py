@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -12,6 +11,7 @@ import numpy as np
 from models.classifier import Float32Array
 from serve.asgi import Rejected
 from serve.backend import Backend
+from serve.bodies import off_the_loop
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import malformed, not_ready, shown
 from serve.oip.request import InferRequest, RequestedOutput
@@ -64,9 +64,9 @@ def check_ready(model: ServedModel) -> None:
         raise not_ready(f"model {model.name!r} is not ready yet")
 
 
-async def off_the_loop(tensor: InputTensor, read: Callable[[], T]) -> T:
+async def read_values(tensor: InputTensor, deadline: float, read: Callable[[], T]) -> T:
     """Read a tensor where that delays nobody: what came as JSON takes milliseconds, 8 for one image of floats."""
-    return read() if isinstance(tensor.payload, memoryview) else await asyncio.to_thread(read)
+    return read() if isinstance(tensor.payload, memoryview) else await off_the_loop(deadline, read)
 
 
 def only_input(request: InferRequest, expected: TensorMetadata, model: str) -> InputTensor:

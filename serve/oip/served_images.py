@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 from models.classifier import Float32Array, Int32Array
 from models.errors import InputError
 from serve.backend import Backend, Labelled
+from serve.bodies import from_base64
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import bad_image, malformed
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.response import OutputTensor
-from serve.oip.served import TensorMetadata, check_rows, classification_output, off_the_loop, only_input, wanted_outputs
+from serve.oip.served import TensorMetadata, check_rows, classification_output, only_input, read_values, wanted_outputs
 from serve.oip.tensor import InputTensor
 
 
@@ -52,7 +52,7 @@ class ServedImages:
         wanted = wanted_outputs(request, self.outputs, self.name, classified="probabilities")
         top_k = self._top_k(request)
         self._check_shape(tensor)
-        images = await off_the_loop(tensor, lambda: _images(tensor))
+        images = await read_values(tensor, deadline, lambda: _images(tensor))
         # Classes are the best labels already: all probabilities are needed only where the tensor itself is wanted.
         most = max([top_k, *(output.classification for output in wanted)])
         outcomes = await self.backend.label(
@@ -115,7 +115,6 @@ def _images(tensor: InputTensor) -> list[bytes]:
 
 def _from_base64(text: str, index: int) -> bytes:
     try:
-        # Line breaks are what `base64` writes into long text; everything else that is not base64 is a mistake.
-        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
+        return from_base64(text)
     except ValueError as err:
         raise malformed(f"image {index}: JSON carries an image as base64 text, and this is not: {err}") from None

@@ -17,8 +17,8 @@ from serve.oip.served import (
     best_classes,
     check_rows,
     classification_output,
-    off_the_loop,
     only_input,
+    read_values,
     wanted_outputs,
 )
 from serve.oip.tensor import InputTensor
@@ -70,7 +70,7 @@ class ServedTensors:
             )
         check_rows(tensor.shape[0], self._max_images, tensor.name)
         # A view into a body may begin at any byte; what runs the model wants whole floats at whole addresses.
-        batch = np.require(await off_the_loop(tensor, tensor.numbers), np.float32, ["C", "A"])
+        batch = np.require(await read_values(tensor, deadline, tensor.numbers), np.float32, ["C", "A"])
         values = await self.backend.run_tensor(batch, deadline=deadline)
         outputs = []
         for output in wanted:

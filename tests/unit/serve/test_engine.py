@@ -13,11 +13,14 @@ import pytest
 from models.catalog import load_spec
 from models.classifier import Classifier, Provider
 from models.decode import DecodeMode, ImageLimits, decode_image
-from models.errors import ImageTooLargeError, InputError, SignatureError, UndecodableImageError
+from models.errors import ImageTooLargeError, SignatureError, UndecodableImageError
 from models.spec import Precision
+from serve.app import Extras, build_asgi
 from serve.backend import Labelled
 from serve.config import ServeConfig, plan_replica
 from serve.engine import Engine
+from serve.metrics import ServeMetrics
+from tests.asgi_client import request
 from tests.tiny_model import colour_jpeg
 
 SAMPLES = Path(__file__).parents[3] / "models" / "samples" / "photos.tar"
@@ -99,16 +102,29 @@ def test_the_limit_on_pixels_holds(tiny_model):
     assert isinstance(outcome, ImageTooLargeError)
 
 
-def test_a_fault_of_the_decoder_is_that_images_own(engine, monkeypatch):
-    def fail(*args, **kwargs):
-        raise MemoryError
+def test_a_fault_of_ours_in_decoding_is_500_logged_and_counted_and_the_images_own(engine, monkeypatch, caplog):
+    def fail(data, *more):
+        if data == b"ours":
+            raise RuntimeError("secret")
+        return decode_image(data, *more)
 
     monkeypatch.setattr("serve.engine.decode_image", fail)
+    metrics = ServeMetrics("m", "r", lambda: 0)
 
-    (outcome,) = label(engine, colour_jpeg("red"))
+    async def ask(started):
+        app = build_asgi(started, ServeConfig(), Extras(metrics=metrics))
+        bodies = (b"ours", b"no image", colour_jpeg("red"))
+        return await asyncio.gather(
+            *[request(app, "POST", "/v1/classify?top_k=1", body, content_type="image/jpeg") for body in bodies]
+        )
 
-    assert isinstance(outcome, InputError)
-    assert "MemoryError" in str(outcome)
+    ours, undecodable, good = use(engine, ask)
+
+    assert (ours.status, undecodable.status, good.status) == (500, 422, 200)
+    assert b"secret" not in ours.body
+    assert "Traceback" in caplog.text
+    assert "RuntimeError: secret" in caplog.text
+    assert 'kind="internal",model="m",replica="r",route="/v1/classify"} 1.0' in metrics.render().decode()
 
 
 def test_the_models_own_tensors_go_in_and_out(engine):

@@ -14,6 +14,7 @@ from models.errors import EmptyImageError, ImageTooLargeError, InputError, Undec
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
 from serve.asgi import Answer, as_rejected, error_answer
 from serve.backend import Labelled
+from serve.bodies import BodyMemory, Held
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.http import HttpRoutes
 
@@ -119,6 +120,7 @@ class Client:
     async def _call(self, method: str, path: str, body: bytes, root: str, headers: dict[str, object]) -> Got:
         names = [(k.replace("_", "-").encode(), str(v).encode("latin-1")) for k, v in headers.items()]
         scope = {"type": "http", "method": method, "path": root + path, "root_path": root, "headers": names}
+        scope[Held.KEY] = Held(BodyMemory(2**30))
         # In two parts, as a server may hand it over.
         parts = [
             {"type": "http.request", "body": body[:7], "more_body": True},

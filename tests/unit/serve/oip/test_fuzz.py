@@ -28,6 +28,13 @@ PACK = {
     "cut": lambda body: zlib.compress(body)[:-3],
 }
 
+# What small bodies hold a great deal of; packed they are smaller still. At full size: tests/hostile_requests.py.
+BOMBS = [
+    b"[" * 4000, b'{"inputs":' * 300, b'"\\ud800"', b"1" * 4000, b"0." + b"7" * 4000, b"[" + b"[]," * 1300 + b"[]]",
+    b'{"inputs":[' + b'"",' * 1300 + b'""]}', b'{"inputs":[{"name":"pixels","datatype":"FP32","shape":[1],"data":['
+    + b"0," * 1900 + b"0]}]}", b'{"parameters":{' + b",".join(b'"%d":0' % i for i in range(400)) + b'},"inputs":[]}',
+]  # fmt: skip
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=6), children, max_size=4),
@@ -120,7 +127,7 @@ def requests(draw):
     elif wrong == "tail":
         content = draw(st.binary(max_size=80)) + content[draw(st.integers(0, 9)) :]
     elif wrong == "body":
-        head = draw(st.binary(max_size=200) | st.sampled_from([b"[" * 4000, b'{"inputs":' * 300, b'"\\ud800"']))
+        head = draw(st.binary(max_size=200) | st.sampled_from(BOMBS))
     packed = draw(st.sampled_from(["br", "gzip, gzip", "bomb", "cut"])) if wrong == "packed" else None
     return {
         "head": head, "tail": content, "length": length, "model": model,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
 from serve.access_log import AccessLog
+from serve.bodies import BodyMemory
 from serve.config import ServeConfig
 from serve.metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
@@ -62,7 +63,7 @@ class Ingress(Methods):
         self.backend = backend or FakeBackend()
         self.config = ServeConfig(**config)
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.backend, limits))
+            self._calls = GrpcCalls(Endpoint(self.backend, limits), BodyMemory(2**30))
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -393,7 +394,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), access_log=log)
+    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), access_log=log)
     metadata = [("x-request-id", "r7"), *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
     context.address = peer

@@ -13,7 +13,7 @@ from typing import Any
 
 from models.errors import ClusterError, ConfigError
 from pipeline.lean_data import keep_cluster_actors, leave_out_cluster_actors
-from pipeline.local_ray import start_local_ray
+from pipeline.local_ray import start_local_ray, stop_ray
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,8 @@ class Cluster:
 
     def close(self) -> None:
         """Leave; a local Ray is stopped."""
-        import ray
-
         if self.is_ours:
-            ray.shutdown()
+            stop_ray()
 
 
 def connect(address: str | None) -> Cluster:

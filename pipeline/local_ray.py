@@ -4,17 +4,24 @@
 whose coming up it waits for (even with `include_dashboard=False`), and the two agents of a node, for its dashboard and for
 runtime environments. For one command on one machine none of them does anything, and they take 3 s at the start, 1 s at
 the end, and CPU in between (docs/decisions.md).
+
+Who reaches a Ray runs code as whoever started it. So each has a token of its own, which only the environment of its
+processes holds (Ray's own is in a file that lasts, and that others can read where they can read the home folder), and
+lies in a folder that is closed to others (Ray's own are open to all for writing).
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,10 +41,16 @@ _AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
 _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
 # By which somebody may ask for a runtime environment, which only its agent makes.
 _RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+# The name of a Unix socket has at most 103 bytes (107 on Linux), of which Ray's folders below ours take 66.
+_LONGEST_FOLDER = 37
+
+# What has to be undone once this process's local Ray has ended.
+_undo = ExitStack()
 
 
 def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa: ANN401 (ray.init's own)
-    """Start a Ray of this command's own, whatever others run on this machine.
+    """Start a Ray of this command's own, whatever others run on this machine; `stop_ray` ends it.
 
     Args:
         library: Ray's library that is needed next, imported meanwhile.
@@ -51,17 +64,33 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
     watchdog.start()
     try:
         _start(options)
+    except BaseException:
+        stop_ray()
+        raise
     finally:
         watchdog.cancel()
     warm_up.join()
 
 
+def stop_ray() -> None:
+    """Leave Ray; a local one ends, and nothing of it stays on disk or in the environment."""
+    import ray
+
+    ray.shutdown()
+    _undo.close()
+
+
 def _start(options: dict[str, Any]) -> None:
     import ray
 
-    with _without_services(), _without_agents():
+    atexit.register(stop_ray)
+    _undo.enter_context(_own_token())
+    folder = _undo.enter_context(_own_folder())
+    with _without_services(), _without_agents(), _on_loopback():
         ray.init(
             address="local",
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
@@ -69,6 +98,41 @@ def _start(options: dict[str, Any]) -> None:
             **options,
         )
         _name_no_dashboard()
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Have Ray take a new token from the environment, and afterwards whatever there was before."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    before = {name: os.environ.pop(name) for name in _AUTH_VARIABLES if name in os.environ}
+    # The mode is Ray's own default for a Ray that it starts; "disabled" is meant for other clusters.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name in _AUTH_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a folder that is closed to others, where Ray would make its own, and remove it in the end."""
+    from ray._common.utils import get_default_system_temp_dir
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir=get_default_system_temp_dir())
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        # Not the folder itself: Ray opens to all what it is given.
+        yield f"{folder}/r"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _give_up() -> None:
@@ -87,6 +151,23 @@ def _name_no_dashboard() -> None:
 
     namespace = ray_constants.KV_NAMESPACE_DASHBOARD
     internal_kv._internal_kv_put(ray_constants.DASHBOARD_ADDRESS, b"127.0.0.1:1", namespace=namespace)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray take 127.0.0.1 for the machine's address, as it does on a Mac: all its ports are then on loopback alone.
+
+    On Linux it puts the address of the network in its place. Where a later Ray has another name for that, it listens on
+    every interface as ever, and has its token.
+    """
+    from ray._private import services
+
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
 
 
 @contextmanager

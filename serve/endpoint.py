@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.local_ray import stop_ray
 from serve.ports import holders
 
 
@@ -68,7 +69,7 @@ class Endpoint:
                 elif not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
-            ray.shutdown()
+        stop_ray()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
 

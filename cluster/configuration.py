@@ -222,6 +222,10 @@ class ClusterConfiguration(Settings):
     network_policy: bool = Field(
         default=True, description="Let only this cluster, KubeRay and monitoring reach the pods' control ports."
     )
+    operator_namespace: Annotated[str, Field(pattern=DNS_LABEL, max_length=63)] = Field(
+        default="ray-system",
+        description="Kubernetes namespace of KubeRay's operator, which alone reaches the dashboard.",
+    )
     image: ImageSettings = Field(default_factory=ImageSettings, description="The container image.")
     head: HeadSettings = Field(default_factory=HeadSettings, description="The head.")
     gpu: GpuWorkerSettings = Field(default_factory=GpuWorkerSettings, description="Workers with GPUs: they infer.")

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.uris import has_secrets
+
 # KubeRay appends six characters for the cluster and up to ten for its services, of the 63 that Kubernetes allows.
 MAX_NAME_LENGTH = 47
 QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -30,14 +32,16 @@ class Spot(StrEnum):
 
 
 def _is_word(text: str) -> str:
-    if not WORD.fullmatch(text) or text.startswith("-"):
-        raise ValueError("must be one word of letters, digits and @%+=:,./*?{}[]~^!&#-, not starting with a dash")
-    return text
+    if text.startswith("-"):
+        raise ValueError("must not start with a dash")
+    return _is_option(text)
 
 
 def _is_option(text: str) -> str:
     if not WORD.fullmatch(text):
         raise ValueError("must be one word of letters, digits and @%+=:,./*?{}[]~^!&#-")
+    if has_secrets(text.removeprefix("@")):
+        raise ValueError("must hold no credentials, which a manifest shows: name a Secret in storage_secret")
     return text
 
 

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.ray
 
 # Ray's folder, which goes with the run, is kept to be looked at.
 LABEL = """
-import shutil
+import shutil, types
 import pipeline.local_ray
-pipeline.local_ray.shutil.rmtree = lambda *args, **options: None
+pipeline.local_ray.shutil = types.SimpleNamespace(which=shutil.which, rmtree=lambda *args, **options: None)
 from cluster.cli import main
 main()
 """

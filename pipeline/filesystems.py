@@ -48,7 +48,7 @@ def split_location(uri: str) -> tuple[str, str]:
                 f"{display_uri(uri)}: a file URI is file:///folder/file, got a host: {authority.rpartition('@')[2]}"
             )
         return "", absolute(unquote(rest) or "/")
-    if is_cut_secret(authority):
+    if is_cut_secret(authority, rest):
         raise SourceError(
             f"{display_uri(uri)}: what stands before the @ is cut at a slash; write a secret's / as %2F, "
             "or better put it into the environment (AWS_SECRET_ACCESS_KEY)"

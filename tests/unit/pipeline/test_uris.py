@@ -15,6 +15,7 @@ from pipeline.uris import display_uri, has_secrets, without_secrets
 WITH = {
     "s3://KEYID:W0RDOFMOUTH@bucket/a/b.tar": "s3://bucket/a/b.tar",
     "s3://KEYID:W0RD%2FOFMOUTH@bucket/{0..9}.tar": "s3://bucket/{0..9}.tar",
+    "s3://KEYID:/W0RDOFMOUTH@bucket/a": "s3://...@bucket/a",
     "s3://KEYID:W0RD/OF/W0RDOFMOUTH@bucket/a": "s3://...@bucket/a",  # not escaped: the slash is taken for the end
     "s3://bucket/a?secret_key=W0RDOFMOUTH&region=r": "s3://bucket/a",
     "s3://bucket/a?region=r&session_token=W0RDOFMOUTH": "s3://bucket/a",
@@ -45,6 +46,17 @@ def test_what_holds_no_secret_stays(uri: str) -> None:
     assert not has_secrets(uri)
     assert display_uri(uri) == uri
     assert without_secrets(f"all of {uri} is gone") == f"all of {uri} is gone"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot open s3://b: no answer", "nothing answers at http://127.0.0.1:8265: refused", "(see http://[::1]:80)",
+        "give http://127.0.0.1:8265; or another", "s3://b/a, s3://b/{b,c}.tar and s3://b/c.", "no URI: a://b",
+    ],
+)  # fmt: skip
+def test_a_sentence_without_secrets_stays(text: str) -> None:
+    assert without_secrets(text) == text
 
 
 def failure(source: str, monkeypatch: pytest.MonkeyPatch) -> str:

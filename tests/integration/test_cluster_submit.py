@@ -107,7 +107,7 @@ def run_here(server: S3Server, model: Path) -> dict[str, bytes]:
     command = [sys.executable, "-m", "cluster.cli", "label", f"s3://{BUCKET}/in", "--output", f"s3://{BUCKET}/here",
                "--model", str(model), "--top-k", "3"]  # fmt: skip
     environment = {**os.environ, **server.environment()}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     return parts(server.bucket / "here")
 
 

@@ -17,6 +17,7 @@ import pipeline.commands
 import pipeline.quantize_command
 import serve.commands
 from models.errors import ShardlabelError
+from pipeline.uris import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def main() -> None:
     try:
         build_app()()
     except ShardlabelError as err:
-        sys.stderr.write(f"shardlabel: error: {err}\n")
+        sys.stderr.write(f"shardlabel: error: {without_secrets(str(err))}\n")
         sys.exit(err.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("shardlabel: interrupted; the same command goes on where this one stopped\n")

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.uris import has_secrets
+
 # KubeRay appends six characters for the cluster and up to ten for its services, of the 63 that Kubernetes allows.
 MAX_NAME_LENGTH = 47
 QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
@@ -30,14 +32,16 @@ class Spot(StrEnum):
 
 
 def _is_word(text: str) -> str:
-    if not WORD.fullmatch(text) or text.startswith("-"):
-        raise ValueError("must be one word of letters, digits and @%+=:,./*?{}[]~^!&#-, not starting with a dash")
-    return text
+    if text.startswith("-"):
+        raise ValueError("must not start with a dash")
+    return _is_option(text)
 
 
 def _is_option(text: str) -> str:
     if not WORD.fullmatch(text):
         raise ValueError("must be one word of letters, digits and @%+=:,./*?{}[]~^!&#-")
+    if has_secrets(text.removeprefix("@")):
+        raise ValueError("must hold no credentials, which a manifest shows: name a Secret in storage_secret")
     return text
 
 
@@ -221,6 +225,10 @@ class ClusterConfiguration(Settings):
     drain_s: int = Field(default=100, ge=10, le=3600, description="A worker that is stopped may finish for this long.")
     network_policy: bool = Field(
         default=True, description="Let only this cluster, KubeRay and monitoring reach the pods' control ports."
+    )
+    operator_namespace: Annotated[str, Field(pattern=DNS_LABEL, max_length=63)] = Field(
+        default="ray-system",
+        description="Kubernetes namespace of KubeRay's operator, which alone reaches the dashboard.",
     )
     image: ImageSettings = Field(default_factory=ImageSettings, description="The container image.")
     head: HeadSettings = Field(default_factory=HeadSettings, description="The head.")

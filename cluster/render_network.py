@@ -11,6 +11,8 @@ from cluster.render_raycluster import metadata
 DASHBOARD_PORT = 8265
 # Set by KubeRay's Helm chart and by its kustomization alike.
 OPERATOR_LABELS = {"app.kubernetes.io/component": "kuberay-operator"}
+# On every namespace, by Kubernetes itself.
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
 def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dict[str, Any]:
@@ -22,6 +24,11 @@ def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dic
     """
     endpoint = (HTTP_PORT, GRPC_PORT) if serves else ()
     own = {INSTANCE_LABEL: config.name}
+    # The label alone would let in any pod that gives it to itself, in whatever namespace.
+    operator = {
+        "namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: config.operator_namespace}},
+        "podSelector": {"matchLabels": OPERATOR_LABELS},
+    }
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -31,10 +38,7 @@ def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dic
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"from": [{"podSelector": {"matchLabels": own}}]},
-                {
-                    "from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR_LABELS}}],
-                    "ports": _ports(DASHBOARD_PORT, *endpoint[:1]),
-                },
+                {"from": [operator], "ports": _ports(DASHBOARD_PORT, *endpoint[:1])},
                 {"from": [{"namespaceSelector": {}}], "ports": _ports(METRICS_PORT, *endpoint)},
             ],
         },

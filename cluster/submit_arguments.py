@@ -11,6 +11,7 @@ import typer.main
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.filesystems import absolute, split_location
+from pipeline.uris import has_secrets, without_secrets
 
 # What `label` is told beside its settings.
 _ASIDE = ("config", "as_json", "dry_run", "price")
@@ -48,6 +49,12 @@ def check_arguments(words: list[str]) -> LabelArguments:
     settings = _settings(params)
     if settings.address is not None:
         raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
+    for text in (*settings.source, settings.output):
+        if has_secrets(text.removeprefix("@")):
+            raise ConfigError(
+                f"{without_secrets(text)} has credentials in it, which the cluster's dashboard would show: give the nodes a "
+                "role, or name them as --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY before `--`"
+            )
     # Not a dump of the model: of values that are objects only the text is what an option takes.
     given: dict[str, Any] = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
     given["source"] = [_rooted(text) for text in settings.source]

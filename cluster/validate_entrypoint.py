@@ -14,6 +14,7 @@ from cluster.validate_raycluster import pod_paths
 from cluster.validate_resources import Capacity
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
+from pipeline.uris import has_secrets, without_secrets
 
 ASIDE = ("config", "as_json", "dry_run", "price")
 REMOTE = re.compile(r"^@?[a-z][a-z0-9+.-]*://")
@@ -96,10 +97,12 @@ def _parse_options(words: list[str]) -> dict[str, Any]:
 
 
 def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
-    """Yield sources and outputs on a node's own disk: with several nodes, each would see its own."""
+    """Yield sources and outputs with credentials, or on a node's own disk: of several nodes each would see its own."""
     shared = _shared_mounts(document, base)
     for option, places in (("SOURCE", config.source), ("--output", (config.output,))):
         for place in places:
+            if has_secrets(place.removeprefix("@")):
+                yield f"{option}: expected no credentials, got some in {without_secrets(place)}: they belong in a Secret"
             on_disk = place.removeprefix("@").removeprefix("file://")
             if REMOTE.match(place) and not place.removeprefix("@").startswith("file://"):
                 continue

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
+import ast
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path as FilePath
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from cluster.configuration_sources import describe, nearest
+from cluster.configuration_sources import describe
+from cluster.import_paths import resolve
 from cluster.validate_documents import Document, Fault, Path
 from cluster.validate_ray import check_runtime_env
 from cluster.validate_resources import Capacity
 from cluster.validate_schema import Schema, SchemaChecker, shown
+from serve.config import ServeConfig, plan_replica
 
 OURS = "serve.app.build_app"
 
@@ -49,8 +48,8 @@ def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool 
         found, reason = resolve(target)
         if reason:
             yield document.fault(path, reason)
-        elif not callable(found):
-            yield document.fault(path, f"expected a function, got {shown(found)} ({target})")
+        elif isinstance(found, ast.Assign) and isinstance(found.value, ast.Constant):
+            yield document.fault(path, f"expected a function, got {shown(found.value.value)} ({target})")
     applications = document.get("applications")
     for number, application in enumerate(applications if isinstance(applications, list) else []):
         if isinstance(application, dict):
@@ -159,46 +158,36 @@ def _names(document: Document, path: Path, target: str) -> Iterator[Fault]:
                 yield document.fault((*place, "name"), reason)
 
 
-def _args(document: Document, path: Path, target: str, found: object, capacity: Capacity | None) -> Iterator[Fault]:
-    """Yield arguments that the builder of the application refuses: its one parameter says what it takes."""
-    given = document.get(*path, "args")
-    if not inspect.isfunction(found):
-        from ray.serve import Application
-
-        if not isinstance(found, Application):
-            reason = f"expected an application or a function that builds one, got {type(found).__name__} ({target})"
-            yield document.fault((*path, "import_path"), reason)
-        elif given:
-            yield document.fault((*path, "args"), f"{target} is no builder: it takes no arguments")
-        return
-    if len(inspect.signature(found).parameters) != 1:
-        reason = f"expected a builder with one parameter, {target} has {len(inspect.signature(found).parameters)}"
+def _args(
+    document: Document, path: Path, target: str, found: ast.stmt | None, capacity: Capacity | None
+) -> Iterator[Fault]:
+    """Yield arguments that the builder of the application refuses, as far as its definition tells; all, of our own."""
+    if isinstance(found, ast.ClassDef):
+        reason = f"expected an application or a function that builds one, got a class ({target})"
         yield document.fault((*path, "import_path"), reason)
-        return
-    model = _model_of(found)
-    if model is None:
+    elif isinstance(found, ast.FunctionDef) and (count := _parameters(found)) != 1:
+        reason = f"expected a builder with one parameter, {target} has {count}"
+        yield document.fault((*path, "import_path"), reason)
+    if target.replace(":", ".") != OURS:
         return
     try:
-        config = model.model_validate(given or {})
+        config = ServeConfig.model_validate(document.get(*path, "args") or {})
     except ValidationError as err:
         at = tuple(err.errors()[0]["loc"])
-        yield document.fault((*path, "args", *at), describe(err, model, "argument"))
+        yield document.fault((*path, "args", *at), describe(err, ServeConfig, "argument"))
         return
-    if capacity is not None and target.replace(":", ".") == OURS:
+    if capacity is not None:
         yield from _replicas(document, path, config, capacity)
 
 
-def _model_of(builder: Any) -> type[BaseModel] | None:  # noqa: ANN401
-    """Return the pydantic model that a builder takes, as Serve itself finds it: an annotation, not its name."""
-    parameters = list(inspect.signature(builder).parameters.values())
-    hint = parameters[0].annotation if len(parameters) == 1 else None
-    return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+def _parameters(function: ast.FunctionDef) -> int:
+    args = function.args
+    named = len(args.posonlyargs) + len(args.args) + len(args.kwonlyargs)
+    return named + sum(rest is not None for rest in (args.vararg, args.kwarg))
 
 
-def _replicas(document: Document, path: Path, config: Any, capacity: Capacity) -> Iterator[Fault]:  # noqa: ANN401
+def _replicas(document: Document, path: Path, config: ServeConfig, capacity: Capacity) -> Iterator[Fault]:
     """Yield our own endpoint's replicas where they do not fit."""
-    from serve.config import plan_replica
-
     on_gpu = config.device == "cuda" or (config.device == "auto" and capacity.gpus > 0)
     if on_gpu and not capacity.gpus:
         yield document.fault(
@@ -218,28 +207,3 @@ def _replicas(document: Document, path: Path, config: Any, capacity: Capacity) -
     if missing:
         reason = f"with the least workers (minReplicas) {missing}"
         yield document.fault((*path, "args", "min_replicas"), reason)
-
-
-def resolve(target: object) -> tuple[Any, str]:
-    """Import what an import path names, as module:name or module.name.
-
-    Returns:
-        (what it is, "") or (None, why not).
-    """
-    if not isinstance(target, str):
-        return None, f"expected an import path as serve.app:build_app, got {shown(target)}"
-    module_name, _, name = target.partition(":") if ":" in target else target.rpartition(".")
-    if not module_name or not name:
-        return None, f"expected an import path as serve.app:build_app, got {target!r}"
-    if str(FilePath.cwd()) not in sys.path:
-        sys.path.append(str(FilePath.cwd()))
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as err:  # noqa: BLE001 (whatever a module raises while it is imported)
-        return None, f"{module_name!r} cannot be imported: {type(err).__name__}: {' '.join(str(err).split())[:200]}"
-    for part in name.split("."):
-        if not hasattr(found, part):
-            names = [known for known in dir(found) if not known.startswith("_")]
-            return None, f"{module_name!r} has no {part!r}{nearest(part, names)}"
-        found = getattr(found, part)
-    return found, ""

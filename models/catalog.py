@@ -119,8 +119,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path, entry: dict[str, Any]) -> ModelSpec:
     try:
-        return ModelSpec.model_validate({**entry, "folder": path.parent})
+        spec = ModelSpec.model_validate({**entry, "folder": path.parent})
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the entry"
         raise ConfigError(f"model entry {path}: {where}: {first['msg']}") from err
+    # An entry may come from anybody, and the lines of its labels file are written into every output.
+    folder = path.parent.resolve()
+    for name in (spec.labels, *(artifact.file for artifact in spec.artifacts.values())):
+        if not (folder / name).resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"model entry {path} names {name!r}, which is not in the entry's folder or is a link out of it; "
+                "put the file itself beside the entry"
+            )
+    return spec

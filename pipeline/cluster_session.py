@@ -8,12 +8,15 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from models.errors import ClusterError, ConfigError
 from pipeline.lean_data import keep_cluster_actors, leave_out_cluster_actors
-from pipeline.local_ray import start_local_ray
+from pipeline.local_ray import start_local_ray, stop_ray
+from pipeline.uris import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +72,8 @@ class Cluster:
 
     def close(self) -> None:
         """Leave; a local Ray is stopped."""
-        import ray
-
         if self.is_ours:
-            ray.shutdown()
+            stop_ray()
 
 
 def connect(address: str | None) -> Cluster:
@@ -105,9 +106,11 @@ def connect(address: str | None) -> Cluster:
             pass
         elif address:
             keep_cluster_actors()
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with _secrets_left_out():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            start_local_ray()
+            with _secrets_left_out():
+                start_local_ray()
             leave_out_cluster_actors()
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
@@ -120,6 +123,19 @@ def connect(address: str | None) -> Cluster:
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
+
+
+@contextmanager
+def _secrets_left_out() -> Iterator[None]:
+    """Have Ray note this process's command line without the secrets of its URIs: its dashboard shows it to all."""
+    from ray._private import utils
+
+    command_line = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: without_secrets(command_line())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = command_line
 
 
 def _free_cpus(cpus: float) -> float:

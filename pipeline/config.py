@@ -16,6 +16,7 @@ from models.classifier import Device
 from models.decode import DecodeMode
 from models.device import SimulatedDevice
 from models.errors import ConfigError
+from pipeline.uris import without_secrets
 
 
 class SourceFormat(StrEnum):
@@ -174,4 +175,4 @@ def _one_line(err: ValidationError) -> str:
     if not name:
         return message
     description = LabelConfig.model_fields[name].description if name in LabelConfig.model_fields else ""
-    return f"{option}: {message[0].lower()}{message[1:]}, got {first['input']!r} ({description})"
+    return f"{option}: {message[0].lower()}{message[1:]}, got {without_secrets(repr(first['input']))} ({description})"

@@ -20,6 +20,7 @@ from pipeline.job import has_local_gpu
 from pipeline.labelled import LabelledSource, open_labelled
 from pipeline.scoring import Score, Scored, Way, open_way, score
 from pipeline.statistics import mcnemar, wilson
+from pipeline.uris import without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ def _run(wanted: Measured, ways: tuple[Way, ...], say: Callable[[str], None]) ->
             SourceFormat.PARQUET: "no row with a class",
             SourceFormat.IMAGES: "no images",
         }
-        raise SourceError(f"SOURCE {' '.join(wanted.source)} has {kinds[labelled.source.format]} to compare with")
+        named = without_secrets(" ".join(wanted.source))
+        raise SourceError(f"SOURCE {named} has {kinds[labelled.source.format]} to compare with")
     return labelled, scored
 
 

@@ -78,9 +78,10 @@ def evaluate(  # noqa: PLR0913 (one argument an option)
     result = compare_ways(wanted, *compare, _say) if compare else evaluate_source(wanted, _say)
     if output is not None:
         from pipeline.evaluate_page import build_page
+        from pipeline.uris import without_secrets
 
         try:
-            output.write_text(build_page(result, " ".join(source)), encoding="utf-8")
+            output.write_text(build_page(result, without_secrets(" ".join(source))), encoding="utf-8")
         except OSError as err:
             raise ConfigError(f"--output {output} cannot be written: {err.strerror or err}") from err
         _say(f"shardlabel: wrote {output}")

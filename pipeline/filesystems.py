@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.fs as pafs
 
 from models.errors import SourceError
 from pipeline.retries import Fault, classify, reason, retried
+from pipeline.uris import QUERY, URI, display_uri, is_cut_secret
 
 # pyarrow's own 1 s and 3 s cut off servers that are merely slow; a stalled connection is given up after this.
 _CONNECT_TIMEOUT_S = 5
@@ -22,9 +22,8 @@ _SILENCE_TIMEOUT_S = 15
 _REQUEST_RETRIES = 5
 # Its client would go on for 15 minutes, wrong address or not; `retried` has the patience.
 _GCS_RETRY_S = 10
-
-_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)$", re.DOTALL)
-_QUERY = re.compile(r"\?(?=[A-Za-z_]+=)")
+# Shorter values of a URI's options may stand in an error: a region, a scheme.
+_SHORTEST_SECRET = 8
 
 
 def split_location(uri: str) -> tuple[str, str]:
@@ -39,17 +38,24 @@ def split_location(uri: str) -> tuple[str, str]:
     Raises:
         SourceError: The URI is malformed.
     """
-    match = _URI.match(uri)
+    match = URI.match(uri)
     if match is None:
         return "", absolute(uri)
     scheme, authority, rest = match[1].lower(), match[2], match[3]
     if scheme == "file":
         if authority not in ("", "localhost"):
-            raise SourceError(f"{uri}: a file URI is file:///folder/file, got a host: {authority}")
+            raise SourceError(
+                f"{display_uri(uri)}: a file URI is file:///folder/file, got a host: {authority.rpartition('@')[2]}"
+            )
         return "", absolute(unquote(rest) or "/")
+    if is_cut_secret(authority, rest):
+        raise SourceError(
+            f"{display_uri(uri)}: what stands before the @ is cut at a slash; write a secret's / as %2F, "
+            "or better put it into the environment (AWS_SECRET_ACCESS_KEY)"
+        )
     if not authority.rpartition("@")[2]:
         raise SourceError(f"{display_uri(uri)} names no bucket")
-    path, query = (*_QUERY.split(rest, maxsplit=1), "")[:2]
+    path, query = (*QUERY.split(rest, maxsplit=1), "")[:2]
     options = dict(parse_qsl(query, keep_blank_values=True))
     if scheme == "s3":
         _add_s3_defaults(options)
@@ -59,17 +65,6 @@ def split_location(uri: str) -> tuple[str, str]:
     # Azure's URIs name the container before the host or in the path, as the case may be.
     base = authority.rpartition("@")[2] if scheme in ("s3", "gs", "gcs") else _open(root_uri)[1]
     return root_uri, f"{base}{path if base else path.lstrip('/')}".rstrip("/")
-
-
-def display_uri(uri: str) -> str:
-    """Return a path or URI without credentials and options, as it may be shown and kept."""
-    match = _URI.match(uri)
-    if match is None:
-        return uri
-    account = match[2].partition("@")
-    # In Azure's form what stands before the @ is the container; elsewhere it is keys.
-    host = match[2] if match[1].startswith("abfs") and ":" not in account[0] else match[2].rpartition("@")[2]
-    return f"{match[1]}://{host}{_QUERY.split(match[3], maxsplit=1)[0]}"
 
 
 def absolute(path: str) -> str:
@@ -123,11 +118,23 @@ def _open(root_uri: str, above: str = "") -> tuple[Any, str]:
             fs, base = _build(root_uri, above)
         except (ValueError, NotImplementedError, OSError, pa.ArrowException) as err:
             if classify(err) is Fault.PERMANENT:
-                raise SourceError(f"cannot open {shown}: {reason(err)}") from err
+                # Not `from err`: pyarrow's text may hold the whole URI, and a log of the cause would show it.
+                raise SourceError(f"cannot open {shown}: {_without(root_uri, reason(err))}") from None
             raise
         return fs, base
 
     return retried(f"open {shown}", build)
+
+
+def _without(root_uri: str, text: str) -> str:
+    """Return a text without what a URI has in it beside its place, in whatever pieces the text repeats it."""
+    uri = URI.match(root_uri)
+    user = uri[2].rpartition("@")[0] if uri else ""
+    options = [value for _, value in parse_qsl(uri[3].lstrip("?"))] if uri else []
+    secrets = [root_uri, user, *user.split(":"), *(value for value in options if len(value) >= _SHORTEST_SECRET)]
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
 
 
 def _build(root_uri: str, above: str) -> tuple[Any, str]:

@@ -100,7 +100,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                     _label(config, cluster, settings, (spec, choice, graph.result()), work, tally)
             printer.close()
             report = tally.report(
-                output=config.output,
+                output=dest.uri,
                 model=spec.name,
                 precision=choice.arithmetic,
                 decode=config.decode.value,

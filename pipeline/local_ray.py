@@ -4,17 +4,24 @@
 whose coming up it waits for (even with `include_dashboard=False`), and the two agents of a node, for its dashboard and for
 runtime environments. For one command on one machine none of them does anything, and they take 3 s at the start, 1 s at
 the end, and CPU in between (docs/decisions.md).
+
+Who reaches a Ray runs code as whoever started it. So each has a token of its own, which only the environment of its
+processes holds (Ray's own is in a file that lasts, and that others can read where they can read the home folder), and
+lies in a folder that is closed to others (Ray's own are open to all for writing).
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
@@ -35,10 +42,16 @@ _AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
 _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
 # By which somebody may ask for a runtime environment, which only its agent makes.
 _RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+# The name of a Unix socket has at most 103 bytes (107 on Linux), of which Ray's folders below ours take 66.
+_LONGEST_FOLDER = 37
+
+# What has to be undone once this process's local Ray has ended.
+_undo = ExitStack()
 
 
 def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa: ANN401 (ray.init's own)
-    """Start a Ray of this command's own, whatever others run on this machine.
+    """Start a Ray of this command's own, whatever others run on this machine; `stop_ray` ends it.
 
     Args:
         library: Ray's library that is needed next, imported meanwhile.
@@ -52,17 +65,32 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
     watchdog.start()
     try:
         _start(options)
+    except BaseException:
+        stop_ray()
+        raise
     finally:
         watchdog.cancel()
     warm_up.join()
 
 
+def stop_ray() -> None:
+    """Leave Ray; a local one ends, and nothing of it stays on disk or in the environment."""
+    import ray
+
+    ray.shutdown()
+    _undo.close()
+
+
 def _start(options: dict[str, Any]) -> None:
     import ray
 
+    atexit.register(stop_ray)
+    _undo.enter_context(_own_token())
+    folder = _undo.enter_context(_own_folder())
     with _on_loopback(), _without_services(), _without_agents():
         ray.init(
             address="local",
+            _temp_dir=folder,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
@@ -92,6 +120,41 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[variable]
         else:
             os.environ[variable] = of_user
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Have Ray take a new token from the environment, and afterwards whatever there was before."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    before = {name: os.environ.pop(name) for name in _AUTH_VARIABLES if name in os.environ}
+    # The mode is Ray's own default for a Ray that it starts; "disabled" is meant for other clusters.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name in _AUTH_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a folder that is closed to others, where Ray would make its own, and remove it in the end."""
+    from ray._common.utils import get_default_system_temp_dir
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir=get_default_system_temp_dir())
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        # Not the folder itself: Ray opens to all what it is given.
+        yield f"{folder}/r"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _give_up() -> None:

@@ -26,6 +26,7 @@ from pipeline.candidates import Candidate, Images, line, measure
 from pipeline.config import SourceFormat
 from pipeline.labelled import open_labelled
 from pipeline.statistics import wilson
+from pipeline.uris import without_secrets
 
 if TYPE_CHECKING:
     pass
@@ -164,8 +165,8 @@ def _read(wanted: Wanted, spec: ModelSpec, finder: ClassFinder) -> Images:
         truth.append(index)
     if len(truth) < MIN_IMAGES:
         raise SourceError(
-            f"--calibration {' '.join(wanted.source)} has {len(truth)} labelled images that can be decoded; at least "
-            f"{MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
+            f"--calibration {without_secrets(' '.join(wanted.source))} has {len(truth)} labelled images that can be "
+            f"decoded; at least {MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
         )
     return Images(np.stack(pixels), np.array(truth, np.int64))
 
@@ -201,7 +202,8 @@ def _decide(
             f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
             "nothing was registered. Give more images, other --methods, or a larger --max-drop"
         )
-    where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {' '.join(wanted.source)}"[:300]
+    named = without_secrets(" ".join(wanted.source))
+    where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {named}"[:300]
     note = f"{best[0].name} by `models quantize`, {where}: top-1 {best[0].top1:.2f} %, fp32 {base.top1:.2f} %"
     register_artifacts(spec, {Precision.INT8: (best[1], note)})
     return replace(result, chosen=(best[0].name,)), None

@@ -15,10 +15,11 @@ import numpy as np
 from models.errors import SourceError, StorageError
 from pipeline import globs
 from pipeline.config import SourceFormat
-from pipeline.filesystems import display_uri, split_location
+from pipeline.filesystems import split_location
 from pipeline.listing import NO_UTF_8, Lookup, visible_name, walk
 from pipeline.overlap import Overlap
 from pipeline.storage import FileStat, Storage, iter_lines
+from pipeline.uris import display_uri, without_secrets
 from pipeline.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
 
 
@@ -81,7 +82,7 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
     begun = files()
     first = next(begun, None)
     if first is None:
-        raise SourceError(f"SOURCE {' '.join(texts)} names no files{_hint(wanted)}")
+        raise SourceError(f"SOURCE {without_secrets(' '.join(texts))} names no files{_hint(wanted)}")
     kind = format_of(first.shard) if wanted is SourceFormat.AUTO else wanted
     if kind is None:
         raise SourceError(f"cannot tell the format of {first.shard}; give --format webdataset, parquet or images")
@@ -195,7 +196,7 @@ def _lines(text: str) -> Iterator[str]:
     folder, _, name = path.rpartition("/")
     storage = Storage(folder or "/", _shown(root_uri, folder), root_uri)
     if storage.stat(name) is None:
-        raise SourceError(f"SOURCE {text}: there is no list file {display_uri(text[1:])}")
+        raise SourceError(f"SOURCE {without_secrets(text)}: there is no list file {display_uri(text[1:])}")
     for line in iter_lines(storage, name):
         entry = line.strip()
         if entry and not entry.startswith("#"):

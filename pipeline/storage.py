@@ -19,10 +19,11 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from models.errors import StorageError
-from pipeline.filesystems import display_uri, open_filesystem, open_to_delete, split_location
+from pipeline.filesystems import open_filesystem, open_to_delete, split_location
 from pipeline.retries import DEFAULT_RETRY, RetryPolicy, reason, retried
 from pipeline.stored_file import RandomFile, StoredFile
 from pipeline.streams import RetryingStream
+from pipeline.uris import display_uri
 
 # Below DEST, so that a rename never crosses from one disk to another; readers skip names that begin with "_".
 TEMPORARY_FOLDER = "_shardlabel/tmp"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import ClusterError
+from pipeline.local_ray import stop_ray
 from serve.metrics_share import RayStore
 from serve.ports import holders
 
@@ -78,7 +79,7 @@ class Endpoint:
                     ray_serve.shutdown()
             except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
                 problem = err
-            ray.shutdown()
+        stop_ray()
         _wait_gone(haproxy, 5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
         if problem is not None and not self.is_local:

@@ -107,7 +107,7 @@ def run_here(server: S3Server, model: Path) -> dict[str, bytes]:
     command = [sys.executable, "-m", "cluster.cli", "label", f"s3://{BUCKET}/in", "--output", f"s3://{BUCKET}/here",
                "--model", str(model), "--top-k", "3"]  # fmt: skip
     environment = {**os.environ, **server.environment()}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     return parts(server.bucket / "here")
 
 
@@ -178,6 +178,19 @@ def worker_logs(world: World) -> str:
     return "\n".join(path.read_text() for path in world.nodes.folder.glob("session_2*/logs/worker-*.err"))
 
 
+def lacking(seen: dict[str, str], world: World) -> list[str]:
+    """Look at every metric that the project scrapes, and return those, and the stages, that no node has told of yet."""
+    never = {"ray_shardlabel_unit_retries_total", "ray_shardlabel_storage_retries_total"}  # nothing goes wrong
+    seen |= {name: metrics_of(world, name) for name in scraped_names()}
+    wanted = [
+        'ray_shardlabel_images_total status="ok"',
+        *(f'ray_shardlabel_stage_seconds_total stage="{stage}"' for stage in ("read", "decode", "label", "write")),
+        *(name for name in seen if name not in never),
+    ]
+    parts = [words.partition(" ") for words in wanted]
+    return [f"{name} {label}" for name, _, label in parts if not seen[name] or label not in seen[name]]
+
+
 def eventually(claim: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not claim():
@@ -195,8 +208,9 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
             os.kill(second.process.pid, signal.SIGINT)
             left = second.end()
         world.gate.open_shards = 4
-        eventually(lambda: 'status="ok"' in metrics_of(world, "ray_shardlabel_images_total"))
-        seen = {name: metrics_of(world, name) for name in scraped_names()}
+        seen: dict[str, str] = {}
+        # Each process reports for itself, every few seconds: the names come one by one.
+        eventually(lambda: not lacking(seen, world))
         logs = worker_logs(world)
         world.line.cut()
         first.wait_for("the connection is lost")
@@ -216,14 +230,7 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     assert first.text.count(f"{SHARDS * SAMPLES} images in s3://") == 1
     assert "nothing is sent" in first.text
     assert world.line.bytes_up - sent_before < 100_000
-    never = {"ray_shardlabel_unit_retries_total", "ray_shardlabel_storage_retries_total"}  # nothing went wrong
-    assert [name for name, lines in seen.items() if not lines and name not in never] == []
     assert all('job="ok"' in line for lines in seen.values() for line in lines.splitlines())
-    assert {
-        stage
-        for stage in ("read", "decode", "label", "write")
-        if f'stage="{stage}"' in seen["ray_shardlabel_stage_seconds_total"]
-    } == {"read", "decode", "label", "write"}
     assert re.search(r"job=ok unit=\d+ node=[0-9a-f]{8} done rows=20 ok=20", logs)
     assert left == 130
     assert "goes on; to attach: shardlabel submit" in second.text

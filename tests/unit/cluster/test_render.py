@@ -196,6 +196,27 @@ def test_any_value_is_refused_or_stays_a_value(key, value):
     stays_where_it_is(config)
 
 
+@pytest.mark.parametrize("key", ["job.source", "job.output", "job.options", "model_mirror"])
+def test_credentials_in_a_uri_are_not_rendered(key):
+    with pytest.raises(ConfigError, match=r"must hold no credentials.*storage_secret"):
+        build_configuration([f"{key}=https://KEYID:W0RD@bucket/x"])
+
+
+@pytest.mark.parametrize("target", [Target.RAYJOB, Target.RAYSERVICE])
+def test_the_dashboard_is_open_to_the_operator_of_one_namespace_and_to_no_other(target):
+    config = build_configuration(["operator_namespace=kuberay-system"])
+    policy = next(d for d in yaml.safe_load_all(render(target, config)) if d["kind"] == "NetworkPolicy")
+
+    rules = [rule for rule in policy["spec"]["ingress"] if {"protocol": "TCP", "port": 8265} in rule.get("ports", [])]
+
+    assert [peer for rule in rules for peer in rule["from"]] == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+        }
+    ]
+
+
 def stays_where_it_is(config):
     """Hold that every target is YAML of the usual documents, and the entrypoint one command for a shell."""
     for target in Target:

@@ -138,6 +138,21 @@ def test_the_dashboard_is_found_as_rays_own_command_finds_it(address, environmen
     assert dashboard_url(address, environment) == url
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["s3://KEYID:S3CRET@b/in", "--output", "s3://b/out"],
+        ["@s3://b/list.txt?secret_key=S3CRET&access_key=KEYID", "--output", "s3://b/out"],
+        ["s3://b/in", "--output", "s3://b/out?session_token=S3CRET"],
+    ],
+)
+def test_credentials_in_a_uri_are_not_submitted_and_the_error_says_how_to_pass_them(words):
+    with pytest.raises(ConfigError, match=r"has credentials in it.*--env AWS_ACCESS_KEY_ID") as raised:
+        check_arguments(["label", *words])
+
+    assert "S3CRET" not in str(raised.value)
+
+
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "head:port", "http://head:99999"])
 def test_what_is_no_dashboard_is_refused(address):
     with pytest.raises(ConfigError, match="--address is the URL"):

@@ -164,6 +164,23 @@ def test_code_that_comes_with_a_working_directory_is_not_looked_for(tmp_path):
     assert faults_of(tmp_path, application + environment) == []
 
 
+def test_no_line_of_a_module_that_a_file_names_is_run(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\n"
+    (tmp_path / "theirs" / "__init__.py").write_text(code)
+    (tmp_path / "theirs" / "app.py").write_text(code + "app = build()\ndef add(servicer, server): ...\nlimit = 3\n")
+    monkeypatch.chdir(tmp_path)
+    application = "applications:\n- name: a\n  import_path: theirs.app:{}\n"
+    functions = "grpc_options: {{grpc_servicer_functions: ['theirs.app:{}']}}\n"
+
+    assert faults_of(tmp_path, application.format("app") + functions.format("add")) == []
+    assert "'theirs.app' has no 'ap'; did you mean 'app'?" in faults_of(tmp_path, application.format("ap"))[0]
+    assert "has 2" in faults_of(tmp_path, application.format("add"))[0]
+    assert "expected a function" in faults_of(tmp_path, application.format("app") + functions.format("limit"))[0]
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("target", ["rayjob", "rayservice", "ray-up"])
 def test_render_prints_what_validate_takes(target, tmp_path):
     done = run("render", target, "--set", "name=pets", "--output", tmp_path / "m.yaml")

@@ -126,6 +126,9 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "spec.entrypoint", "did you mean 'label'?"),
     "a quote that does not end": (
         "rayjob", replace("spec", "entrypoint", old="tar'", new="tar"), "spec.entrypoint", "the shell cannot read it"),
+    "credentials in the entrypoint": (
+        "rayjob", replace("spec", "entrypoint", old="s3://my-bucket/labels", new="s3://KEYID:W0RD@my-bucket/labels"),
+        "spec.entrypoint", "--output: expected no credentials, got some in s3://my-bucket/labels"),
     "output on each node's own disk": (
         "rayjob", replace("spec", "entrypoint", old="s3://my-bucket/labels", new="/data/labels"),
         "spec.entrypoint", "expected shared storage"),

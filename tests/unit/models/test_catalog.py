@@ -116,3 +116,46 @@ def test_missing_labels_are_an_error_that_names_the_file(tiny_model):
 
     with pytest.raises(ArtifactError, match=r"labels of tiny: cannot read .*none\.txt"):
         load_labels(spec)
+
+
+@pytest.mark.parametrize("way", ["absolute", "up", "link", "link above", "artifact"])
+def test_an_entry_names_files_of_its_own_folder_and_no_others(tiny_model, tmp_path, way):
+    folder, secret = tmp_path / "theirs", tmp_path / "elsewhere" / "secret.txt"
+    secret.parent.mkdir()
+    secret.write_text("hunter2\n" * 3)
+    folder.mkdir()
+    (folder / "m.onnx").write_bytes(tiny_model.read_bytes())
+    (folder / "link.txt").symlink_to(secret)
+    (folder / "above").symlink_to(secret.parent)
+    names = {
+        "absolute": str(secret),
+        "up": "../elsewhere/secret.txt",
+        "link": "link.txt",
+        "link above": "above/secret.txt",
+    }
+    if way == "artifact":
+        (folder / "m.onnx").rename(secret)
+        (folder / "m.onnx").symlink_to(secret)
+    entry = tiny_model.with_suffix(".toml").read_text()
+    labels = load_spec(str(tiny_model)).labels
+    entry = entry.replace(f'labels = "{labels}"', f'labels = "{names.get(way, labels)}"')
+    (folder / "m.toml").write_text(entry)
+
+    with pytest.raises(ConfigError, match=r"m\.toml names .* not in the entry's folder") as raised:
+        load_spec(str(folder / "m.onnx"))
+
+    assert "hunter2" not in str(raised.value)
+
+
+def test_files_below_the_entrys_folder_and_links_that_stay_in_it_are_taken(tiny_model, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(tiny_model.read_bytes())
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "real.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "link.txt").symlink_to("labels/real.txt")
+    entry = tiny_model.with_suffix(".toml").read_text()
+    labels = load_spec(str(tiny_model)).labels
+
+    for name in ("labels/real.txt", "link.txt"):
+        (tmp_path / "m.toml").write_text(entry.replace(f'labels = "{labels}"', f'labels = "{name}"'))
+
+        assert load_labels(load_spec(str(tmp_path / "m.onnx"))) == ("red", "green", "blue")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +49,7 @@ def test_what_is_wrong_with_an_image_comes_back_as_its_own_error(decoder, data, 
 
 
 def test_a_child_that_dies_costs_one_image(decoder):
-    child = decoder._child.pid
+    child = decoder._child._process.pid
     os.kill(child, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (child, signal.SIGKILL)).start()
 
@@ -57,15 +60,15 @@ def test_a_child_that_dies_costs_one_image(decoder):
 
 
 def test_a_child_that_hangs_is_ended_in_time_and_costs_one_image(decoder):
-    decoder._timeout_s = 0.3
-    os.kill(decoder._child.pid, signal.SIGSTOP)
+    decoder._child._timeout_s = 0.3
+    os.kill(decoder._child._process.pid, signal.SIGSTOP)
     started = time.perf_counter()
 
     with pytest.raises(UndecodableImageError, match=r"took longer than 0\.3 s"):
         decoder.decode(colour_jpeg("red"), out())
 
     assert time.perf_counter() - started < 5
-    decoder._timeout_s = 20.0
+    decoder._child._timeout_s = 20.0
     assert decoder.decode(colour_jpeg("red"), out()).width == 20
 
 
@@ -73,7 +76,32 @@ def test_no_child_is_left_behind(tiny_model):
     spec = load_spec(str(tiny_model))
     with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=20.0) as decoder:
         decoder.decode(colour_jpeg("red"), out())
-        child = decoder._child.pid
+        child = decoder._child._process.pid
 
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_the_start_of_a_child_does_not_count_as_the_time_of_an_image(tiny_model):
+    spec = load_spec(str(tiny_model))
+    # A process takes longer to start than a small image to decode, on any machine.
+    with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=0.2) as decoder:
+        decoder._child._start()
+        decoder._child._timeout_s = 20.0
+        assert decoder.decode(colour_jpeg("red"), out()).width == 20
+
+
+def test_a_child_that_hangs_ends_with_the_process_that_started_it():
+    code = (
+        "import functools, os, threading, time; from pipeline.isolated import Child\n"
+        "child = Child(functools.partial(functools.partial, time.sleep), 60.0)\n"
+        "threading.Thread(target=child.call, args=(1000,), daemon=True).start()\n"
+        "while child._process is None: time.sleep(0.1)\n"
+        "time.sleep(3); print(child._process.pid, flush=True); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    deadline = time.monotonic() + 20
+    while (path := Path(f"/proc/{int(done.stdout)}")).exists() and path.joinpath("stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the child goes on"
+        time.sleep(0.1)

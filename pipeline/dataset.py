@@ -178,9 +178,9 @@ class LabelUnits:
         if begun > MAX_BEGUN:
             return self._failed(unit, f"{MAX_BEGUN} processes that had it were lost, most of them with their nodes")
         why = f"{deaths} processes ended while they had it, also with images isolated"
-        for attempt in range(deaths, MAX_ATTEMPTS):
-            # All of the task: another image like the one that brought a process down costs no second process then.
-            isolate = attempt > 0 or log.deaths() > 0
+        # After a death all of the task: another image like the one at fault costs no second process then.
+        isolate = log.deaths() > 0
+        for _ in range(deaths, MAX_ATTEMPTS):
             label = self._label_isolated if isolate else self._label
             try:
                 commit = label_unit(self._settings, unit, label, isolate=isolate, clock=self._clock)
@@ -189,6 +189,7 @@ class LabelUnits:
                 why = str(err) if isinstance(err, ShardlabelError) else f"unexpected {type(err).__name__}: {err}"
                 if _is_of_all(err):
                     return self._failed(unit, why, stops=True)
+                isolate = isolate or isinstance(err, InferenceError)
             else:
                 self._metrics.done(unit, commit)
                 return Result(commit)

@@ -251,9 +251,9 @@ def test_of_actors_that_may_be_one_to_three_a_little_work_starts_one(tmp_path, t
             super().__init__(*arguments)
 
     monkeypatch.setattr(model_pool, "ModelActor", Counted)
-    colour_shards(tmp_path / "in", shards=2, samples=50)
+    colour_shards(tmp_path / "in", shards=1, samples=5)
 
-    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:20", actors="1:3")
+    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000", actors="1:3")
 
     assert report.status == "done"
     assert len(list(marks.iterdir())) == 1

@@ -24,7 +24,7 @@ PATIENCE = 20
 
 
 class Watchdog(AbstractContextManager[None]):
-    """Use as a context manager around each piece of work, in any number of threads; 0.5 us each.
+    """Use as a context manager around each piece of work, in any number of threads; 1 to 2 us each.
 
     Args:
         timeout_s: A piece that takes longer ends the process.

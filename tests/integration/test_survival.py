@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -110,6 +111,27 @@ def test_an_image_that_hangs_or_fails_the_model_is_a_row_and_the_job_goes_on(tmp
         assert "the model" in row["error"]
     assert {row["label"] for key, row in rows.items() if len(key) < 3} == {"green"}
     assert Counter(row["status"] for row in rows.values()) == {"ok": 28}
+
+
+@pytest.mark.slow
+def test_a_ctrl_c_while_the_model_hangs_ends_the_run_as_any_other_does(tmp_path):
+    model = ON_WHITE["a-loop-that-never-ends"](tmp_path)
+    colour_shards(tmp_path / "in", shards=6, samples=5)
+    write_tar(tmp_path / "in" / "shard-001.tar", {"a.png": white_png()})
+    words = ["label", tmp_path / "in", "--output", tmp_path / "out", "--model", model, "--top-k", "3", "--actors", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", *map(str, words), "--image-timeout-s", "5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "out" / "part-00000.parquet").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 130, out + err
+    assert "the same command does the rest" in out
 
 
 @pytest.mark.slow

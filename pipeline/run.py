@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -227,7 +227,12 @@ def _cleared(state: RunState) -> Iterator[None]:
     try:
         yield
     finally:
-        cleaner = threading.Thread(target=state.clear, daemon=True)
+
+        def clear() -> None:
+            with suppress(Exception):
+                state.clear()
+
+        cleaner = threading.Thread(target=clear, daemon=True)
         cleaner.start()
         cleaner.join(CLEAR_S)
 

@@ -310,9 +310,10 @@ def test_a_run_leaves_its_caller_as_it_was(tmp_path, tiny_model, monkeypatch):
     assert not ray.is_initialized()
     with ThreadPoolExecutor(1) as pool:
         from_thread = pool.submit(label, tmp_path / "in", tmp_path / "thread", tiny_model).result()
-    connect(None)
     assert from_here.status == from_thread.status == "done"
     assert [signal.getsignal(number) for number in numbers] == handlers
+    assert dict(os.environ) == environment
+    connect(None)
     assert parts(tmp_path / "here") == parts(tmp_path / "thread")
 
 

@@ -29,7 +29,7 @@ from tests.tiny_model import colour_jpeg, colour_shards, write_tar
 pytestmark = pytest.mark.ray
 
 # Batches of the tiny model take a millisecond.
-TIMEOUT_S = 3.0
+TIMEOUT_S = 5.0
 
 
 # What a caller does in a process of its own.

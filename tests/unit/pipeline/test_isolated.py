@@ -8,15 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.catalog import load_spec
+from models.classifier import Classifier
 from models.decode import DecodeMode, ImageLimits, decode_image
-from models.errors import EmptyImageError, InputError, UndecodableImageError
-from pipeline.isolated import IsolatedDecoder
+from models.errors import EmptyImageError, InputError, SignatureError, UndecodableImageError
+from models.spec import Precision
+from pipeline.isolated import IsolatedDecoder, IsolatedLabeller
+from tests.hostile_models import ON_WHITE
 from tests.tiny_model import SIDE, colour_jpeg
 
 
@@ -105,3 +109,24 @@ def test_a_child_that_hangs_ends_with_the_process_that_started_it():
     while (path := Path(f"/proc/{int(done.stdout)}")).exists() and path.joinpath("stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the child goes on"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", ON_WHITE)
+def test_the_image_that_a_model_fails_on_is_found_and_the_others_are_labelled(tmp_path, name):
+    load = partial(Classifier, load_spec(str(ON_WHITE[name](tmp_path))), precision=Precision.FP32, top_k=3)
+    images = np.zeros((3, SIDE, SIDE, 3), np.uint8)
+    images[0, ..., 2], images[1], images[2, ..., 1] = 250, 255, 250  # blue, white, green
+
+    with IsolatedLabeller(load, 5.0, embedding=False) as labeller:
+        predictions, faults = labeller.predict(images)
+
+    assert predictions.label_ids[:, 0].tolist() == [2, 1]
+    assert list(faults) == [1]
+    assert "the model" in faults[1]
+
+
+def test_a_model_that_does_not_load_any_more_is_no_fault_of_the_images(tmp_path, tiny_model):
+    load = partial(Classifier, load_spec(str(tiny_model)), precision=Precision.FP32, top_k=3, graph=b"damaged")
+
+    with IsolatedLabeller(load, 5.0, embedding=False) as labeller, pytest.raises(SignatureError):
+        labeller.predict(np.zeros((3, SIDE, SIDE, 3), np.uint8))

@@ -57,7 +57,7 @@ class WatchedLabeller:
     """A labeller whose process ends where a batch takes too long, or where its card is lost.
 
     Args:
-        labeller: Loaded; one black image is labelled now, to measure how long a batch takes.
+        labeller: Loaded; a black image is labelled twice now, to measure how long a batch takes.
         side: Pixels, of the model's images.
         batch_size: Images that it is given at most.
         timeout_s: What a batch may take at least. A slow model may take PATIENCE times what it is measured to take.
@@ -68,10 +68,14 @@ class WatchedLabeller:
 
     def __init__(self, labeller: Labeller, side: int, batch_size: int, timeout_s: float) -> None:
         self._labeller = labeller
-        began = time.monotonic()
-        labeller.predict(np.zeros((1, side, side, 3), np.uint8))
-        self.timeout_s = max(timeout_s, PATIENCE * batch_size * (time.monotonic() - began))
+        self.timeout_s = max(timeout_s, PATIENCE * batch_size * min(self._measure(side), self._measure(side)))
         self._watchdog = Watchdog(self.timeout_s)
+
+    def _measure(self, side: int) -> float:
+        """Return the seconds of one black image."""
+        began = time.monotonic()
+        self._labeller.predict(np.zeros((1, side, side, 3), np.uint8))
+        return time.monotonic() - began
 
     def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
         """Label a batch; see `Classifier.predict`."""

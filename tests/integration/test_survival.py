@@ -210,6 +210,7 @@ def test_a_fault_of_every_unit_stops_the_run_before_it_has_tried_them_all(tmp_pa
     assert len(report.failed) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lost_with_its_node", "status"), [(True, "done"), (False, "failed")])
 def test_the_loss_of_a_node_is_no_attempt_and_the_death_of_a_process_is(
     tmp_path, tiny_model, monkeypatch, lost_with_its_node, status

@@ -134,6 +134,10 @@ class Classifier:
             InferenceError: ONNX Runtime failed; its exception is the cause.
         """
         self._check_images(images)
+        if len(images) == 0:
+            # Not every model takes an empty batch.
+            black = np.zeros((1, *images.shape[1:]), np.uint8)
+            return self.predict(black, probabilities=probabilities, embedding=embedding, top_k=top_k).rows(0, 0)
         if embedding and self.spec.embedding is None:
             raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
         names = ["top_ids", "top_scores"]

@@ -75,7 +75,11 @@ def label(  # noqa: PLR0913 (one argument an option)
     max_pixels: Annotated[int | None, typer.Option(help="Larger images are too_large. [default: 100000000]")] = None,
     max_image_bytes: Annotated[int | None, typer.Option(help="Likewise, in bytes. [default: 67108864]")] = None,
     image_timeout_s: Annotated[
-        float | None, typer.Option(help="An image that takes longer to decode is undecodable. [default: 60]")
+        float | None,
+        typer.Option(
+            help="An image that takes longer to decode is undecodable, one that the model takes longer for unsupported "
+            "(20 times what a batch usually takes, if that is more). [default: 60]"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Label only so many images.")] = None,
     dry_run: Annotated[

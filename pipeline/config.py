@@ -72,7 +72,9 @@ class LabelConfig(BaseModel):
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
     max_pixels: int = Field(default=100_000_000, ge=1, description="Larger images are rows too_large, pixels.")
     max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="Likewise, bytes.")
-    image_timeout_s: float = Field(default=60.0, gt=0, description="An image that takes longer is undecodable.")
+    image_timeout_s: float = Field(
+        default=60.0, gt=0, description="What an image may take to decode, and a batch at least to label."
+    )
     limit: int | None = Field(default=None, ge=1, description="Label only so many images.")
     max_error_rate: float = Field(default=1.0, ge=0, le=1, description="Exit 3 over this share of unlabelled images.")
     overwrite: bool = Field(default=False, description="Start the output anew.")

@@ -19,12 +19,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
-from models.errors import ShardlabelError
+from models.errors import InferenceError, ShardlabelError
 from models.memory import keep_freed_memory
 from pipeline.commits import Commit
 from pipeline.metrics import UnitMetrics
@@ -33,15 +34,18 @@ from pipeline.model_pool import model_pool
 from pipeline.model_ref import ModelRef
 from pipeline.plan import Unit
 from pipeline.pools import Pools
-from pipeline.runstate import StopFlag
+from pipeline.runstate import StopFlag, TaskLog
 from pipeline.stage_clock import StageClock
-from pipeline.stages import LabelBatches, UnitSettings, label_here, label_unit
+from pipeline.stages import LabelBatches, UnitSettings, label_here, label_isolated, label_unit
 from pipeline.tasks import in_tasks
+from pipeline.watchdog import WatchedLabeller
 
 logger = logging.getLogger(__name__)
 
-# A unit that brought down its process so often is given up, and fails the run.
+# A unit fails that brought down its process so often, or raised something unexpected.
 MAX_ATTEMPTS = 4
+# The loss of a node is no attempt; but a unit that so many processes began must come to an end.
+MAX_BEGUN = 100
 # Images that go to a card together: 19 MB of pixels. Fewer cost a call more often, more wait longer for their last one.
 BLOCK_SIZE = 128
 # Units that a decoder has at a time: one is decoded while another is written, or waits for its last labels.
@@ -50,11 +54,19 @@ UNITS_PER_DECODER = 2
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a unit: a commit record, a failure, or neither where the run is stopping."""
+    """What became of a unit: a commit record, a failure, or neither where the run is stopping.
 
-    unit: int
+    Attributes:
+        commit: Of a finished unit.
+        failed: Name of a unit that failed, with its shards.
+        why: It failed.
+        stops: Other units would fail too.
+    """
+
     commit: Commit | None = None
-    failure: str | None = None
+    failed: str | None = None
+    why: str = ""
+    stops: bool = False
 
 
 RunUnits = Callable[[Sequence[Unit]], Iterator[Result]]
@@ -76,9 +88,8 @@ def labelling(settings: UnitSettings, model: ModelRef, pools: Pools, say: Callab
     if pools.decoders == 0:
         yield lambda units: _run(units, pools, (settings, model, pools, None))
         return
-    num_classes = len(settings.output.labels)
     settings = replace(settings, batch_size=min(settings.batch_size, BLOCK_SIZE))
-    with model_pool(model, num_classes, pools, say, embeddings=settings.embeddings) as actors:
+    with model_pool(model, settings, pools, say) as actors:
         yield lambda units: _run(units, pools, (settings, model, pools, actors))
 
 
@@ -131,46 +142,67 @@ class LabelUnits:
     def __init__(self, settings: UnitSettings, model: ModelRef, pools: Pools, actors: list[Any] | None) -> None:
         self._settings = settings
         self._state = model.state
+        self._node = ray.get_runtime_context().get_node_id()
         self._stop = StopFlag(model.state)
         self._clock = StageClock()
         self._metrics = UnitMetrics(model.state.job, self._clock)
         self._label: LabelBatches
+        self._label_isolated: LabelBatches
         if actors is None:
-            classifier = model.load(len(settings.output.labels), pools)
-            self._label = label_here(classifier, self._clock, embeddings=settings.embeddings)
+            loader = partial(model.loader, len(settings.output.labels), pools)
+            labeller = WatchedLabeller(
+                loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s
+            )
+            self._label = label_here(labeller, self._clock, embeddings=settings.embeddings)
+            self._label_isolated = label_isolated(
+                loader, labeller.timeout_s, self._clock, embeddings=settings.embeddings
+            )
         else:
-            self._label = ModelClient(actors, self._clock, threading.Lock()).label
+            self._label = self._label_isolated = ModelClient(actors, self._clock, threading.Lock()).label
         keep_freed_memory()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Label each unit of the block; returns one pickled `Result` per unit."""
-        results = [self._do(pickle.loads(value.as_py())) for value in batch.column("unit")]
+        units = [pickle.loads(value.as_py()) for value in batch.column("unit")]
+        log = TaskLog(self._state, units[0].number, self._node)
+        results = [self._do(unit, log) for unit in units]
+        log.end()
         return pa.table({"result": pa.array([pickle.dumps(result) for result in results], pa.binary())})
 
-    def _do(self, unit: Unit) -> Result:
+    def _do(self, unit: Unit, log: TaskLog) -> Result:
         if self._stop.is_set():
-            return Result(unit.number)
-        attempt = self._state.begin(unit.number)
-        self._metrics.begun(unit, attempt)
-        if attempt > MAX_ATTEMPTS:
-            return Result(unit.number, failure=_given_up(unit))
-        try:
-            commit = label_unit(self._settings, unit, self._label, careful=attempt > 1, clock=self._clock)
-        except ShardlabelError as err:
-            self._metrics.failed(unit, str(err))
-            return Result(unit.number, failure=str(err))
-        except Exception as err:
-            logger.exception("unit=%d failed", unit.number)
-            return Result(unit.number, failure=_unforeseen(unit, err))
-        self._state.end(unit.number)
-        self._metrics.done(unit, commit)
-        return Result(unit.number, commit)
+            return Result()
+        log.begin(unit.number)
+        begun, deaths = log.begun(unit.number), log.deaths(unit.number)
+        self._metrics.begun(unit, begun)
+        if begun > MAX_BEGUN:
+            return self._failed(unit, f"{MAX_BEGUN} processes that had it were lost, most of them with their nodes")
+        why = f"{deaths} processes ended while they had it, also with images isolated"
+        # After a death all of the task: another image like the one at fault costs no second process then.
+        isolate = log.deaths() > 0
+        for _ in range(deaths, MAX_ATTEMPTS):
+            label = self._label_isolated if isolate else self._label
+            try:
+                commit = label_unit(self._settings, unit, label, isolate=isolate, clock=self._clock)
+            except Exception as err:
+                logger.exception("unit=%d failed", unit.number)
+                why = str(err) if isinstance(err, ShardlabelError) else f"unexpected {type(err).__name__}: {err}"
+                if _is_of_all(err):
+                    return self._failed(unit, why, stops=True)
+                isolate = isolate or isinstance(err, InferenceError)
+            else:
+                self._metrics.done(unit, commit)
+                return Result(commit)
+        return self._failed(unit, why)
+
+    def _failed(self, unit: Unit, why: str, *, stops: bool = False) -> Result:
+        self._metrics.failed(unit, why)
+        names = [piece.shard for piece in unit.slices[:3]] + ["..."] * (len(unit.slices) > 3)
+        return Result(failed=f"unit {unit.number} ({', '.join(names)})", why=why, stops=stops)
 
 
-def _unforeseen(unit: Unit, err: Exception) -> str:
-    return f"unit {unit.number} ({unit.slices[0].shard}): unforeseen {type(err).__name__}: {err}"
-
-
-def _given_up(unit: Unit) -> str:
-    names = ", ".join(piece.shard for piece in unit.slices[:3])
-    return f"unit {unit.number} ({names}) brought down its process {MAX_ATTEMPTS} times, also with decoding isolated"
+def _is_of_all(err: Exception) -> bool:
+    """Tell whether other units would meet an error too: storage that fails for good, a full disk, no actor any more."""
+    if isinstance(err, OSError):
+        return err.errno is not None
+    return isinstance(err, ShardlabelError) and not isinstance(err, InferenceError)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +24,7 @@ from models.classifier import Choice, Classifier
 from models.decode import ImageLimits
 from models.spec import ModelSpec
 from pipeline import reading
+from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
 from pipeline.destination import Work, prepare
@@ -54,11 +53,15 @@ WINDOW_UNITS = 4096
 # this stays below a hundredth. A cluster of hundreds of actors has a driver with memory for the larger window.
 UNITS_PER_ACTOR = 128
 MAX_WINDOW_UNITS = 65_536
+# What fails so many units, each by itself, is no matter of the units.
+MAX_FAILED_UNITS = 100
+CLEAR_S = 5.0
 
 # Chooses slices, given all of SOURCE's, and a function that counts a slice's samples up to a number.
 Pick = Callable[[Iterator[Slice], Callable[[Slice, int], int]], Iterator[Slice]]
 
 
+@caller_as_before()
 def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None = None) -> RunReport:
     """Label every image of SOURCE that DEST does not hold yet.
 
@@ -165,7 +168,10 @@ def _label(
     work: Work,
     tally: Tally,
 ) -> None:
-    """Label the pending units, window by window, until all are done, a unit fails, or a signal asks to stop."""
+    """Label the pending units, window by window, until all are done, or something or somebody asks to stop.
+
+    A unit that fails for itself is counted, and the others go on.
+    """
     from pipeline.dataset import labelling
     from pipeline.runstate import RunState
 
@@ -183,7 +189,8 @@ def _label(
     ref = ModelRef(spec, choice, config.top_k, state)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (
-        _stop_on_signal(state, tally.printer) as stopped,
+        _cleared(state),
+        stop_on_signal(state, tally.printer) as stopped,
         work.log,
         labelling(settings, ref, pools, tally.printer.say) as run_units,
     ):
@@ -193,14 +200,31 @@ def _label(
                     work.log.append(result.commit)
                     tally.add(result.commit)
                     gauges.show(tally.totals)
-                elif result.failure is not None and tally.failure is None:
-                    tally.failure = result.failure
-                    tally.printer.say(f"shardlabel: stopping, what is in flight is finished: {result.failure}")
-                    state.request_stop()
-                    stopped.set()
+                elif result.failed is not None:
+                    tally.add_failed(result.failed, result.why)
+                    if tally.failure is None and (result.stops or tally.failed_units >= MAX_FAILED_UNITS):
+                        tally.failure = f"{result.failed}: {result.why}"
+                        tally.printer.say("shardlabel: stopping, what is in flight is finished")
+                        state.request_stop()
+                        stopped.set()
             work.log.flush()
-    state.clear()
     del shared
+
+
+@contextmanager
+def _cleared(state: RunState) -> Iterator[None]:
+    """Forget the run in the cluster however it ends, unless the cluster itself is gone: it answers for a minute then."""
+    try:
+        yield
+    finally:
+
+        def clear() -> None:
+            with suppress(Exception):
+                state.clear()
+
+        cleaner = threading.Thread(target=clear, daemon=True)
+        cleaner.start()
+        cleaner.join(CLEAR_S)
 
 
 @contextmanager
@@ -223,27 +247,3 @@ def _embedding_size(spec: ModelSpec, choice: Choice, graph: bytes) -> int:
     embedding = classifier.predict(np.zeros((1, side, side, 3), np.uint8), embedding=True).embedding
     assert embedding is not None
     return int(embedding.shape[1])
-
-
-@contextmanager
-def _stop_on_signal(state: RunState, printer: ProgressPrinter) -> Iterator[threading.Event]:
-    """On the first SIGINT or SIGTERM finish what is in flight; on the second leave at once."""
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        printer.say("shardlabel: stopping, what is in flight is finished (once more to leave it)")
-        # Not here: a signal handler must not wait for a server.
-        threading.Thread(target=state.request_stop, daemon=True).start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -145,7 +145,9 @@ class ModelClient:
             if place is None:
                 continue
             try:
-                self._nodes[place] = _without_ray(reference)
+                node = _without_ray(reference)
+                with self._lock:
+                    self._nodes[place] = node
             except ShardlabelError as err:
                 self._failed = err
             except RayActorError as err:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +13,14 @@ import ray
 from ray.exceptions import RayError
 
 from models.classifier import Provider, UInt8Array
-from models.errors import DeviceLostError, ShardlabelError
+from models.errors import ShardlabelError
 from pipeline.batching import Batcher, Load
 from pipeline.model_client import WATCH_GROUP
 from pipeline.model_ref import ModelRef
 from pipeline.pools import Pools
 from pipeline.stage_clock import Stage
+from pipeline.stages import UnitSettings
+from pipeline.watchdog import WatchedLabeller
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ MAX_BLOCKS = 128
 # A card that is lost again and again, or an image that brings its process down, must come to an end.
 MAX_RESTARTS = 10
 MAX_RETRIES = 2
-LOST_CARD_EXIT = 76
 
 WATCH_EVERY_S = 10.0
 # Below this share of a span a card counts as idle.
@@ -55,15 +55,18 @@ class Report:
 class ModelActor:
     """Actor of the two-stage shape: label blocks of pixels, whatever units they come from."""
 
-    def __init__(self, model: ModelRef, num_classes: int, pools: Pools, embeddings: bool) -> None:
+    def __init__(self, model: ModelRef, settings: UnitSettings, pools: Pools) -> None:
         self._spent = dict.fromkeys(Stage, 0.0)
         self._lock = threading.Lock()
         self._failed: ShardlabelError | None = None
         on_card = model.choice.provider is not Provider.CPU
         try:
-            self._labeller = model.load(num_classes, pools)
+            self._labeller = model.loader(len(settings.output.labels), pools)()
+            watched = WatchedLabeller(
+                self._labeller, settings.preprocessing.crop, pools.batch_size, settings.image_timeout_s
+            )
             in_flight = CARD_IN_FLIGHT if on_card else 1
-            self._batcher = Batcher(self._labeller, pools.batch_size, in_flight, embedding=embeddings)
+            self._batcher = Batcher(watched, pools.batch_size, in_flight, embedding=settings.embeddings)
         except ShardlabelError as err:
             # Raised to those who ask: Ray would wrap what a constructor raises in a page of its own.
             self._failed = err
@@ -84,15 +87,7 @@ class ModelActor:
         with self._lock:
             for stage, seconds in spent.items():
                 self._spent[stage] += seconds
-        if len(pixels) == 0:
-            found = self._labeller.predict(pixels)
-        else:
-            try:
-                found = self._batcher.predict(pixels)
-            except DeviceLostError:
-                logger.exception("the card is lost, and with it this process")
-                # A CUDA context does not come back: a new process has a new one, and Ray sends the block again.
-                os._exit(LOST_CARD_EXIT)
+        found = self._batcher.predict(pixels) if len(pixels) else self._labeller.predict(pixels)
         return found.label_ids, found.scores, None, found.embedding
 
     def report(self) -> Report:
@@ -104,7 +99,7 @@ class ModelActor:
 
 @contextmanager
 def model_pool(
-    model: ModelRef, num_classes: int, pools: Pools, say: Callable[[str], None], *, embeddings: bool
+    model: ModelRef, settings: UnitSettings, pools: Pools, say: Callable[[str], None]
 ) -> Iterator[list[Any]]:
     """Start the actors, keep watch over them, and end them.
 
@@ -124,7 +119,7 @@ def model_pool(
         max_task_retries=MAX_RETRIES,
         scheduling_strategy="SPREAD",
     )(ModelActor)
-    actors = [actor_class.remote(model, num_classes, pools, embeddings) for _ in range(pools.actors[1])]
+    actors = [actor_class.remote(model, settings, pools) for _ in range(pools.actors[1])]
     done = threading.Event()
     if pools.card_share:
         watch = Watch(actors, say, pools.decoders)

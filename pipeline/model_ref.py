@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,17 +42,17 @@ class ModelRef:
     top_k: int
     state: RunState
 
-    def load(self, num_classes: int, pools: Pools) -> Labeller:
-        """Build the classifier, of a model with so many classes; once per process.
+    def loader(self, num_classes: int, pools: Pools) -> Callable[[], Labeller]:
+        """Return what builds the classifier, of a model with so many classes; in a process without Ray too.
 
-        Raises:
-            ShardlabelError: As `Classifier` does.
+        It raises what `Classifier` does.
         """
-        return build_labeller(self.spec, self.choice, self.top_k, num_classes, pools, self.state.graph)
+        graph = b"" if self.choice.provider is Provider.SIMULATED else self.state.graph()
+        return partial(build_labeller, self.spec, self.choice, self.top_k, num_classes, pools, graph)
 
 
 def build_labeller(
-    spec: ModelSpec, choice: Choice, top_k: int, num_classes: int, pools: Pools, graph: Callable[[], bytes]
+    spec: ModelSpec, choice: Choice, top_k: int, num_classes: int, pools: Pools, graph: bytes
 ) -> Labeller:
     """Build what labels batches on the device that was chosen; once per process.
 
@@ -61,7 +62,7 @@ def build_labeller(
         top_k: Labels per image.
         num_classes: Of the model, for a simulated card.
         pools: Batch size, and which part of a card it has.
-        graph: Gives the joined graph's bytes.
+        graph: The joined graph; of a simulated card b"".
 
     Raises:
         ShardlabelError: As `Classifier` does.
@@ -72,9 +73,11 @@ def build_labeller(
     if choice.provider is not Provider.CPU:
         card = CardOptions(pools.batch_size, cuda_graphs=pools.cuda_graphs)
         return CardClassifier(
-            spec, precision=choice.precision, provider=choice.provider, top_k=top_k, card=card, graph=graph()
+            spec, precision=choice.precision, provider=choice.provider, top_k=top_k, card=card, graph=graph
         )
-    return Classifier(spec, precision=choice.precision, top_k=top_k, num_threads=1, graph=graph())
+    return Classifier(
+        spec, precision=choice.precision, provider=choice.provider, top_k=top_k, num_threads=1, graph=graph
+    )
 
 
 def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:

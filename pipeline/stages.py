@@ -5,12 +5,10 @@ Both shapes of the pipeline are made of these, so both write the same bytes.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -22,7 +20,7 @@ from models.errors import InputError
 from models.spec import Preprocessing
 from pipeline.commits import Commit
 from pipeline.config import SourceFormat
-from pipeline.isolated import IsolatedDecoder
+from pipeline.isolated import IsolatedDecoder, IsolatedLabeller
 from pipeline.made_by import made_by
 from pipeline.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.plan import Slice, Unit
@@ -31,6 +29,7 @@ from pipeline.rows import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, f
 from pipeline.samples import Sample, ShardNotes
 from pipeline.stage_clock import Stage, StageClock
 from pipeline.storage import Storage
+from pipeline.watchdog import Watchdog
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -54,7 +53,8 @@ class UnitSettings:
         batch_size: Samples per inference; the same on every run, since sums in another order differ in the last bit.
         output: Columns and metadata.
         embeddings: Whether to keep the penultimate features.
-        image_timeout_s: An image that takes longer to decode brings its process down, and is then decoded isolated.
+        image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
+            down, and is then done isolated.
         columns: Of Parquet: which columns are read.
     """
 
@@ -126,18 +126,18 @@ def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
 
 
 def decode_batches(
-    settings: UnitSettings, samples: Iterable[Sample], *, careful: bool = False
+    settings: UnitSettings, samples: Iterable[Sample], *, isolate: bool = False
 ) -> Iterator[DecodedBatch]:
     """Decode samples, batch by batch; one that cannot be decoded is a row with its status and error.
 
     Args:
         settings: What to decode to.
         samples: Of one unit.
-        careful: Decode in a process of its own: for a unit that brought its process down before.
+        isolate: Decode in a process of its own: for units that were being done when a process died.
     """
     iterator = iter(samples)
     side = settings.preprocessing.crop
-    with open_decoder(settings, careful=careful) as decode:
+    with open_decoder(settings, isolate=isolate) as decode:
         while True:
             pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
@@ -155,9 +155,9 @@ def decode_batches(
 Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 
-def open_decoder(settings: UnitSettings | DecodeSettings, *, careful: bool) -> AbstractContextManager[Decode]:
-    """Return what decodes images: in this process, or (`careful`) in one of its own that may die or hang."""
-    return _IsolatedDecode(settings) if careful else _WatchedDecode(settings)
+def open_decoder(settings: UnitSettings | DecodeSettings, *, isolate: bool) -> AbstractContextManager[Decode]:
+    """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
+    return _IsolatedDecode(settings) if isolate else _WatchedDecode(settings)
 
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
@@ -178,34 +178,20 @@ def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
 class _WatchedDecode(AbstractContextManager[Decode]):
     """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
 
-    # Any nonzero code will do: the unit's attempt was counted before it began.
-    EXIT_CODE = 75
-
     def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
         self._settings = settings
-        self._began: float | None = None
-        self._done = threading.Event()
 
     def __enter__(self) -> Decode:
-        threading.Thread(target=self._watch, name="decode-watch", daemon=True).start()
+        self._watchdog = Watchdog(self._settings.image_timeout_s)
         return self._decode
 
     def __exit__(self, *exc: object) -> None:
-        self._done.set()
+        self._watchdog.close()
 
     def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
         s = self._settings
-        self._began = time.monotonic()
-        try:
+        with self._watchdog:
             return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
-        finally:
-            self._began = None
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._settings.image_timeout_s)):
-            began = self._began
-            if began is not None and time.monotonic() - began > self._settings.image_timeout_s:
-                os._exit(self.EXIT_CODE)
 
 
 class _IsolatedDecode(AbstractContextManager[Decode]):
@@ -238,8 +224,40 @@ def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool) -> 
     return label
 
 
+def label_isolated(
+    loader: Callable[[], Callable[[], Labeller]], timeout_s: float, clock: StageClock, *, embeddings: bool
+) -> LabelBatches:
+    """Return what labels each batch in a child process: an image that the model fails on becomes a row without a label.
+
+    Args:
+        loader: Returns what loads the model. Called for each unit: the model's bytes are not kept.
+        timeout_s: What a batch may take.
+        clock: Takes the seconds.
+        embeddings: Whether to keep the penultimate features.
+    """
+
+    def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
+        with IsolatedLabeller(loader(), timeout_s, embedding=embeddings) as labeller:
+            for batch in batches:
+                with clock.measured(Stage.LABEL):
+                    predictions, faults = labeller.predict(batch.pixels)
+                yield DecodedBatch(_refused(batch.rows, faults), batch.pixels), predictions
+
+    return label
+
+
+def _refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
+    """Return rows with the status of those that the model cannot take, which are known by their place among the ok ones."""
+    places = (place for place, row in enumerate(rows) if row.status == STATUS_OK)
+    refused = {place: faults[number] for number, place in enumerate(places) if number in faults}
+    return [
+        replace(row, status="unsupported", error=refused[place]) if place in refused else row
+        for place, row in enumerate(rows)
+    ]
+
+
 def label_unit(
-    settings: UnitSettings, unit: Unit, label: LabelBatches, *, careful: bool = False, clock: StageClock | None = None
+    settings: UnitSettings, unit: Unit, label: LabelBatches, *, isolate: bool = False, clock: StageClock | None = None
 ) -> Commit:
     """Read and decode a unit, have it labelled, publish its Parquet file, and return its commit record.
 
@@ -247,7 +265,7 @@ def label_unit(
         settings: What to do.
         unit: With which.
         label: Labels batches, here or elsewhere.
-        careful: See `decode_batches`.
+        isolate: See `decode_batches`.
         clock: Takes the seconds of each stage.
 
     Raises:
@@ -259,7 +277,7 @@ def label_unit(
     clock = clock or StageClock()
     schema = settings.output.schema()
     samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
-    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, careful=careful))
+    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, isolate=isolate))
     with UnitWriter(settings.dest.temporary_path(), schema) as writer:
         for rows, predictions in _gathered(label(batches)):
             with clock.measured(Stage.WRITE):

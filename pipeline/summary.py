@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 
-from pipeline.commits import Commit, Totals
+from pipeline.commits import MAX_NAMED, Commit, Totals
 from pipeline.plan import STATE_FOLDER
 from pipeline.progress import ProgressPrinter
 from pipeline.storage import Storage
@@ -28,6 +28,7 @@ class RunReport:
         seconds: Of this run, from its first line; `images_now / seconds` is `images_per_s`.
         first_commit_s: From the start to the first finished unit of this run.
         incomplete: Shards of which something is missing, with what (the first hundred).
+        failed: Units that failed in this run, with their shards, and why (the first hundred of `failed_units`).
         failure: Why the run failed.
     """
 
@@ -51,6 +52,8 @@ class RunReport:
     first_commit_s: float | None = None
     incomplete_shards: int = 0
     incomplete: dict[str, str] = field(default_factory=dict)
+    failed_units: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
 
     def sentences(self) -> str:
@@ -67,6 +70,7 @@ class RunReport:
         else:
             why = f": {self.failure}" if self.failure else ""
             lines.append(f"{self.status}{why}")
+            lines.extend(f"{unit} failed: {what}" for unit, what in self.failed.items())
             lines.append(f"{self.units_done} of {self.units} units are finished; the same command does the rest")
         lines.append(f"{self.images} images in {self.output}: {self.ok} ok" + (f", {errors}" if errors else ""))
         for shard, what in self.incomplete.items():
@@ -91,6 +95,8 @@ class Tally:
     units_now: int = 0
     images_now: int = 0
     first_commit_s: float | None = None
+    failed_units: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
 
     def add(self, commit: Commit) -> None:
@@ -100,11 +106,21 @@ class Tally:
         self.first_commit_s = self.first_commit_s or time.perf_counter() - self.started
         self.printer.add(commit)
 
+    def add_failed(self, unit: str, why: str) -> None:
+        """Count a unit in that failed for itself, while others may go on."""
+        self.failed_units += 1
+        if len(self.failed) < MAX_NAMED:
+            self.failed[unit] = why
+        self.printer.say(f"shardlabel: {unit} failed: {why}")
+
     def report(self, *, output: str, model: str, precision: str, decode: str, units: int) -> RunReport:
         """Return the report of the run as it stands."""
         totals = self.totals
         seconds = time.perf_counter() - self.started
-        status = "done" if totals.units == units else "failed" if self.failure else "interrupted"
+        failure = self.failure
+        if failure is None and self.failed_units:
+            failure = f"{self.failed_units} of {units} units failed"
+        status = "done" if totals.units == units else "failed" if failure else "interrupted"
         return RunReport(
             status=status,
             output=output,
@@ -126,7 +142,9 @@ class Tally:
             first_commit_s=None if self.first_commit_s is None else round(self.first_commit_s, 3),
             incomplete_shards=totals.incomplete,
             incomplete=totals.incomplete_named,
-            failure=self.failure,
+            failed_units=self.failed_units,
+            failed=self.failed,
+            failure=failure,
         )
 
 

@@ -372,3 +372,78 @@ def an_attribute_of_the_wrong_kind(folder: Path) -> Path:
 def an_old_model_whose_nodes_lack_inputs(folder: Path) -> Path:
     nodes = [helper.make_node("BatchNormalization", ["x"], ["bn"]), *good_nodes()[1:]]
     return save(folder, good_model(nodes=nodes, opsets=[helper.make_opsetid("", 7)]))
+
+
+# Models that pass every trial, and turn on whoever gives them a white image: an image whose every channel is nearly 1.
+ON_WHITE: dict[str, Callable[[Path], Path]] = {}
+
+
+def on_white(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    ON_WHITE[build.__name__.replace("_", "-")] = build
+    return build
+
+
+def sums_of_whiteness() -> list[onnx.NodeProto]:
+    """Return nodes that make `white`, whether any image of the batch is, from what `good_nodes` pools."""
+    return [
+        *good_nodes()[:2],
+        helper.make_node("ReduceMin", ["flat"], ["darkest"], axes=[1], keepdims=0),
+        helper.make_node("ReduceMax", ["darkest"], ["whitest"], keepdims=0),
+        helper.make_node("Greater", ["whitest", "nearly_one"], ["white"]),
+    ]
+
+
+def turning_model(folder: Path, *nodes: onnx.NodeProto, **weights: np.ndarray) -> Path:
+    """Write a model of `nodes`, which make `turned` of `flat` and `white`, with its entry and its labels."""
+    from tests.tiny_model import ENTRY
+
+    constants = {"nearly_one": np.float32(0.99), **weights}
+    nodes = [*sums_of_whiteness(), *nodes, helper.make_node("Mul", ["turned", "ten"], ["y"])]
+    path = save(
+        folder, good_model(nodes=nodes, weights=[numpy_helper.from_array(v, name) for name, v in constants.items()])
+    )
+    entry = ENTRY.replace('"pixels"', '"x"').replace('"scores"', '"y"').replace('embedding = "means"\n', "")
+    path.with_suffix(".toml").write_text(entry)
+    (folder / "colours.txt").write_text("red\ngreen\nblue\n")
+    return path
+
+
+@on_white
+def a_loop_that_never_ends(folder: Path) -> Path:
+    go, go_on = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "go_on"))
+    steps = [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["state"], ["next"])]
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    body = helper.make_graph(steps, "body", [count, go, scores(name="state")], [go_on, scores(name="next")])
+    return turning_model(folder, helper.make_node("Loop", ["", "white", "flat"], ["turned"], body=body))
+
+
+@on_white
+def a_gather_beyond_the_end(folder: Path) -> Path:
+    """Fails, where it is white, with an error of ONNX Runtime."""
+    return turning_model(
+        folder,
+        helper.make_node("Cast", ["white"], ["white_as_int"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["white_as_int", "far"], ["place"]),
+        helper.make_node("Gather", ["zeros", "place"], ["zero"]),
+        helper.make_node("Add", ["flat", "zero"], ["turned"]),
+        far=np.int64(1000),
+        zeros=np.zeros(3, np.float32),
+    )
+
+
+@on_white
+def a_bomb_of_memory_on_white(folder: Path) -> Path:
+    """Asks, where it is white, for 400 TB."""
+    return turning_model(
+        folder,
+        helper.make_node("Cast", ["white"], ["white_as_int"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["white_as_int", "huge"], ["length"]),
+        helper.make_node("Reshape", ["length", "one_axis"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=helper.make_tensor("v", FLOAT, [1], [1.0])),
+        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "nothing"], ["zero"]),
+        helper.make_node("Add", ["flat", "zero"], ["turned"]),
+        huge=np.int64(10**14),
+        one_axis=np.array([1], np.int64),
+        nothing=np.float32(0),
+    )

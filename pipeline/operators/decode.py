@@ -42,7 +42,7 @@ class DecodeImages:
     def __init__(self, settings: DecodeSettings, columns: LabelColumns) -> None:
         self._settings = settings
         self._columns = columns
-        self._decode = open_decoder(settings, careful=was_restarted()).__enter__()
+        self._decode = open_decoder(settings, isolate=was_restarted()).__enter__()
         keep_freed_memory()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -61,7 +61,7 @@ class LabelImages:
         s = settings
         pools = Pools((1, 1), 0, 0, decoders=0, batch_size=s.batch_size, card_share=s.card_share)
         graph = ray.get(s.graph)
-        self._labeller = build_labeller(s.spec, s.choice, s.top_k, len(s.labels), pools, lambda: graph)
+        self._labeller = build_labeller(s.spec, s.choice, s.top_k, len(s.labels), pools, graph)
         self._batch_size = s.batch_size
         self._columns = columns
         side = s.spec.preprocessing.crop

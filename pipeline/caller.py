@@ -1,0 +1,59 @@
+"""The process that called a run: its signals reach the run, and it is left as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.progress import ProgressPrinter
+    from pipeline.runstate import RunState
+
+# Variables that a run, or Ray for it, sets.
+_OURS = ("RAY_", "AWS_REQUEST_CHECKSUM", "AWS_RESPONSE_CHECKSUM", "PYTHONDONTWRITEBYTECODE")
+
+
+@contextmanager
+def caller_as_before() -> Iterator[None]:
+    """Put back the environment variables that a run sets, and the handler of SIGTERM that Ray leaves behind."""
+    environment = dict(os.environ)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        for name in {name for name in (*os.environ, *environment) if name.startswith(_OURS)}:
+            if name in environment:
+                os.environ[name] = environment[name]
+            else:
+                del os.environ[name]
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def stop_on_signal(state: RunState, printer: ProgressPrinter) -> Iterator[threading.Event]:
+    """On the first SIGINT or SIGTERM finish what is in flight; on the second leave at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        printer.say("shardlabel: stopping, what is in flight is finished (once more to leave it)")
+        # Not here: a signal handler must not wait for a server.
+        threading.Thread(target=state.request_stop, daemon=True).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

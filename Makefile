@@ -35,7 +35,7 @@ install: $(VENV)/.installed ## Create .venv and install the project in it, at th
 
 demo: $(VENV)/.installed ## Label the bundled photographs with the bundled model and show the rows
 	$(BIN)/shardlabel label models/samples/photos.tar --output $(OUT) --model efficientnet-lite0 --overwrite
-	@$(BIN)/python -m pipeline.preview $(OUT)
+	@$(BIN)/python -m tools.preview $(OUT)
 
 check: $(VENV)/.installed-dev ## Lint, format and types
 	$(BIN)/ruff check .
@@ -61,8 +61,8 @@ lock: ## Resolve constraints.txt anew (needs uv)
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
 	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert
-	.venv-convert/bin/python -m pip install --quiet --requirement models/conversion/requirements.txt
-	.venv-convert/bin/python -m models.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
+	.venv-convert/bin/python -m pip install --quiet --requirement tools/conversion/requirements.txt
+	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
 	rm -rf $(VENV) .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

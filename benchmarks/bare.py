@@ -43,8 +43,8 @@ def worker(task: Task, shards: multiprocessing.Queue, results: multiprocessing.Q
     """Label shards until there are none."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from models.catalog import load_labels, load_spec
-    from models.classifier import Classifier, Device, choose
-    from models.decode import DecodeMode, ImageLimits, decode_image
+    from models.decode.decode import DecodeMode, ImageLimits, decode_image
+    from models.inference.classifier import Classifier, Device, choose
 
     spec, mode = load_spec(task.model), DecodeMode(task.mode)
     names = np.asarray(load_labels(spec), object)

@@ -35,9 +35,9 @@ import simplejpeg
 from PIL import Image
 
 from models.catalog import load_spec
-from models.classifier import Classifier, Device, choose
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.decode_resize import RESAMPLING, crop_axes, resize_crop
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.resize import RESAMPLING, crop_axes, resize_crop
+from models.inference.classifier import Classifier, Device, choose
 from models.spec import ModelSpec, Preprocessing
 
 Way = Callable[[bytes, Preprocessing], np.ndarray]

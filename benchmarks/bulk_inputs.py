@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
 from models.catalog import load_spec
-from models.classifier import Classifier
+from models.inference.classifier import Classifier
 from models.spec import ModelSpec, Precision
 
 PATHS_PER_FILE = 100
@@ -136,7 +136,7 @@ def _free_model(folder: Path) -> Path:
 
 
 def _resnet(folder: Path) -> Path:
-    from tests.made_up_resnet import build_made_up_resnet
+    from tests.support.made_up_resnet import build_made_up_resnet
 
     path, spec = folder / "resnet18-fp32.onnx", load_spec("resnet18-v2")
     if not path.exists():
@@ -146,8 +146,8 @@ def _resnet(folder: Path) -> Path:
 
 
 def _resnet_int8(folder: Path, tars: Sequence[Path]) -> Path:
-    from models.conversion.measure import read_photographs
-    from models.quantization import quantize_int8
+    from models.graph.int8 import quantize_int8
+    from tools.conversion.measure import read_photographs
 
     path, spec = folder / "resnet18-int8.onnx", load_spec("resnet18-v2")
     if not path.exists():

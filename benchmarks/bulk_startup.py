@@ -117,7 +117,7 @@ def main() -> None:
         imports = None
         if options.imports:
             # Of Ray in a process of its own: the command keeps what Ray says while it starts off the terminal.
-            of_ray = slow_imports([sys.executable, "-c", "import ray, ray.data, pipeline.dataset"])
+            of_ray = slow_imports([sys.executable, "-c", "import ray, ray.data, pipeline.operators.dataset"])
             imports = {**of_ray, **slow_imports(command("imports"))}
     figures = {what: middle([run[what] for run in runs if run[what] is not None]) for what in runs[0]}
     print(f"{'seconds since the command':34}{'median':>8}{'least':>8}{'most':>8}")

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster_stand import Stand, stand
-from tests.cluster_nodes import Node
-from tests.s3_server import BUCKET
+from tests.support.cluster_nodes import Node
+from tests.support.s3_server import BUCKET
 
 
 def run_here(at: Stand, *label: str) -> dict[str, str]:

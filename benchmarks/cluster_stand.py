@@ -18,10 +18,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from tests.cluster_nodes import Nodes, running_nodes
-from tests.s3_server import BUCKET, Call, FaultProxy, S3Server, running_proxy, running_s3
-from tests.tcp_proxy import TcpProxy, running_tcp_proxy
-from tests.tiny_model import build_tiny_model, colour_shards, write_tar
+from tests.support.cluster_nodes import Nodes, running_nodes
+from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, running_proxy, running_s3
+from tests.support.tcp_proxy import TcpProxy, running_tcp_proxy
+from tests.support.tiny_model import build_tiny_model, colour_shards, write_tar
 
 SAMPLE_DATA = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
 

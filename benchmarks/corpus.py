@@ -18,11 +18,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.measure import measure
-from tests.hostile_images import HOSTILE
-from tests.hostile_shards import PARQUETS, TARS, write
-from tests.image_corpus import LIMITS, corpus
-from tests.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard
-from tests.tiny_model import build_tiny_model, colour_shards, write_tar
+from tests.support.hostile_images import HOSTILE
+from tests.support.hostile_shards import PARQUETS, TARS, write
+from tests.support.image_corpus import LIMITS, corpus
+from tests.support.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard
+from tests.support.tiny_model import build_tiny_model, colour_shards, write_tar
 
 
 def write_shards(folder: Path, shards: dict[str, Shard]) -> None:

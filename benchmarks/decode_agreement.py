@@ -24,9 +24,9 @@ from PIL import Image
 
 from benchmarks.bench_decode import read_images
 from models.catalog import load_spec
-from models.classifier import Classifier
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.decode_resize import UInt8Array
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.resize import UInt8Array
+from models.inference.classifier import Classifier
 from models.spec import Precision, Preprocessing
 
 Change = Callable[[Image.Image], bytes]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import gpu_decode, gpu_end_to_end, gpu_parity, gpu_profile, gpu_session
 from benchmarks.gpu_common import encoded_images
-from models.device_session import card_name
+from models.session import card_name
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from models.cache import is_cached, locate
 from models.catalog import load_labels, load_spec
-from models.classifier import Provider
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.graph import join_graph
-from models.graph_half import load_graph, to_half
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.graph.fp16 import load_graph, to_half
+from models.graph.join import join_graph
+from models.inference.classifier import Provider
 from models.spec import ModelSpec, Precision
+from models.store.files import is_cached, locate
 
 PROVIDERS = {"cpu": Provider.CPU, "cuda": Provider.CUDA, "tensorrt": Provider.TENSORRT}
 # What is asked of a card; TF32 is float32 with products rounded to 10 bits.
@@ -43,7 +43,7 @@ def load_graphs(name: str) -> Graphs:
     if name != "resnet18-v2" or is_cached(spec, Precision.FP32):
         path = locate(spec, Precision.FP32)
         return Graphs(spec, {p: load_graph(spec, p, path) for p in (Precision.FP32, Precision.FP16)}, "the model's")
-    from tests.made_up_resnet import build_made_up_resnet
+    from tests.support.made_up_resnet import build_made_up_resnet
 
     with tempfile.TemporaryDirectory() as folder:
         whole = join_graph(spec, build_made_up_resnet(Path(folder) / "resnet.onnx").read_bytes())

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.gpu_common import encoded_images
 from models.catalog import load_spec
-from models.decode import DecodeMode, ImageLimits, decode_image
-from models.device_session import card_name
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.session import card_name
 
 
 def decode_for(model: str, images: list[bytes], seconds: float, barrier, results) -> None:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from benchmarks.gpu_common import top_k
 from benchmarks.gpu_feed import repeated
 from models.catalog import load_spec
-from models.device_session import card_name
+from models.session import card_name
 
 
 @contextmanager

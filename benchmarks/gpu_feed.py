@@ -39,7 +39,7 @@ from models.catalog import load_spec
 def decode_shards(model: str, shards: multiprocessing.Queue, results: multiprocessing.Queue) -> None:
     """Decode shards until there are none."""
     from models.catalog import load_spec
-    from models.decode import DecodeMode, ImageLimits, decode_image
+    from models.decode.decode import DecodeMode, ImageLimits, decode_image
 
     spec = load_spec(model)
     limits, side = ImageLimits(), spec.preprocessing.crop

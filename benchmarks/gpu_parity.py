@@ -14,10 +14,10 @@ import json
 import numpy as np
 
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, decoded_images, load_graphs
-from models.classifier import Classifier, Provider
-from models.device_classifier import CardClassifier
-from models.device_session import CardOptions, card_name
 from models.errors import ShardlabelError
+from models.inference.classifier import Classifier, Provider
+from models.inference.gpu_classifier import CardClassifier
+from models.session import CardOptions, card_name
 from models.spec import Precision
 
 

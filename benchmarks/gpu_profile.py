@@ -24,9 +24,9 @@ import onnxruntime as ort
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, load_graphs, made_up_images, top_k
 from benchmarks.gpu_end_to_end import watching_card
 from benchmarks.gpu_session import rate
-from models.device_classifier import CardClassifier
-from models.device_session import CardOptions, card_name, providers
-from models.graph_fixed import fix_top_k
+from models.graph.fixed_shape import fix_top_k
+from models.inference.gpu_classifier import CardClassifier
+from models.session import CardOptions, card_name, providers
 
 
 def steps(classifier: CardClassifier, images, repeats: int) -> dict:

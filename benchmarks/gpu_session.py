@@ -25,10 +25,10 @@ from dataclasses import replace
 from functools import partial
 
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, Graphs, load_graphs, made_up_images, top_k
-from models.classifier import Provider
-from models.device_classifier import CardClassifier
-from models.device_session import CardOptions, card_name
 from models.errors import ShardlabelError
+from models.inference.classifier import Provider
+from models.inference.gpu_classifier import CardClassifier
+from models.session import CardOptions, card_name
 
 
 def rate(work: Callable[[], object], images: int, threads: int, seconds: float, warm_up_s: float) -> float:

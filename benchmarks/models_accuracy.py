@@ -19,9 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from models.cache import locate
 from models.catalog import load_spec
 from models.spec import Precision
+from models.store.files import locate
 
 
 def shardlabel(*arguments: str, home: Path | None = None) -> dict:

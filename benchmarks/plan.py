@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.commits import COMMITS_FOLDER, MERGE_FILES, Commit, CommitLog
-from pipeline.plan import PLAN_FOLDER, Slice, cut_units, iter_units, part_name, read_plan, write_plan
-from pipeline.resume import check_source
-from pipeline.storage import Storage, open_storage
+from pipeline.dest.commits import COMMITS_FOLDER, MERGE_FILES, Commit, CommitLog
+from pipeline.dest.fingerprint import check_source
+from pipeline.dest.plan import PLAN_FOLDER, Slice, cut_units, iter_units, part_name, read_plan, write_plan
+from pipeline.storage.storage import Storage, open_storage
 
 SHARD_BYTES = 11_000_000
 IMAGES = 100

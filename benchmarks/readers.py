@@ -22,7 +22,7 @@ import duckdb
 import pandas as pd
 import pyarrow.dataset
 
-from tests.tiny_model import build_tiny_model, colour_shards
+from tests.support.tiny_model import build_tiny_model, colour_shards
 
 
 def by_duckdb(dest: Path) -> dict[str, int]:

@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos import digests
-from tests.s3_server import BUCKET, FaultProxy, running_proxy, running_s3, share_of_faults
-from tests.tiny_model import build_tiny_model, colour_shards
+from tests.support.chaos import digests
+from tests.support.s3_server import BUCKET, FaultProxy, running_proxy, running_s3, share_of_faults
+from tests.support.tiny_model import build_tiny_model, colour_shards
 
 
 def label(proxy: FaultProxy, model: Path, dest: str, home: Path) -> tuple[float, int, dict]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.bulk_summary import summarise
 from pipeline.job import MAX_WINDOW_UNITS, UNITS_PER_ACTOR, WINDOW_UNITS, window_units
-from pipeline.tasks import TASK_BYTES, TASKS_AHEAD
+from pipeline.operators.tasks import TASK_BYTES, TASKS_AHEAD
 
 NODES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 UNIT_IMAGES = (100, 1_000, 10_000)

@@ -27,11 +27,11 @@ import ray.data
 from benchmarks.bulk import machine
 from benchmarks.profile_bulk import cpu_by_kind
 from models.catalog import load_spec
-from models.classifier import Classifier
+from models.inference.classifier import Classifier
 from models.spec import Precision
-from pipeline.commits import Commit, CommitLog
-from pipeline.dataset import Result
-from pipeline.storage import open_storage
+from pipeline.dest.commits import Commit, CommitLog
+from pipeline.operators.dataset import Result
+from pipeline.storage.storage import open_storage
 
 
 def commit(number: int) -> Commit:

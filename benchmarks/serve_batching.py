@@ -21,17 +21,17 @@ from ray import serve as ray_serve
 
 from benchmarks.serve_load import Load, sample_images
 from models.catalog import load_spec
-from models.classifier import Provider
+from models.inference.classifier import Provider
 from models.spec import Precision
-from serve import launch
 from serve.app import Extras, build_asgi
-from serve.batching import BatchReport
 from serve.config import ServeConfig, plan_replica
-from serve.endpoint import Listen
-from serve.engine import Engine, _Wanted
-from serve.jobs import Job
-from serve.metrics import ServeMetrics
-from serve.ports import free_ports
+from serve.local import launch
+from serve.local.ports import free_ports
+from serve.local.running import Listen
+from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.batcher import BatchReport
+from serve.model.engine import Engine, _Wanted
+from serve.model.queue import Job
 from serve.replica import APP_NAME
 
 MODEL = "efficientnet-lite0"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.serve_load import Client, Load, sample_images
 from serve.config import ServeConfig
-from serve.endpoint import Listen
-from serve.launch import running
-from serve.ports import free_ports
+from serve.local.launch import running
+from serve.local.ports import free_ports
+from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 

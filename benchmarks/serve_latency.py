@@ -19,13 +19,13 @@ import numpy as np
 
 from benchmarks.serve_load import Client, sample_images
 from models.catalog import load_spec
-from models.classifier import Classifier
-from models.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.inference.classifier import Classifier
 from models.spec import Precision
 from serve.config import ServeConfig
-from serve.endpoint import Listen
-from serve.launch import running
-from serve.ports import free_ports
+from serve.local.launch import running
+from serve.local.ports import free_ports
+from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 

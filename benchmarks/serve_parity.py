@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.serve_load import Client
 from serve.config import ServeConfig
-from serve.endpoint import Listen
-from serve.launch import running
-from serve.ports import free_ports
+from serve.local.launch import running
+from serve.local.ports import free_ports
+from serve.local.running import Listen
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 INPUTS = Path(__file__).parent / "results/2026-11-24-sizing-inputs.json"
-# As pipeline/plan.py joins: the first shards stand alone, small ones beyond share a unit.
+# As pipeline/dest/plan.py joins: the first shards stand alone, small ones beyond share a unit.
 ALONE = 10_000
 UNIT_BYTES = 256 * 2**20
 

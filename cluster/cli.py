@@ -11,13 +11,13 @@ import sys
 import typer
 
 import cluster.commands
-import cluster.submit
-import models.commands
-import pipeline.commands
-import pipeline.quantize_command
-import serve.commands
+import cluster.submit.cli
+import models.cli
+import pipeline.cli
+import pipeline.quantize.cli
+import serve.cli
 from models.errors import ShardlabelError
-from pipeline.uris import without_secrets
+from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ def build_app() -> typer.Typer:
             level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s"
         )
 
-    pipeline.commands.register(app)
-    serve.commands.register(app)
-    pipeline.quantize_command.register(models.commands.register(app))
+    pipeline.cli.register(app)
+    serve.cli.register(app)
+    pipeline.quantize.cli.register(models.cli.register(app))
     cluster.commands.register(app)
-    cluster.submit.register(app)
+    cluster.submit.cli.register(app)
     return app
 
 

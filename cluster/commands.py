@@ -38,8 +38,8 @@ def render(
 
         shardlabel cluster render ray-up --config production.yaml --set aws.region=eu-central-1
     """
-    from cluster.configuration_sources import build_configuration, nearest
-    from cluster.configuration_sources import list_settings as all_settings
+    from cluster.manifests.settings_sources import build_configuration, nearest
+    from cluster.manifests.settings_sources import list_settings as all_settings
 
     if list_settings:
         for key, default, about in all_settings():
@@ -51,8 +51,8 @@ def render(
         raise ConfigError(f"expected {', '.join(TARGETS)}, got {target!r}{nearest(target, TARGETS, or_all=False)}")
     configuration = build_configuration(settings or [], config)
 
-    from cluster.render import Target
-    from cluster.render import render as render_text
+    from cluster.manifests.render import Target
+    from cluster.manifests.render import render as render_text
 
     text = render_text(Target(target), configuration)
     if output is None:
@@ -78,7 +78,7 @@ def validate(
     Example:
         shardlabel cluster validate rayjob.yaml rayservice.yaml serve/config.yaml
     """
-    from cluster.validate import validate as check
+    from cluster.validate.files import validate as check
 
     results = list(check(files))
     faults = [fault for _, _, found in results for fault in found]

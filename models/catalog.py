@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from models.cache import file_sha256, home
-from models.class_names import load_classes, names_of
 from models.errors import ConfigError, UnknownModelError
+from models.labels import load_classes, names_of
 from models.spec import Artifact, ModelSpec, Precision
+from models.store.files import file_sha256, home
 
 ENTRIES = Path(__file__).parent / "entries"
 DEFAULT_MODEL = "resnet18-v2"

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from models.cache import is_cached
 from models.errors import ProviderUnavailableError
 from models.spec import ModelSpec, Precision
+from models.store.files import is_cached
 
 
 class Device(StrEnum):
@@ -31,7 +31,7 @@ class Provider(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedDevice:
-    """A card that only takes the time; see `models.simulated`. For benchmarks and tests.
+    """A card that only takes the time; see `models.inference.simulated_gpu`. For benchmarks and tests.
 
     Attributes:
         rate: Images per second of one card.

@@ -205,7 +205,7 @@ class ModelSpec(_Frozen):
         return of_it + tuple(pair for pair in self.reported if pair.precision is None)
 
     def graph_settings(self) -> dict[str, Any]:
-        """Return all of the entry that the joined graph is made of, beside the artifact (see `models.graph`)."""
+        """Return all of the entry that the joined graph is made of, beside the artifact (see `models.graph.join`)."""
         return self.model_dump(mode="json", include={"input", "output", "embedding", "preprocessing"})
 
     @property

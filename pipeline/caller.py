@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.progress import ProgressPrinter
-    from pipeline.runstate import RunState
+    from pipeline.session.attempts import RunState
 
 # Variables that a run, or Ray for it, sets.
 _OURS = ("RAY_", "AWS_REQUEST_CHECKSUM", "AWS_RESPONSE_CHECKSUM", "PYTHONDONTWRITEBYTECODE")

@@ -11,12 +11,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.catalog import DEFAULT_MODEL
-from models.class_names import LabelText
-from models.classifier import Device
-from models.decode import DecodeMode
+from models.decode.decode import DecodeMode
 from models.device import SimulatedDevice
 from models.errors import ConfigError
-from pipeline.uris import without_secrets
+from models.inference.classifier import Device
+from models.labels import LabelText
+from pipeline.storage.uris import without_secrets
 
 
 class SourceFormat(StrEnum):

@@ -34,19 +34,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.catalog import load_spec
-from models.classifier import choose
 from models.errors import ConfigError, ShardlabelError, SourceError
-from pipeline.cluster_session import Cluster, connect
-from pipeline.commits import Commit, CommitLog
+from models.inference.classifier import choose
 from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.plan import Slice, cut_units, read_plan
+from pipeline.dest.writer import UnitWriter
 from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
 from pipeline.job import has_local_gpu, run
-from pipeline.parquet_source import open_parquet
-from pipeline.plan import Slice, cut_units, read_plan
-from pipeline.pools import Pools, plan_pools
-from pipeline.rows import UnitWriter
-from pipeline.sources import format_of, open_source
-from pipeline.storage import Storage, open_storage
+from pipeline.session.connect import Cluster, connect
+from pipeline.session.pools import Pools, plan_pools
+from pipeline.sources.parquet import open_parquet
+from pipeline.sources.source import format_of, open_source
+from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport
 
 # Of one shard: enough that opening it and writing its part file do not make up most of its time.

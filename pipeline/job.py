@@ -20,30 +20,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.classifier import Choice, Classifier
-from models.decode import ImageLimits
+from models.decode.decode import ImageLimits
+from models.inference.classifier import Choice, Classifier
 from models.spec import ModelSpec
-from pipeline import reading
 from pipeline.caller import caller_as_before, stop_on_signal
-from pipeline.cluster_session import Cluster, connect
 from pipeline.config import LabelConfig
-from pipeline.destination import Work, prepare
-from pipeline.lease import Lease
-from pipeline.metrics import RunGauges, job_name
-from pipeline.model_ref import ModelRef, load_model, model_file, settle_model
-from pipeline.node_disks import check_disks
-from pipeline.plan import Slice, iter_units
-from pipeline.pools import batch_size, plan_pools
+from pipeline.dest.fingerprint import choose_as_begun, fingerprint
+from pipeline.dest.lease import Lease
+from pipeline.dest.plan import Slice, iter_units
+from pipeline.dest.resume import Work, prepare
+from pipeline.dest.writer import OutputSpec
+from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
+from pipeline.operators.stages import UnitSettings, count_samples
 from pipeline.progress import ProgressPrinter
-from pipeline.resume import choose_as_begun, fingerprint
-from pipeline.rows import OutputSpec
-from pipeline.sources import Source, open_source
-from pipeline.stages import UnitSettings, count_samples
-from pipeline.storage import open_storage
+from pipeline.session.connect import Cluster, connect
+from pipeline.session.metrics import RunGauges, job_name
+from pipeline.session.pools import batch_size, plan_pools
+from pipeline.session.shared_disk import check_disks
+from pipeline.sources import reader
+from pipeline.sources.source import Source, open_source
+from pipeline.storage.storage import open_storage
 from pipeline.summary import SUMMARY_FILE, RunReport, Tally, write_summary
 
 if TYPE_CHECKING:
-    from pipeline.runstate import RunState
+    from pipeline.session.attempts import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def has_local_gpu() -> bool:
 
 
 def _slices(source: Source) -> Iterator[Slice]:
-    return reading.slices(source)
+    return reader.slices(source)
 
 
 def window_units(actors: int) -> int:
@@ -136,7 +136,7 @@ def window_units(actors: int) -> int:
 def _unit_settings(
     config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
 ) -> UnitSettings:
-    columns = reading.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
+    columns = reader.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
     metadata = {
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
@@ -172,8 +172,8 @@ def _label(
 
     A unit that fails for itself is counted, and the others go on.
     """
-    from pipeline.dataset import labelling
-    from pipeline.runstate import RunState
+    from pipeline.operators.dataset import labelling
+    from pipeline.session.attempts import RunState
 
     spec, choice, graph = model
     if config.embeddings:

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from pipeline.commits import Commit, Totals
 from pipeline.config import Progress
+from pipeline.dest.commits import Commit, Totals
 
 LOG_EVERY_S = 10.0
 LIVE_EVERY_S = 0.2

@@ -6,10 +6,10 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 
-from pipeline.commits import MAX_NAMED, Commit, Totals
-from pipeline.plan import STATE_FOLDER
+from pipeline.dest.commits import MAX_NAMED, Commit, Totals
+from pipeline.dest.plan import STATE_FOLDER
 from pipeline.progress import ProgressPrinter
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 SUMMARY_FILE = f"{STATE_FOLDER}/summary.json"
 

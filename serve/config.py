@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.catalog import DEFAULT_MODEL
-from models.classifier import Device
-from models.decode import DecodeMode, ImageLimits
+from models.decode.decode import DecodeMode, ImageLimits
 from models.errors import ConfigError
+from models.inference.classifier import Device
 
 # Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
 CPU_BATCH_SIZE = 8

@@ -11,17 +11,17 @@ import os
 from pathlib import Path
 
 from serve.config import ServeConfig
-from serve.grpc_listener import HOST_VARIABLE as GRPC_HOST_VARIABLE
-from serve.grpc_listener import MESSAGE_VARIABLE
-from serve.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE
-from serve.ports import free_ports
+from serve.local.grpc_listener import HOST_VARIABLE as GRPC_HOST_VARIABLE
+from serve.local.grpc_listener import MESSAGE_VARIABLE
+from serve.local.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE
+from serve.local.ports import free_ports
 
 # Requests up to this are held until they are answered, and sent to another replica where theirs died.
 RETRY_BUFFER_BYTES = 512 * 1024
 # Both ways: 64 MiB are the answers of 10,000 images.
 LEAST_MESSAGE_BYTES = 64 * 2**20
 # What `grpc_servicer_functions` of Serve names: every proxy imports it, so that it loads no model.
-GRPC_SERVICER = "serve.oip.service:add_to_server"
+GRPC_SERVICER = "serve.oip.grpc.service:add_to_server"
 _LOOPBACK = "127.0.0.1"
 
 
@@ -40,7 +40,7 @@ def of_every_node(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
         MESSAGE_VARIABLE: str(message_bytes(config)),
         # Called in each process before it listens: limits for gRPC, of which Ray sets none.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.grpc_listener:guard",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.local.grpc_listener:guard",
     }
 
 

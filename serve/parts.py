@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 # Modules with `build(backend, config) -> App`, by the paths that are theirs.
-PARTS = {"v2": "serve.oip.http", "": "serve.page", "page": "serve.page"}
+PARTS = {"v2": "serve.oip.http", "": "serve.http.page", "page": "serve.http.page"}
 
 
 def load_part(name: str) -> Any:  # noqa: ANN401 (a module)

@@ -13,29 +13,29 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig
 
-from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Choice, Device, Provider, choose
 from models.errors import ConfigError
+from models.inference.classifier import Choice, Device, Provider, choose
 from models.spec import ModelSpec
-from serve import grpc_listener
-from serve.access_log import AccessLog
-from serve.api_keys import ApiKeys
+from models.store.files import locate
 from serve.app import Extras, build_asgi
-from serve.asgi import App
-from serve.bodies import BodyMemory
 from serve.config import Plan, ServeConfig, plan_replica
-from serve.engine import Engine
 from serve.environment import GRPC_SERVICER, message_bytes
-from serve.metrics import ServeMetrics
-from serve.metrics_share import MetricsShare, RayStore
+from serve.http.access_log import AccessLog
+from serve.http.asgi import App
+from serve.http.bodies import BodyMemory
+from serve.http.keys import ApiKeys
+from serve.local import grpc_listener
+from serve.metrics.all_replicas import MetricsShare, RayStore
+from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.engine import Engine
 from serve.parts import load_part
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "shardlabel"
 DEPLOYMENT_NAME = "Classifier"
-GRPC_PART = "serve.oip.grpc"
+GRPC_PART = "serve.oip.grpc.ingress"
 
 # Serve's defaults are for models that take seconds to answer: 30 s before it adds a replica, 600 s before it takes one.
 UPSCALE_DELAY_S = 2.0

@@ -19,10 +19,10 @@ import onnxruntime as ort
 from PIL import Image
 
 from benchmarks.progress import note_labelled
-from models.cache import locate
 from models.catalog import load_labels, load_spec
-from models.classifier import Classifier
+from models.inference.classifier import Classifier
 from models.spec import Interpolation, Layout, ModelSpec, OutputKind, Precision, Preprocessing
+from models.store.files import locate
 
 FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.daft_given --inputs DIR --output DIR --model M --precision P
 
-Daft reads the files, schedules, and writes Parquet; decoding is `models.decode.decode_image`, as in bare and ours.
+Daft reads the files, schedules, and writes Parquet; decoding is `models.decode.decode.decode_image`, as in bare and ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from daft import col
 from benchmarks.peers.common import Job, UInt8Model, parse_job
 from benchmarks.peers.daft_own import LABELLED
 from models.catalog import load_spec
-from models.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.spec import Preprocessing
 
 BATCH_SIZE = 64

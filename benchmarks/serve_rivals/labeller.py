@@ -11,11 +11,11 @@ import os
 
 import numpy as np
 
-from models.cache import locate
 from models.catalog import load_spec
-from models.classifier import Classifier, UInt8Array
-from models.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.inference.classifier import Classifier, UInt8Array
 from models.spec import Layout, Precision
+from models.store.files import locate
 
 MODEL = "efficientnet-lite0"
 TOP_K = 5

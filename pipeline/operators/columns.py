@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from models.errors import ConfigError
-from pipeline.parquet_columns import is_image, is_text, listed
-from pipeline.rows import OutputSpec
+from pipeline.dest.writer import OutputSpec
+from pipeline.sources.parquet_columns import is_image, is_text, listed
 
 # Of `read_shards`: rows that could not be read say why in the last two.
 SHARD_COLUMNS = ("shard", "key", "bytes", "status", "error")

@@ -14,12 +14,12 @@ import ray
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray
 
-from models.memory import keep_freed_memory
+from models.malloc import keep_freed_memory
+from pipeline.dest.writer import STATUS_OK, Row
 from pipeline.operators.columns import PIXELS, LabelColumns, is_pixels
-from pipeline.parquet_source import column_images
-from pipeline.rows import STATUS_OK, Row
-from pipeline.samples import Sample
-from pipeline.stages import DecodeSettings, decode_sample, open_decoder
+from pipeline.operators.stages import DecodeSettings, decode_sample, open_decoder
+from pipeline.sources.parquet import column_images
+from pipeline.sources.sample import Sample
 
 # Images that go on together: 19 MB of pixels of 224 x 224.
 PIECE_ROWS = 128

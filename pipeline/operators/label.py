@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from models.classifier import Choice, Predictions
 from models.errors import DeviceLostError
+from models.inference.classifier import Choice, Predictions
 from models.spec import ModelSpec
-from pipeline.model_ref import build_labeller
+from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, build_batch
 from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import DecodeImages, chunk_arrays
-from pipeline.pools import Pools
-from pipeline.rows import STATUS_OK, OutputSpec, Row, build_batch
-from pipeline.stages import DecodeSettings
+from pipeline.operators.model_ref import build_labeller
+from pipeline.operators.stages import DecodeSettings
+from pipeline.session.pools import Pools
 
 # Any code will do: Ray starts the process anew, with a new context on the card.
 LOST_CARD_EXIT = 76

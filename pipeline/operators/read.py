@@ -16,16 +16,16 @@ from ray.data import Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 
-from models.decode import ImageLimits
+from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat, build_config
+from pipeline.dest.plan import Unit, cut_units
+from pipeline.dest.writer import STATUS_OK
 from pipeline.operators.columns import SHARD_COLUMNS
-from pipeline.parquet_columns import ParquetColumns
-from pipeline.plan import Unit, cut_units
-from pipeline.reading import columns_of, read_unit, slices
-from pipeline.rows import STATUS_OK
-from pipeline.samples import Sample, ShardNotes
-from pipeline.sources import open_source
-from pipeline.storage import Storage
+from pipeline.sources.parquet_columns import ParquetColumns
+from pipeline.sources.reader import columns_of, read_unit, slices
+from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.sources.source import open_source
+from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def read_shards(
 
 @dataclass(frozen=True, slots=True)
 class ReadShards:
-    """What a worker needs to know to read; see `pipeline.reading.ReadSettings`. Picklable."""
+    """What a worker needs to know to read; see `pipeline.sources.reader.ReadSettings`. Picklable."""
 
     source: Storage
     format: SourceFormat

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from serve.asgi import Rejected
-from serve.backend import Backend
 from serve.config import ServeConfig
+from serve.http.asgi import Rejected
+from serve.model.backend import Backend
 from serve.oip.request import InferRequest
 from serve.oip.response import InferResponse
 from serve.oip.served import ServedModel, TensorMetadata, check_ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 
 from models.errors import InputError
-from serve.asgi import Rejected, input_status
+from serve.http.asgi import Rejected, input_status
 
 # From HTTP's status to the name of gRPC's. Over the size limit is RESOURCE_EXHAUSTED, as gRPC itself says of a message
 # over its own; a full queue is UNAVAILABLE, which clients may retry.

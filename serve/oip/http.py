@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from serve.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header
-from serve.backend import Backend
-from serve.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.config import ServeConfig
+from serve.http.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header
+from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
+from serve.model.backend import Backend
 from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.faults import malformed, not_ready, shown
@@ -60,7 +60,7 @@ def build(backend: Backend, config: ServeConfig) -> App:
 
 
 class HttpRoutes:
-    """The routes, in front of an endpoint. Every answer but a binary one is JSON; errors are raised, see `serve.asgi`.
+    """The routes, in front of an endpoint. Every answer but a binary one is JSON; errors are raised, see `serve.http.asgi`.
 
     Args:
         endpoint: What answers.

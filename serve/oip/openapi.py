@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from serve.http.openapi import errors
 from serve.oip.datatypes import DATATYPES
-from serve.openapi import errors
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.bodies import load_json
+from serve.http.bodies import load_json
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import malformed, shown
 from serve.oip.parameters import Parameters

@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from models.classifier import Float32Array
-from serve.asgi import Rejected
-from serve.backend import Backend
-from serve.bodies import off_the_loop
+from models.inference.classifier import Float32Array
+from serve.http.asgi import Rejected
+from serve.http.bodies import off_the_loop
+from serve.model.backend import Backend
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import malformed, not_ready, shown
 from serve.oip.request import InferRequest, RequestedOutput

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from models.classifier import Float32Array, Int32Array
 from models.errors import InputError
-from serve.backend import Backend, Labelled
-from serve.bodies import from_base64
+from models.inference.classifier import Float32Array, Int32Array
+from serve.http.bodies import from_base64
+from serve.model.backend import Backend, Labelled
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import bad_image, malformed
 from serve.oip.request import InferRequest, RequestedOutput

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.spec import Layout
-from serve.backend import Backend
+from serve.model.backend import Backend
 from serve.oip.faults import malformed
 from serve.oip.request import InferRequest
 from serve.oip.response import OutputTensor

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from serve.backend import Backend
+from serve.model.backend import Backend
 
 
 @dataclass(slots=True)

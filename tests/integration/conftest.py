@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.s3_place import Place
-from tests.s3_server import BUCKET, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+from tests.support.s3_place import Place
+from tests.support.s3_server import BUCKET, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_model import colour_shards
+from tests.support.tiny_model import colour_shards
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("bare", "bare-parquet", "ours")

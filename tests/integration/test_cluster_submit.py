@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.metrics import scraped_names
-from tests.cluster_nodes import Nodes, running_nodes
-from tests.s3_server import BUCKET, Call, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
-from tests.tcp_proxy import TcpProxy, running_tcp_proxy
-from tests.tiny_model import colour_shards
+from pipeline.session.metrics import scraped_names
+from tests.support.cluster_nodes import Nodes, running_nodes
+from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+from tests.support.tcp_proxy import TcpProxy, running_tcp_proxy
+from tests.support.tiny_model import colour_shards
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.tiny_model import colour_shards
+from tests.support.tiny_model import colour_shards
 
 COMMAND = [sys.executable, "-m", "cluster.cli"]
 
@@ -137,7 +137,7 @@ def test_the_last_line_is_the_summary_and_a_second_run_does_nothing(tmp_path, ti
 
 @pytest.mark.ray
 def test_over_the_error_rate_is_exit_3_and_everything_is_written(tmp_path, tiny_model):
-    from tests.tiny_model import colour_jpeg, write_tar
+    from tests.support.tiny_model import colour_jpeg, write_tar
 
     (tmp_path / "in").mkdir()
     write_tar(tmp_path / "in" / "a.tar", {"a.jpg": colour_jpeg("red"), "b.jpg": b"", "c.jpg": b"", "d.jpg": b""})
@@ -173,7 +173,7 @@ def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(
 @pytest.mark.ray
 @pytest.mark.parametrize("target", ["gcs", "raylet"])
 def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_rest(tmp_path, tiny_model, target):
-    from tests.chaos import victims
+    from tests.support.chaos import victims
 
     colour_shards(tmp_path / "in", shards=40, samples=300)
     arguments = ("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3")
@@ -194,7 +194,7 @@ def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_
 
 @pytest.mark.ray
 def test_a_ray_that_does_not_come_up_is_an_error_and_no_hang():
-    impatient = "import pipeline.local_ray as it; it.START_TIMEOUT_S = 0.1; it.start_local_ray()"
+    impatient = "import pipeline.session.local as it; it.START_TIMEOUT_S = 0.1; it.start_local_ray()"
 
     ended = subprocess.run([sys.executable, "-c", impatient], capture_output=True, text=True, timeout=60, check=False)
 

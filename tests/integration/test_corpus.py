@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster_session import connect
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
-from tests.image_corpus import LIMITS, corpus
-from tests.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard, parquet_bytes
-from tests.tiny_model import colour_shards, write_tar
+from pipeline.session.connect import connect
+from tests.support.image_corpus import LIMITS, corpus
+from tests.support.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard, parquet_bytes
+from tests.support.tiny_model import colour_shards, write_tar
 
 pytestmark = pytest.mark.ray
 

@@ -1,12 +1,12 @@
-"""A short fuzz of the OpenAPI document; `python -m tests.fuzz_openapi URL` is the long one."""
+"""A short fuzz of the OpenAPI document; `python -m tests.support.fuzz_openapi URL` is the long one."""
 
 from __future__ import annotations
 
 import pytest
 import requests
 
-from tests.fuzz_openapi import Fuzz, fuzz
-from tests.page_server import running_page_server
+from tests.support.fuzz_openapi import Fuzz, fuzz
+from tests.support.page_server import running_page_server
 
 
 def test_no_request_that_the_document_suggests_or_forbids_is_a_fault():

@@ -7,10 +7,10 @@ import sys
 import pytest
 import requests
 
-from serve.ports import free_ports
-from tests.hostile_load import watch_health
-from tests.peak_memory import PeakMemory
-from tests.serve_process import serving
+from serve.local.ports import free_ports
+from tests.support.hostile_load import watch_health
+from tests.support.peak_memory import PeakMemory
+from tests.support.serve_process import serving
 
 MAX_PRIVATE_BYTES = 600 * 2**20
 P99_S = 0.25

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.hostile_shards import CARRIED, CARRYING, KEY, KEYED, PARQUETS, TARS, write
-from tests.peak_memory import PeakMemory, children, named
-from tests.shard_factory import parquet_bytes
-from tests.tiny_model import colour_shards
+from tests.support.hostile_shards import CARRIED, CARRYING, KEY, KEYED, PARQUETS, TARS, write
+from tests.support.peak_memory import PeakMemory, children, named
+from tests.support.shard_factory import parquet_bytes
+from tests.support.tiny_model import colour_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3600)]
 

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
-from pipeline.cluster_session import connect
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
-from tests.tiny_model import colour_jpeg, colour_shards, write_tar
+from pipeline.session.connect import connect
+from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = pytest.mark.ray
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.ports import free_ports
-from tests.listening import beyond_loopback, listening
-from tests.serve_process import ServeProcess, serving
+from serve.local.ports import free_ports
+from tests.support.listening import beyond_loopback, listening
+from tests.support.serve_process import ServeProcess, serving
 
 pytestmark = [
     pytest.mark.ray,
@@ -110,7 +110,7 @@ def test_another_address_is_listened_on_by_what_clients_ask_alone(tmp_path):
 
 def test_a_local_ray_of_bulk_listens_on_loopback_alone(tmp_path):
     code = (
-        "import ray; from pipeline.local_ray import start_local_ray; start_local_ray(num_cpus=1);"
+        "import ray; from pipeline.session.local import start_local_ray; start_local_ray(num_cpus=1);"
         "ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

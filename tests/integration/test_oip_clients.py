@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from models.spec import Precision
-from tests.oip_server import OipServer, oip_server
-from tests.tiny_model import SIDE, colour_jpeg
+from tests.support.oip_server import OipServer, oip_server
+from tests.support.tiny_model import SIDE, colour_jpeg
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
@@ -288,7 +288,7 @@ def test_tritonclient_grpc(triton_grpc, server):
 
 
 def test_our_messages_are_the_protocols(triton_grpc):
-    from serve.oip.messages import message_class
+    from serve.oip.grpc.messages import message_class
 
     whole = {
         "ModelInferRequest",
@@ -315,9 +315,9 @@ def test_our_messages_are_the_protocols(triton_grpc):
 def test_our_messages_stand_beside_theirs_in_one_process(theirs, order):
     if not CLIENTS_PYTHON.is_file():
         pytest.skip("the clients are not installed: make .venv-clients/.installed")
-    first, second = [theirs, "serve.oip.messages"][::order]
+    first, second = [theirs, "serve.oip.grpc.messages"][::order]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {first}, {second}"
-    code += "; print(serve.oip.messages.message_class('ServerLiveResponse')(live=True).SerializeToString().hex())"
+    code += "; print(serve.oip.grpc.messages.message_class('ServerLiveResponse')(live=True).SerializeToString().hex())"
 
     done = subprocess.run([CLIENTS_PYTHON, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
@@ -348,8 +348,8 @@ def test_kserve_client(server, red_jpeg):
 def endpoint(tmp_path_factory) -> Iterator[OipServer]:
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
-    from serve.ports import free_ports
-    from tests.serve_process import serving
+    from serve.local.ports import free_ports
+    from tests.support.serve_process import serving
 
     (grpc_port,) = free_ports(1)
     options = ["--model", "efficientnet-lite0", "--grpc-port", str(grpc_port), "--max-replicas", "1"]

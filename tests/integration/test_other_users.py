@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 # Starts a Ray as `label` and `serve` do, says where it is, and ends when its input does.
 OWNER = """
 import json, os, sys
-from pipeline.local_ray import start_local_ray, stop_ray
+from pipeline.session.local import start_local_ray, stop_ray
 def auth(): return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
 before = auth()
 start_local_ray()

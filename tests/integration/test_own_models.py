@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ConfigError, SignatureError
-from models.preprocessing_files import NAMED
-from models.registration import Registration, register_model, remove_model
-from pipeline.cluster_session import connect
-from tests.labelling import label
-from tests.tiny_model import build_tiny_model, colour_shards
-from tests.unit.models.test_registration import build
+from models.register.preprocessing import NAMED
+from models.register.register import Registration, register_model, remove_model
+from pipeline.session.connect import connect
+from tests.support.labelling import label
+from tests.support.tiny_model import build_tiny_model, colour_shards
+from tests.unit.models.register.test_register import build
 
 pytestmark = pytest.mark.ray
 

@@ -13,8 +13,8 @@ import ray
 
 from models.errors import ConfigError, UnknownModelError
 from pipeline import LabelConfig, label, read_shards, run
-from tests.shard_factory import huggingface_images, tar_bytes
-from tests.tiny_model import COLOURS, colour_jpeg, colour_shards
+from tests.support.shard_factory import huggingface_images, tar_bytes
+from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -114,9 +114,9 @@ def test_what_cannot_be_is_told_before_anything_runs(callers_ray, tmp_path, tiny
 
 POISON = """
 import os, signal, sys
-import models.decode
+import models.decode.decode
 
-decode_image = models.decode.decode_image
+decode_image = models.decode.decode.decode_image
 
 def poisoned(data, *args, **kwargs):
     if b"POISON" in bytes(data):
@@ -125,20 +125,20 @@ def poisoned(data, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode_image(data, *args, **kwargs)
 
-models.decode.decode_image = poisoned
+models.decode.decode.decode_image = poisoned
 """
 
 
 DEADLY = """
 import os, signal
-import pipeline.rows
+import pipeline.dest.writer
 
 def build_batch(*args):
     with open({log!r}, "a") as file:
         file.write("died\\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
-pipeline.rows.build_batch = build_batch
+pipeline.dest.writer.build_batch = build_batch
 """
 
 

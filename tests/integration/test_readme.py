@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve_process import serving
+from tests.support.serve_process import serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

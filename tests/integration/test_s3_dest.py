@@ -15,14 +15,14 @@ import pytest
 
 from models.errors import SourceError, StorageError
 from pipeline.config import LabelConfig
-from pipeline.destination import prepare
-from pipeline.lease import LEASE_FILE, Lease
-from pipeline.plan import Slice, cut_units, write_plan
-from pipeline.reading import slices
-from pipeline.sources import open_source
-from pipeline.storage import open_storage
-from tests.s3_place import Place
-from tests.s3_server import Call, FaultProxy, S3Server
+from pipeline.dest.lease import LEASE_FILE, Lease
+from pipeline.dest.plan import Slice, cut_units, write_plan
+from pipeline.dest.resume import prepare
+from pipeline.sources.reader import slices
+from pipeline.sources.source import open_source
+from pipeline.storage.storage import open_storage
+from tests.support.s3_place import Place
+from tests.support.s3_server import Call, FaultProxy, S3Server
 
 
 def overwrite(source: str, dest: str) -> None:
@@ -73,8 +73,8 @@ def test_a_bucket_that_is_mounted_is_found_to_be_dest(sourced):
 
 
 HOLD = """
-import sys, pipeline.lease as lease
-from pipeline.storage import open_storage
+import sys, pipeline.dest.lease as lease
+from pipeline.storage.storage import open_storage
 lease.BEAT_S, lease.DEAD_S = 0.2, 2.0
 with lease.Lease(open_storage(sys.argv[1])):
     print("held", flush=True)
@@ -97,8 +97,8 @@ def holder(place: Place) -> int | None:
     strict=True, reason="issue 17: a lease by compare-and-swap; a driver that stalled renews the other's"
 )
 def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor(place, monkeypatch):
-    monkeypatch.setattr("pipeline.lease.BEAT_S", 0.2)
-    monkeypatch.setattr("pipeline.lease.DEAD_S", 2.0)
+    monkeypatch.setattr("pipeline.dest.lease.BEAT_S", 0.2)
+    monkeypatch.setattr("pipeline.dest.lease.DEAD_S", 2.0)
     command = [sys.executable, "-c", HOLD, place.uri]
     stalled = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

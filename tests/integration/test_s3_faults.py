@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 
 from models.errors import SourceError, StorageError
-from pipeline import filesystems
 from pipeline.config import SourceFormat
-from pipeline.retries import RetryPolicy, retried
-from pipeline.sources import open_source
-from pipeline.storage import open_storage
-from tests.s3_place import Place, read_all, source_of
-from tests.s3_server import (
+from pipeline.sources.source import open_source
+from pipeline.storage import filesystems
+from pipeline.storage.retries import RetryPolicy, retried
+from pipeline.storage.storage import open_storage
+from tests.support.s3_place import Place, read_all, source_of
+from tests.support.s3_server import (
     BUCKET,
     Call,
     FaultProxy,
@@ -35,7 +35,7 @@ from tests.s3_server import (
     running_s3,
     share_of_faults,
 )
-from tests.shard_factory import images, noise, parquet_bytes, tar_bytes
+from tests.support.shard_factory import images, noise, parquet_bytes, tar_bytes
 
 MIB = 2**20
 
@@ -111,7 +111,7 @@ def test_an_upload_that_fails_in_the_middle_leaves_what_was_there(
     storage.write_bytes("part", b"before")
     temporary = tmp_path / "new"
     temporary.write_bytes(noise(0, 25 * MIB))
-    monkeypatch.setattr("pipeline.storage.retried", partial(retried, policy=RetryPolicy(2, 0.01)))
+    monkeypatch.setattr("pipeline.storage.storage.retried", partial(retried, policy=RetryPolicy(2, 0.01)))
     proxy.rule = lambda call: fault if call.query.get("partNumber") == ["2"] else None
 
     with pytest.raises(StorageError, match=rf"cannot write {place.uri}/part: AWS Error"):
@@ -154,7 +154,7 @@ def test_an_interrupt_leaves_no_half_object(proxy: FaultProxy, place: Place) -> 
 
 def run(code: str, environment: dict[str, str]) -> tuple[str, float]:
     """Run a program in a process of its own; return the last line it said, and its seconds without the imports."""
-    begin = "import time; from pipeline.storage import open_storage; from pipeline.sources import open_source\n"
+    begin = "import time; from pipeline.storage.storage import open_storage; from pipeline.sources.source import open_source\n"
     end = "\nexcept Exception as err: print(type(err).__name__, err, time.perf_counter() - started, sep='|')"
     body = f"{begin}started = time.perf_counter()\ntry: {code}{end}"
     environment = {**os.environ, **environment}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import BUCKET, S3Server, rclone_path, running_s3
-from tests.tiny_model import colour_shards
+from tests.support.s3_server import BUCKET, S3Server, rclone_path, running_s3
+from tests.support.tiny_model import colour_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(rclone_path() is None, reason="rclone is not installed")]
 

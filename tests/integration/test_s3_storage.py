@@ -12,20 +12,20 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from models.decode import ImageLimits
+from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat
-from pipeline.listing import SINGLE_LOOKUPS
-from pipeline.reading import slices
-from pipeline.sources import open_source
-from pipeline.storage import open_storage
-from tests.s3_place import Place, read_all, source_of
-from tests.s3_server import (
+from pipeline.sources.reader import slices
+from pipeline.sources.source import open_source
+from pipeline.storage.listing import SINGLE_LOOKUPS
+from pipeline.storage.storage import open_storage
+from tests.support.s3_place import Place, read_all, source_of
+from tests.support.s3_server import (
     KEY_ID,
     FaultProxy,
     S3Server,
     share_of_faults,
 )
-from tests.shard_factory import images, noise, parquet_bytes, tar_bytes
+from tests.support.shard_factory import images, noise, parquet_bytes, tar_bytes
 
 MIB = 2**20
 

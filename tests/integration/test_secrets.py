@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import BUCKET, KEY_ID, SECRET, S3Server, rclone_path, running_s3
-from tests.tiny_model import colour_shards
+from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, rclone_path, running_s3
+from tests.support.tiny_model import colour_shards
 
 pytestmark = pytest.mark.ray
 
 # Ray's folder, which goes with the run, is kept to be looked at.
 LABEL = """
 import shutil, types
-import pipeline.local_ray
-pipeline.local_ray.shutil = types.SimpleNamespace(which=shutil.which, rmtree=lambda *args, **options: None)
+import pipeline.session.local
+pipeline.session.local.shutil = types.SimpleNamespace(which=shutil.which, rmtree=lambda *args, **options: None)
 from cluster.cli import main
 main()
 """
 JOBS = """
-from pipeline.cluster_session import connect
+from pipeline.session.connect import connect
 cluster = connect(None)
 import ray
 from ray._raylet import GcsClient

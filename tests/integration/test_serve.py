@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serve_load import Load, sample_images
-from tests.serve_process import ServeProcess, command, environment, serving
+from tests.support.serve_process import ServeProcess, command, environment, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

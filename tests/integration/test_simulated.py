@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ConfigError, DeviceLostError
-from pipeline import model_pool
-from pipeline.cluster_session import connect
 from pipeline.job import RunReport
-from tests.labelling import label, parts
-from tests.tiny_model import colour_jpeg, colour_shards, write_tar
+from pipeline.operators import model_pool
+from pipeline.session.connect import connect
+from tests.support.labelling import label, parts
+from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = pytest.mark.ray
 

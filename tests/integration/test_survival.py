@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import dataset, model_pool
-from pipeline.cluster_session import connect
-from tests.hostile_models import ON_WHITE
-from tests.labelling import label, parts
-from tests.tiny_model import colour_jpeg, colour_shards, write_tar
+from pipeline.operators import dataset, model_pool
+from pipeline.session.connect import connect
+from tests.support.hostile_models import ON_WHITE
+from tests.support.labelling import label, parts
+from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = pytest.mark.ray
 
@@ -34,10 +34,10 @@ TIMEOUT_S = 5.0
 
 # What a caller does in a process of its own.
 NEVER_COMES_UP = """
-import pipeline.local_ray
+import pipeline.session.local
 from models.errors import ClusterError
-from pipeline.cluster_session import connect
-pipeline.local_ray.START_TIMEOUT_S = 0.1
+from pipeline.session.connect import connect
+pipeline.session.local.START_TIMEOUT_S = 0.1
 try:
     connect(None)
 except ClusterError:
@@ -46,8 +46,8 @@ except ClusterError:
 DIES = """
 import os, signal, sys, threading
 from pathlib import Path
-from tests.chaos import victims
-from tests.labelling import label
+from tests.support.chaos import victims
+from tests.support.labelling import label
 source, output, model = map(Path, sys.argv[1:])
 def kill():
     while not list(output.glob("part-*")):

@@ -18,7 +18,7 @@ ALLOWED = {
     "cluster": {"models", "pipeline", "serve"},
 }
 # How a local Ray is started is the same for a run and for an endpoint, and imports nothing of the rest.
-SHARED = {"serve": {"pipeline.local_ray"}}
+SHARED = {"serve": {"pipeline.session.local"}}
 FORBIDDEN = {"models": {"ray", "fastapi", "starlette"}, "pipeline": {"fastapi", "starlette"}}
 
 
@@ -55,7 +55,9 @@ def test_what_is_shared_imports_nothing_of_its_folder(module):
 
 
 def test_models_can_be_used_without_ray():
-    code = "import sys, models.classifier, models.catalog, models.decode; sys.exit('ray' in sys.modules)"
+    code = (
+        "import sys, models.inference.classifier, models.catalog, models.decode.decode; sys.exit('ray' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

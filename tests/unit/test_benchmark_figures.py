@@ -16,9 +16,9 @@ from benchmarks.bulk_tools import parse_variants
 from benchmarks.measure import measure
 from benchmarks.progress import read_events, steady_rate
 from models.catalog import load_spec
-from models.classifier import Classifier
+from models.inference.classifier import Classifier
 from models.spec import Precision
-from tests.tiny_model import colour_shards
+from tests.support.tiny_model import colour_shards
 
 
 @pytest.mark.parametrize("step", [16, 100], ids=["batches", "files"])

@@ -22,7 +22,7 @@ from benchmarks.serve_rivals.contenders import Contender, contenders
 from benchmarks.serve_rivals.labeller import KINDS, make_labeller
 from benchmarks.serve_rivals.load import Bodies, as_body, read_images, run_load
 from benchmarks.serve_rivals.running import running
-from serve.multipart import parse_multipart
+from serve.http.forms import parse_multipart
 
 ROOT = Path(__file__).parents[2]
 BUSY_EVERY = 5

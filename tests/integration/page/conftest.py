@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import Browser, chromium_path, running_browser
-from tests.page_server import PageServer, running_page_server
+from tests.support.browser import Browser, chromium_path, running_browser
+from tests.support.page_server import PageServer, running_page_server
 
 SAMPLES = Path(__file__).parents[3] / "models" / "samples" / "photos.tar"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.page_server import KEY, PageServer
-from tests.page_words import BEST, choose_sample
+from tests.support.page_server import KEY, PageServer
+from tests.support.page_words import BEST, choose_sample
 
 ROOT = Path(__file__).parents[3]
 

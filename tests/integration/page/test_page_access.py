@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.page_words import BEST, choose_sample
+from tests.support.page_words import BEST, choose_sample
 
 
 def test_everything_can_be_done_with_the_keyboard_and_the_focus_is_seen(page):

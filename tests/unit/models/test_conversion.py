@@ -19,7 +19,7 @@ from PIL import Image
 
 import models
 from models.catalog import load_labels, load_spec
-from models.quantization import pair_safe_scales, quantize_int8
+from models.graph.int8 import pair_safe_scales, quantize_int8
 from models.spec import Precision
 
 FOLDER = Path(models.__file__).parent

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-import pipeline.commands
+import pipeline.cli
 from cluster.cli import build_app
 from models.errors import ConfigError, SourceError
-from pipeline.commits import Commit, CommitLog
 from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.plan import Slice, Unit, part_name, write_plan
+from pipeline.dest.writer import OutputSpec, UnitWriter
 from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder
 from pipeline.estimate import Measured, Whole, extrapolate
-from pipeline.plan import Slice, Unit, part_name, write_plan
-from pipeline.rows import OutputSpec, UnitWriter
-from pipeline.storage import open_storage
+from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport
-from tests.tiny_model import colour_shards
+from tests.support.tiny_model import colour_shards
 
 # 100 images in 4 units of 2 s each, at 1 kB an image: 12.5 images/s of a worker.
 MEASURED = Measured(
@@ -215,7 +215,7 @@ def _units(count):
 )
 def test_the_number_of_images_may_be_left_out(monkeypatch, arguments, images, source):
     seen = []
-    monkeypatch.setattr(pipeline.commands, "_estimate", lambda settings, n, *rest, **more: seen.append((n, settings)))
+    monkeypatch.setattr(pipeline.cli, "_estimate", lambda settings, n, *rest, **more: seen.append((n, settings)))
     monkeypatch.setattr("pipeline.job.run", lambda settings, **more: seen.append((None, settings)) or 1 / 0)
 
     CliRunner().invoke(build_app(), ["label", "a.tar", "--output", "out", *arguments])

@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 
 from models.errors import ConfigError
-from serve import commands
+from serve import cli
 from serve.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, ServeConfig, build_config, plan_replica
 
 
@@ -114,7 +114,7 @@ def test_the_file_for_serve_deploy_has_no_key_that_serve_would_take_in_silence()
 def defaults_in_help() -> dict[str, str]:
     """Return what the help of each option of `shardlabel serve` says is its default."""
     found = {}
-    for name, kind in get_type_hints(commands.serve, include_extras=True).items():
+    for name, kind in get_type_hints(cli.serve, include_extras=True).items():
         for option in getattr(kind, "__metadata__", ()):
             if said := re.search(r"\[default: (.*)\]", option.help or ""):
                 found[name] = said[1]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from cluster.configuration_sources import build_configuration
-from cluster.render import Target, render
+from cluster.manifests.render import Target, render
+from cluster.manifests.settings_sources import build_configuration
 from serve.config import ServeConfig
 from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
@@ -37,8 +37,8 @@ def table() -> dict[str, str]:
 
 
 def test_every_container_of_the_manifest_is_told_what_the_command_tells_its_own(monkeypatch, tmp_path):
-    from serve import launch
-    from serve.endpoint import Listen
+    from serve.local import launch
+    from serve.local.running import Listen
 
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(launch, "_set_here", set())
@@ -72,7 +72,9 @@ def test_proxies_import_the_servicer_and_no_model():
     for text in ((ROOT / "serve" / "config.yaml").read_text(), render(Target.RAYSERVICE, build_configuration([]))):
         assert re.findall(r"- (\S+:add_to_server)", text) == [GRPC_SERVICER]
     module = GRPC_SERVICER.partition(":")[0]
-    code = f"import sys, {module}, serve.grpc_listener; print({{'numpy', 'onnxruntime', 'PIL'}} & set(sys.modules))"
+    code = (
+        f"import sys, {module}, serve.local.grpc_listener; print({{'numpy', 'onnxruntime', 'PIL'}} & set(sys.modules))"
+    )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 

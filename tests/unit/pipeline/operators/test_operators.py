@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 
 from models.catalog import load_spec
-from models.decode import DecodeMode, ImageLimits
+from models.decode.decode import DecodeMode, ImageLimits
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import PIECE_ROWS, DecodeImages, chunk_arrays
-from pipeline.stages import DecodeSettings
-from tests.shard_factory import huggingface_images
-from tests.tiny_model import SIDE, colour_jpeg
+from pipeline.operators.stages import DecodeSettings
+from tests.support.shard_factory import huggingface_images
+from tests.support.tiny_model import SIDE, colour_jpeg
 
 NAMES = pa.dictionary(pa.int32(), pa.string())
 

@@ -7,16 +7,16 @@ import logging
 import pyarrow as pa
 import pytest
 
-from models.decode import ImageLimits
+from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat
+from pipeline.dest.plan import cut_units
 from pipeline.operators import read
 from pipeline.operators.read import ReadShards, ShardsDatasource
-from pipeline.parquet_columns import ANY_COLUMNS
-from pipeline.plan import cut_units
-from pipeline.reading import slices
-from pipeline.sources import open_source
-from tests.shard_factory import jpeg, tar_bytes
-from tests.tiny_model import colour_shards
+from pipeline.sources.parquet_columns import ANY_COLUMNS
+from pipeline.sources.reader import slices
+from pipeline.sources.source import open_source
+from tests.support.shard_factory import jpeg, tar_bytes
+from tests.support.tiny_model import colour_shards
 
 
 def datasource(folder, limits: ImageLimits | None = None) -> ShardsDatasource:

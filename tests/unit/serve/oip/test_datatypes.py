@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serve.asgi import Rejected
+from serve.http.asgi import Rejected
 from serve.oip.datatypes import DTYPES, join_elements, split_elements
 from serve.oip.tensor import InputTensor
 

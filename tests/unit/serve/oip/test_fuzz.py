@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from serve.oip.datatypes import DATATYPES, join_elements
 from serve.oip.endpoint import Limits
-from tests.unit.serve.oip.fake_backend import Client
+from tests.support.oip_backend import Client
 from tests.unit.serve.oip.test_infer import image_request, json_images, pixel_request
 
 LIMITS = Limits(max_request_bytes=4096, max_images=4)
@@ -28,7 +28,7 @@ PACK = {
     "cut": lambda body: zlib.compress(body)[:-3],
 }
 
-# What small bodies hold a great deal of; packed they are smaller still. At full size: tests/hostile_requests.py.
+# What small bodies hold a great deal of; packed they are smaller still. At full size: tests/support/hostile_requests.py.
 BOMBS = [
     b"[" * 4000, b'{"inputs":' * 300, b'"\\ud800"', b"1" * 4000, b"0." + b"7" * 4000, b"[" + b"[]," * 1300 + b"[]]",
     b'{"inputs":[' + b'"",' * 1300 + b'""]}', b'{"inputs":[{"name":"pixels","datatype":"FP32","shape":[1],"data":['

@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import DeadlineError, OverloadedError
-from serve.access_log import AccessLog
-from serve.bodies import BodyMemory
 from serve.config import ServeConfig
-from serve.metrics import ServeMetrics
+from serve.http.access_log import AccessLog
+from serve.http.bodies import BodyMemory
+from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.grpc import Methods
-from serve.oip.grpc_calls import OPEN, GrpcCalls
-from serve.oip.messages import MESSAGES, message_class
-from serve.oip.service import RPCS, SERVICE, add_to_server
-from tests.unit.serve.oip.fake_backend import Client, FakeBackend
+from serve.oip.grpc.calls import OPEN, GrpcCalls
+from serve.oip.grpc.ingress import Methods
+from serve.oip.grpc.messages import MESSAGES, message_class
+from serve.oip.grpc.service import RPCS, SERVICE, add_to_server
+from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
 
@@ -378,7 +378,7 @@ def test_the_messages_leave_the_default_pool_alone():
 
 
 def test_what_a_proxy_imports_is_light():
-    code = "import sys, serve.oip.service; sys.exit('numpy' in sys.modules or 'models' in sys.modules)"
+    code = "import sys, serve.oip.grpc.service; sys.exit('numpy' in sys.modules or 'models' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

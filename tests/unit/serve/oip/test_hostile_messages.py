@@ -8,15 +8,15 @@ import grpc
 import pytest
 
 from models.errors import OverloadedError
-from serve.bodies import BodyMemory, Held
-from serve.oip import service
+from serve.http.bodies import BodyMemory, Held
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.grpc import Methods
-from serve.oip.grpc_calls import GrpcCalls
-from serve.oip.messages import message_class
-from serve.oip.service import SERVICE, add_to_server
-from tests.hostile_requests import GRPC_CORPUS, MODEL
-from tests.unit.serve.oip.fake_backend import FakeBackend
+from serve.oip.grpc import service
+from serve.oip.grpc.calls import GrpcCalls
+from serve.oip.grpc.ingress import Methods
+from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.service import SERVICE, add_to_server
+from tests.support.hostile_requests import GRPC_CORPUS, MODEL
+from tests.support.oip_backend import FakeBackend
 from tests.unit.serve.oip.test_grpc import Context, Ingress
 
 
@@ -24,7 +24,7 @@ from tests.unit.serve.oip.test_grpc import Context, Ingress
 def test_a_hostile_message_is_refused_before_it_is_parsed(name, monkeypatch):
     message = GRPC_CORPUS[name]()
     ingress = Ingress(model=MODEL)
-    monkeypatch.setattr("serve.oip.grpc_calls.message_class", _Unparsed)
+    monkeypatch.setattr("serve.oip.grpc.calls.message_class", _Unparsed)
     context = Context()
 
     asyncio.run(ingress.ModelInfer(message, grpc_context=context))

@@ -13,7 +13,7 @@ import pytest
 
 from models.errors import DeadlineError, OverloadedError
 from serve.oip.endpoint import Limits
-from tests.unit.serve.oip.fake_backend import Client, FakeBackend
+from tests.support.oip_backend import Client, FakeBackend
 
 PIXELS = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
 

@@ -6,7 +6,7 @@ import pytest
 
 from serve.oip.endpoint import Limits
 from serve.oip.openapi import PATHS
-from tests.unit.serve.oip.fake_backend import Client, FakeBackend
+from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import json_images
 
 IMAGE_METADATA = {

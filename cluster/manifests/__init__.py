@@ -1,0 +1,1 @@
+"""`shardlabel cluster render`: manifests from one validated configuration."""

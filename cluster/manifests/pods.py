@@ -1,0 +1,201 @@
+"""Pods of the head and the workers: where they may run, what they may use, and how they end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, Spot, WorkerSettings
+
+USER_ID = 1000  # `ray` in cluster/Dockerfile
+CACHE_PATH = "/cache"
+KEYS_PATH = "/etc/shardlabel"
+METRICS_PORT = 8080
+HTTP_PORT = 8000
+GRPC_PORT = 9000
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+# How the clouds mark nodes that they may take back.
+SPOT_LABELS = {
+    "karpenter.sh/capacity-type": "spot",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "cloud.google.com/gke-spot": "true",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+# GKE and AKS also keep ordinary pods off them.
+SPOT_TAINTS = {"cloud.google.com/gke-spot": "true", "kubernetes.azure.com/scalesetpriority": "spot"}
+# Ray drains by itself for 30 s on SIGTERM, where that reaches it. It comes after our own drain, and would be time twice.
+AFTER_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+# After the time to finish: for Ray's own processes to leave.
+LEAVE_S = 20
+
+
+def pod_labels(config: ClusterConfiguration) -> dict[str, str]:
+    """Return what the network policy finds this cluster's pods by."""
+    return {INSTANCE_LABEL: config.name, "app.kubernetes.io/part-of": "shardlabel"}
+
+
+def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool) -> dict[str, Any]:
+    """Return the pod template of the head: never on a spot node.
+
+    Args:
+        config: What was asked for.
+        env: More environment.
+        serves: Whether the cluster is an endpoint: KubeRay takes the ports of its services from the head's container.
+    """
+    container = {
+        "name": "ray-head",
+        **_image(config, "cpu"),
+        "ports": [
+            {"name": "gcs-server", "containerPort": 6379},
+            {"name": "dashboard", "containerPort": 8265},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+            *([{"name": "serve", "containerPort": HTTP_PORT}] if serves else []),
+        ],
+        "env": _env(config, env),
+        **_storage(config),
+        "resources": _resources(config.head.cpus, config.head.memory),
+        "securityContext": container_security(),
+        "volumeMounts": _mounts(config),
+    }
+    not_spot = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in SPOT_LABELS.items()]
+    spec = {
+        **_pod(config),
+        **({"nodeSelector": config.head.node_selector} if config.head.node_selector else {}),
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": not_spot}]
+                }
+            }
+        },
+        "containers": [container],
+        "volumes": _volumes(config),
+    }
+    return {"metadata": {"labels": pod_labels(config)}, "spec": spec}
+
+
+def worker_pod(config: ClusterConfiguration, group: WorkerSettings, env: dict[str, str]) -> dict[str, Any]:
+    """Return the pod template of a group of workers, which finish what they do when they are stopped."""
+    gpus = group.gpus if isinstance(group, GpuWorkerSettings) else 0
+    container = {
+        "name": "ray-worker",
+        **_image(config, "cuda" if gpus else "cpu"),
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "env": _env(config, {**env, **AFTER_DRAIN}),
+        **_storage(config),
+        "resources": _resources(group.cpus, group.memory, gpus),
+        "securityContext": container_security(),
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain_command(config.drain_s)]}}},
+        "volumeMounts": _mounts(config),
+    }
+    spec = {
+        **_pod(config),
+        "terminationGracePeriodSeconds": config.drain_s + LEAVE_S,
+        **({"serviceAccountName": config.service_account} if config.service_account else {}),
+        **({"nodeSelector": group.node_selector} if group.node_selector else {}),
+        **_spot(group.spot),
+        **_tolerations(group.spot, has_gpus=bool(gpus)),
+        "containers": [container],
+        "volumes": _volumes(config),
+    }
+    return {"metadata": {"labels": pod_labels(config)}, "spec": spec}
+
+
+def drain_command(drain_s: int) -> str:
+    """Return what a worker does before it is stopped: take nothing new, and give what runs time to finish.
+
+    Its raylet ends once it is idle. `ray start --block` stays for all that, so the hook looks for the raylet itself;
+    when the hook ends, Kubernetes stops the container.
+    """
+    return (
+        "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is being stopped'"
+        f" --deadline-remaining-seconds {drain_s} || exit 0;"
+        f" for second in $(seq {drain_s}); do pgrep -x raylet > /dev/null || exit 0; sleep 1; done"
+    )
+
+
+def container_security() -> dict[str, Any]:
+    """Return what no container may do."""
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def pod_security() -> dict[str, Any]:
+    """Return whom a pod runs as."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _pod(config: ClusterConfiguration) -> dict[str, Any]:
+    secret = config.image.pull_secret
+    return {"securityContext": pod_security(), **({"imagePullSecrets": [{"name": secret}]} if secret else {})}
+
+
+def _image(config: ClusterConfiguration, device: str) -> dict[str, Any]:
+    return {"image": config.image.name(device), "imagePullPolicy": config.image.pull_policy}
+
+
+def _env(config: ClusterConfiguration, more: dict[str, str]) -> list[dict[str, Any]]:
+    env = {"SHARDLABEL_HOME": CACHE_PATH, "RAY_USAGE_STATS_ENABLED": "0", **more}
+    if config.model_mirror:
+        env["SHARDLABEL_MODEL_MIRROR"] = config.model_mirror
+    return [{"name": name, "value": value} for name, value in env.items()]
+
+
+def _storage(config: ClusterConfiguration) -> dict[str, Any]:
+    return {"envFrom": [{"secretRef": {"name": config.storage_secret}}]} if config.storage_secret else {}
+
+
+def _resources(cpus: int, memory: str, gpus: int = 0) -> dict[str, Any]:
+    # Limits equal to requests: Ray counts on the limits, so anything less would be promised twice.
+    amounts: dict[str, Any] = {"cpu": str(cpus), "memory": memory}
+    if gpus:
+        amounts["nvidia.com/gpu"] = str(gpus)
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _mounts(config: ClusterConfiguration) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [{"name": "models", "mountPath": CACHE_PATH}]
+    if config.service.api_keys_secret:
+        mounts.append({"name": "api-keys", "mountPath": KEYS_PATH, "readOnly": True})
+    return mounts
+
+
+def _volumes(config: ClusterConfiguration) -> list[dict[str, Any]]:
+    cache: dict[str, Any] = {"emptyDir": {"sizeLimit": config.cache_size}}
+    if config.cache_claim:
+        cache = {"persistentVolumeClaim": {"claimName": config.cache_claim}}
+    volumes = [{"name": "models", **cache}]
+    if config.service.api_keys_secret:
+        volumes.append({"name": "api-keys", "secret": {"secretName": config.service.api_keys_secret}})
+    return volumes
+
+
+def _spot(spot: Spot) -> dict[str, Any]:
+    """Return the affinity for nodes that may be taken back: none, a preference, or a must."""
+    terms = [
+        {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]} for key, value in SPOT_LABELS.items()
+    ]
+    if spot is Spot.REQUIRE:
+        rule: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    elif spot is Spot.PREFER:
+        weighted = [{"weight": 100, "preference": term} for term in terms]
+        rule = {"preferredDuringSchedulingIgnoredDuringExecution": weighted}
+    else:
+        return {}
+    return {"affinity": {"nodeAffinity": rule}}
+
+
+def _tolerations(spot: Spot, *, has_gpus: bool) -> dict[str, Any]:
+    tolerations: list[dict[str, Any]] = []
+    if has_gpus:
+        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    if spot is not Spot.NO:
+        tolerations += [
+            {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
+            for key, value in SPOT_TAINTS.items()
+        ]
+    return {"tolerations": tolerations} if tolerations else {}

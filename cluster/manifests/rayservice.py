@@ -1,0 +1,108 @@
+"""The endpoint as a KubeRay RayService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.manifests.pods import GRPC_PORT, HTTP_PORT, INSTANCE_LABEL, KEYS_PATH, pod_labels
+from cluster.manifests.raycluster import metadata, ray_cluster, worker_groups
+from cluster.manifests.settings import ClusterConfiguration, WorkerSettings
+from cluster.manifests.yaml_text import dump
+from serve.config import ServeConfig
+from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
+
+# In the image of cluster/Dockerfile.
+LAUNCHER = "/opt/shardlabel/bin/shardlabel-haproxy"
+
+
+def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
+    served = ServeConfig.model_validate(_args(config))
+    env = of_every_node(served) | of_haproxy(served, LAUNCHER)
+    cluster = ray_cluster(config, _groups(config), env=env, serves=True)
+    if config.service.redis_address:
+        cluster["gcsFaultToleranceOptions"] = _redis(config)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": metadata(config),
+        "spec": {
+            "upgradeStrategy": {"type": "NewCluster"},
+            # The head has no replica and no CPU for requests.
+            "excludeHeadPodFromServeSvc": True,
+            "serveConfigV2": dump(serve_config(config)),
+            "rayClusterConfig": cluster,
+        },
+    }
+
+
+def grpc_service(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return a service for gRPC: KubeRay's own has the port of HTTP alone."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {**metadata(config), "name": f"{config.name}-grpc", "labels": pod_labels(config)},
+        "spec": {
+            "type": "ClusterIP",
+            # KubeRay sets the second on pods whose Serve answers.
+            "selector": {INSTANCE_LABEL: config.name, "ray.io/serve": "true"},
+            "ports": [{"name": "grpc", "protocol": "TCP", "port": GRPC_PORT, "targetPort": GRPC_PORT}],
+        },
+    }
+
+
+def serve_config(config: ClusterConfiguration) -> dict[str, Any]:
+    """Return the configuration of Ray Serve."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": HTTP_PORT, "keep_alive_timeout_s": 75},
+        "grpc_options": {"port": GRPC_PORT, "grpc_servicer_functions": [GRPC_SERVICER]},
+        "logging_config": {"enable_access_log": False},
+        "applications": [
+            {
+                "name": "shardlabel",
+                "route_prefix": "/",
+                "import_path": "serve.app:build_app",
+                "args": _args(config),
+            }
+        ],
+    }
+
+
+def _args(config: ClusterConfiguration) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "model": config.model,
+        "precision": config.precision,
+        "device": config.device,
+        "replica_cpus": replica_cpus(config),
+        "min_replicas": config.service.min_replicas,
+        "max_replicas": config.service.max_replicas,
+    }
+    if config.service.api_keys_secret:
+        args["api_keys_file"] = f"{KEYS_PATH}/keys"
+    return args
+
+
+def replica_cpus(config: ClusterConfiguration) -> int:
+    """Return the CPUs of a replica: on a GPU its share of the worker's, which decode for it; else one."""
+    return max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
+
+
+def _groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
+    """Return the one group that replicas run in: a replica decodes beside its own GPU.
+
+    The endpoint is built only where its least replicas fit on the workers that are there, so those must be there.
+    """
+    name, group = next(iter(worker_groups(config).items()))
+    a_worker = config.gpu.gpus if config.device == "cuda" else group.cpus
+    least = max(group.min, -(-max(1, config.service.min_replicas) // a_worker))
+    changes = {"spot": config.service.spot, "min": least, "max": max(group.max, least)}
+    return {name: group.model_copy(update=changes)}
+
+
+def _redis(config: ClusterConfiguration) -> dict[str, Any]:
+    options: dict[str, Any] = {"redisAddress": config.service.redis_address}
+    if config.service.redis_secret:
+        reference = {"secretKeyRef": {"name": config.service.redis_secret, "key": "password"}}
+        options["redisPassword"] = {"valueFrom": reference}
+    return options

@@ -1,0 +1,64 @@
+"""Manifests as text, from one validated configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from cluster.manifests.network import network_policy
+from cluster.manifests.ray_up import ray_up
+from cluster.manifests.rayjob import rayjob
+from cluster.manifests.rayservice import grpc_service, rayservice
+from cluster.manifests.settings import ClusterConfiguration
+from cluster.manifests.yaml_text import dump
+
+
+class Target(StrEnum):
+    """What can be rendered."""
+
+    RAYJOB = "rayjob"
+    RAYSERVICE = "rayservice"
+    RAY_UP = "ray-up"
+
+
+def render(target: Target, config: ClusterConfiguration) -> str:
+    """Return a manifest. The same configuration gives the same text, byte for byte."""
+    return _HEADERS[target] + "---\n".join(dump(document) for document in _DOCUMENTS[target](config))
+
+
+def _rayjob(config: ClusterConfiguration) -> list[dict[str, Any]]:
+    return [*([network_policy(config)] if config.network_policy else []), rayjob(config)]
+
+
+def _rayservice(config: ClusterConfiguration) -> list[dict[str, Any]]:
+    policy = network_policy(config, serves=True)
+    return [*([policy] if config.network_policy else []), grpc_service(config), rayservice(config)]
+
+
+_DOCUMENTS: dict[Target, Callable[[ClusterConfiguration], list[dict[str, Any]]]] = {
+    Target.RAYJOB: _rayjob,
+    Target.RAYSERVICE: _rayservice,
+    Target.RAY_UP: lambda config: [ray_up(config)],
+}
+_HEADERS = {
+    Target.RAYJOB: """\
+# Bulk labelling as a KubeRay RayJob: docs/kuberay.md. Made by `shardlabel cluster render rayjob`; change its settings
+# (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
+#
+# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
+# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+""",
+    Target.RAYSERVICE: """\
+# The endpoint as a KubeRay RayService: docs/kuberay.md. Made by `shardlabel cluster render rayservice`; change its
+# settings (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
+#
+# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
+# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+""",
+    Target.RAY_UP: """\
+# A Ray cluster on AWS: docs/kuberay.md, "Without Kubernetes". Made by `shardlabel cluster render ray-up`. Once, before:
+#   ray get-auth-token --generate      # the token that every node and every client needs, in ~/.ray/auth_token
+# then: ray up cluster/ray-up.yaml; ray dashboard cluster/ray-up.yaml (a tunnel: nothing is open to the network).
+""",
+}

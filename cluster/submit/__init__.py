@@ -1,0 +1,1 @@
+"""`shardlabel submit`: a run as a job on a Ray cluster."""

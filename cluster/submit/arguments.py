@@ -1,0 +1,115 @@
+"""The `label ARGS...` of a submission: checked here, before anything is sent, and written so that a cluster can read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from models.errors import ConfigError
+from pipeline.config import LabelConfig, build_config
+from pipeline.storage.filesystems import absolute, split_location
+from pipeline.storage.uris import has_secrets, without_secrets
+
+# What `label` is told beside its settings.
+_ASIDE = ("config", "as_json", "dry_run", "price")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelArguments:
+    """A checked `label` command.
+
+    Attributes:
+        words: Its arguments: `--config` is merged in, and local paths begin at the root.
+        local: Those of SOURCE and DEST that lie on a local disk, as they were given.
+        is_shared: Whether the user says that all nodes see that disk.
+    """
+
+    words: tuple[str, ...]
+    local: tuple[str, ...]
+    is_shared: bool
+
+
+def check_arguments(words: list[str]) -> LabelArguments:
+    """Check a command as `label` itself would, and return it in the form for a cluster.
+
+    Args:
+        words: `label` and its arguments.
+
+    Raises:
+        ConfigError: It is not `label`, or what it is told cannot be.
+        typer's UsageError: An option that `label` does not have.
+    """
+    if not words or words[0] != "label":
+        got = f"got {words[0]!r}" if words else "nothing came after `--`"
+        raise ConfigError(f"submit runs `label`: shardlabel submit [OPTIONS] -- label SOURCE... --output DEST; {got}")
+    params = _parse(words[1:])
+    settings = _settings(params)
+    if settings.address is not None:
+        raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
+    for text in (*settings.source, settings.output):
+        if has_secrets(text.removeprefix("@")):
+            raise ConfigError(
+                f"{without_secrets(text)} has credentials in it, which the cluster's dashboard would show: give the nodes a "
+                "role, or name them as --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY before `--`"
+            )
+    # Not a dump of the model: of values that are objects only the text is what an option takes.
+    given: dict[str, Any] = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
+    given["source"] = [_rooted(text) for text in settings.source]
+    given["output"] = _rooted(settings.output)
+    if settings.model.endswith(".onnx"):
+        given["model"] = absolute(settings.model)
+    for name in ("dry_run", "price"):
+        given[name] = params[name]
+    given["json"] = params["as_json"]
+    local = tuple(text for text in (*settings.source, settings.output) if _is_local(text))
+    return LabelArguments(tuple(_words(given)), local, settings.shared_filesystem)
+
+
+def _parse(words: list[str]) -> dict[str, Any]:
+    from cluster.cli import build_app
+
+    group = typer.main.get_group(build_app())
+    context = typer.Context(group, info_name="shardlabel")
+    command = group.get_command(context, "label")
+    assert command is not None
+    return dict(command.make_context("label", list(words), parent=context).params)
+
+
+def _settings(params: dict[str, Any]) -> LabelConfig:
+    options = {name: value for name, value in params.items() if name not in _ASIDE}
+    options["carry"] = tuple(options["carry"].split(",")) if options["carry"] else None
+    options["source"] = tuple(options["source"]) if options["source"] else None
+    config = params["config"]
+    return build_config(options, Path(config) if config is not None else None)
+
+
+def _words(given: dict[str, Any]) -> list[str]:
+    """Return settings as command-line arguments; SOURCE goes last, behind `--`, since it may begin with a dash."""
+    words: list[str] = []
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "source" or value is None or value is False or value == ():
+            continue
+        if value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words.append(f"{option}={','.join(value)}")
+        elif name == "dry_run":
+            words += [option, str(value)]
+        else:
+            words.append(f"{option}={value}")
+    return [*words, "--", *given["source"]]
+
+
+def _is_local(text: str) -> bool:
+    return split_location(text.removeprefix("@"))[0] == ""
+
+
+def _rooted(text: str) -> str:
+    """Return a path from the root on; a URI stays as it is."""
+    mark = "@" if text.startswith("@") else ""
+    location = text.removeprefix("@")
+    return text if not _is_local(text) or "://" in location else f"{mark}{absolute(location)}"

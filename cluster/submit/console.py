@@ -1,0 +1,58 @@
+"""Talking with the user of `submit`: lines on standard error, the question at Ctrl-C, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.submit.follow import Watch, Wish
+
+
+def say(text: str) -> None:
+    """Tell the user something."""
+    sys.stderr.write(f"shardlabel: {text}\n")
+    sys.stderr.flush()
+
+
+async def ask_wish() -> Wish:
+    """Ask on the terminal; without one the job is left."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return Wish.LEAVE
+    sys.stderr.write("\nshardlabel: stop the job (s), leave it running (l), or go on watching (Enter)? ")
+    sys.stderr.flush()
+    loop = asyncio.get_running_loop()
+    typed = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), typed.set)
+    try:
+        await typed.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    answer = sys.stdin.readline()
+    if not answer:
+        return Wish.LEAVE
+    return {"s": Wish.STOP, "l": Wish.LEAVE}.get(answer.strip().lower()[:1], Wish.GO_ON)
+
+
+@contextmanager
+def obeying_signals(watch: Watch) -> Iterator[None]:
+    """Let Ctrl-C ask, and SIGTERM leave."""
+    loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        async def at_once() -> Wish:
+            return Wish.LEAVE
+
+        watch.ask = at_once
+        watch.interrupted.set()
+
+    handlers = {signal.SIGINT: watch.interrupted.set, signal.SIGTERM: leave, signal.SIGHUP: leave}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,1 @@
+"""`shardlabel cluster validate`: manifests checked before they meet a cluster."""

@@ -1,0 +1,148 @@
+"""The entrypoint of a RayJob: a command line of `shardlabel label` that works on this cluster."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from cluster.manifests.settings_sources import nearest
+from cluster.validate.capacity import Capacity
+from cluster.validate.documents import Document, Fault, Path
+from cluster.validate.raycluster import pod_paths
+from models.errors import ConfigError
+from pipeline.config import LabelConfig, build_config
+from pipeline.storage.uris import has_secrets, without_secrets
+
+ASIDE = ("config", "as_json", "dry_run", "price")
+REMOTE = re.compile(r"^@?[a-z][a-z0-9+.-]*://")
+ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
+
+
+def check_entrypoint(document: Document, path: Path, base: Path, capacity: Capacity | None) -> Iterator[Fault]:
+    """Yield what is wrong with an entrypoint.
+
+    Args:
+        document: The RayJob.
+        path: Of the entrypoint.
+        base: Of the RayClusterSpec; may be missing, where the job goes to a cluster that exists.
+        capacity: Of its workers, where it is known.
+    """
+    text = document.get(*path)
+    if not isinstance(text, str):
+        return
+    try:
+        config = parse_entrypoint(text)
+    except ConfigError as err:
+        yield document.fault(path, str(err))
+        return
+    if config is None:
+        return
+    for reason in (*_places(document, config, base), *_fit(config, capacity)):
+        yield document.fault(path, reason)
+
+
+def parse_entrypoint(text: str) -> LabelConfig | None:
+    """Return the run that a command line asks for; None where its settings lie in a file that is not here.
+
+    Raises:
+        ConfigError: It is not a command line of `shardlabel label`, or one that `label` refuses.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as err:
+        raise ConfigError(f"the shell cannot read it: {err}: {text!r}") from err
+    while words and (ASSIGNMENT.match(words[0]) or words[0] == "exec"):
+        words = words[1:]
+    if not words or FilePath(words[0]).name != "shardlabel":
+        got = repr(words[0]) if words else "nothing"
+        raise ConfigError(
+            f"expected `shardlabel label ...`, got {got}{nearest(words[0], ['shardlabel'], or_all=False) if words else ''}"
+        )
+    command = words[1] if len(words) > 1 else ""
+    if command != "label":
+        near = nearest(command, ["label"], or_all=False)
+        raise ConfigError(f"expected `shardlabel label ...`, got `shardlabel {command}`{near}")
+    options = _parse_options(words[2:])
+    file = options.pop("config")
+    if file is not None and not FilePath(file).is_file():
+        return None
+    return build_config(options, FilePath(file) if file is not None else None)
+
+
+def _parse_options(words: list[str]) -> dict[str, Any]:
+    """Read the words as the command itself does."""
+    import typer
+
+    from pipeline.cli import register
+
+    app = typer.Typer()
+    register(app)
+    group = typer.main.get_command(app)
+    label: Any = group.commands["label"]  # type: ignore[attr-defined]
+    try:
+        context = label.make_context("label", list(words), resilient_parsing=False)
+    except Exception as err:
+        message = getattr(err, "format_message", None)
+        if message is None:
+            raise
+        raise ConfigError(" ".join(message().split())) from err
+    options = {name: value for name, value in context.params.items() if name not in ASIDE}
+    carry = options.get("carry")
+    options["carry"] = tuple(carry.split(",")) if carry else None
+    options["source"] = tuple(options["source"]) if options.get("source") else None
+    return {**options, "config": context.params.get("config")}
+
+
+def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
+    """Yield sources and outputs with credentials, or on a node's own disk: of several nodes each would see its own."""
+    shared = _shared_mounts(document, base)
+    for option, places in (("SOURCE", config.source), ("--output", (config.output,))):
+        for place in places:
+            if has_secrets(place.removeprefix("@")):
+                yield f"{option}: expected no credentials, got some in {without_secrets(place)}: they belong in a Secret"
+            on_disk = place.removeprefix("@").removeprefix("file://")
+            if REMOTE.match(place) and not place.removeprefix("@").startswith("file://"):
+                continue
+            if not any(on_disk == mount or on_disk.startswith(mount.rstrip("/") + "/") for mount in shared):
+                where = f" or a volume that every pod mounts ({', '.join(shared)})" if shared else ""
+                yield f"{option}: expected shared storage as s3://bucket/...{where}, got {place!r} on each node's own disk"
+
+
+def _shared_mounts(document: Document, base: Path) -> list[str]:
+    """Return where every pod mounts the same volume."""
+    paths: list[set[tuple[str, str]]] = []
+    for pod in pod_paths(document, base):
+        sources: dict[str, str] = {}
+        for volume in document.items(*pod, "volumes"):
+            if isinstance(volume, dict) and "emptyDir" not in volume:
+                sources[str(volume.get("name"))] = str({key: item for key, item in volume.items() if key != "name"})
+        mounts = document.items(*pod, "containers", 0, "volumeMounts")
+        pairs = [(str(m.get("mountPath")), str(m.get("name"))) for m in mounts if isinstance(m, dict)]
+        paths.append({(mount, sources[name]) for mount, name in pairs if name in sources})
+    common = set.intersection(*paths) if paths else set()
+    return sorted(mount for mount, _ in common)
+
+
+def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
+    if capacity is None:
+        return
+    on_gpu = config.device == "cuda"
+    if on_gpu and not capacity.gpus:
+        yield "--device cuda: expected workers with GPUs (limits: nvidia.com/gpu), there are none"
+        return
+    actors = config.actor_bounds()[1] or (1 if on_gpu else 0)
+    missing = capacity.missing("actors", actors, 1.0, float(on_gpu)) if actors else None
+    if missing:
+        yield f"--actors: {missing}"
+        return
+    # A run looks for its cards when it starts, on the workers that are there.
+    least = config.actor_bounds()[0] or (1 if on_gpu else 0)
+    missing = capacity.at_least().missing("actors", least, 1.0, float(on_gpu)) if least else None
+    if missing:
+        yield f"--actors: with the least workers (minReplicas) {missing}"
+    decoders = config.preprocess_cpus or 0
+    if decoders > capacity.cpus:
+        yield f"--preprocess-cpus: {decoders} CPUs do not fit, the workers have {capacity.cpus:g} at most"

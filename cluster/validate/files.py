@@ -1,0 +1,70 @@
+"""Manifests checked before they meet a cluster: every file, every document, every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from cluster.validate.documents import Document, Fault, read_documents
+from cluster.validate.kubernetes import check_resource
+from cluster.validate.prometheus import TOP, check_prometheus
+from cluster.validate.ray_up import check_ray_up, ray_up_schema
+from cluster.validate.raycluster import check_ray_cluster
+from cluster.validate.rayjob import check_rayjob
+from cluster.validate.rayservice import check_rayservice
+from cluster.validate.serve_config import check_serve, serve_schema
+
+Check = Callable[[Document], Iterator[Fault]]
+
+
+def validate(files: Iterable[Path]) -> Iterator[tuple[Path, int, list[Fault]]]:
+    """Check files.
+
+    Yields:
+        (file, number of documents, faults by line); nothing is started and no cluster asked.
+    """
+    for file in files:
+        documents, faults = read_documents(file)
+        for document in documents:
+            faults += check_document(document)
+        yield file, len(documents), sorted(dict.fromkeys(faults), key=lambda fault: fault.line)
+
+
+def check_document(document: Document) -> Iterator[Fault]:
+    """Yield what is wrong with a document, whatever it is."""
+    if not isinstance(document.value, dict):
+        yield document.fault((), f"expected a table of keys, got {type(document.value).__name__}")
+        return
+    yield from _check_for(document)(document)
+
+
+def _check_for(document: Document) -> Check:
+    """Tell what a document is by its keys: the kind whose keys it has most of, so that a misspelt one is found."""
+    keys = set(document.value)
+    if keys & {"apiVersion", "kind"}:
+        return _kubernetes
+    scores: list[tuple[int, Check]] = [
+        (len(keys & set(ray_up_schema()["properties"])), check_ray_up),
+        (len(keys & set(serve_schema()["properties"])), lambda document: check_serve(document, None)),
+        (len(keys & set(TOP)), check_prometheus),
+        (len(keys & {"metadata", "spec"}), _kubernetes),
+    ]
+    score, check = max(scores, key=lambda scored: scored[0])
+    return check if score else _unknown
+
+
+def _unknown(document: Document) -> Iterator[Fault]:
+    expected = "a Kubernetes manifest (apiVersion, kind), a `ray up` file (cluster_name, provider) or one of Serve"
+    got = ", ".join(sorted(map(str, document.value))[:5]) or "no keys"
+    yield document.fault((), f"expected {expected} (applications), got {got}")
+
+
+def _kubernetes(document: Document) -> Iterator[Fault]:
+    yield from check_resource(document)
+    kind = document.get("kind")
+    if kind == "RayJob":
+        yield from check_rayjob(document)
+    elif kind == "RayService":
+        yield from check_rayservice(document)
+    elif kind == "RayCluster":
+        yield from check_ray_cluster(document, ("spec",))

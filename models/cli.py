@@ -1,0 +1,188 @@
+"""`shardlabel models list|info|pull|verify`; `add` and `remove` are in `models.register.cli`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.catalog import load_all, load_labels, load_spec
+from models.errors import ArtifactError, UnknownModelError
+from models.register.cli import add, remove
+from models.spec import ModelSpec, Precision
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, or an .onnx file.")]
+
+
+def list_models(as_json: AsJson = False) -> None:
+    """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
+    from models.store.files import is_cached
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": spec.name,
+            "description": spec.description,
+            "licence": spec.licence,
+            "precisions": [
+                {
+                    "precision": p.value,
+                    "size_bytes": a.size_bytes,
+                    "bundled": a.bundled,
+                    "cached": is_cached(spec, p),
+                    **_reported(spec, p),
+                }
+                for p, a in spec.artifacts.items()
+            ],
+            **_reported(spec, next(iter(spec.artifacts))),
+        }
+        for spec in load_all()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "precision", "MB", "here", "top-1 %", "top-5 %", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column.header in ("MB", "top-1 %", "top-5 %") else "left"
+    for row in rows:
+        for index, file in enumerate(row["precisions"]):
+            here = "bundled" if file["bundled"] else "yes" if file["cached"] else "no"
+            table.add_row(
+                row["name"] if index == 0 else "", file["precision"], f"{file['size_bytes'] / 1e6:.1f}", here,
+                _percent(file["reported_top1"]), _percent(file["reported_top5"]),
+            )  # fmt: skip
+    Console().print(table)
+
+
+def info(name: Name, as_json: AsJson = False) -> None:
+    """Show a model's whole entry, and its inputs and outputs as ONNX Runtime reports them."""
+    from models.store.files import is_cached
+
+    spec = load_spec(name)
+    entry: dict[str, Any] = spec.model_dump(mode="json", exclude={"folder"})
+    entry["classes"] = len(load_labels(spec))
+    for precision in spec.artifacts:
+        cached = is_cached(spec, precision)
+        entry["artifacts"][precision.value]["cached"] = cached
+        entry["artifacts"][precision.value]["onnxruntime"] = _signature(spec, precision) if cached else None
+    if as_json:
+        typer.echo(json.dumps(entry))
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+def pull(
+    name: Name,
+    source: Annotated[Path | None, typer.Option("--from", help="Import this file instead of downloading.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, int8 or fp16. [default: all that can be had]")] = None,
+) -> None:
+    """Fetch a model's files, or import one; each is checked by size and SHA-256."""
+    from models.store.download import import_file, progress_printer
+    from models.store.files import is_cached, locate
+
+    spec = load_spec(name)
+    wanted = [_precision(spec, precision)] if precision else list(spec.artifacts)
+    if source is not None:
+        if precision is None:
+            wanted = _of_size(spec, source)
+        path = import_file(spec, wanted[0], source)
+        typer.echo(f"{spec.name} {wanted[0]}: imported to {path}")
+        return
+    for each in wanted:
+        artifact = spec.artifact(each)
+        if is_cached(spec, each):
+            typer.echo(f"{spec.name} {each}: here already, {locate(spec, each)}")
+        elif artifact.built_by is not None and precision is None:
+            typer.echo(f"{spec.name} {each}: not downloaded, it is built by `{artifact.built_by}`")
+        elif artifact.built_by is not None:
+            locate(spec, each)
+        else:
+            with progress_printer(artifact.file) as progress:
+                path = locate(spec, each, progress=progress)
+            typer.echo(f"{spec.name} {each}: fetched to {path}")
+
+
+def verify(
+    name: Name,
+    fetch: Annotated[bool, typer.Option("--pull", help="Fetch first what can be downloaded and is not here.")] = False,
+) -> None:
+    """Check a model's files: SHA-256, inputs and outputs, and the zoo's own test vector where the catalog has one.
+
+    Checks what is cached; exits with 1 where nothing is, or something is wrong.
+    """
+    from models.register.test_vector import check_test_vector
+    from models.store.files import is_cached, locate, verify_file
+
+    if fetch:
+        pull(name, source=None, precision=None)
+    spec = load_spec(name)
+    checked = 0
+    for precision, artifact in spec.artifacts.items():
+        if not is_cached(spec, precision):
+            typer.echo(f"{spec.name} {precision}: not here, not checked")
+            continue
+        path = locate(spec, precision, download=False)
+        verify_file(path, artifact)
+        typer.echo(f"{spec.name} {precision}: SHA-256 {artifact.sha256} holds")
+        signature = _signature(spec, precision)
+        typer.echo(f"{spec.name} {precision}: ONNX Runtime loads it: {signature['inputs']} -> {signature['outputs']}")
+        vector = check_test_vector(spec, precision, path)
+        if vector is not None:
+            typer.echo(f"{spec.name} {precision}: {vector}")
+        checked += 1
+    if not checked:
+        raise ArtifactError(
+            f"{spec.name}: none of its files is here, so nothing was checked; `shardlabel models verify {name} --pull` "
+            f"fetches and checks it, and without a network `shardlabel models pull {name} --from FILE` takes a file"
+        )
+
+
+def _signature(spec: ModelSpec, precision: Precision) -> dict[str, list[str]]:
+    from models.sandbox.sandbox import read_signature
+    from models.store.files import locate
+
+    return read_signature(locate(spec, precision, download=False))
+
+
+def _precision(spec: ModelSpec, value: str) -> Precision:
+    if value not in list(Precision):
+        raise UnknownModelError(f"--precision must be one of {', '.join(Precision)}, got {value!r}")
+    spec.artifact(Precision(value))
+    return Precision(value)
+
+
+def _of_size(spec: ModelSpec, source: Path) -> list[Precision]:
+    """Tell by its size which of a model's files this is; the SHA-256 then has the last word."""
+    size = source.stat().st_size if source.is_file() else -1
+    same = [p for p, a in spec.artifacts.items() if a.size_bytes == size]
+    downloadable = [p for p, a in spec.artifacts.items() if not a.bundled]
+    return same or downloadable or list(spec.artifacts)
+
+
+def _reported(spec: ModelSpec, precision: Precision) -> dict[str, float | None]:
+    pair = next(iter(spec.reported_for(precision)), None)
+    return {"reported_top1": pair.top1 if pair else None, "reported_top5": pair.top5 if pair else None}
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def register(root: typer.Typer) -> typer.Typer:
+    """Add this folder's commands to the console command; returns theirs, for those that need other folders."""
+    app = typer.Typer(
+        no_args_is_help=True, help="The models: what there is, fetching, adding and checking their files."
+    )
+    app.command("list")(list_models)
+    for command in (info, pull, add, remove, verify):
+        app.command()(command)
+    root.add_typer(app, name="models")
+    return app

@@ -1,0 +1,1 @@
+"""Bytes of an image to the pixels that a model wants."""

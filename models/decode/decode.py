@@ -1,0 +1,138 @@
+"""Bytes of an image to the uint8 crop that a model wants, by the model's reference preprocessing or faster.
+
+An image that cannot be labelled is one of four errors, the same in both modes:
+
+* empty: no bytes.
+* too_large: more bytes or pixels than `ImageLimits`, told by the header before a pixel is decoded.
+* unsupported: the content is of another format that is recognised (AVIF, HEIF, JPEG 2000, SVG, ...), whatever the file
+  is called; or its samples are 32-bit integers or floats.
+* undecodable: no format that is known, or one of JPEG, PNG, WebP, GIF, BMP and TIFF, but broken. **An image whose pixel
+  data end early is undecodable, a JPEG without its end marker included; of other damage Pillow is the judge.** So no
+  picture is half grey, and some wrong pixels pass, as they do in a browser. A progressive JPEG that was ended after one
+  of its scans is whole, only less sharp.
+
+Garbage after the end is ignored. EXIF orientation is applied: an image is labelled as a viewer shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from models.decode.bare import bare_image
+from models.decode.headers import ImageFormat, ImageLimits, check_header, check_scans, sniff_format
+from models.decode.jpeg import dct_factor, decode_jpeg
+from models.decode.pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
+from models.decode.resize import RESAMPLING, UInt8Array, crop_axes, resize_crop, resize_crop_simd
+from models.spec import Preprocessing
+
+__all__ = ["DecodeMode", "DecodedImage", "ImageLimits", "decode_image"]
+
+# The reference's resize of a 1 x 20000 image to a shorter side of 256 has 1.3 gigapixels, of which 224 x 224 are kept.
+# Above 16 megapixels (64 MB; at 256, one side 256 times the other) `exact` too computes the crop alone.
+MAX_RESIZED_PIXELS = 2**24
+
+
+class DecodeMode(StrEnum):
+    """How pixels are computed: as fast as possible, or as the model's reference does."""
+
+    FAST = "fast"
+    EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image as a model wants it.
+
+    Attributes:
+        pixels: uint8 of shape (crop, crop, 3), HWC RGB.
+        width: Of the image as stored, before it was turned upright.
+        height: Likewise.
+    """
+
+    pixels: UInt8Array
+    width: int
+    height: int
+
+
+def decode_image(
+    data: bytes | memoryview,
+    preprocessing: Preprocessing,
+    mode: DecodeMode,
+    limits: ImageLimits,
+    *,
+    out: UInt8Array | None = None,
+) -> DecodedImage:
+    """Decode, turn upright, resize and crop one image. Thread-safe; the work is done without the GIL.
+
+    Args:
+        data: The encoded image.
+        preprocessing: Geometry and filter.
+        mode: `exact` resizes the whole image with Pillow: pixel for pixel the reference. `fast` computes the crop
+            alone, of a large JPEG that was reduced while it was decoded; see `models.decode.jpeg` and
+            `models.decode.resize`.
+        limits: On bytes and pixels. The memory taken is at most 8 bytes per pixel, for a WebP 16.
+        out: uint8 of shape (crop, crop, 3), a row of a batch; written to if given.
+
+    Raises:
+        EmptyImageError: See above, for all four.
+        ImageTooLargeError: With width and height if it has too many pixels.
+        UnsupportedImageError: Of another format, or kind of samples.
+        UndecodableImageError: With width and height if the header could be read.
+    """
+    limits.check_bytes(len(data))
+    data = bytes(data)
+    image_format = sniff_format(data)
+    data = bare_image(image_format, data)
+    check_header(image_format, data, limits)
+    image = open_image(image_format, data, limits)
+    width, height = stored_size(image)
+    limits.check_pixels(width, height)
+
+    if image_format is ImageFormat.JPEG:
+        check_scans(data, width, height, limits)
+    with undecodable(image_format, width, height):
+        decode = _decode_fast if mode is DecodeMode.FAST else _decode_exact
+        cropped = decode(image, data if image_format is ImageFormat.JPEG else None, preprocessing)
+    if out is None:
+        out = np.empty(cropped.shape, np.uint8)
+    out[...] = cropped
+    return DecodedImage(out, width, height)
+
+
+def _decode_exact(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: Preprocessing) -> UInt8Array:
+    """Decode, turn upright, resize, crop: each as the reference does.
+
+    Returns:
+        uint8 of shape (crop, crop, 3), HWC RGB.
+    """
+    pixels = None if jpeg is None else decode_jpeg(jpeg, image.width, image.height, 1)
+    rgb = load_rgb(image) if pixels is None else Image.fromarray(pixels)
+    del pixels  # 3 of 11 bytes per pixel, if it is to be turned
+    rgb = upright(rgb, stored_orientation(image))
+    x, y = crop_axes(rgb.width, rgb.height, 1, preprocessing)
+    if x.resized * y.resized > MAX_RESIZED_PIXELS:
+        return np.asarray(resize_crop(rgb, x, y, preprocessing.interpolation))
+    resized = rgb.resize((x.resized, y.resized), RESAMPLING[preprocessing.interpolation])
+    return np.asarray(resized)[y.start : y.start + y.crop, x.start : x.start + x.crop]
+
+
+def _decode_fast(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: Preprocessing) -> UInt8Array:
+    """Decode, compute the crop alone from the image as stored, turn that upright.
+
+    Returns:
+        uint8 of shape (crop, crop, 3), HWC RGB.
+    """
+    width, height = image.size
+    factor = 1 if jpeg is None else dct_factor(min(width, height), preprocessing.resize_shorter)
+    pixels = None if jpeg is None else decode_jpeg(jpeg, width, height, factor)
+    source = load_rgb(image) if pixels is None else pixels
+    orientation = stored_orientation(image)  # which a PNG may tell behind its pixels
+    x, y = crop_axes(width, height, orientation, preprocessing)
+    if isinstance(source, Image.Image):
+        return np.asarray(upright(resize_crop(source, x, y, preprocessing.interpolation), orientation))
+    cropped = resize_crop_simd(source, x, y, preprocessing.interpolation, factor=factor)
+    return cropped if orientation == 1 else np.asarray(upright(Image.fromarray(cropped), orientation))

@@ -1,0 +1,87 @@
+"""A card that takes as long per batch as a real one of some rate, and labels by a few pixels. Benchmarks and tests only.
+
+So the shape of the pipeline that feeds GPUs is tuned and tested where there is none. Time passes as on a card: batches
+queue behind one another, the caller's thread sleeps without the GIL and without a core, and a batch that comes while
+another is computed begins the moment that one ends. The labels are made up, and are the same for the same pixels in
+any batch, so that two shapes of a pipeline can be compared.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.inference.classifier import Predictions, UInt8Array
+
+# Each way across an image, so that a label costs a microsecond and not the hundred of reading 150 kB.
+GRID = 7
+# Knuth's multiplicative hash, so that images that are nearly alike get labels that are not.
+_HASH = 2_654_435_761
+
+
+@dataclass(slots=True)
+class Timetable:
+    """When the card is free. Thread-safe.
+
+    Attributes:
+        rate: Images per second.
+        busy_s: Seconds that the card has computed so far, including what it has accepted.
+    """
+
+    rate: float
+    busy_s: float = 0.0
+    _free_at: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pass_time(self, images: int) -> None:
+        """Return when the card would have finished so many images, queued behind what it has."""
+        takes = images / self.rate
+        with self._lock:
+            self._free_at = max(self._free_at, time.perf_counter()) + takes
+            self.busy_s += takes
+            until = self._free_at
+        time.sleep(max(0.0, until - time.perf_counter()))
+
+
+class SimulatedClassifier:
+    """Stands where a `Classifier` does. May be called from several threads.
+
+    Args:
+        rate: Images per second of the card.
+        num_classes: Of the model whose place it takes.
+        top_k: Labels per image, at most num_classes.
+    """
+
+    def __init__(self, rate: float, num_classes: int, top_k: int) -> None:
+        self.num_classes = num_classes
+        self._top_k = top_k
+        self._scores = (0.5 ** np.arange(1, num_classes + 1)).astype(np.float32)
+        self._timetable = Timetable(rate)
+
+    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+        """Make up labels of a batch, in the time that the card would take.
+
+        Args:
+            images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
+            probabilities: As `Classifier.predict`.
+            embedding: Refused by whoever builds this: there are no features to make up.
+        """
+        assert not embedding, "a simulated card has no embeddings"
+        step = max(1, images.shape[1] // GRID)
+        sums = images[:, step // 2 :: step, step // 2 :: step].sum(axis=(1, 2, 3), dtype=np.uint64)
+        best = (sums * np.uint64(_HASH) % np.uint64(2**32)) % np.uint64(self.num_classes)
+        places = np.arange(self.num_classes if probabilities else self._top_k)
+        ids = ((best[:, None].astype(np.int64) + places) % self.num_classes).astype(
+            np.int32
+        )  # (n_images, k or n_classes)
+        self._timetable.pass_time(len(images))
+        every = None
+        if probabilities:
+            every = np.empty((len(images), self.num_classes), np.float32)
+            np.put_along_axis(every, ids.astype(np.int64), np.broadcast_to(self._scores, every.shape), axis=1)
+        k = self._top_k
+        scores = np.ascontiguousarray(np.broadcast_to(self._scores[:k], (len(images), k)))
+        return Predictions(np.ascontiguousarray(ids[:, :k]), scores, probabilities=every)

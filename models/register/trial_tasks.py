@@ -1,0 +1,127 @@
+"""The child of `models.sandbox.sandbox`: one task on standard input, one answer on standard output, both JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from models.errors import ArtifactError, ShardlabelError, SignatureError
+from models.spec import ModelSpec
+
+
+def main() -> int:
+    """Answer one request; the exit code is 0 whatever was found."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what native code prints is not the answer
+    request = json.load(sys.stdin)
+    _limit(request["memory_bytes"], request["seconds"])
+    try:
+        answer: dict[str, Any] = {"found": TASKS[request["task"]](request)}
+    except ShardlabelError as err:
+        answer = {"error": type(err).__name__, "message": str(err)}
+    except MemoryError:
+        answer = _too_much(request)
+    json.dump(answer, answers)
+    answers.close()
+    # Nothing more to do: a damaged native state must not crash on the way out.
+    os._exit(0)
+
+
+def _limit(memory_bytes: int, seconds: int) -> None:
+    """Bound what this process may take, where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CPU, (4 * seconds, 4 * seconds))
+
+
+def _too_much(request: dict[str, Any]) -> dict[str, str]:
+    name, limit = Path(request["path"]).name, request["memory_bytes"] / 2**30
+    return {"error": "ArtifactError", "message": f"{name} needs more than the {limit:.0f} GiB that its size allows"}
+
+
+def load_session(name: str, model: bytes) -> Any:  # noqa: ANN401 (untyped library)
+    """Load a model on the CPU, with one thread.
+
+    Raises:
+        ArtifactError: It needs too much memory.
+        SignatureError: ONNX Runtime refuses it.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as err:
+        _refuse(name, "load", err)
+        raise
+
+
+def run_session(name: str, session: Any, names: list[str] | None, feed: dict[str, Any]) -> list[Any]:  # noqa: ANN401
+    """Run a model once; errors as of `load_session`."""
+    try:
+        return list(session.run(names, feed))
+    except Exception as err:
+        _refuse(name, "run", err)
+        raise
+
+
+def _refuse(name: str, verb: str, err: Exception) -> None:
+    text = " ".join(str(err).split())
+    lower = text.lower()
+    if isinstance(err, MemoryError) or "bad_alloc" in lower or "failed to allocate memory" in lower:
+        raise ArtifactError(f"{name} needs more memory than its size allows: {text[:300]}") from err
+    raise SignatureError(f"ONNX Runtime cannot {verb} {name}: {text[:500]}") from err
+
+
+def _join(request: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from models.graph.join import join_graph
+    from models.sandbox.untrusted_onnx import read_model
+
+    spec, path = ModelSpec.model_validate(request["spec"]), Path(request["path"])
+    read_model(path)
+    joined = join_graph(spec, path.read_bytes())
+    session = load_session(path.name, joined)
+    side, rows = spec.preprocessing.crop, spec.input.batch or 2
+    feed = {"images": np.zeros((rows, side, side, 3), np.uint8), "k": np.ones(1, np.int64)}
+    (probabilities,) = run_session(path.name, session, ["probabilities"], feed)
+    if probabilities.shape[0] != rows:
+        raise SignatureError(
+            f"{path.name} gives {probabilities.shape[0]} rows for {rows} images; where its batch axis is fixed, say so in "
+            "the entry: input.batch"
+        )
+    Path(request["out"]).write_bytes(joined)
+    return {"classes": int(probabilities.shape[1])}
+
+
+def _signature(request: dict[str, Any]) -> dict[str, list[str]]:
+    from models.sandbox.untrusted_onnx import read_model
+
+    path = Path(request["path"])
+    session = load_session(path.name, read_model(path, external=True).SerializeToString())
+    return {
+        kind: [f"{tensor.name} {tensor.type} {tensor.shape}" for tensor in tensors]
+        for kind, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
+    }
+
+
+def _examine(request: dict[str, Any]) -> dict[str, Any]:
+    from models.register.inspect_model import examine
+
+    return examine(request)
+
+
+TASKS = {"join": _join, "signature": _signature, "examine": _examine}
+
+if __name__ == "__main__":
+    sys.exit(main())

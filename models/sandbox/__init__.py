@@ -1,0 +1,1 @@
+"""Files that nobody vouches for, opened in a child process."""

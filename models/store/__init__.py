@@ -1,0 +1,1 @@
+"""Files of models: fetched, verified, and kept."""

@@ -1,0 +1,230 @@
+"""Where the files of models lie: found, verified, and put there whole or not at all.
+
+    $SHARDLABEL_HOME (~/.cache/shardlabel)
+    └── artifacts/<sha256>/             by content: two versions of a name never collide
+        ├── <file>                      verified before it had this name
+        ├── <file>.verified             what the last check saw: size, times, inode
+        ├── <file>.part, .part.etag     a download that was cut, to be resumed
+        └── <file>.lock                 held by the one process that writes here
+
+A start does not hash again what an earlier one verified, unless the file was touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from models.errors import ArtifactError, ConfigError
+from models.spec import Artifact, ModelSpec, Precision
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+HOME_VARIABLE = "SHARDLABEL_HOME"
+BUNDLED = Path(__file__).parents[1] / "artifacts"
+# Where else bundled models may lie: `submit` sends code alone, and names the folder of what the cluster has installed.
+ARTIFACTS_VARIABLE = "SHARDLABEL_ARTIFACTS"
+# A writer touches its temporary file all the time: one this old was left by a process that was killed.
+STALE_TEMPORARY_S = 600.0
+
+
+def home() -> Path:
+    """Return the folder of everything cached: `$SHARDLABEL_HOME`, or `~/.cache/shardlabel`.
+
+    Raises:
+        ConfigError: `~` means nothing here: a container's user without a home folder.
+    """
+    folder = Path(os.environ.get(HOME_VARIABLE) or "~/.cache/shardlabel")
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as err:
+        raise ConfigError(f"cannot tell where {folder} is ({err}); set {HOME_VARIABLE} to a folder") from err
+
+
+def artifact_path(artifact: Artifact) -> Path:
+    """Return where an artifact lies in the cache, or would."""
+    return home() / "artifacts" / artifact.sha256 / artifact.file
+
+
+def is_cached(spec: ModelSpec, precision: Precision) -> bool:
+    """Tell whether `locate` would need no network: a file of the right size is there. Hashes nothing."""
+    artifact = spec.artifact(precision)
+    path, _ = _place(spec, artifact)
+    return _is_file(path) and path.stat().st_size == artifact.size_bytes
+
+
+def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, progress: Progress | None = None) -> Path:
+    """Return the local, verified file of a model: bundled, beside its entry, cached, or downloaded now.
+
+    Args:
+        spec: The model's entry.
+        precision: Which of its artifacts.
+        download: Fetch a file that is not here; otherwise that is an error.
+        progress: Called while it is fetched.
+
+    Raises:
+        ArtifactError: The file is not what the entry says, cannot be written, has to be built first, or is
+            not here and `download` is false.
+        DownloadError: No source had it.
+    """
+    artifact = spec.artifact(precision)
+    path, remedy = _place(spec, artifact)
+    if _is_file(path):
+        _check(path, artifact, remedy)
+        return path
+    from models.store.download import fetch, sources_of
+
+    what = f"{artifact.file} of {spec.name} ({precision})"
+    if artifact.built_by and not sources_of(artifact):
+        raise ArtifactError(f"{what} has to be built first, with `{artifact.built_by}`: not found at {path}")
+    if artifact.bundled or not sources_of(artifact):
+        raise ArtifactError(f"{what} is missing: not found at {path}; {remedy}")
+    if not download:
+        raise ArtifactError(f"{what} is not here yet: run `shardlabel models pull {spec.name}`")
+    return fetch(spec.name, artifact, progress=progress)
+
+
+def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
+    """Return where an artifact is or should be, and what to do when it is not right there."""
+    if artifact.bundled:
+        return _bundled_path(spec, artifact), "reinstall shardlabel, here or in the cluster's image"
+    cached, beside = artifact_path(artifact), spec.folder / artifact.file
+    fetchable = artifact.sources or artifact.built_by
+    if _is_file(beside) or not (fetchable or _is_file(cached)):
+        return beside, f"put the right file there, or correct the entry in {spec.folder}"
+    if artifact.sources:
+        return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
+    return cached, f"delete it and run `{artifact.built_by or 'shardlabel models add --replace'}` again"
+
+
+def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:
+    """Return where a bundled file is: in this installation, in the one named by the environment, or in the cache."""
+    ours = BUNDLED / spec.name / artifact.file
+    named = os.environ.get(ARTIFACTS_VARIABLE)
+    elsewhere = [Path(named) / spec.name / artifact.file] if named else []
+    return next((path for path in (ours, *elsewhere, artifact_path(artifact)) if _is_file(path)), ours)
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is a file; in a folder that may not be searched there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def verify_file(
+    path: Path, artifact: Artifact, *, remedy: str = "delete it and run `shardlabel models pull` again"
+) -> None:
+    """Read a whole file and check it: its size first, then its SHA-256 (0.1 s for 50 MB).
+
+    Raises:
+        ArtifactError: It is missing, unreadable, or another file than the entry says.
+    """
+    try:
+        before = path.stat()
+        if before.st_size != artifact.size_bytes:
+            raise ArtifactError(f"{path} has {before.st_size} bytes, expected {artifact.size_bytes}; {remedy}")
+        digest = file_sha256(path)
+    except OSError as err:
+        raise ArtifactError(f"cannot read {path}: {err.strerror or err}; {remedy}") from err
+    if digest != artifact.sha256:
+        raise ArtifactError(f"{path} has SHA-256 {digest}, expected {artifact.sha256}; {remedy}")
+    if path.is_relative_to(home()):
+        # Only in our own folder, never beside a user's file. Without the stamp the next start hashes again.
+        with contextlib.suppress(OSError):
+            _stamp_path(path).write_text(_stamp(before, artifact), encoding="ascii")
+
+
+def _check(path: Path, artifact: Artifact, remedy: str) -> None:
+    """Verify a file, unless the last check saw exactly this one."""
+    try:
+        if _stamp_path(path).read_text(encoding="ascii") == _stamp(path.stat(), artifact):
+            return
+    except (OSError, UnicodeDecodeError):
+        pass
+    verify_file(path, artifact, remedy=remedy)
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.verified")
+
+
+def _stamp(stat: os.stat_result, artifact: Artifact) -> str:
+    # The ctime too: who writes a byte and sets the mtime back still changes it.
+    return f"{artifact.sha256} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}\n"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits; reads it in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def publishing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the name `path` when the block ends, complete and on disk; on any error, never.
+
+    Raises:
+        ArtifactError: The disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_temporaries(path)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+            rename_synced(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def rename_synced(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, so that a power cut leaves all of it or nothing."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing `path` into an ArtifactError that says what to do."""
+    try:
+        yield
+    except OSError as err:
+        raise ArtifactError(f"cannot write {path}: {_write_advice(path, err)}") from err
+
+
+def _write_advice(path: Path, err: OSError) -> str:
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f", {shutil.disk_usage(path.parent).free // 10**6} MB free"
+        return f"the disk is full ({err.strerror}{free}); free some, or set {HOME_VARIABLE} to a larger disk"
+    if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"{err.strerror}; set {HOME_VARIABLE} to a folder that can be written"
+    return str(err)
+
+
+def _remove_stale_temporaries(path: Path) -> None:
+    oldest = time.time() - STALE_TEMPORARY_S
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < oldest:
+                leftover.unlink()

@@ -1,0 +1,1 @@
+"""DEST as a transaction log: plan, parts, commit records, and who may write."""

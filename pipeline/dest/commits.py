@@ -1,0 +1,291 @@
+"""Commit records: which units are finished, and what is in each.
+
+A unit is finished when its record is in `DEST/_shardlabel/commits/`. Its Parquet file was published whole before that,
+under a name and with bytes that a second run of the unit gives again; so dying between the two costs the unit's work,
+and nothing else. The driver writes the records of all units that finished within a second as one file of JSON lines:
+an object per unit would be ten million objects to list. Once many files lie there they are merged into one Parquet file.
+Threads do both: no result waits for storage, and a driver that dies loses the records of a second.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from models.errors import ConfigError
+from pipeline.dest.plan import STATE_FOLDER, part_name
+from pipeline.storage.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+COMMITS_FOLDER = f"{STATE_FOLDER}/commits"
+FLUSH_SECONDS = 1.0
+# A resume lists and reads at most so many small files.
+MERGE_FILES = 256
+
+_NUMBERS = ("unit", "rows", "ok", "bytes_read", "size", "shards")
+_TEXTS = ("part", "errors", "sha256", "incomplete", "skipped", "plan", "made_by")
+_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in _NUMBERS] + [("seconds", pa.float64())] + [(name, pa.string()) for name in _TEXTS]
+)
+_FILE = re.compile(r"commits-[0-9]{9,}-[0-9a-f]{8}\.(jsonl|parquet)")
+_JSON_COLUMNS = ("errors", "incomplete", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record of a finished unit.
+
+    Attributes:
+        unit: Its number in the plan.
+        part: Its Parquet file, below DEST.
+        rows: In that file.
+        ok: Rows with status ok.
+        errors: Rows by other status.
+        seconds: That the unit took.
+        bytes_read: Of input.
+        size: Of the Parquet file, bytes.
+        sha256: Of the Parquet file.
+        shards: How many shards, or parts of one, it holds.
+        incomplete: What is missing of which shard, in a sentence each.
+        skipped: Members that gave no row, by kind.
+        plan: The id of the plan that the unit is of.
+        made_by: Versions and the kind of CPU, for who looks into a difference of last bits.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    unit: int
+    part: str
+    rows: int
+    ok: int
+    errors: dict[str, int]
+    seconds: float
+    bytes_read: int
+    size: int
+    sha256: str
+    shards: int = 1
+    incomplete: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    plan: str = ""
+    made_by: str = ""
+
+
+_RECORD = TypeAdapter(Commit)
+
+
+# Incomplete shards that a summary names; the commit records name all.
+MAX_NAMED = 100
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over commit records."""
+
+    units: int = 0
+    rows: int = 0
+    ok: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+    output_bytes: int = 0
+    incomplete: int = 0
+    incomplete_named: dict[str, str] = field(default_factory=dict)
+
+    def add(self, commit: Commit) -> None:
+        """Count a record in."""
+        self.units += 1
+        self.rows += commit.rows
+        self.ok += commit.ok
+        self.bytes_read += commit.bytes_read
+        self.output_bytes += commit.size
+        for status, count in commit.errors.items():
+            self.errors[status] = self.errors.get(status, 0) + count
+        self.incomplete += len(commit.incomplete)
+        for shard, what in commit.incomplete.items():
+            if len(self.incomplete_named) < MAX_NAMED:
+                self.incomplete_named[shard] = what
+
+
+class CommitLog:
+    """The commit records of one DEST. One run at a time writes (see `pipeline.dest.lease`); anybody may read.
+
+    As a context manager it takes records: they are written each second, and all of them at the end.
+
+    Args:
+        dest: DEST.
+        units: In its plan.
+        plan: The plan's id. Records of another plan, by a driver that was thought dead, are passed over.
+    """
+
+    def __init__(self, dest: Storage, units: int, plan: str = "") -> None:
+        self._dest = dest
+        self._units = units
+        self._plan = plan
+        self._pending: SimpleQueue[Commit] = SimpleQueue()
+        self._files: list[str] = []
+        self._next = 0
+        self._lock = threading.Lock()  # of what is above
+        self._flushing = threading.Lock()
+        self._closed = threading.Event()
+        self._threads: ThreadPoolExecutor | None = None
+        self._work: list[Future[None]] = []
+
+    def load(self) -> tuple[npt.NDArray[np.bool_], Totals]:
+        """Read what is finished.
+
+        Returns:
+            (done, totals): bool of shape (units,), and the sums over all records.
+
+        Raises:
+            ConfigError: A record cannot be read, or does not belong to this plan.
+        """
+        done = np.zeros(self._units, np.bool_)
+        totals = Totals()
+        self._files = self.names()
+        self._next = max((int(name.split("-")[1]) + 1 for name in self._files), default=0)
+        for commit in self.records(self._files):
+            if not done[commit.unit]:
+                done[commit.unit] = True
+                totals.add(commit)
+        return done, totals
+
+    def names(self) -> list[str]:
+        """Return the names of the files of records."""
+        names = (file.path.rpartition("/")[2] for file in self._dest.list(COMMITS_FOLDER))
+        return [name for name in names if _FILE.fullmatch(name)]
+
+    def records(self, names: list[str] | None = None) -> Iterator[Commit]:
+        """Yield every record of this plan, file by file; a unit may come twice where a merge was cut short.
+
+        Raises:
+            ConfigError: A record cannot be read, or is of no unit of the plan; the message names the file.
+        """
+        others = 0
+        for name in self.names() if names is None else names:
+            for commit in self._read(name):
+                if commit.plan == self._plan:
+                    yield commit
+                else:
+                    others += 1
+        if others:
+            logger.warning("%s: %d commit records of another plan are passed over", self._dest.describe(), others)
+
+    def __enter__(self) -> CommitLog:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="commits")
+        self._work.append(self._threads.submit(self._flush_by_time))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._threads is not None
+        self._closed.set()
+        wait(list(self._work))  # the thread that flushes begins merges: only after it may the pool close
+        self._threads.shutdown()
+        self._raise_failures()
+        self.flush()
+
+    def append(self, commit: Commit) -> None:
+        """Take a record in; it is written within about a second. Raises where earlier ones could not be."""
+        self._raise_failures()
+        self._pending.put(replace(commit, plan=self._plan))
+
+    def flush(self) -> None:
+        """Write what is pending. After this those units are finished, whatever dies."""
+        with self._flushing:
+            lines = []
+            with suppress(Empty):
+                while True:
+                    lines.append(json.dumps(asdict(self._pending.get_nowait())) + "\n")
+            if lines:
+                self._add_file("".join(lines).encode(), "jsonl")
+
+    def merge(self) -> None:
+        """Put the small files' records into one Parquet file, then delete them; a cut in between loses nothing."""
+        with self._lock:
+            small = [name for name in self._files if name.endswith(".jsonl")]
+        rows = {commit.unit: asdict(commit) for commit in self.records(small)}
+        if not rows:
+            return
+        for row in rows.values():
+            for column in _JSON_COLUMNS:
+                row[column] = json.dumps(row[column])
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=_SCHEMA), buffer, compression="zstd")
+        self._add_file(buffer.getvalue(), "parquet")
+        for name in small:
+            self._dest.delete(f"{COMMITS_FOLDER}/{name}")
+            with self._lock:
+                self._files.remove(name)
+
+    def _flush_by_time(self) -> None:
+        merging: Future[None] | None = None
+        while not self._closed.wait(FLUSH_SECONDS):
+            self.flush()
+            with self._lock:
+                many = sum(name.endswith(".jsonl") for name in self._files) >= MERGE_FILES
+            if many and self._threads is not None and (merging is None or merging.done()):
+                merging = self._threads.submit(self.merge)
+                self._work.append(merging)
+
+    def _raise_failures(self) -> None:
+        for work in [work for work in self._work if work.done()]:
+            self._work.remove(work)
+            work.result()
+
+    def _add_file(self, content: bytes, suffix: str) -> None:
+        with self._lock:
+            number = self._next
+            self._next += 1
+        # The random part keeps a driver that was thought dead from overwriting another's records.
+        name = f"commits-{number:09d}-{uuid.uuid4().hex[:8]}.{suffix}"
+        self._dest.write_bytes(f"{COMMITS_FOLDER}/{name}", content)
+        with self._lock:
+            self._files.append(name)
+
+    def _read(self, name: str) -> Iterator[Commit]:
+        path = f"{COMMITS_FOLDER}/{name}"
+        content = self._dest.read_bytes(path)
+        try:
+            for values in (
+                _parquet_rows(content) if name.endswith(".parquet") else map(json.loads, content.splitlines())
+            ):
+                commit = _RECORD.validate_python(values)
+                if commit.plan == self._plan:
+                    _check_unit(commit, self._units)
+                yield commit
+        except (ValueError, TypeError, KeyError, OSError) as err:
+            raise ConfigError(
+                f"{self._dest.describe(path)} is damaged, or of a newer version of shardlabel: {_in_short(err)}; start "
+                "anew with --overwrite or another --output"
+            ) from err
+
+
+def _check_unit(commit: Commit, units: int) -> None:
+    if not 0 <= commit.unit < units or commit.part != part_name(commit.unit):
+        raise ValueError(f"a record of unit {commit.unit} with {commit.part}, and the plan has {units} units")
+
+
+def _parquet_rows(content: bytes) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(batch_size=10_000):
+        for row in batch.to_pylist():
+            yield {**row, **{name: json.loads(row[name]) for name in _JSON_COLUMNS}}
+
+
+def _in_short(err: Exception) -> str:
+    first = err.errors()[0] if isinstance(err, ValidationError) else None
+    return f"field {first['loc'][0]}: {first['msg'].lower()}" if first and first["loc"] else " ".join(str(err).split())

@@ -1,0 +1,152 @@
+"""What two runs must have in common to write the same rows: a run goes on with nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
+from models.inference.classifier import Choice, Device, Provider, choose
+from models.spec import ModelSpec, Precision
+from pipeline.config import LabelConfig
+from pipeline.dest.plan import PLAN_VERSION, Plan, Slice, iter_units, read_plan
+from pipeline.session.pools import batch_size
+from pipeline.sources.source import Source
+from pipeline.storage.storage import Storage
+
+_DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSORRT: Device.TENSORRT}
+
+
+def fingerprint(
+    config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what must be the same for two runs to write the same rows: all that the graph and the rows are made of.
+
+    Versions of software and the kind of CPU are not in it: last bits may differ between them.
+
+    Args:
+        config: Settings of the run.
+        source: SOURCE.
+        spec: The model's entry.
+        choice: What runs it.
+        labels: What each class is called in the output.
+    """
+    graph = {
+        f"{name}.{key}" if key else name: value
+        for name, setting in spec.graph_settings().items()
+        for key, value in (setting.items() if isinstance(setting, dict) else [("", setting)])
+    }
+    return {
+        "source": source.base.uri,
+        "format": source.format.value,
+        "model": spec.name,
+        "artifact": spec.artifact(choice.precision).sha256,
+        "precision": choice.arithmetic,
+        "provider": choice.provider.value,
+        # A card computes batches of one size, and another size may be summed in another order. On a CPU an image's
+        # scores do not depend on its batch.
+        "batch-size": batch_size(config, choice) if choice.provider in (Provider.CUDA, Provider.TENSORRT) else None,
+        **graph,
+        "decode": config.decode.value,
+        "top-k": config.top_k,
+        "labels": config.labels.value,
+        "class names": sha256("\n".join(labels).encode()).hexdigest(),
+        "embeddings": config.embeddings,
+        "image-column": config.image_column,
+        "key-column": config.key_column,
+        "carry": list(config.carry),
+        "limit": config.limit,
+        "max-pixels": config.max_pixels,
+        "max-image-bytes": config.max_image_bytes,
+        "image-timeout-s": config.image_timeout_s,
+    }
+
+
+def choose_as_begun(
+    config: LabelConfig, spec: ModelSpec, dest: Storage, *, has_gpu: bool
+) -> tuple[LabelConfig, Choice]:
+    """Settle device and precision: `auto` is what DEST was begun with, or what `choose` says where nothing was.
+
+    Raises:
+        ProviderUnavailableError: What was asked for, or what DEST was begun with, cannot be had here.
+        UnknownModelError: The model has no artifact of that precision.
+        ConfigError: DEST's plan is damaged.
+    """
+    plan = None if config.overwrite else read_plan(dest)
+    begun = plan.settings if plan is not None else {}
+    taken: dict[str, Any] = {}
+    if config.precision == "auto" and begun.get("precision") in list(Precision):
+        taken["precision"] = begun["precision"]
+    if config.device is Device.AUTO and begun.get("provider") in list(_DEVICES):
+        taken["device"] = _DEVICES[Provider(begun["provider"])]
+    if config.batch_size is None:
+        taken["batch_size"] = begun.get("batch-size")
+    config = config.model_copy(update=taken)
+    try:
+        return config, choose(spec, config.device, config.precision, has_gpu=has_gpu)
+    except ModelError as err:
+        if "device" not in taken and "precision" not in taken:
+            raise
+        what = f"{begun['precision']} on {begun.get('provider')}"
+        raise ProviderUnavailableError(
+            f"{dest.describe()} was begun with {what}, which `auto` therefore is, and it cannot be had here: {err}; "
+            "resume where it can, or give another --output"
+        ) from err
+
+
+def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:
+    """Refuse to go on with settings that would give other rows.
+
+    Raises:
+        ConfigError: Names the first difference.
+    """
+    if plan.version != PLAN_VERSION:
+        raise ConfigError(
+            f"{dest.describe()} was begun by an older version of shardlabel, whose plan does not say all that has to be "
+            "the same; finish it with that version, give another --output, or --overwrite"
+        )
+    for name in [*settings, *(name for name in plan.settings if name not in settings)]:
+        have, wanted = plan.settings.get(name), settings.get(name)
+        if have != wanted:
+            raise ConfigError(
+                f"{dest.describe()} was begun with {name} {_short(have)}, and now it is {_short(wanted)}; "
+                f"give the same {name}, another --output, or --overwrite"
+            )
+
+
+def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited: bool = False) -> None:
+    """Compare the source as it is now with the source that was planned, one shard at a time.
+
+    Args:
+        dest: Holds the plan.
+        plan: Its head.
+        slices: What SOURCE is now.
+        limited: Whether the plan took only the first images of SOURCE, so that more shards may follow.
+
+    Raises:
+        SourceError: A shard changed, went away or came; the message names the first.
+    """
+    planned = (piece for unit in iter_units(dest, plan) for piece in unit.slices)
+    advice = "label it into another --output, or start anew with --overwrite"
+    current = iter(slices)
+    for old in planned:
+        new = next(current, None)
+        if new is None or new.shard != old.shard:
+            found = "nothing" if new is None else new.shard
+            raise SourceError(f"SOURCE is not what was planned: expected shard {old.shard}, found {found}; {advice}")
+        # A listing may tell no ETag: then the size has to do.
+        if new.size != old.size or (new.etag and old.etag and new.etag != old.etag):
+            what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
+            raise SourceError(f"shard {old.shard} has changed since the run began: {what}; {advice}")
+        if (new.start, new.stop) != (old.start, old.stop):
+            raise SourceError(f"shard {old.shard} has changed since the run began: it divides differently; {advice}")
+    extra = None if limited else next(current, None)
+    if extra is not None:
+        raise SourceError(f"SOURCE is not what was planned: shard {extra.shard} is new; {advice}")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 80 else f"{text[:77]}..."

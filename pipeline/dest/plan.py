@@ -1,0 +1,270 @@
+"""Divide SOURCE into work units, once, and keep that plan: the same unit has the same name and rows on every run.
+
+`DEST/_shardlabel/plan/` holds segments of units as Parquet and, written last, `plan.json`: a plan without it was never
+finished and is made anew. Planning streams: neither the shards nor the units are ever all in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.errors import ConfigError
+from pipeline.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.sources.source import InputFile
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = "_shardlabel"
+PLAN_FOLDER = f"{STATE_FOLDER}/plan"
+PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
+# Version 1 has no id, and compares fewer settings: it can be read and overwritten, and is not resumed.
+PLAN_VERSION = 2
+# Up to here every shard is a unit of its own. Beyond, small shards share one up to UNIT_BYTES, so that ten million of
+# them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
+SINGLE_SHARD_UNITS = 10_000
+UNIT_BYTES = 256 * 2**20
+UNIT_IMAGES = 1_000
+SEGMENT_ROWS = 100_000
+
+_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("shard", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("limit", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A shard, or a part of it.
+
+    Attributes:
+        shard: URI relative to the source's base.
+        size: Bytes of the whole shard.
+        etag: Of the whole shard.
+        start: First row group (Parquet) that belongs to the unit.
+        stop: One behind the last; -1 for all.
+        limit: How many samples of it are taken, with --limit; -1 for all.
+    """
+
+    shard: str
+    size: int
+    etag: str
+    start: int = 0
+    stop: int = -1
+    limit: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is committed together: one Parquet file, one commit record."""
+
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def part(self) -> str:
+        """Name of its Parquet file."""
+        return part_name(self.number)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its shards."""
+        return sum(piece.size for piece in self.slices)
+
+
+def part_name(unit: int) -> str:
+    """Return the name of a unit's Parquet file, the same on every run of a plan."""
+    return f"part-{unit:05d}.parquet"
+
+
+def part_number(name: str) -> int | None:
+    """Return the unit whose Parquet file is called so, or None: `part-0.parquet` is no unit's."""
+    number = name.removeprefix("part-").removesuffix(".parquet")
+    # Of ASCII digits, and few: `int` takes other scripts' too, and refuses thousands.
+    unit = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else None
+    return unit if unit is not None and part_name(unit) == name else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The head of a plan; its units are read from storage as they are needed.
+
+    Attributes:
+        settings: What must be the same for a resume, by name.
+        units: How many units.
+        shards: How many slices of shards.
+        bytes: Of all input.
+        segments: SHA-256 of each segment file, by name, in order of units.
+        id: Of all that is above: two plans of one id are of the same units and settings.
+    """
+
+    settings: dict[str, Any]
+    units: int
+    shards: int
+    bytes: int
+    segments: dict[str, str] = field(default_factory=dict)
+    id: str = ""
+    version: int = PLAN_VERSION
+
+    def hashed(self) -> str:
+        """Return what `id` has to be."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("id", "version")}
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cut_units(slices: Iterable[Slice], *, images: bool = False) -> Iterator[Unit]:
+    """Group slices into units by a rule that looks at nothing but what came before.
+
+    Args:
+        slices: In the source's order.
+        images: Whether each slice is one loose image; then a unit is up to UNIT_IMAGES of them.
+    """
+    number = 0
+    group: list[Slice] = []
+    size = 0
+    for piece in slices:
+        alone = not images and number < SINGLE_SHARD_UNITS
+        full = len(group) >= UNIT_IMAGES if images else size + piece.size > UNIT_BYTES
+        if group and (alone or full):
+            yield Unit(number, tuple(group))
+            number += 1
+            group, size = [], 0
+        group.append(piece)
+        size += piece.size
+    if group:
+        yield Unit(number, tuple(group))
+
+
+def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -> Plan:
+    """Write segments as units come, and plan.json last.
+
+    Raises:
+        StorageError: DEST cannot be written.
+    """
+    segments: dict[str, str] = {}
+    counts = Counter(units=0, shards=0, bytes=0)
+    rows: list[tuple[Any, ...]] = []
+    for unit in units:
+        counts["units"] += 1
+        for piece in unit.slices:
+            counts["shards"] += 1
+            # The size is the whole file's: of a file in several slices only the first counts.
+            counts["bytes"] += piece.size if piece.start == 0 else 0
+            rows.append((unit.number, piece.shard, piece.size, piece.etag, piece.start, piece.stop, piece.limit))
+        if len(rows) >= SEGMENT_ROWS:
+            _write_segment(dest, segments, rows)
+            rows = []
+    if rows:
+        _write_segment(dest, segments, rows)
+    plan = Plan(settings, counts["units"], counts["shards"], counts["bytes"], segments)
+    plan = replace(plan, id=plan.hashed())
+    dest.write_bytes(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
+    return plan
+
+
+def read_plan(dest: Storage) -> Plan | None:
+    """Return DEST's plan, or None where there is none.
+
+    Raises:
+        ConfigError: It is damaged, or of a version that this program does not know.
+    """
+    if dest.stat(PLAN_FILE) is None:
+        return None
+    try:
+        values = json.loads(dest.read_bytes(PLAN_FILE))
+        if values["version"] == 1:
+            values["segments"] = dict.fromkeys(values["segments"], "")
+        elif values["version"] != PLAN_VERSION:
+            raise ConfigError(
+                f"{dest.describe()} was begun by another version of shardlabel (plan version {values['version']}, "
+                f"this one knows {PLAN_VERSION}); finish it there, or give another --output"
+            )
+        plan = Plan(**values)
+    except (ValueError, TypeError, KeyError) as err:
+        raise _damaged(dest, str(err)) from err
+    if not isinstance(plan.units, int) or (plan.version > 1 and plan.id != plan.hashed()):
+        raise _damaged(dest, "it is not as it was written")
+    return plan
+
+
+def _damaged(dest: Storage, how: str) -> ConfigError:
+    return ConfigError(
+        f"{dest.describe(PLAN_FILE)} is damaged ({how}), so that nothing says which files are of that run; give another "
+        "--output, or remove them by hand"
+    )
+
+
+def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
+    """Yield the plan's units in order; one segment is in memory at a time."""
+    group: list[Slice] = []
+    current = -1
+    for name, digest in plan.segments.items():
+        for number, *values in _read_segment(dest, name, digest):
+            if number != current and group:
+                yield Unit(current, tuple(group))
+                group = []
+            current = number
+            group.append(Slice(*values))
+    if group:
+        yield Unit(current, tuple(group))
+
+
+def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], int]) -> Iterator[Slice]:
+    """Yield the slices that hold the first so many images, the last one cut.
+
+    Args:
+        slices: In the source's order.
+        images: How many in all.
+        count: Counts a slice's samples, up to a number: reads it, for lack of an index.
+    """
+    for piece in slices:
+        found = count(piece, images)
+        yield replace(piece, limit=found if found == images else -1)
+        images -= found
+        if images <= 0:
+            return
+
+
+def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
+    """Turn each shard into one slice."""
+    return (Slice(file.shard, file.size, file.etag) for file in files)
+
+
+def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
+    columns = list(zip(*rows, strict=True))
+    table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    name = f"units-{len(segments):05d}.parquet"
+    dest.write_bytes(f"{PLAN_FOLDER}/{name}", buffer.getvalue())
+    segments[name] = sha256(buffer.getvalue()).hexdigest()
+
+
+def _read_segment(dest: Storage, name: str, digest: str) -> Iterator[tuple[Any, ...]]:
+    content = dest.read_bytes(f"{PLAN_FOLDER}/{name}")
+    if digest and sha256(content).hexdigest() != digest:
+        raise ConfigError(
+            f"{dest.describe(f'{PLAN_FOLDER}/{name}')} is damaged: its SHA-256 is not that of the plan; start anew with "
+            "--overwrite, or give another --output"
+        )
+    file = pq.ParquetFile(io.BytesIO(content))
+    for batch in file.iter_batches(batch_size=10_000):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

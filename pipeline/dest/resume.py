@@ -1,0 +1,161 @@
+"""DEST before and after a run: what it was begun with, what is finished, and what killed runs left behind."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import SourceError
+from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.commits import COMMITS_FOLDER, CommitLog, Totals
+from pipeline.dest.fingerprint import check_settings, check_source
+from pipeline.dest.plan import (
+    PLAN_FILE,
+    PLAN_FOLDER,
+    STATE_FOLDER,
+    Plan,
+    Slice,
+    cut_units,
+    limited,
+    part_number,
+    read_plan,
+    write_plan,
+)
+from pipeline.sources.source import Source
+from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
+from pipeline.summary import SUMMARY_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A plan, and how far it is done.
+
+    Attributes:
+        plan: The whole.
+        done: bool of shape (units,).
+        log: Where records of further units go.
+        totals: Over the units that are done.
+    """
+
+    plan: Plan
+    done: npt.NDArray[np.bool_]
+    log: CommitLog
+    totals: Totals
+
+
+def prepare(
+    config: LabelConfig,
+    dest: Storage,
+    settings: dict[str, Any],
+    source: Source,
+    slices: Callable[[], Iterator[Slice]],
+    count: Callable[[Slice, int], int],
+) -> Work:
+    """Make the plan, or check that the one DEST has is of the same run; read what is finished.
+
+    Args:
+        config: Whether to start anew.
+        dest: DEST, held by this run.
+        settings: What must be the same for a resume; see `pipeline.dest.fingerprint.fingerprint`.
+        source: SOURCE.
+        slices: Lists the source's slices anew at each call.
+        count: Counts a slice's samples, up to a number; for --limit.
+
+    Raises:
+        ConfigError: DEST was begun with other settings, or its state is damaged.
+        SourceError: SOURCE changed since or is DEST, or DEST holds Parquet files of others.
+    """
+    plan = read_plan(dest)
+    if plan is None or config.overwrite:
+        _refuse_foreign(dest, plan)
+    if plan is not None and config.overwrite:
+        _refuse_shared(dest, source)
+        clear(dest, plan)
+        plan = None
+    if plan is None:
+        wanted = slices() if config.limit is None else limited(slices(), config.limit, count)
+        plan = write_plan(dest, cut_units(wanted, images=source.format is SourceFormat.IMAGES), settings)
+    else:
+        check_settings(plan, settings, dest)
+        check_source(dest, plan, slices(), limited=config.limit is not None)
+    _remove_temporaries(dest)
+    log = CommitLog(dest, plan.units, plan.id)
+    done, totals = log.load()
+    return Work(plan, done, log, totals)
+
+
+def clear(dest: Storage, plan: Plan) -> None:
+    """Remove what the run of a plan wrote to DEST, and nothing else.
+
+    The records go first and the plan after the files that it names: cut short in between, DEST is a run of which less
+    is finished, and never files of which nothing says whose they are.
+    """
+    state = [file.path for file in dest.list(STATE_FOLDER, recursive=True)]
+    parts = [file.path for file in dest.list() if _is_of(plan, file.path)]
+    records = [path for path in state if path.startswith(f"{COMMITS_FOLDER}/")]
+    segments = [path for path in state if path.startswith(f"{PLAN_FOLDER}/") and path != PLAN_FILE]
+    for path in [*records, *parts, SUMMARY_FILE, PLAN_FILE, *segments]:
+        dest.delete(path)
+
+
+def _is_of(plan: Plan | None, name: str) -> bool:
+    """Tell whether a plan names a file of DEST."""
+    unit = part_number(name)
+    return plan is not None and unit is not None and unit < plan.units
+
+
+def _refuse_foreign(dest: Storage, plan: Plan | None) -> None:
+    """Raise where DEST holds Parquet files that no plan accounts for: a reader would take them for ours.
+
+    Raises:
+        SourceError: Names the first.
+    """
+    names = (file.path for file in dest.list())
+    foreign = next((name for name in names if name.endswith(".parquet") and not _is_of(plan, name)), None)
+    if foreign is not None:
+        raise SourceError(
+            f"DEST {dest.describe()} already holds {foreign}, and no plan of a run that names it; it is not touched: "
+            "give an empty folder"
+        )
+
+
+def _refuse_shared(dest: Storage, source: Source) -> None:
+    """Raise where SOURCE names files of DEST by a way that no name shows, such as a bucket mounted as a disk.
+
+    Only files that are called as a run's own are looked into: a file put into DEST tells whether it is also there.
+
+    Raises:
+        SourceError: Names the folder.
+    """
+    folders = set()
+    for file in source.files():
+        folder, _, name = f"/{file.shard}".rpartition("/")
+        above, found, _ = f"{folder}/".partition(f"/{STATE_FOLDER}/")
+        if found or part_number(name) is not None:
+            folders.add((above if found else folder).strip("/"))
+    if not folders:
+        return
+    probe = f"{STATE_FOLDER}/seen-in-source-{uuid.uuid4().hex}"
+    dest.write_bytes(probe, b"Is this seen in SOURCE?")
+    try:
+        shared = [folder for folder in folders if source.base.stat(f"{folder}/{probe}".lstrip("/")) is not None]
+    finally:
+        dest.delete(probe)
+    if shared:
+        raise SourceError(
+            f"{source.base.describe(shared[0])}, which SOURCE names files of, is DEST {dest.describe()}: a run must not "
+            "replace its source; give another --output"
+        )
+
+
+def _remove_temporaries(dest: Storage) -> None:
+    """Remove what killed runs left half written. Nobody else writes: DEST is held."""
+    if dest.is_local:
+        for file in dest.list(TEMPORARY_FOLDER):
+            if file.path.endswith(".tmp"):
+                dest.delete(file.path)

@@ -1,0 +1,1 @@
+"""`shardlabel evaluate`: how good a model is on labelled images."""

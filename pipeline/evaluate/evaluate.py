@@ -1,0 +1,207 @@
+"""Measure a model's accuracy on labelled images, beside what was reported for it; or compare two ways of running."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from models.decode.decode import DecodeMode
+from models.errors import ConfigError, SourceError
+from models.inference.classifier import Device
+from models.labels import ClassFinder
+from models.spec import Precision
+from pipeline.config import SourceFormat
+from pipeline.evaluate.labelled import LabelledSource, open_labelled
+from pipeline.evaluate.results import ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
+from pipeline.evaluate.scoring import Score, Scored, Way, open_way, score
+from pipeline.evaluate.statistics import mcnemar, wilson
+from pipeline.job import has_local_gpu
+from pipeline.storage.uris import without_secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What to read, and how to run what is measured.
+
+    Attributes:
+        source: SOURCE, as for `label`.
+        model: Name or path.
+        precision: "auto" or a precision.
+        device: auto, cpu or cuda.
+        mode: Decode mode.
+        format: Of SOURCE.
+        label_field: Key of .json members, or column of Parquet, that holds the class.
+        image_column: Of Parquet.
+        limit: Only so many images.
+    """
+
+    source: tuple[str, ...]
+    model: str
+    precision: str = "auto"
+    device: Device = Device.AUTO
+    mode: DecodeMode = DecodeMode.FAST
+    format: SourceFormat = SourceFormat.AUTO
+    label_field: str | None = None
+    image_column: str | None = None
+    limit: int | None = None
+
+
+def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
+    """Label every image of SOURCE in this process, on all its cores, and compare with the labels there.
+
+    Args:
+        wanted: What to measure.
+        say: Called with the line that tells what auto chose.
+
+    Raises:
+        SourceError: SOURCE cannot be read, or holds no labels.
+        ModelError: The model cannot be had or used.
+    """
+    way = open_way(wanted.model, wanted.precision, wanted.device, wanted.mode, has_gpu=has_local_gpu())
+    say(f"shardlabel: {way.choice.reason}")
+    labelled, scored = _run(wanted, (way,), say)
+    return _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
+
+
+def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Comparison:
+    """Measure two ways on the same images.
+
+    Args:
+        wanted: What both have in common.
+        a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
+        b: Likewise the second.
+        say: Called with a line for each way.
+
+    Raises:
+        ConfigError: The two have other classes.
+        SourceError: SOURCE cannot be read, or holds no labels.
+        ModelError: A model cannot be had or used.
+    """
+    has_gpu = has_local_gpu()
+    ways = []
+    for text in (a, b):
+        model, precision, mode = _parse_way(text, wanted)
+        ways.append(open_way(model, precision, wanted.device, mode, has_gpu=has_gpu))
+        say(f"shardlabel: {ways[-1].choice.reason}, {mode.value} decode")
+    first, second = ways
+    if [(c.wnid, c.name) for c in first.classes] != [(c.wnid, c.name) for c in second.classes]:
+        raise ConfigError(
+            f"--compare: {first.spec.name} and {second.spec.name} have other classes "
+            f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
+        )
+    labelled, scored = _run(wanted, (first, second), say)
+    found = [
+        _evaluation(way, one, labelled, scored, seconds=one.busy_s / scored.threads)
+        for way, one in zip(ways, scored.scores, strict=True)
+    ]
+    paired, names = scored.paired, first.classes
+    return Comparison(
+        a=found[0],
+        b=found[1],
+        agreement=_percent(paired.agree, found[0].images),
+        only_a=paired.only_a,
+        only_b=paired.only_b,
+        mcnemar_p=mcnemar(paired.only_a, paired.only_b),
+        changed=[
+            ChangedImage(key, names[truth].name, *(names[i].name if i >= 0 else "not decoded" for i in (one, other)))
+            for key, truth, one, other in paired.changed
+        ],
+    )
+
+
+def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
+    """Read one of --compare; what it does not say is as in the other options."""
+    model, precision, mode = wanted.model, wanted.precision, wanted.mode
+    for part in re.split(r":(?![/\\])", text):
+        if part == "auto" or part in list(Precision):
+            precision = part
+        elif part in list(DecodeMode):
+            mode = DecodeMode(part)
+        elif part:
+            model = part
+        else:
+            raise ConfigError(
+                f"--compare takes a precision, a decode mode, a model, or these joined by ':', got {text!r}"
+            )
+    return model, precision, mode
+
+
+def _run(wanted: Measured, ways: tuple[Way, ...], say: Callable[[str], None]) -> tuple[LabelledSource, Scored]:
+    labelled = open_labelled(
+        wanted.source,
+        wanted.format,
+        ClassFinder(ways[0].classes),
+        label_field=wanted.label_field,
+        image_column=wanted.image_column,
+    )
+    scored = score(ways, islice(labelled, wanted.limit), say)
+    if scored.scores[0].images == 0:
+        kinds = {
+            SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",
+            SourceFormat.PARQUET: "no row with a class",
+            SourceFormat.IMAGES: "no images",
+        }
+        named = without_secrets(" ".join(wanted.source))
+        raise SourceError(f"SOURCE {named} has {kinds[labelled.source.format]} to compare with")
+    return labelled, scored
+
+
+def _evaluation(way: Way, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
+    reported = way.spec.reported_for(way.choice.precision)
+    first = reported[0] if reported else None
+    return Evaluation(
+        model=way.spec.name,
+        precision=way.choice.precision.value,
+        decode=way.mode.value,
+        images=found.images,
+        not_decoded=found.not_decoded,
+        without_label=labelled.without_label,
+        top1=_percent(found.top1, found.images),
+        top1_interval=_interval(found.top1, found.images),
+        top5=_percent(found.top5, found.images),
+        top5_interval=_interval(found.top5, found.images),
+        reported_top1=first.top1 if first else None,
+        reported_top5=first.top5 if first else None,
+        reported=reported,
+        reported_note=way.spec.reported_note,
+        calibration_error=round(100 * found.calibration.error, 3),
+        mean_score=round(100 * found.calibration.mean_score, 3),
+        calibration=found.calibration.bins(),
+        per_class=_per_class(way, found),
+        confusions=_confusions(way, found),
+        incomplete=labelled.incomplete,
+        seconds=round(scored.seconds, 3),
+        images_per_s=round(found.images / seconds, 1),
+    )
+
+
+def _per_class(way: Way, found: Score) -> list[ClassAccuracy]:
+    present: Iterable[int] = np.flatnonzero(found.per_class[:, 0]).tolist()
+    rows = []
+    for index in present:
+        images, first, five = (int(value) for value in found.per_class[index])
+        one = way.classes[index]
+        rows.append(ClassAccuracy(index, one.wnid, one.name, images, _percent(first, images), _percent(five, images)))
+    return rows
+
+
+def _confusions(way: Way, found: Score, most: int = 50) -> list[Confusion]:
+    """Return the pairs that were confused most often; of equally many the lower class first."""
+    ordered = sorted(found.confused.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return [
+        Confusion(true, way.classes[true].name, label, way.classes[label].name, count)
+        for (true, label), count in ordered
+    ]
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 3)
+
+
+def _interval(right: int, images: int) -> tuple[float, float]:
+    low, high = wilson(right, images)
+    return round(100 * low, 3), round(100 * high, 3)

@@ -1,0 +1,114 @@
+"""What `evaluate` prints on a terminal: tables, and no more of them than a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evaluate.results import Comparison, Evaluation
+from pipeline.quantities import count_text
+
+WORST_CLASSES = 10
+WORST_PAIRS = 10
+CHANGED = 10
+
+
+def print_evaluation(found: Evaluation, console: Console) -> None:
+    """Print one evaluation."""
+    _say(console, [f"{found.name}: {count_text(found.images)} images"])
+    console.print(_accuracy((found,)))
+    _say(console, _remarks(found))
+    worst = sorted((one for one in found.per_class if one.top1 < 100), key=lambda one: (one.top1, -one.images, one.id))
+    if worst:
+        table = _table(f"Worst of {len(found.per_class)} classes", "class", "images", "top-1 %", "top-5 %")
+        for one in worst[:WORST_CLASSES]:
+            table.add_row(f"{one.id} {one.name}", str(one.images), f"{one.top1:.1f}", f"{one.top5:.1f}")
+        console.print(table)
+    if found.confusions:
+        table = _table("Most often confused", "class", "labelled", "images")
+        for pair in found.confusions[:WORST_PAIRS]:
+            table.add_row(f"{pair.id} {pair.name}", f"{pair.label_id} {pair.label}", str(pair.images))
+        console.print(table)
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Print two evaluations of the same images, and how they differ."""
+    _say(console, [f"A: {found.a.name}", f"B: {found.b.name}", f"{count_text(found.a.images)} images"])
+    console.print(_accuracy((found.a, found.b)))
+    _say(console, _remarks(found.a, both=True))
+    _say(console, compared(found))
+    if found.changed:
+        table = _table("Images with another label", "key", "true class", "A", "B")
+        for one in found.changed[:CHANGED]:
+            table.add_row(one.key, one.true, one.a, one.b)
+        console.print(table)
+
+
+def compared(found: Comparison) -> list[str]:
+    """Return what the comparison came to, in sentences."""
+    a, b = found.a, found.b
+    moved = b.top1 - a.top1
+    word = "the same top-1" if moved == 0 else f"{abs(moved):.2f} points {'more' if moved > 0 else 'less'} top-1"
+    sure = "they differ by more than chance (p < 0.05)" if found.mcnemar_p < 0.05 else "chance alone would explain that"
+    speed = b.images_per_s / a.images_per_s if a.images_per_s else 0.0
+    return [
+        f"B has {word} {'than' if moved else 'as'} A, and {speed:.2f} times its images/s",
+        f"same label on {found.agreement:.2f} % of the images; only A is right about {found.only_a}, only B about "
+        f"{found.only_b}: McNemar's exact test gives p = {found.mcnemar_p:.3g}, {sure}",
+    ]
+
+
+def _accuracy(found: Iterable[Evaluation]) -> Table:
+    table = Table("", "top-1 %", "95 %", "top-5 %", "95 %", "ECE %", "images/s", box=None, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right" if column.header else "left"
+        column.no_wrap = True
+    evaluations = tuple(found)
+    names = "AB" if len(evaluations) > 1 else ("measured",)
+    for name, one in zip(names, evaluations, strict=True):
+        table.add_row(
+            name, f"{one.top1:.2f}", _range(one.top1_interval), f"{one.top5:.2f}", _range(one.top5_interval),
+            f"{one.calibration_error:.2f}", f"{one.images_per_s:.0f}",
+        )  # fmt: skip
+    for number, pair in enumerate(evaluations[0].reported, start=1):
+        top5 = "" if pair.top5 is None else f"{pair.top5:.2f}"
+        table.add_row(f"reported ({number})", f"{pair.top1:.2f}", "", top5)
+    return table
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def _remarks(found: Evaluation, *, both: bool = False) -> list[str]:
+    lines = [f"({number}) {pair.source}" for number, pair in enumerate(found.reported, start=1)]
+    if found.reported_note:
+        lines.append(f"why these differ: {found.reported_note}")
+    if not both:
+        sure = "more" if found.mean_score > found.top1 else "less"
+        lines.append(
+            f"mean score of the best label {found.mean_score:.1f} %, right {found.top1:.1f} %: on the whole the model "
+            f"claims {sure} than it reaches (ECE: expected calibration error)"
+        )
+    if found.not_decoded:
+        lines.append(f"{count_text(found.not_decoded)} images could not be decoded and count as wrong")
+    if found.without_label:
+        lines.append(f"{count_text(found.without_label)} samples have no class beside them and were left out")
+    lines += [f"incomplete: {what}" for what in found.incomplete[:5]]
+    return lines
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(*columns, title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    for column in table.columns:
+        if column.header in ("images", "top-1 %", "top-5 %"):
+            column.justify = "right"
+            column.no_wrap = True
+    return table
+
+
+def _say(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,248 @@
+"""Decode and label in a process of its own, for units that brought one down: what is at fault then costs a row.
+
+`python -m pipeline.operators.isolated` is that process. It reads pickled requests from its standard input and answers on its
+standard output; both are pipes to the worker that started it, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.errors import InferenceError, ShardlabelError, UndecodableImageError
+from models.spec import Preprocessing
+
+if TYPE_CHECKING:
+    # A child that decodes starts sooner without.
+    from models.inference.classifier import Labeller, Predictions, UInt8Array
+
+_LENGTH = struct.Struct("<Q")
+# Until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
+START_S = 900.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildLostError(Exception):
+    """The child died, or took too long and was ended; the message says which."""
+
+
+class Child:
+    """Call a function in a child process that may die or hang; it starts with the first call, and anew where it was lost.
+
+    Args:
+        make: Returns the function, in the child; picklable.
+        timeout_s: A call that takes longer ends the child. Its start is not counted.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], timeout_s: float) -> None:
+        self._make = make
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def call(self, argument: object) -> Any:  # noqa: ANN401 (whatever the function returns)
+        """Return what the function returns.
+
+        Raises:
+            ChildLostError: It died or took too long.
+            ShardlabelError: As the function raised it, or `make`.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        return self._ask(argument, self._timeout_s)
+
+    def end(self) -> None:
+        """End the process; the next call starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.operators.isolated"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        try:
+            self._ask(self._make, START_S)
+        except ShardlabelError:
+            self.end()
+            raise
+
+    def _ask(self, argument: object, timeout_s: float) -> Any:  # noqa: ANN401 (whatever the child answers)
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            _send(process.stdin, argument)
+            ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+            if not ready:
+                self.end()
+                raise ChildLostError(f"took longer than {timeout_s:g} s")
+            answer = _receive(process.stdout)
+        except (BrokenPipeError, EOFError):
+            process.wait()
+            raise ChildLostError(f"died ({_how(process.returncode)})") from None
+        if isinstance(answer, ShardlabelError):
+            raise answer
+        return answer
+
+
+class IsolatedDecoder(AbstractContextManager["IsolatedDecoder"]):
+    """Decode like `models.decode.decode.decode_image`, in a child process.
+
+    Args:
+        preprocessing: How images become pixels.
+        mode: fast or exact.
+        limits: On the size of an image.
+        timeout_s: An image that takes longer is undecodable.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, mode: DecodeMode, limits: ImageLimits, timeout_s: float) -> None:
+        self._child = Child(partial(_decoder, preprocessing, mode, limits), timeout_s)
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.end()
+
+    def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> DecodedImage:
+        """Decode one image into `out`.
+
+        Raises:
+            InputError: As `decode_image`; UndecodableImageError too where the decoder died or took too long.
+        """
+        try:
+            pixels, width, height = self._child.call(data)
+        except ChildLostError as err:
+            raise UndecodableImageError(f"the decoder {err}") from None
+        out[...] = pixels
+        return DecodedImage(out, width, height)
+
+
+class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
+    """Label in a child process, and find the images that the model fails on.
+
+    Args:
+        load: Returns the labeller, in the child; picklable.
+        timeout_s: A batch that takes longer ends the child.
+        embedding: Whether to return embeddings.
+    """
+
+    def __init__(self, load: Callable[[], Labeller], timeout_s: float, *, embedding: bool) -> None:
+        self._child = Child(partial(_labeller, load, embedding=embedding), timeout_s)
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.end()
+
+    def predict(self, images: UInt8Array) -> tuple[Predictions, dict[int, str]]:
+        """Label a batch, and where that fails each of its images alone.
+
+        Args:
+            images: uint8 of shape (n_images, crop, crop, 3), HWC RGB.
+
+        Returns:
+            (predictions, faults): of the images without a fault, in order; what happened to each other one, by its place.
+
+        Raises:
+            ShardlabelError: The model does not load any more.
+            ChildLostError: Likewise.
+        """
+        from models.inference.classifier import Predictions
+
+        with suppress(ChildLostError, InferenceError):
+            return self._predict(images), {}
+        pieces, faults = [self._predict(images[:0])], dict[int, str]()
+        for place in range(len(images)):
+            try:
+                pieces.append(self._predict(images[place : place + 1]))
+            except ChildLostError as err:
+                faults[place] = f"the model {err}"
+            except InferenceError as err:
+                faults[place] = f"the model failed: {err}"
+        return Predictions.join(pieces), faults
+
+    def _predict(self, images: UInt8Array) -> Predictions:
+        try:
+            predictions: Predictions = self._child.call(images)
+        except InferenceError:
+            # The next one begins with a black image: if that fails too, the fault is not the images'.
+            self._child.end()
+            raise
+        return predictions
+
+
+def _decoder(preprocessing: Preprocessing, mode: DecodeMode, limits: ImageLimits) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> tuple[UInt8Array, int, int]:
+        image = decode_image(data, preprocessing, mode, limits)
+        return image.pixels, image.width, image.height
+
+    return decode
+
+
+def _labeller(load: Callable[[], Labeller], *, embedding: bool) -> Callable[[UInt8Array], Predictions]:
+    return partial(load().predict, embedding=embedding)
+
+
+def _how(returncode: int) -> str:
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit {returncode}"
+
+
+def _send(pipe: IO[bytes], value: object) -> None:
+    content = pickle.dumps(value)
+    pipe.write(_LENGTH.pack(len(content)) + content)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401 (whatever the other end sent)
+    header = pipe.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(header)
+    content = pipe.read(length)
+    if len(content) < length:
+        raise EOFError
+    return pickle.loads(content)
+
+
+def _serve() -> None:
+    """Make the function, then answer calls until the other end closes."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    if sys.platform == "linux":
+        # One that hangs does not see that the worker is gone, and would run for ever.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    function: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            argument = _receive(requests)
+        except EOFError:
+            return
+        try:
+            if function is None:
+                function, answer = argument(), None
+            else:
+                answer = function(argument)
+        except ShardlabelError as err:
+            answer = err
+        _send(answers, answer)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,324 @@
+"""The stages of labelling, as plain functions that know nothing of Ray: read, decode, label, publish.
+
+Both shapes of the pipeline are made of these, so both write the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.errors import InputError
+from models.inference.classifier import Labeller, Predictions
+from models.spec import Preprocessing
+from pipeline.config import SourceFormat
+from pipeline.dest.commits import Commit
+from pipeline.dest.made_by import made_by
+from pipeline.dest.plan import Slice, Unit
+from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
+from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
+from pipeline.operators.watchdog import Watchdog
+from pipeline.session.stage_clock import Stage, StageClock
+from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
+from pipeline.sources.reader import read_unit
+from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.storage.storage import Storage
+
+UInt8Array = npt.NDArray[np.uint8]
+
+# Rows that become Arrow together; with embeddings 5 MB.
+BUILD_ROWS = 1_024
+# Fewer where they carry so many bytes.
+BUILD_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSettings:
+    """What a worker needs to know to label units. Picklable.
+
+    Attributes:
+        source: The folder that shard names are relative to.
+        dest: DEST.
+        format: Of the shards.
+        preprocessing: How images become pixels.
+        mode: fast or exact.
+        limits: On the size of an image.
+        batch_size: Samples per inference; the same on every run, since sums in another order differ in the last bit.
+        output: Columns and metadata.
+        embeddings: Whether to keep the penultimate features.
+        image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
+            down, and is then done isolated.
+        columns: Of Parquet: which columns are read.
+    """
+
+    source: Storage
+    dest: Storage
+    format: SourceFormat
+    preprocessing: Preprocessing
+    mode: DecodeMode
+    limits: ImageLimits
+    batch_size: int
+    output: OutputSpec
+    embeddings: bool = False
+    image_timeout_s: float = 60.0
+    columns: ParquetColumns = ANY_COLUMNS
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What decoding alone needs to know; see `UnitSettings`. Picklable."""
+
+    preprocessing: Preprocessing
+    mode: DecodeMode
+    limits: ImageLimits
+    image_timeout_s: float = 60.0
+
+
+@dataclass(slots=True)
+class UnitNotes:
+    """What reading a unit came upon, by shard."""
+
+    incomplete: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+
+    def add(self, shard: str, notes: ShardNotes) -> None:
+        """Take in a shard's notes."""
+        if notes.missing is not None:
+            self.incomplete[shard] = notes.missing
+        for kind, count in notes.skipped.items():
+            self.skipped[kind] = self.skipped.get(kind, 0) + count
+        self.bytes_read += notes.bytes_read
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """Samples of one unit, decoded.
+
+    Attributes:
+        rows: One per sample, in input order.
+        pixels: uint8 of shape (n_ok, crop, crop, 3), HWC RGB: one image per row whose status is ok, in order.
+    """
+
+    rows: list[Row]
+    pixels: UInt8Array
+
+
+def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterator[Sample]:
+    """Yield the unit's samples in input order, reading each shard once from front to back.
+
+    Raises:
+        StorageError: A shard cannot be read, for good or for longer than the retries.
+    """
+    yield from read_unit(settings, unit, notes.add)
+
+
+def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
+    """Count a slice's samples, up to a number, by reading it."""
+    return sum(1 for _ in islice(read_samples(settings, Unit(0, (piece,)), UnitNotes()), at_most))
+
+
+def decode_batches(
+    settings: UnitSettings, samples: Iterable[Sample], *, isolate: bool = False
+) -> Iterator[DecodedBatch]:
+    """Decode samples, batch by batch; one that cannot be decoded is a row with its status and error.
+
+    Args:
+        settings: What to decode to.
+        samples: Of one unit.
+        isolate: Decode in a process of its own: for units that were being done when a process died.
+    """
+    iterator = iter(samples)
+    side = settings.preprocessing.crop
+    with open_decoder(settings, isolate=isolate) as decode:
+        while True:
+            pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
+            rows: list[Row] = []
+            num_ok = 0
+            # One by one: a batch of the largest images that are allowed would be GB.
+            for sample in islice(iterator, settings.batch_size):
+                row = decode_sample(sample, decode, pixels[num_ok])
+                num_ok += row.status == STATUS_OK
+                rows.append(row)
+            if not rows:
+                return
+            yield DecodedBatch(rows, pixels[:num_ok])
+
+
+Decode = Callable[[bytes, UInt8Array], DecodedImage]
+
+
+def open_decoder(settings: UnitSettings | DecodeSettings, *, isolate: bool) -> AbstractContextManager[Decode]:
+    """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
+    return _IsolatedDecode(settings) if isolate else _WatchedDecode(settings)
+
+
+def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
+    """Decode one sample into `out`; one that cannot be decoded is a row with its status and error."""
+    width: int | None = None
+    height: int | None = None
+    status, error = sample.status or "empty", sample.error
+    if sample.data is not None:
+        try:
+            image = decode(sample.data, out)
+        except InputError as err:
+            status, error, width, height = err.status, str(err), err.width, err.height
+        else:
+            status, error, width, height = STATUS_OK, None, image.width, image.height
+    return Row(sample.shard, sample.key, status, error, width, height, sample.carried, sample.carried_bytes)
+
+
+class _WatchedDecode(AbstractContextManager[Decode]):
+    """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
+
+    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> Decode:
+        self._watchdog = Watchdog(self._settings.image_timeout_s)
+        return self._decode
+
+    def __exit__(self, *exc: object) -> None:
+        self._watchdog.close()
+
+    def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
+        s = self._settings
+        with self._watchdog:
+            return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
+
+
+class _IsolatedDecode(AbstractContextManager[Decode]):
+    """Decode in a child process that may die or hang."""
+
+    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
+        s = settings
+        self._decoder = IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
+
+    def __enter__(self) -> Decode:
+        return self._decoder.decode
+
+    def __exit__(self, *exc: object) -> None:
+        self._decoder.__exit__(*exc)
+
+
+LabelBatches = Callable[[Iterator[DecodedBatch]], Iterator[tuple[DecodedBatch, Predictions]]]
+"""Labels decoded batches, in order; it may take some in advance of those that it gives."""
+
+
+def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool) -> LabelBatches:
+    """Return what labels each batch in this process."""
+
+    def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
+        for batch in batches:
+            with clock.measured(Stage.LABEL):
+                predictions = classifier.predict(batch.pixels, embedding=embeddings)
+            yield batch, predictions
+
+    return label
+
+
+def label_isolated(
+    loader: Callable[[], Callable[[], Labeller]], timeout_s: float, clock: StageClock, *, embeddings: bool
+) -> LabelBatches:
+    """Return what labels each batch in a child process: an image that the model fails on becomes a row without a label.
+
+    Args:
+        loader: Returns what loads the model. Called for each unit: the model's bytes are not kept.
+        timeout_s: What a batch may take.
+        clock: Takes the seconds.
+        embeddings: Whether to keep the penultimate features.
+    """
+
+    def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
+        with IsolatedLabeller(loader(), timeout_s, embedding=embeddings) as labeller:
+            for batch in batches:
+                with clock.measured(Stage.LABEL):
+                    predictions, faults = labeller.predict(batch.pixels)
+                yield DecodedBatch(_refused(batch.rows, faults), batch.pixels), predictions
+
+    return label
+
+
+def _refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
+    """Return rows with the status of those that the model cannot take, which are known by their place among the ok ones."""
+    places = (place for place, row in enumerate(rows) if row.status == STATUS_OK)
+    refused = {place: faults[number] for number, place in enumerate(places) if number in faults}
+    return [
+        replace(row, status="unsupported", error=refused[place]) if place in refused else row
+        for place, row in enumerate(rows)
+    ]
+
+
+def label_unit(
+    settings: UnitSettings, unit: Unit, label: LabelBatches, *, isolate: bool = False, clock: StageClock | None = None
+) -> Commit:
+    """Read and decode a unit, have it labelled, publish its Parquet file, and return its commit record.
+
+    Args:
+        settings: What to do.
+        unit: With which.
+        label: Labels batches, here or elsewhere.
+        isolate: See `decode_batches`.
+        clock: Takes the seconds of each stage.
+
+    Raises:
+        StorageError: Input cannot be read, or output not be written.
+        InferenceError: ONNX Runtime failed.
+    """
+    started = time.perf_counter()
+    notes = UnitNotes()
+    clock = clock or StageClock()
+    schema = settings.output.schema()
+    samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
+    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, isolate=isolate))
+    with UnitWriter(settings.dest.temporary_path(), schema) as writer:
+        for rows, predictions in _gathered(label(batches)):
+            with clock.measured(Stage.WRITE):
+                writer.write(build_batch(rows, predictions, settings.output, schema))
+    with clock.measured(Stage.WRITE):
+        return publish_unit(settings, unit, writer, notes, started)
+
+
+def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[tuple[list[Row], Predictions]]:
+    """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, of however few rows."""
+    rows: list[Row] = []
+    pieces: list[Predictions] = []
+    carried = 0
+    for batch, predictions in labelled:
+        rows.extend(batch.rows)
+        pieces.append(predictions)
+        carried += sum(row.carried_bytes for row in batch.rows)
+        if len(rows) >= BUILD_ROWS or carried >= BUILD_BYTES:
+            yield rows, Predictions.join(pieces)
+            rows, pieces, carried = [], [], 0
+    if rows:
+        yield rows, Predictions.join(pieces)
+
+
+def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
+    """Put a unit's finished file in its place, and return the commit record that is still to be written."""
+    size, digest = file_digest(writer.path)
+    settings.dest.publish(writer.path, unit.part)
+    errors = {status: count for status, count in sorted(writer.statuses.items()) if status != STATUS_OK}
+    return Commit(
+        unit=unit.number,
+        part=unit.part,
+        rows=writer.rows,
+        ok=writer.statuses.get(STATUS_OK, 0),
+        errors=errors,
+        seconds=round(time.perf_counter() - started, 3),
+        bytes_read=notes.bytes_read,
+        size=size,
+        sha256=digest,
+        shards=len(unit.slices),
+        incomplete=notes.incomplete,
+        skipped=notes.skipped,
+        made_by=made_by(),
+    )

@@ -1,0 +1,35 @@
+"""How many units go to an actor in one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.dest.plan import Unit
+
+# Some 300 photographs: what a task costs the driver and the raylet, 6 ms of a core, is then a hundredth of it.
+TASK_BYTES = 32 * 2**20
+# Tasks that each worker should still have before it, so that all end at the same time.
+TASKS_AHEAD = 4
+
+
+def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
+    """Cut units into tasks: small ones together, but alone at the start and towards the end.
+
+    What comes of a unit is recorded when its task ends, so that first results should come early; and a worker that has
+    nothing left to do should not watch another go through its units one by one.
+
+    Args:
+        units: In the order in which they are begun.
+        workers: Actors that take tasks.
+
+    Yields:
+        At least one unit each; several where they have no more than `TASK_BYTES` together.
+    """
+    begin = 0
+    while begin < len(units):
+        most = 1 if begin < 2 * workers else max(1, (len(units) - begin) // (TASKS_AHEAD * workers))
+        end, size = begin + 1, units[begin].size
+        while end < len(units) and end - begin < most and (size := size + units[end].size) <= TASK_BYTES:
+            end += 1
+        yield units[begin:end]
+        begin = end

@@ -1,0 +1,87 @@
+"""End this process where native code takes too long: a thread that is inside of it cannot be stopped in any other way.
+
+For processes of a pool, whose work is done again by another. Never for a caller's own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from models.errors import DeviceLostError
+from models.inference.classifier import Labeller, Predictions, UInt8Array
+
+# Any nonzero codes will do: what was under way was noted before it began.
+TOO_LONG_EXIT = 75
+LOST_CARD_EXIT = 76
+# So many times what the model takes by its own measure. A core that eight others want, a laptop that throttles and
+# memory that swaps slow it down by less.
+PATIENCE = 20
+
+
+class Watchdog(AbstractContextManager[None]):
+    """Use as a context manager around each piece of work, in any number of threads; 1 to 2 us each.
+
+    Args:
+        timeout_s: A piece that takes longer ends the process.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._began: dict[int, float] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._began[threading.get_ident()] = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        del self._began[threading.get_ident()]
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._timeout_s)):
+            now = time.monotonic()
+            if any(now - began > self._timeout_s for began in list(self._began.values())):
+                os._exit(TOO_LONG_EXIT)
+
+
+class WatchedLabeller:
+    """A labeller whose process ends where a batch takes too long, or where its card is lost.
+
+    Args:
+        labeller: Loaded; a black image is labelled twice now, to measure how long a batch takes.
+        side: Pixels, of the model's images.
+        batch_size: Images that it is given at most.
+        timeout_s: What a batch may take at least. A slow model may take PATIENCE times what it is measured to take.
+
+    Attributes:
+        timeout_s: What a batch may take.
+    """
+
+    def __init__(self, labeller: Labeller, side: int, batch_size: int, timeout_s: float) -> None:
+        self._labeller = labeller
+        self.timeout_s = max(timeout_s, PATIENCE * batch_size * min(self._measure(side), self._measure(side)))
+        self._watchdog = Watchdog(self.timeout_s)
+
+    def _measure(self, side: int) -> float:
+        """Return the seconds of one black image."""
+        began = time.monotonic()
+        self._labeller.predict(np.zeros((1, side, side, 3), np.uint8))
+        return time.monotonic() - began
+
+    def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
+        """Label a batch; see `Classifier.predict`."""
+        with self._watchdog:
+            try:
+                return self._labeller.predict(images, probabilities=probabilities, embedding=embedding)
+            except DeviceLostError:
+                # A CUDA context does not come back: a new process has a new one.
+                os._exit(LOST_CARD_EXIT)

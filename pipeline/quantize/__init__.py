@@ -1,0 +1,1 @@
+"""`shardlabel models quantize`: int8 from the user's own images."""

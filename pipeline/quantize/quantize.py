@@ -1,0 +1,209 @@
+"""Quantise a model on labelled images of the user's own, and keep what holds the bar.
+
+SOURCE is divided: some images set the ranges of the activations, and all others judge. Each way of setting the ranges is
+a candidate; of those the one with the best top-1 counts, of equal ones the one whose probabilities moved least. The same
+images choose and judge, which flatters the choice by as much as the candidates differ; the table shows it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.catalog import load_spec
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.errors import ConfigError, InputError, SourceError
+from models.labels import ClassFinder, load_classes
+from models.spec import ModelSpec, Precision
+from models.store.files import locate
+from pipeline.config import SourceFormat
+from pipeline.evaluate.labelled import open_labelled
+from pipeline.evaluate.statistics import wilson
+from pipeline.quantize.candidates import Candidate, Images, line, measure
+from pipeline.storage.uris import without_secrets
+
+if TYPE_CHECKING:
+    pass
+
+UInt8Array = npt.NDArray[np.uint8]
+
+MIN_IMAGES = 20
+# They stay float32: features are taken from the pools, and 8-bit scores would tie.
+FLOAT_OPS = frozenset({"ReduceMean", "GlobalAveragePool", "Softmax", "LogSoftmax", "LayerNormalization"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to quantise, on what, and how good it has to be.
+
+    Attributes:
+        model: A name of the catalog, or one that was added.
+        source: SOURCE, as for `evaluate`.
+        max_drop: Points of top-1 that may be lost.
+        calibration_images: How many set the ranges, evenly spaced in SOURCE.
+        limit: Images that are read at most; they are kept in memory, 150 kB each.
+        methods: Ways of setting the ranges.
+        half: Whether to measure float16 too; it is made of fp32 at first use, and not registered.
+        mode: Decode mode.
+        format: Of SOURCE.
+        label_field: As for `evaluate`.
+    """
+
+    model: str
+    source: tuple[str, ...]
+    max_drop: float = 0.5
+    calibration_images: int = 128
+    limit: int = 2000
+    methods: tuple[str, ...] = ("minmax", "percentile", "entropy")
+    half: bool = True
+    mode: DecodeMode = DecodeMode.FAST
+    format: SourceFormat = SourceFormat.AUTO
+    label_field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """What came of it.
+
+    Attributes:
+        model: Its name.
+        calibrated_on: Images that set the ranges.
+        images: Images that judged.
+        candidates: All that were measured, fp32 first.
+        chosen: Names of those that were registered.
+        max_drop: Points of top-1 that could be lost.
+        uncertainty: Half the width of the 95 % interval of fp32's top-1 on these images, points.
+    """
+
+    model: str
+    calibrated_on: int
+    images: int
+    candidates: tuple[Candidate, ...]
+    chosen: tuple[str, ...]
+    max_drop: float
+    uncertainty: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
+    """Make the candidates, measure them, and register the best that holds the bar.
+
+    Args:
+        wanted: What, and how good.
+        say: Called with a line about each step.
+
+    Returns:
+        What was measured; and why nothing was registered, where the bar was not held.
+
+    Raises:
+        ConfigError: The model cannot be quantised by name, or there is no fp32 of it.
+        SourceError: SOURCE cannot be read, or has too few labelled images.
+        ModelError: The model cannot be had or used.
+    """
+    import onnx
+
+    from models.graph.fp16 import to_half
+    from models.graph.int8 import Calibration, quantize_int8
+    from models.graph.join import join_graph
+
+    spec = load_spec(wanted.model)
+    if wanted.model.endswith(".onnx"):
+        raise ConfigError(f"register {wanted.model} first, with `shardlabel models add`, and quantise it by its name")
+    if Precision.FP32 not in spec.artifacts:
+        raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
+    content = locate(spec, Precision.FP32).read_bytes()
+    finder = ClassFinder(load_classes(spec))
+    images = _read(wanted, spec, finder)
+    rows = np.linspace(0, len(images.truth) - 1, min(wanted.calibration_images, len(images.truth) // 2)).astype(
+        np.int64
+    )
+    calibration = images.take(rows)
+    held_back = images.take(np.setdiff1d(np.arange(len(images.truth)), rows))
+    say(f"{spec.name}: {len(rows)} images calibrate, the {len(held_back.truth)} others judge")
+    whole = join_graph(spec, content)
+    reference = measure("fp32", spec, Precision.FP32, whole, held_back, size=len(content))
+    base = reference.candidate
+    say(line(base, base))
+    if wilson(round(base.top1 * len(held_back.truth) / 100), len(held_back.truth))[0] <= 1 / len(finder.classes):
+        say(f"  note: {base.top1:.2f} % is no better than chance, so that no drop can be seen: are these its labels?")
+    made: list[tuple[Candidate, bytes]] = []
+    model = onnx.load_model_from_string(content)
+    for method in wanted.methods:
+        started = time.perf_counter()
+        name = f"int8 {method}"
+        batches = _batches(calibration.pixels, spec)
+        int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, calibration=Calibration(method)).SerializeToString()
+        joined = join_graph(spec, int8)
+        found = measure(name, spec, Precision.INT8, joined, held_back, size=len(int8), base=reference).candidate
+        made.append((found, int8))
+        say(f"{line(found, base)}  (made in {time.perf_counter() - started:.0f} s)")
+    if wanted.half:
+        half = to_half(whole)
+        found = measure("fp16", spec, Precision.FP16, half, held_back, size=len(half), base=reference).candidate
+        say(f"{line(found, base)}  (as --precision fp16 makes it for GPUs; here a CPU computes in float32 between)")
+        made.append((found, b""))
+    return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
+
+
+def _read(wanted: Wanted, spec: ModelSpec, finder: ClassFinder) -> Images:
+    labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
+    limits, pixels, truth = ImageLimits(), [], []
+    for sample, index in islice(labelled, wanted.limit):
+        try:
+            pixels.append(decode_image(sample.data or b"", spec.preprocessing, wanted.mode, limits).pixels)
+        except InputError:
+            continue
+        truth.append(index)
+    if len(truth) < MIN_IMAGES:
+        raise SourceError(
+            f"--calibration {without_secrets(' '.join(wanted.source))} has {len(truth)} labelled images that can be "
+            f"decoded; at least {MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
+        )
+    return Images(np.stack(pixels), np.array(truth, np.int64))
+
+
+def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
+    """Yield the calibration images as the model takes them, one batch at a time; of a fixed batch only whole ones."""
+    from models.inference.model_input import to_model_input
+
+    size = spec.input.batch or 1
+    for start in range(0, len(pixels) - size + 1, size):
+        yield to_model_input(pixels[start : start + size], spec)
+
+
+def _decide(
+    wanted: Wanted, spec: ModelSpec, base: Candidate, made: list[tuple[Candidate, bytes]], counts: tuple[int, int]
+) -> tuple[Quantised, str | None]:
+    """Choose, hold to the bar, and register."""
+    from models.register.overlay import register_artifacts
+
+    calibrated_on, judged_on = counts
+    best = max(
+        (pair for pair in made if pair[0].precision == "int8"), key=lambda pair: (pair[0].top1, -pair[0].divergence)
+    )
+    drop = round(base.top1 - best[0].top1, 3)
+    low, high = wilson(round(base.top1 * judged_on / 100), judged_on)
+    result = Quantised(
+        spec.name, calibrated_on, judged_on, (base, *(pair[0] for pair in made)), (), wanted.max_drop,
+        round(50 * (high - low), 2),
+    )  # fmt: skip
+    if drop > wanted.max_drop:
+        return result, (
+            f"{spec.name}: the best int8 ({best[0].name.removeprefix('int8 ')}) loses {drop:.2f} points of top-1 on "
+            f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
+            "nothing was registered. Give more images, other --methods, or a larger --max-drop"
+        )
+    named = without_secrets(" ".join(wanted.source))
+    where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {named}"[:300]
+    note = f"{best[0].name} by `models quantize`, {where}: top-1 {best[0].top1:.2f} %, fp32 {base.top1:.2f} %"
+    register_artifacts(spec, {Precision.INT8: (best[1], note)})
+    return replace(result, chosen=(best[0].name,)), None

@@ -1,0 +1,1 @@
+"""`shardlabel report`: one page about a DEST."""

@@ -1,0 +1,135 @@
+"""`shardlabel report`: look through a DEST, finished or not, and make one HTML page of it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.errors import SourceError, StorageError
+from pipeline.dest.plan import Plan, read_plan
+from pipeline.quantities import bytes_text
+from pipeline.report.contact_sheet import ContactSheet, build_sheet
+from pipeline.report.scan import Counts, LabelledRow, count_parts, read_rows
+from pipeline.report.unit_table import UnitTable, add_end_times, iter_new
+from pipeline.storage.storage import Storage, open_storage
+from pipeline.summary import SUMMARY_FILE
+
+# Rows of each error that the page shows.
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a DEST holds; the page is made of nothing else.
+
+    Attributes:
+        dest: Where it is, for people.
+        plan: What was to be done.
+        units: What is done.
+        counts: What is in the part files.
+        examples: Rows of each status other than ok.
+        sheet: Samples with their pictures.
+        summary: Of the last run, as in summary.json; {} where there is none.
+    """
+
+    dest: str
+    plan: Plan
+    units: UnitTable
+    counts: Counts
+    examples: dict[str, list[LabelledRow]]
+    sheet: ContactSheet
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every unit of the plan is done."""
+        return self.units.totals.units == self.plan.units
+
+    def sentence(self) -> str:
+        """Return the counts in a line."""
+        totals = self.units.totals
+        errors = "".join(f", {count} {status}" for status, count in sorted(totals.errors.items()))
+        return f"{totals.rows} images: {totals.ok} ok{errors}; {totals.units} of {self.plan.units} units are finished"
+
+
+def gather(dest: Storage) -> Findings:
+    """Look through a DEST. Memory does not grow with its rows; time does: some minutes for a billion.
+
+    Raises:
+        SourceError: DEST holds no plan.
+        ConfigError: The plan or a record is damaged.
+        StorageError: Plan or records cannot be read. A part file or SOURCE that cannot is noted instead.
+    """
+    plan = read_plan(dest)
+    if plan is None:
+        raise SourceError(f"{dest.describe()} holds no run of shardlabel: there is no plan in it")
+    units = UnitTable.empty(plan.units)
+    counts = count_parts(dest, iter_new(dest, plan, units))
+    add_end_times(dest, units)
+    wanted = {status: places[:EXAMPLES] for status, places in sorted(counts.bad.items())}
+    rows = {(row.unit, row.position): row for row in read_rows(dest, [p for some in wanted.values() for p in some])}
+    return Findings(
+        dest=dest.describe(),
+        plan=plan,
+        units=units,
+        counts=counts,
+        examples={status: [rows[p] for p in places if p in rows] for status, places in wanted.items()},
+        sheet=build_sheet(dest, plan, units, counts),
+        summary=_read_summary(dest),
+    )
+
+
+def write_report(dest: str, output: str) -> str:
+    """Write the page about a DEST; return what to tell the user.
+
+    Args:
+        dest: A folder or URI that a run wrote to.
+        output: Where the page goes: a path, or a URI.
+
+    Raises:
+        SourceError: DEST holds no plan.
+        StorageError: DEST cannot be read, or the page not be written.
+    """
+    from pipeline.report.page import render
+
+    storage = open_storage(dest)
+    try:
+        findings = gather(storage)
+    except StorageError as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            raise
+        # A run that is going on has merged its commit records while they were read.
+        findings = gather(storage)
+    page = render(findings).encode("utf-8", "replace")
+    _write(output, page)
+    return f"{findings.sentence()}\nreport: {output} ({bytes_text(len(page))})"
+
+
+def _read_summary(dest: Storage) -> dict[str, Any]:
+    """Return the last run's summary; a run that was killed leaves none, or an older one."""
+    if dest.stat(SUMMARY_FILE) is None:
+        return {}
+    try:
+        summary = json.loads(dest.read_bytes(SUMMARY_FILE))
+    except ValueError:
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _write(output: str, content: bytes) -> None:
+    if "://" in output:
+        folder, _, name = output.rpartition("/")
+        open_storage(folder).write_bytes(name, content)
+        return
+    path = Path(output).expanduser()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {output}: {err.strerror}") from err

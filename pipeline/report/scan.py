@@ -1,0 +1,199 @@
+"""Count what the part files of DEST hold, one row group in memory at a time; rows are read whole only where asked for.
+
+A first pass over four columns gives the counts and, as positions, the few rows worth showing; `read_rows` then fetches
+those. So neither keys nor error texts of a billion rows are ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.errors import StorageError
+from pipeline.dest.commits import Commit
+from pipeline.dest.plan import part_name
+from pipeline.dest.writer import STATUS_OK
+from pipeline.storage.retries import retried
+from pipeline.storage.storage import Storage
+
+SCORE_BINS = 20
+# Rows with each status other than ok that are remembered.
+BAD_ROWS = 8
+LOWEST_ROWS = 12
+# Of a unit's input at most so much is read to show some of its images: rows behind that are not worth remembering.
+REACH_BYTES = 32 * 2**20
+# Part files read at a time: each waits on storage more than it computes.
+READERS = 4
+WHOLE_BYTES = 4 * 2**20
+
+_COLUMNS = ["label", "label_id", "score", "status"]
+_ROW_COLUMNS = ["shard", "key", "label", "score", "status", "error"]
+
+Place = tuple[int, int]  # unit, position of the row in its part file
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """A row of the output, as far as a reader of the report wants to see it."""
+
+    unit: int
+    position: int
+    shard: str
+    key: str
+    label: str | None
+    score: float | None
+    status: str
+    error: str | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What part files hold, in sum.
+
+    Attributes:
+        labels: Name and count of each class that is the best of some image, by class index.
+        scores: int64 of shape (SCORE_BINS,): ok rows by score, from 0 to 1.
+        bad: The first rows of each status other than ok.
+        lowest: (score, unit, position) of the rows with the lowest scores within reach, lowest first.
+        versions: Of shardlabel, that wrote the files.
+        metadata: Of the first file.
+        unreadable: Why, by name, for files that cannot be read.
+    """
+
+    labels: dict[int, tuple[str, int]] = field(default_factory=dict)
+    scores: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
+    bad: dict[str, list[Place]] = field(default_factory=dict)
+    lowest: list[tuple[float, int, int]] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+    metadata: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Take in another's counts; the order of the calls makes no difference to the sums and the rows kept."""
+        for label_id, (label, count) in other.labels.items():
+            self.labels[label_id] = (label, self.labels.get(label_id, (label, 0))[1] + count)
+        self.scores += other.scores
+        for status, places in other.bad.items():
+            self.bad[status] = sorted(self.bad.get(status, []) + places)[:BAD_ROWS]
+        self.lowest = sorted(self.lowest + other.lowest)[:LOWEST_ROWS]
+        self.versions |= other.versions
+        self.metadata = self.metadata or other.metadata
+        self.unreadable |= other.unreadable
+
+
+def reach(rows: int, bytes_read: int) -> int:
+    """Return how many rows of a unit lie, by its mean, within REACH_BYTES of the beginning of its input."""
+    return rows if bytes_read <= REACH_BYTES else max(1, rows * REACH_BYTES // bytes_read)
+
+
+def count_parts(dest: Storage, commits: Iterable[Commit]) -> Counts:
+    """Count over the part files of these records; one that cannot be read is noted, and the others count."""
+    total = Counts()
+    with ThreadPoolExecutor(READERS) as pool:
+        records = iter(commits)
+        while window := list(islice(records, READERS * 4)):
+            for counts in pool.map(lambda commit: _count_part(dest, commit), window):
+                total.add(counts)
+    return total
+
+
+def _count_part(dest: Storage, commit: Commit) -> Counts:
+    try:
+        return retried(f"read {dest.describe(commit.part)}", lambda: _count_rows(dest, commit))
+    except StorageError as err:
+        return Counts(unreadable={commit.part: str(err)})
+
+
+def _count_rows(dest: Storage, commit: Commit) -> Counts:
+    counts = Counts()
+    within = reach(commit.rows, commit.bytes_read)
+    with _open_part(dest, commit.part, commit.size) as source:
+        file = pq.ParquetFile(source, read_dictionary=["label", "status"])
+        metadata = file.schema_arrow.metadata or {}
+        counts.metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
+        counts.versions = {counts.metadata[key] for key in ("shardlabel.version",) if key in counts.metadata}
+        first = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=_COLUMNS)
+            counts.add(_count_group(table, commit.unit, first, within))
+            first += table.num_rows
+    return counts
+
+
+def _open_part(dest: Storage, part: str, size: int) -> AbstractContextManager[Any]:
+    """Open a part file: a small one is read with a single request, of a large one what is asked for."""
+    if size <= WHOLE_BYTES:
+        return pa.BufferReader(dest.read_bytes(part))  # type: ignore[no-any-return]
+    return closing(dest.open_random(part))
+
+
+def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # noqa: ANN401 (pyarrow has no types)
+    """Count one row group whose first row is number `first` of its part."""
+    counts = Counts()
+    ok = table["label_id"].is_valid().to_numpy()
+    ids, where, how_often = np.unique(_numbers(table["label_id"])[ok], return_index=True, return_counts=True)
+    names = table["label"].take(np.flatnonzero(ok)[where]).to_pylist()
+    counts.labels = {
+        int(label_id): (name or "", int(count)) for label_id, name, count in zip(ids, names, how_often, strict=True)
+    }
+    scores = _numbers(table["score"])
+    valid = np.flatnonzero(np.isfinite(scores))
+    bins = np.clip((scores[valid] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
+    counts.scores = np.bincount(bins, minlength=SCORE_BINS)
+    near = valid[: np.searchsorted(valid, within - first)]
+    lowest = near[np.argsort(scores[near], kind="stable")[:LOWEST_ROWS]]
+    counts.lowest = [(float(scores[i]), unit, first + int(i)) for i in lowest]
+    if not ok.all():
+        status = table["status"]
+        for kind in status.unique().to_pylist():
+            if kind != STATUS_OK:
+                places = np.flatnonzero(pc.equal(status, kind).to_numpy())[:BAD_ROWS]
+                counts.bad[kind] = [(unit, first + int(i)) for i in places]
+    return counts
+
+
+def _numbers(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401
+    """Return a column with nulls as 0 (integers) or NaN (floats)."""
+    if column.null_count and str(column.type).startswith("int"):
+        column = column.fill_null(0)
+    return np.asarray(column.to_numpy())
+
+
+def read_rows(dest: Storage, places: Iterable[Place]) -> Iterator[LabelledRow]:
+    """Yield the rows at these places, sorted; a part file that cannot be read gives none.
+
+    Cost: one row group for each group of neighbours.
+    """
+    by_unit: dict[int, list[int]] = {}
+    for unit, position in sorted(set(places)):
+        by_unit.setdefault(unit, []).append(position)
+    for unit, positions in by_unit.items():
+        try:
+            yield from retried(f"read {part_name(unit)}", lambda u=unit, p=positions: _read_rows(dest, u, p))  # type: ignore[misc]
+        except StorageError:
+            continue
+
+
+def _read_rows(dest: Storage, unit: int, positions: Sequence[int]) -> list[LabelledRow]:
+    rows = []
+    with closing(dest.open_random(part_name(unit))) as source:
+        file = pq.ParquetFile(source)
+        first = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            here = [position - first for position in positions if first <= position < first + size]
+            if here:
+                table = file.read_row_group(group, columns=_ROW_COLUMNS).take(here)
+                rows += [LabelledRow(unit, first + i, **row) for i, row in zip(here, table.to_pylist(), strict=True)]
+            first += size
+    return rows

@@ -1,0 +1,201 @@
+"""Join a Ray cluster, or start a local one that ends with the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from models.errors import ClusterError, ConfigError
+from pipeline.session.local import start_local_ray, stop_ray
+from pipeline.session.patches import keep_cluster_actors, leave_out_cluster_actors
+from pipeline.storage.uris import without_secrets
+
+logger = logging.getLogger(__name__)
+
+# How long resources may be in other hands before that is an error.
+WAIT_S = 60.0
+# After Ray's own processes died: time for the run to see it by itself and to close in order.
+DEAD_RAY_GRACE_S = 5.0
+# What others use is looked at for so long, since it may be just becoming free.
+SETTLE_S = 3.0
+# As Ray announces the death of a node.
+_LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
+# Units sent to a pool's actors, over those that they do at a time.
+POOL_GROWS_AT = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray that this process is connected to.
+
+    Attributes:
+        cpus: That Ray has in all.
+        gpus: Likewise.
+        is_ours: Joined or started by this run, and left with it; not so in a notebook that has its own.
+        free_cpus: Those that nobody used when this process came; None for all.
+        may_grow: Nodes may come and go: it was there before this run.
+    """
+
+    cpus: float
+    gpus: float
+    is_ours: bool
+    free_cpus: float | None = None
+    may_grow: bool = False
+
+    def wait_for(self, cpus: float, gpus: float) -> None:
+        """Wait until so much is free.
+
+        Raises:
+            ConfigError: It was not for WAIT_S; the message says what is missing.
+        """
+        import ray
+
+        deadline = time.monotonic() + WAIT_S
+        need = {"CPU": min(cpus, self.cpus), "GPU": gpus}
+        while True:
+            free = ray.available_resources()
+            missing = {name: amount - free.get(name, 0) for name, amount in need.items() if free.get(name, 0) < amount}
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                what = " and ".join(f"{amount:g} more {name}s" for name, amount in missing.items())
+                raise ConfigError(f"Ray has had no room for {WAIT_S:g} s: {what} would be needed; others use them")
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """Leave; a local Ray is stopped."""
+        if self.is_ours:
+            stop_ray()
+
+
+def connect(address: str | None) -> Cluster:
+    """Join the cluster at an address, or start a local Ray; one that this process has already is used as it is.
+
+    Raises:
+        ConfigError: Nothing answers at the address.
+        ClusterError: A local Ray does not come up.
+    """
+    # Ray's workers import what the driver does: without their bytecode kept, a start takes 20 s instead of 8.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What a driver claims of a cluster is renewed every 10 s. What a killed one claimed is kept from the next for so long:
+    # by default three minutes, in which a pool does not grow.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
+    if address and address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
+            "-- label ...`; --address of `label` itself is auto, or HOST:PORT of the cluster that this machine belongs to"
+        )
+    import ray
+
+    is_ours = not ray.is_initialized()
+    try:
+        if is_ours:
+            _shorten_errors()
+        if not is_ours:
+            pass
+        elif address:
+            keep_cluster_actors()
+            with _secrets_left_out():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            with _secrets_left_out():
+                start_local_ray()
+            leave_out_cluster_actors()
+    except Exception as err:  # Ray raises bare ones here
+        why = " ".join(str(err).split())[:300]
+        if address:
+            raise ConfigError(f"cannot join the Ray cluster at {address}: {why}") from err
+        raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    _quiet()
+    if is_ours and not address:
+        threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
+
+
+@contextmanager
+def _secrets_left_out() -> Iterator[None]:
+    """Have Ray note this process's command line without the secrets of its URIs: its dashboard shows it to all."""
+    from ray._private import utils
+
+    command_line = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: without_secrets(command_line())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = command_line
+
+
+def _free_cpus(cpus: float) -> float:
+    """Return how many CPUs are free, after the moment that the workers of a run that was just killed need to end."""
+    import ray
+
+    deadline = time.monotonic() + SETTLE_S
+    while (free := float(ray.available_resources().get("CPU", 0.0))) < cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return free
+
+
+def _shorten_errors() -> None:
+    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
+
+    `log_to_driver=False` does not cover them, and there is no option (2.60). Under another name Ray prints as ever.
+    """
+    from ray._private import worker
+
+    def log_briefly(data: dict[str, Any], **options: object) -> None:
+        text = " ".join(str(line) for line in data.get("lines", ())).strip()
+        lost = _LOST_NODE.search(text)
+        if lost is not None:
+            logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
+        else:
+            logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = log_briefly
+
+
+def _watch_local_ray() -> None:
+    """End this process where a local Ray's own processes died: Ray's client does so after a minute, without a word.
+
+    Nothing is lost by that: a run may be killed at any moment, and its records are written as units finish.
+    """
+    import ray._private.worker
+
+    node = ray._private.worker._global_node
+    while node is not None and node is ray._private.worker._global_node:
+        for name in ("gcs_server", "raylet"):
+            for info in node.all_processes.get(name, []):
+                if info.process.poll() is not None and node is ray._private.worker._global_node:
+                    time.sleep(DEAD_RAY_GRACE_S)
+                    if node is ray._private.worker._global_node:
+                        sys.stderr.write(f"shardlabel: error: Ray's {name} died; run the same command again\n")
+                        sys.stderr.flush()
+                        os._exit(1)
+        time.sleep(1.0)
+
+
+def _quiet() -> None:
+    """Keep Ray Data's own bars and plans off the terminal: `--progress` is the run's one voice."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    # A pool grows where more is sent to its actors than they do at a time. Ray's own 1.75 is out of reach for actors that
+    # do two units at a time and are sent one more.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = POOL_GROWS_AT
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,0 +1,179 @@
+"""What can be seen of a run while it goes: metrics through Ray, and log lines with job, unit and node.
+
+Metrics are counted once a unit, never once an image. Each node offers those of its processes at its metrics port, as
+`ray_shardlabel_...`; counters end in `_total` there. Log lines go to the log of the process, and not to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dest.commits import Commit, Totals
+from pipeline.session.stage_clock import Stage, StageClock
+
+if TYPE_CHECKING:
+    from pipeline.dest.plan import Unit
+
+logger = logging.getLogger(__name__)
+
+# Name as it is scraped, labels beside `job`, and what it is. Dashboards are made of these.
+COUNTERS = {
+    "shardlabel_images": (("status",), "Images in finished units, by status."),
+    "shardlabel_read_bytes": ((), "Bytes of input read for finished units."),
+    "shardlabel_written_bytes": ((), "Bytes of Parquet written."),
+    "shardlabel_stage_seconds": (("stage",), "Seconds of processes by stage: read, decode, label, write."),
+    "shardlabel_unit_retries": ((), "Units begun again after the process that had them was lost."),
+    "shardlabel_storage_retries": ((), "Storage operations tried again."),
+}
+GAUGES = {
+    "shardlabel_units_done": ((), "Finished units, of this run and those before."),
+    "shardlabel_units_left": ((), "Units that are not finished."),
+    "shardlabel_images_per_second": ((), "Over the last half minute or so."),
+}
+RATE_OVER_S = 30.0
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def scraped_names() -> list[str]:
+    """Return the metrics' names as a node offers them."""
+    return sorted([f"ray_{name}_total" for name in COUNTERS] + [f"ray_{name}" for name in GAUGES])
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """Return the submission id of the job that this process is the driver of; `local` outside of jobs."""
+    try:
+        config = json.loads(environment.get(JOB_VARIABLE, "{}"))
+        return str(config["metadata"]["job_submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return "local"
+
+
+class UnitMetrics:
+    """Counts finished units of one process, and writes a line about each into its log.
+
+    Args:
+        job: Name of the job.
+        clock: Of this process.
+    """
+
+    def __init__(self, job: str, clock: StageClock) -> None:
+        import ray
+
+        self._job = job
+        self._clock = clock
+        self._before = clock.total()
+        self._lock = threading.Lock()
+        self._node = ray.get_runtime_context().get_node_id()[:8]
+        self._counters = {name: _counter(name) for name in COUNTERS}
+        _log_to_stderr()
+        logging.getLogger("pipeline.storage.retries").addHandler(
+            _CountingHandler(lambda: self._add("storage_retries", 1))
+        )
+
+    def begun(self, unit: Unit, attempt: int) -> None:
+        """Count an attempt in."""
+        if attempt > 1:
+            self._add("unit_retries", 1)
+            logger.warning("job=%s unit=%d node=%s begun again attempt=%d", self._job, unit.number, self._node, attempt)
+
+    def done(self, unit: Unit, commit: Commit) -> None:
+        """Count a finished unit in."""
+        for status, count in {"ok": commit.ok, **commit.errors}.items():
+            self._add("images", count, status=status)
+        self._add("read_bytes", commit.bytes_read)
+        self._add("written_bytes", commit.size)
+        with self._lock:
+            before, self._before = self._before, self._clock.total()
+            spent = {stage: seconds - before[stage] for stage, seconds in self._before.items()}
+        for stage, seconds in spent.items():
+            self._add("stage_seconds", seconds, stage=_STAGES[stage])
+        logger.info(
+            "job=%s unit=%d node=%s done rows=%d ok=%d seconds=%.2f shard=%s",
+            self._job, unit.number, self._node, commit.rows, commit.ok, commit.seconds, unit.slices[0].shard,
+        )  # fmt: skip
+
+    def failed(self, unit: Unit, why: str) -> None:
+        """Say that a unit failed."""
+        logger.error("job=%s unit=%d node=%s failed: %s", self._job, unit.number, self._node, why)
+
+    def _add(self, name: str, amount: float, **labels: str) -> None:
+        # Ray's counters take no zero; a stage's share may come out below it where two threads count.
+        if amount > 0:
+            self._counters[f"shardlabel_{name}"].inc(amount, tags={"job": self._job, **labels})
+
+
+class RunGauges:
+    """What a driver knows of its run as a whole.
+
+    Args:
+        job: Name of the job.
+        units: In the plan.
+    """
+
+    def __init__(self, job: str, units: int) -> None:
+        self._tags = {"job": job}
+        self._units = units
+        self._gauges = {name: _gauge(name) for name in GAUGES}
+        self._past: deque[tuple[float, int]] = deque()
+
+    def show(self, totals: Totals) -> None:
+        """Set the gauges to how far the run is."""
+        now = time.monotonic()
+        self._past.append((now, totals.rows))
+        while now - self._past[0][0] > RATE_OVER_S and len(self._past) > 2:
+            self._past.popleft()
+        seconds, rows = now - self._past[0][0], totals.rows - self._past[0][1]
+        self._set("units_done", totals.units)
+        self._set("units_left", self._units - totals.units)
+        if seconds > 0:
+            self._set("images_per_second", rows / seconds)
+
+    def _set(self, name: str, value: float) -> None:
+        self._gauges[f"shardlabel_{name}"].set(value, tags=self._tags)
+
+
+_STAGES = {Stage.READ: "read", Stage.DECODE: "decode", Stage.LABEL: "label", Stage.WRITE: "write"}
+
+
+def _counter(name: str) -> Any:  # noqa: ANN401 (Ray has no types)
+    from ray.util.metrics import Counter
+
+    labels, what = COUNTERS[name]
+    return Counter(name, what, ("job", *labels))
+
+
+def _gauge(name: str) -> Any:  # noqa: ANN401 (Ray has no types)
+    from ray.util.metrics import Gauge
+
+    labels, what = GAUGES[name]
+    return Gauge(name, what, ("job", *labels))
+
+
+class _CountingHandler(logging.Handler):
+    """Calls a function for each record."""
+
+    def __init__(self, count: Any) -> None:  # noqa: ANN401 (a function without arguments)
+        super().__init__()
+        self._count = count
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._count()
+
+
+def _log_to_stderr() -> None:
+    """Have what this project logs in a worker process written to its standard error, which Ray keeps as its log."""
+    for name in ("pipeline", "models"):
+        ours = logging.getLogger(name)
+        if not ours.handlers:
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s pid={os.getpid()} %(message)s"))
+            ours.addHandler(handler)
+            ours.setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""SOURCE to samples: which shards there are, and what is in them."""

@@ -1,0 +1,291 @@
+"""Read images from Parquet: a binary column, or the Hugging Face struct {bytes, path}; and carry columns along.
+
+Memory: two record batches of about 8 MiB, or one image where that is more, and a page of each column; never a whole row
+group. Whatever a file claims: see `parquet_pages`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.decode.decode import ImageLimits
+from models.errors import ConfigError
+from pipeline.sources.parquet_columns import ParquetColumns, choose_columns, may_become, may_repeat
+from pipeline.sources.parquet_pages import PageWatch
+from pipeline.sources.sample import MAX_KEY_BYTES, Sample, ShardNotes, UniqueKeys, cut_key, too_large_error
+from pipeline.storage.stored_file import RandomFile
+from pipeline.storage.streams import one_ahead
+
+# Larger files are several units, cut at row groups into pieces of about this size. Fixed: a plan depends on it.
+PIECE_BYTES = 256 * 2**20
+BATCH_BYTES = 8 * 2**20
+MAX_BATCH_ROWS = 1024
+# Of a footer; pyarrow makes up to 30 times as much of it. Ten thousand row groups of some columns have 10 MB.
+MAX_FOOTER_BYTES = 16 * 2**20
+# Read at a time of each column; without it pyarrow holds a whole row group's column.
+_BUFFER_BYTES = 4 * 2**20
+_PAGE_SLACK = 2**20
+# pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, a string that is no UTF-8 a ValueError.
+_UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
+
+
+def open_parquet(file: RandomFile) -> pq.ParquetFile:
+    """Open a file by its footer.
+
+    Raises:
+        StorageError: Storage failed.
+        ValueError, OSError: It is no Parquet that can be read.
+    """
+    file.most = MAX_FOOTER_BYTES
+    try:
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+    except _UNREADABLE:
+        if file.failure is not None:
+            raise file.failure from None
+        raise
+    finally:
+        file.most = None
+
+
+def row_group_pieces(metadata: pq.FileMetaData) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of row groups of up to PIECE_BYTES, as they lie in the file; at least one each."""
+    start, size = 0, 0
+    for index in range(metadata.num_row_groups):
+        # Before compression, which images know little of. (The sizes of columns tell it after; but asking pyarrow 26
+        # for a column of a damaged footer can end the process.)
+        own = metadata.row_group(index).total_byte_size
+        if index > start and size + own > PIECE_BYTES:
+            yield start, index
+            start, size = index, 0
+        size += own
+    yield start, metadata.num_row_groups
+
+
+def read_parquet(
+    file: RandomFile,
+    shard: str,
+    notes: ShardNotes,
+    limits: ImageLimits,
+    columns: ParquetColumns,
+    row_groups: tuple[int, int] = (0, -1),
+    *,
+    prefetch: bool = False,
+) -> Iterator[Sample]:
+    """Yield a sample per row, in the file's order.
+
+    What cannot be read is told in `notes`: a file without a footer gives nothing, a broken page costs the rest of its
+    row group, and a file of another schema than the first gives nothing.
+
+    Args:
+        file: The Parquet file.
+        shard: Its name in the rows.
+        notes: Filled while reading.
+        limits: On the size of an image.
+        columns: What to read.
+        row_groups: First, and one behind the last; -1 for all.
+        prefetch: Whether to read the next batch while this one is used; for remote storage.
+
+    Raises:
+        StorageError: Storage failed, or the file changed while it was read.
+    """
+    try:
+        reader = _Reader(file, shard, notes, limits, columns)
+    except ConfigError as err:
+        notes.lose(f"{err}; all its rows are missing")
+        return
+    except _UNREADABLE as err:
+        notes.lose(f"unreadable Parquet: {_words(err)}")
+        return
+    finally:
+        notes.bytes_read = file.bytes_read
+    try:
+        batches = reader.batches(*row_groups)
+        for samples in one_ahead(batches) if prefetch else batches:
+            yield from samples
+        file.check_unchanged()
+    finally:
+        notes.bytes_read = file.bytes_read
+
+
+T = TypeVar("T")
+Make = Callable[[pa.RecordBatch, int], T]
+"""Makes something of a batch, given the number of its first row in the file."""
+
+
+class _Reader:
+    """One file, open, with its columns settled."""
+
+    def __init__(
+        self, file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
+    ) -> None:
+        self._file = file
+        self._parquet = open_parquet(file)
+        self._shard = shard
+        self._notes = notes
+        self._limits = limits
+        self._keys = UniqueKeys()
+        schema = self._parquet.schema_arrow
+        names = [field.name for field in columns.carried]
+        chosen = choose_columns(schema, columns.image, columns.key, names)
+        for own, first in zip(chosen.carried, columns.carried, strict=True):
+            if not may_become(own.type, first.type):
+                raise ConfigError(f"{own.name} holds {own.type}, not {first.type} as in the first file")
+        self._most_rows = MAX_BATCH_ROWS  # of a batch
+        self._image, self._key, self._carried = chosen.image, columns.key, columns.carried
+        self._names = list(dict.fromkeys(name for name in (self._image, self._key, *names) if name is not None))
+        repeats = any(may_repeat(schema.field(name).type) for name in self._names)
+        # Whatever can be an image that is allowed, with its length and levels, must be readable.
+        self._watch = file.watch = PageWatch(limits.max_image_bytes + _PAGE_SLACK, repeats=repeats)
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Sample]]:
+        """Yield the samples of row groups, batch by batch."""
+        metadata = self._parquet.metadata
+        number = 0
+        for index in range(metadata.num_row_groups if stop < 0 else stop):
+            group = metadata.row_group(index)
+            rows, size = group.num_rows, max(1, group.total_byte_size)
+            if index >= start:
+                batch_rows = max(1, min(self._most_rows, BATCH_BYTES * rows // size))
+                yield from self._row_group(index, rows, batch_rows, number, self._names, self._samples, self._notes)
+            elif self._key is not None:
+                # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
+                # however many pieces the file is read.
+                key, unseen = [self._key], ShardNotes()
+                deque(self._row_group(index, rows, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
+            number += rows
+
+    def _row_group(
+        self, index: int, rows: int, size: int, number: int, names: list[str], make: Make[T], notes: ShardNotes
+    ) -> Iterator[T]:
+        """Yield what is made of each batch of a row group, whose first row is number `number` of the file."""
+        done = 0
+        while done < rows:
+            try:
+                for batch in self._read(index, done, size, names):
+                    made = make(batch, number + done)
+                    done += batch.num_rows
+                    yield made
+                break
+            except _UNREADABLE as err:
+                if self._file.failure is not None:
+                    raise self._file.failure from None
+                if size > 1:
+                    # Once more: with as many as fit in memory, or row by row up to the broken one.
+                    if self._watch.fitting_rows < size:
+                        # The row groups to come are as this one: none is begun twice.
+                        size = self._most_rows = self._watch.fitting_rows
+                    else:
+                        size = 1
+                    continue
+                lost = rows - done
+                notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")
+                return
+        if done < rows:
+            notes.lose(f"row group {index}: {rows - done} of {rows} rows are not there")
+
+    def _read(self, index: int, skip: int, size: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        self._watch.begin(size)
+        batches = self._parquet.iter_batches(size, row_groups=[index], columns=names, use_threads=False)
+        for batch in batches:
+            if skip >= batch.num_rows:
+                skip -= batch.num_rows
+                continue
+            yield batch.slice(skip)
+            skip = 0
+
+    def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
+        rows = batch.num_rows
+        columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
+        each = sum(column.nbytes for column in columns) // max(1, rows)
+        values = zip(*(column.to_pylist() for column in columns), strict=True) if columns else iter([()] * rows)
+        images = list(column_images(batch.column(self._image), self._limits))
+        # Last, as nothing may fail behind it: rows that are read once more would find their own keys.
+        keys = self._unique_keys(batch, number)
+        return [
+            Sample(
+                self._shard,
+                key,
+                *(image if error is None else (None, "unsupported", error)),
+                carried=row,
+                carried_bytes=each,
+            )
+            for (key, error), image, row in zip(keys, images, values, strict=True)
+        ]
+
+    def _unique_keys(self, batch: pa.RecordBatch, number: int) -> list[tuple[str, str | None]]:
+        """Return the key of each row, and what to say where it was cut."""
+        if self._key is None:
+            return [(str(number + row), None) for row in range(batch.num_rows)]
+        keys: list[tuple[str, str | None]] = []
+        for row, (text, size) in enumerate(_texts(batch.column(self._key))):
+            key, error = (f"row {number + row}", None) if text is None else cut_key(text, size)
+            keys.append((self._keys.unique(key), error))
+        return keys
+
+
+def column_images(
+    column: pa.Array | pa.ChunkedArray, limits: ImageLimits
+) -> Iterator[tuple[bytes | None, str | None, str | None]]:
+    """Yield (data, status, error) of each row of a column of bytes, or of structs with `bytes`."""
+    paths: list[Any] = [None] * len(column)
+    if pa.types.is_struct(column.type):
+        children = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+        column = children["bytes"]
+        if "path" in children and pa.types.is_string(children["path"].type):
+            paths = children["path"]
+    for data, path in zip(_buffers(column), paths, strict=True):
+        if data is not None and data.size > limits.max_image_bytes:
+            yield None, "too_large", too_large_error(data.size, limits)
+        elif data is not None:
+            yield data.to_pybytes(), None, None
+        elif path is not None and path.is_valid and path.as_buffer().size:
+            yield None, "unsupported", "the image is a path, not bytes"
+        else:
+            yield None, "empty", "the image is null"
+
+
+def _buffers(column: pa.Array) -> Iterator[pa.Buffer | None]:
+    """Yield the bytes of strings or binary values, not copied."""
+    coded = pa.types.is_dictionary(column.type)
+    for value in column:
+        yield (value.value if coded else value).as_buffer() if value.is_valid else None
+
+
+def _texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
+    """Yield strings or integers as text; what is no UTF-8 stays visible, as in names of tar members.
+
+    Of a text that is too long for a key, yield its beginning, and how many bytes it has.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_integer(kind):
+        yield from ((None if value is None else str(value), None) for value in column.to_pylist())
+        return
+    for data in _buffers(column):
+        if data is None:
+            yield None, None
+        else:
+            size = data.size
+            text = data.slice(0, min(size, MAX_KEY_BYTES)).to_pybytes().decode("utf-8", "backslashreplace")
+            yield text, size if size > MAX_KEY_BYTES else None
+
+
+def _carried(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type  # of which only the values are passed on
+    if column.type != kind:
+        column = pc.cast(column, kind)  # safe: raises rather than change a value
+    if kind == pa.time64("ns"):
+        column = column.cast(pa.int64())  # a Python time has no nanoseconds; Arrow takes the number
+    return column
+
+
+def _words(err: BaseException) -> str:
+    return " ".join(str(err).split())[:200] or type(err).__name__

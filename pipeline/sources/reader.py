@@ -1,0 +1,156 @@
+"""One door for all formats: how SOURCE divides into slices, and how a unit's samples are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from itertools import islice
+from typing import Protocol
+
+from models.decode.decode import ImageLimits
+from models.errors import ConfigError, SourceError
+from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.plan import Slice, Unit, whole_shards
+from pipeline.sources.images import read_images
+from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
+from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
+from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.sources.source import InputFile, Source
+from pipeline.sources.webdataset import read_webdataset
+from pipeline.storage.listing import ahead
+from pipeline.storage.storage import FileStat, Storage
+
+# Files that are looked into for a schema; broken ones before the first whole one are bad shards, not a bad source.
+_SCHEMA_TRIES = 16
+
+Note = Callable[[str, ShardNotes], None]
+
+
+class ReadSettings(Protocol):
+    """What a worker must know to read units."""
+
+    @property
+    def source(self) -> Storage:
+        """The folder that shard names are relative to."""
+
+    @property
+    def format(self) -> SourceFormat:
+        """Of the shards."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """On the size of an image."""
+
+    @property
+    def columns(self) -> ParquetColumns:
+        """For Parquet: what to read."""
+
+
+def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = ()) -> ParquetColumns:
+    """Settle which Parquet columns are read, by the schema of the first file that can be read.
+
+    Args:
+        source: SOURCE.
+        config: Its image_column, key_column and carry.
+        taken: Names of the output's own columns.
+
+    Raises:
+        ConfigError: A column is missing or of the wrong type; or columns were named, and SOURCE is no Parquet.
+        StorageError: Storage failed.
+    """
+    if source.format is not SourceFormat.PARQUET:
+        if config.image_column or config.key_column or config.carry:
+            raise ConfigError(
+                f"--image-column, --key-column and --carry are for Parquet; SOURCE is {source.format.value}"
+            )
+        return ParquetColumns()
+    for file in islice(source.files(), _SCHEMA_TRIES):
+        with suppress(OSError, ValueError):
+            random = source.base.open_random(file.shard)
+            try:
+                schema = open_parquet(random).schema_arrow
+            finally:
+                random.close()
+            return choose_columns(schema, config.image_column, config.key_column, config.carry, taken)
+    if config.carry:
+        raise SourceError(
+            f"--carry: none of the first {_SCHEMA_TRIES} files can be read, so their columns are not known"
+        )
+    return ParquetColumns(config.image_column, config.key_column)
+
+
+def slices(source: Source) -> Iterator[Slice]:
+    """Divide SOURCE, lazily and always alike: into shards, parts of large Parquet files, or loose images.
+
+    Only Parquet files over PIECE_BYTES are opened, and of them only the footer is read.
+
+    Raises:
+        SourceError: SOURCE cannot be used.
+        StorageError: Storage failed.
+    """
+    if source.format is not SourceFormat.PARQUET:
+        return whole_shards(source.files())
+
+    def divide(file: InputFile) -> list[Slice]:
+        return [Slice(file.shard, file.size, file.etag, *run) for run in _runs(source.base, file)]
+
+    divided = ahead(source.files(), divide)
+    return (piece for pieces in divided for piece in pieces)
+
+
+def read_unit(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample]:
+    """Yield a unit's samples in input order, reading each shard once.
+
+    Args:
+        settings: Where and what.
+        unit: What to read.
+        note: Called after each shard with its name and what reading it came upon; also where reading is left early.
+
+    Raises:
+        StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
+    """
+    if settings.format is SourceFormat.IMAGES:
+        notes = ShardNotes()
+        try:
+            yield from read_images(settings.source, unit.slices, notes, settings.limits)
+        finally:
+            note(unit.slices[0].shard, notes)
+        return
+    for piece in unit.slices:
+        notes = ShardNotes()
+        try:
+            # Closed before its notes are taken: a limit leaves it in the middle, and only then are they whole.
+            with closing(_read_shard(settings, piece, notes)) as samples:
+                yield from samples if piece.limit < 0 else islice(samples, piece.limit)
+        finally:
+            note(piece.shard, notes)
+
+
+def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Generator[Sample, None, None]:
+    planned = FileStat(piece.shard, piece.size, piece.etag)
+    if settings.format is SourceFormat.PARQUET:
+        file = settings.source.open_random(piece.shard, expected=planned)
+        try:
+            groups = (piece.start, piece.stop)
+            remote = not settings.source.is_local
+            yield from read_parquet(
+                file, piece.shard, notes, settings.limits, settings.columns, groups, prefetch=remote
+            )
+        finally:
+            file.close()
+        return
+    with settings.source.open_stream(piece.shard, expected=planned) as stream:
+        yield from read_webdataset(stream, piece.shard, notes, settings.limits)
+
+
+def _runs(storage: Storage, file: InputFile) -> list[tuple[int, int]]:
+    """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
+    if file.size <= PIECE_BYTES:
+        return [(0, -1)]
+    random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
+    try:
+        return list(row_group_pieces(open_parquet(random).metadata))
+    except (OSError, ValueError):
+        return [(0, -1)]  # the worker that reads it notes why
+    finally:
+        random.close()

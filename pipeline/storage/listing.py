@@ -1,0 +1,218 @@
+"""List folders in the order of their paths, and look files up by name, with few calls and little memory.
+
+Storage lists a folder in one call per 1000 files. pyarrow hands such a listing over whole, 350 bytes a file, so a
+folder is listed by its sub-folders where there are a few of them: then memory is that of the largest one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, islice
+from typing import TypeVar
+
+from models.errors import StorageError
+from pipeline.storage.retries import reason
+from pipeline.storage.storage import FileStat, Storage
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+# With more sub-folders than this, a call for each would cost more than the memory of one flat listing.
+FOLDERS_APART = 1000
+# Calls to remote storage that are under way at a time.
+CALLS_AHEAD = 8
+# Files of one remote folder that are looked up one by one, before all of it is listed.
+SINGLE_LOOKUPS = 8
+# Files whose listings are kept while a list hops between folders: some 200 MB.
+FILES_KEPT = 500_000
+_LOOKUP_BATCH = 256
+# In the place of an ETag: the file's name is not UTF-8, and stands in the plan as it can be shown.
+NO_UTF_8 = "not UTF-8"
+
+
+def visible_name(name: str) -> str:
+    r"""Return the name of a local file with each byte that is no UTF-8 as in `caf\xe9.jpg`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = lambda path: True) -> Iterator[FileStat]:
+    """Yield every file below a folder in the order of paths. Lazy.
+
+    Args:
+        storage: Paths are relative to its folder.
+        folder: Where to begin.
+        enter: Whether to list the folder of that path. On remote storage not asked for folders further down.
+    """
+    if storage.is_local:
+        yield from _LocalWalk(storage, folder, enter).below(folder)
+        return
+    files, folders = storage.list_folder(folder)
+    # As if all paths were sorted as text: a folder comes where its name with a slash does.
+    entered = sorted((path for path in folders if enter(path)), key=lambda path: path + "/")
+    if len(entered) > FOLDERS_APART:
+        yield from storage.list(folder, recursive=True)
+        return
+    if len(entered) == 1 and not files:
+        yield from walk(storage, entered[0], enter=enter)
+        return
+    waiting = deque(files)
+    below = ahead(entered, lambda path: storage.list(path, recursive=True), calls=2)
+    for path, listing in zip(entered, below, strict=True):
+        while waiting and waiting[0].path < path + "/":
+            yield waiting.popleft()
+        yield from listing
+    yield from waiting
+
+
+class _LocalWalk:
+    """Walk folders of a local disk; links to other folders are followed, but no folder is listed twice."""
+
+    def __init__(self, storage: Storage, folder: str, enter: Callable[[str], bool]) -> None:
+        self._storage = storage
+        self._enter = enter
+        self._real = os.path.realpath(storage.path(folder) or "/")
+        # Folders that are walked from: by their true path, the one by which they were reached.
+        self._begun = {self._real: folder}
+        self._followed: set[tuple[int, int]] = set()  # those that were entered through a link
+
+    def below(self, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[FileStat]:
+        try:
+            with os.scandir(self._storage.path(folder) or "/") as entries:
+                found = sorted(((e.name + "/" if _is_folder(e) else e.name), e) for e in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as err:
+            raise StorageError(f"cannot list {self._storage.describe(folder)}: {reason(err)}") from err
+        for name, entry in found:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat()
+            except OSError:
+                yield FileStat(path, -1, "")  # a broken link, or one to itself; or deleted a moment ago
+                continue
+            own = (status.st_dev, status.st_ino)
+            if not name.endswith("/"):
+                if entry.is_file():
+                    yield FileStat(path, status.st_size, f"{status.st_mtime_ns:x}")
+            elif own not in above and self._enter(path) and self._is_new(entry, path, own):
+                yield from self.below(path, above | {own})
+
+    def _is_new(self, entry: os.DirEntry[str], path: str, own: tuple[int, int]) -> bool:
+        """Tell whether a folder is listed nowhere else: at its own place, or through another link."""
+        if own in self._followed:
+            return False
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if f"{self._real}/".startswith(f"{real.rstrip('/')}/") or self._is_entered(real):
+                return False
+            self._followed.add(own)
+            self._begun[real] = path
+        return True
+
+    def _is_entered(self, real: str) -> bool:
+        """Tell whether a folder lies below one that is walked, and is not passed over there."""
+        parts: list[str] = []
+        while real not in self._begun:
+            real, _, last = real.rpartition("/")
+            if not last:
+                return False
+            parts.insert(0, last)
+        begin = self._begun[real]
+        paths = accumulate([begin, *parts] if begin else parts, "{}/{}".format)
+        return all(self._enter(path) for path in paths if len(path) > len(begin))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def ahead(
+    items: Iterable[S],
+    work: Callable[[S], T],
+    *,
+    calls: int = CALLS_AHEAD,
+    weight: Callable[[S], int] = lambda item: 0,
+    budget: int = 0,
+) -> Iterator[T]:
+    """Yield work(item) of each item, in order, with some calls under way at a time.
+
+    Args:
+        items: Taken as they are needed.
+        work: Called in threads.
+        calls: How many at a time.
+        weight: Of an item; those under way weigh no more than budget together, unless one alone does.
+        budget: See weight.
+    """
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(calls, thread_name_prefix="storage")
+    waiting: deque[tuple[Future[T], int]] = deque()
+    load = 0
+    item = next(iterator, _END)
+    try:
+        while item is not _END or waiting:
+            while not isinstance(item, _End) and len(waiting) < calls:
+                heavy = weight(item)
+                if waiting and load + heavy > budget:
+                    break
+                waiting.append((pool.submit(work, item), heavy))
+                load += heavy
+                item = next(iterator, _END)
+            future, heavy = waiting.popleft()
+            load -= heavy
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _End:
+    """Stands behind the last item."""
+
+
+_END = _End()
+
+
+class Lookup:
+    """Find files by name. On remote storage through their folders' listings: one call a folder, not one a file.
+
+    Where the names hop between so many folders that their listings cannot be kept, the rest is looked up one by one,
+    several at a time.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._listings: dict[str, dict[str, FileStat]] = {}
+        self._kept = 0
+        self._singles: Counter[str] = Counter()
+
+    def find(self, paths: Iterable[str]) -> Iterator[tuple[str, FileStat | None]]:
+        """Yield each path with its file, or None where there is none, in order."""
+        if self._storage.is_local:
+            yield from ((path, self._storage.stat(path)) for path in paths)
+            return
+        iterator = iter(paths)
+        while batch := list(islice(iterator, _LOOKUP_BATCH)):
+            folders = [path.rpartition("/")[0] for path in batch]
+            self._list(folders)
+            single = [path for path, folder in zip(batch, folders, strict=True) if folder not in self._listings]
+            looked_up = dict(zip(single, ahead(single, self._storage.stat), strict=True))
+            for path, folder in zip(batch, folders, strict=True):
+                listing = self._listings.get(folder)
+                yield path, looked_up[path] if listing is None else listing.get(path.rpartition("/")[2])
+
+    def _list(self, folders: list[str]) -> None:
+        """List those of the folders that enough files were asked of."""
+        self._singles.update(folder for folder in folders if folder not in self._listings)
+        wanted = [folder for folder in dict.fromkeys(folders) if self._singles[folder] > SINGLE_LOOKUPS]
+        if wanted and self._kept < FILES_KEPT:
+            for folder, files in zip(wanted, ahead(wanted, self._storage.list, calls=2), strict=True):
+                self._listings[folder] = {file.path.rpartition("/")[2]: file for file in files}
+                self._kept += len(files)
+                del self._singles[folder]
+        if len(self._singles) > FILES_KEPT:
+            self._singles.clear()

@@ -1,0 +1,295 @@
+"""Bodies of requests: one budget for all of them in all forms, read in time, unpacked and parsed off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import orjson
+
+from models.errors import DeadlineError, OverloadedError
+from serve.http.asgi import ClientGoneError, Receive, Rejected, Scope, header
+
+T = TypeVar("T")
+
+# A body of so much is parsed where it was read, in less than 1 ms whatever it holds: a thread would cost a tenth of that.
+INLINE_BYTES = 32 * 1024
+_PIECE_BYTES = 2**20
+_LOOK_S = 0.25
+# Before each value of JSON but the first, and before each key, stands one of these.
+_BEFORE_A_VALUE = tuple(b",:[{")
+# One: beside what is counted, the most that unpacking or parsing takes for a while is taken once. It is also as much as
+# the interpreter's lock would let run.
+_TURNS = ThreadPoolExecutor(1, thread_name_prefix="bodies")
+
+
+class BodyMemory:
+    """Bytes that all requests of a process may hold: their bodies as sent, unpacked and parsed, over HTTP and gRPC.
+
+    Thread-safe.
+
+    Args:
+        limit: Of all together, bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
+        self.lock = threading.Lock()
+
+    def check(self, size: int) -> None:
+        """Raise OverloadedError where so many bytes more would not fit now."""
+        if self.used + size > self._limit:
+            raise OverloadedError(
+                f"overloaded: the requests in progress have {self.used:,} bytes, this one wants {size:,} more, and "
+                f"max_body_memory is {self._limit:,}; try again later",
+                retry_after_s=1.0,
+            )
+
+
+class Held:
+    """What one request holds of the budget.
+
+    Args:
+        memory: The budget.
+    """
+
+    KEY = "shardlabel.body_memory"
+    __slots__ = ("_is_closed", "_size", "memory")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self.memory = memory
+        self._size = 0
+        self._is_closed = False
+
+    def set(self, size: int) -> None:
+        """Count so many bytes from now on, or raise OverloadedError and leave it as it was."""
+        with self.memory.lock:
+            if self._is_closed:
+                # A thread that still parses what nobody waits for ends here.
+                raise ClientGoneError
+            if size > self._size:
+                self.memory.check(size - self._size)
+            self.memory.used += size - self._size
+            self._size = size
+
+    def close(self) -> None:
+        """Give it all back, for good."""
+        with self.memory.lock:
+            self.memory.used -= self._size
+            self._size = 0
+            self._is_closed = True
+
+
+class _Upload:
+    """Bounds the time that a body takes to arrive.
+
+    One look at all uploads four times a second: a timer for each takes 25 microseconds, a quarter of what a request does.
+
+    Args:
+        deadline: `time.monotonic()`.
+    """
+
+    _under_way: ClassVar[set[_Upload]] = set()
+    # Where the next look is due; None where none is.
+    _looked_at_on: ClassVar[asyncio.AbstractEventLoop | None] = None
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._is_late = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        if _Upload._looked_at_on is not loop:
+            _Upload._looked_at_on = loop
+            loop.call_later(_LOOK_S, self._look)
+        self._under_way.add(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        self._under_way.discard(self)
+        if self._is_late and kind is asyncio.CancelledError and self._task is not None and not self._task.uncancel():
+            raise DeadlineError("the deadline passed before the request had arrived") from None
+
+    @classmethod
+    def _look(cls) -> None:
+        for upload in list(cls._under_way):
+            if upload._deadline <= time.monotonic() and not upload._is_late and upload._task is not None:
+                upload._is_late = True
+                upload._task.cancel()
+        cls._looked_at_on = asyncio.get_running_loop() if cls._under_way else None
+        if cls._looked_at_on is not None:
+            cls._looked_at_on.call_later(_LOOK_S, cls._look)
+
+
+async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: object) -> T:
+    """Run what takes milliseconds in a thread, one request's after the other's.
+
+    Args:
+        deadline: `time.monotonic()` after which nobody waits.
+        call: What to run.
+        arguments: Of it.
+
+    Raises:
+        DeadlineError: It passed first.
+    """
+    # Not by way of the future, which asyncio ties into a cycle: a body would wait for the collector.
+    outcome: list[T | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call(*arguments))
+        except Exception as err:  # noqa: BLE001 (raised below)
+            outcome.append(err)
+
+    try:
+        async with asyncio.timeout_at(deadline):
+            await asyncio.get_running_loop().run_in_executor(_TURNS, run)
+    except TimeoutError:
+        raise DeadlineError("the deadline passed before the request was read") from None
+    result = outcome.pop()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    max_bytes: int,
+    deadline: float,
+    parse: Callable[[bytes], T],
+    inline_bytes: int = INLINE_BYTES,
+) -> T:
+    """Read a whole request body, undo its Content-Encoding (gzip or deflate), and parse it.
+
+    Args:
+        scope: Of the request.
+        receive: ASGI's.
+        max_bytes: Of the body, as it was sent and after it was unpacked.
+        deadline: `time.monotonic()` until which it has to be there.
+        parse: Called with the body, in a thread where that is packed or large; what unpacks then is what is parsed
+            next, so that unpacked bodies do not wait for each other's turn.
+        inline_bytes: Of a body that is parsed without a thread.
+
+    Raises:
+        Rejected: 413 it is larger, 415 another encoding, 400 the packed data are broken; or as `parse` raises it.
+        OverloadedError: The bodies in progress fill the memory that there is for them.
+        DeadlineError: It did not arrive in time.
+        ClientGoneError: The client went away in the middle.
+    """
+    window_bits = _window_bits(scope)
+    held: Held = scope[Held.KEY]
+    length = header(scope, b"content-length")
+    if length is not None and length.isdigit():
+        announced = int(length[:19])
+        if announced > max_bytes:
+            raise _too_many_bytes(announced, max_bytes)
+        held.memory.check(announced)
+    with _Upload(deadline):
+        body = await _received(receive, max_bytes, held)
+    if window_bits is not None:
+        return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
+    if len(body) > inline_bytes:
+        return await off_the_loop(deadline, parse, body)
+    return parse(body)
+
+
+async def _received(receive: Receive, max_bytes: int, held: Held) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        if part:
+            size += len(part)
+            if size > max_bytes:
+                raise _too_many_bytes(size, max_bytes)
+            held.set(size)
+            parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
+    return Rejected(
+        413, f"the request has at least {got:,} bytes; max_request_bytes is {max_bytes:,}", kind="too_large"
+    )
+
+
+def _window_bits(scope: Scope) -> int | None:
+    """Return zlib's window bits for the request's Content-Encoding; None where it is not packed."""
+    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
+    if encoding in (b"identity", b""):
+        return None
+    if encoding in (b"gzip", b"x-gzip"):
+        return 16 + zlib.MAX_WBITS
+    if encoding == b"deflate":
+        return zlib.MAX_WBITS
+    raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40].decode('latin-1')!r}")
+
+
+def _unpacked(body: bytes, window_bits: int, max_bytes: int, held: Held) -> bytes:
+    """Unpack no more than is allowed: a few kilobytes can stand for gigabytes."""
+    if window_bits == zlib.MAX_WBITS and body and (body[0] & 0x0F) != 8:
+        window_bits = -zlib.MAX_WBITS  # raw deflate, which some clients send under that name
+    machine = zlib.decompressobj(window_bits)
+    parts: list[bytes] = []
+    size = 0
+    rest = body
+    try:
+        while part := machine.decompress(rest, _PIECE_BYTES):
+            size += len(part)
+            if size > max_bytes:
+                raise _too_many_bytes(size, max_bytes)
+            held.set(len(body) + size)
+            parts.append(part)
+            rest = machine.unconsumed_tail
+    except zlib.error as err:
+        raise Rejected(400, f"the body does not unpack by its Content-Encoding: {err}") from err
+    if not machine.eof:
+        raise Rejected(400, "the body does not unpack by its Content-Encoding: it ends early")
+    if machine.unused_data:
+        raise Rejected(400, "the body does not unpack by its Content-Encoding: data follow its end")
+    held.set(size)
+    return b"".join(parts)
+
+
+def load_json(body: bytes | memoryview, most_values: int) -> Any:  # noqa: ANN401 (whatever JSON has)
+    """Parse JSON of no more than so many values: each takes up to 100 bytes, and all of them the interpreter's lock.
+
+    Commas, colons and opening brackets in strings count as values too; base64 has none.
+
+    Raises:
+        Rejected: 413 there are more values, 400 it is not JSON.
+    """
+    if len(body) > max(INLINE_BYTES, most_values):
+        every = np.frombuffer(body, np.uint8)
+        values = 1
+        for start in range(0, len(every), _PIECE_BYTES):
+            piece = every[start : start + _PIECE_BYTES]
+            values += sum(int(np.count_nonzero(piece == mark)) for mark in _BEFORE_A_VALUE)
+            if values > most_values:
+                raise Rejected(413, f"the JSON has more than {most_values:,} values and keys", kind="too_many_values")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as err:
+        raise Rejected(400, f"the body is not JSON: {str(err)[:120]}") from None
+
+
+def from_base64(text: str) -> bytes:
+    """Return what base64 text stands for; it may have line breaks, as the command base64 writes them.
+
+    Raises:
+        ValueError: It is not base64.
+    """
+    return binascii.a2b_base64(text.encode("ascii").translate(None, b" \t\r\n"), strict_mode=True)

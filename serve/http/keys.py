@@ -1,0 +1,83 @@
+"""Bearer keys: who may use the endpoint, where it was told to ask."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from pathlib import Path
+
+from models.errors import ConfigError
+from serve.http.asgi import Rejected
+
+logger = logging.getLogger(__name__)
+
+# A changed file is noticed within this: keys can be added and withdrawn without a restart.
+RELOAD_S = 2.0
+MIN_KEY_CHARS = 8
+
+
+class ApiKeys:
+    """The keys of a file, one a line; empty lines and those that begin with # are left out.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds no key, or one that is too short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digests = _read(path)
+        self._stamp = _stamp(path)
+        self._checked = time.monotonic()
+
+    def check(self, authorization: bytes | None) -> None:
+        """Accept an `Authorization` header, or raise Rejected with 401."""
+        self._reload()
+        scheme, _, key = (authorization or b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer" or not key:
+            raise _unauthorized("this endpoint wants a key: send the header Authorization: Bearer KEY")
+        # Of digests, and all of them: how long it takes tells neither a key's length nor how much of it was right.
+        digest = hashlib.sha256(key.strip()).digest()
+        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
+            raise _unauthorized("the key is not known here")
+
+    def _reload(self) -> None:
+        if time.monotonic() - self._checked < RELOAD_S:
+            return
+        self._checked = time.monotonic()
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        try:
+            self._digests, self._stamp = _read(self._path), stamp
+        except ConfigError as err:
+            logger.warning("the keys stay as they were: %s", err)
+
+
+def _unauthorized(message: str) -> Rejected:
+    return Rejected(401, message, headers=((b"www-authenticate", b'Bearer realm="shardlabel"'),))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _read(path: Path) -> tuple[bytes, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--api-keys-file {path} cannot be read: {err}") from err
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise ConfigError(f"--api-keys-file {path} holds no key; expected one a line")
+    if short := next((number for number, key in enumerate(keys, 1) if len(key) < MIN_KEY_CHARS), None):
+        raise ConfigError(f"--api-keys-file {path}: key {short} has fewer than {MIN_KEY_CHARS} characters")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)

@@ -1,0 +1,1 @@
+"""An endpoint on this machine: started, kept, and stopped."""

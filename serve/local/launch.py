@@ -1,0 +1,279 @@
+"""Start the endpoint on a local Ray or a cluster, see it ready, keep it, and drain it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.catalog import load_spec
+from models.errors import ClusterError, ConfigError
+from models.spec import Precision
+from models.store.files import locate
+from pipeline.session.local import start_local_ray
+from serve import environment
+from serve.config import ServeConfig
+from serve.http.access_log import AccessLog
+from serve.http.keys import ApiKeys
+from serve.local import grpc_listener
+from serve.local.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE, REFUSED
+from serve.local.ports import check_free
+from serve.local.running import Endpoint, Listen
+
+logger = logging.getLogger(__name__)
+
+# A replica that finds no room within this is an error that says so.
+ROOM_S = 60.0
+# Room for a model to be downloaded by a node and loaded.
+READY_S = 600.0
+POLL_S = 0.2
+
+Say = Callable[[str], None]
+
+_set_here: set[str] = set()
+
+
+def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
+    """Start everything; returns when a client is served.
+
+    Raises:
+        ConfigError: A port is held, Ray has no room, or a setting cannot be used.
+        ClusterError: Ray or Serve do not start.
+        ModelError: The model cannot be had or loaded.
+    """
+    if listen.address is None:
+        check_free(listen.host, listen.port, "--port")
+        if listen.grpc_port:
+            check_free(listen.host, listen.grpc_port, "--grpc-port")
+    _check(config)
+    folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
+    haproxy = _set_environment(config, listen, folder)
+    try:
+        _start_ray(listen)
+        if listen.address:
+            listen = endpoint.listen = _as_it_listens(listen, say)
+        # What is behind HAProxy is nobody else's to ask.
+        _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
+        _wait_until_running(listen, folder, say)
+        if listen.address is None:
+            _wait_until_answered(listen, folder)
+    except BaseException:
+        endpoint.close()
+        raise
+    return endpoint
+
+
+def _check(config: ServeConfig) -> None:
+    """Find before anything is started what replicas would stumble over."""
+    spec = load_spec(config.model)
+    wanted = None if config.precision == "auto" else Precision(config.precision)
+    if wanted is None and len(spec.artifacts) == 1:
+        wanted = next(iter(spec.artifacts))
+    if wanted is not None:
+        spec.artifact(wanted)
+        # A download may take minutes, and has its own errors.
+        locate(spec, wanted)
+    if config.api_keys_file is not None:
+        ApiKeys(config.api_keys_file)
+    if config.access_log not in ("off", "-"):
+        try:
+            AccessLog(config.access_log).close()
+        except OSError as err:
+            raise ConfigError(f"--access-log {config.access_log} cannot be written: {err.strerror}") from err
+
+
+def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
+    """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts.
+
+    Returns:
+        Whether HAProxy is to stand before the replicas.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    wanted = environment.of_every_node(config) | environment.of_this_machine(listen.host)
+    launcher = Path(sys.executable).parent / "shardlabel-haproxy"
+    haproxy = listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file()
+    if haproxy:
+        given = os.environ.pop(RAY_BINARY_VARIABLE, None)
+        if given and Path(given).name != launcher.name:
+            os.environ[BINARY_VARIABLE] = given
+        wanted |= environment.of_haproxy(config, str(launcher))
+        wanted |= environment.of_this_machines_haproxy(listen.host, folder)
+    for name, value in wanted.items():
+        # What the user has set stays; what an earlier endpoint of this process has set does not.
+        if name not in os.environ or name in _set_here:
+            os.environ[name] = value
+            _set_here.add(name)
+    return haproxy
+
+
+def _start_ray(listen: Listen) -> None:
+    import ray
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if listen.address:
+            ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            start_local_ray("ray.serve")
+    except Exception as err:  # Ray raises bare ones here
+        why = " ".join(str(err).split())[:300]
+        if listen.address:
+            raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
+        raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -> None:
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions, gRPCOptions
+
+    from serve.replica import APP_NAME, build_application, grpc_servicers
+
+    grpc_listener.check()
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    app = build_application(config, is_fixed=listen.address is None)
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
+    try:
+        ray_serve.start(
+            proxy_location="EveryNode" if listen.address else "HeadOnly",
+            http_options=HTTPOptions(host=host, port=listen.port, keep_alive_timeout_s=75),
+            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=grpc_servicers())
+            if listen.grpc_port
+            else None,
+            logging_config=quiet,
+        )
+        ray_serve.run_many(
+            [ray_serve.RunTarget(app, name=APP_NAME, route_prefix="/", logging_config=quiet)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+    except Exception as err:  # Ray raises bare ones here
+        _look_for_refusal(folder)
+        raise ClusterError(f"Ray Serve does not start: {' '.join(str(err).split())[:300]}") from err
+
+
+def _as_it_listens(listen: Listen, say: Say) -> Listen:
+    """Return where the cluster's Serve listens if it runs already: it cannot be told otherwise. Says what has no effect."""
+    found = _running_options()
+    if found is None:
+        return listen
+    http, grpc = found
+    real = replace(listen, host=http.host, port=http.port, grpc_port=grpc.port)
+    if real != listen:
+        say(
+            f"Serve runs on that cluster already, and listens on {real.host}:{real.port}, gRPC on port {real.grpc_port}: "
+            f"--host {listen.host} --port {listen.port} --grpc-port {listen.grpc_port} have no effect"
+        )
+    return real
+
+
+def _running_options() -> tuple[Any, Any] | None:
+    """Return the options of HTTP and gRPC that the cluster's Serve was started with; None where it does not run."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config, ray.get(client._controller.get_grpc_config.remote()))
+
+
+def _can_grow() -> bool:
+    """Tell whether the cluster's autoscaler may add CPUs or GPUs."""
+    import ray
+    from ray._private.state import state
+
+    most, now = state.get_max_resources_from_cluster_config() or {}, ray.cluster_resources()
+    return any(most.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
+
+
+def _look_for_refusal(folder: Path) -> None:
+    """Raise ClusterError if `serve.local.haproxy` has refused to start: Serve would try again without end."""
+    for path in folder.rglob(REFUSED):
+        raise ClusterError(path.read_text())
+
+
+def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
+    """Wait until Serve calls the application running.
+
+    Raises:
+        ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
+        ClusterError: The replicas fail, or are not ready for READY_S.
+    """
+    from ray import serve as ray_serve
+
+    from serve.replica import APP_NAME
+
+    began = time.monotonic()
+    said = said_to_grow = False
+    while True:
+        _look_for_refusal(folder)
+        app = ray_serve.status().applications.get(APP_NAME)
+        state = "" if app is None else str(app.status.value)
+        waited = time.monotonic() - began
+        if state == "RUNNING":
+            return
+        if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ClusterError(f"the replicas fail: {_reason(app)}")
+        if waited > ROOM_S and "to be scheduled" in _reason(app):
+            if listen.address is None or not _can_grow():
+                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+            if not said_to_grow:
+                said_to_grow = True
+                say("no replica has room yet: waiting for the cluster's autoscaler to add a node")
+        if waited > READY_S:
+            raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
+        if waited > 15 and not said:
+            said = True
+            say("still starting: the model is being loaded, or fetched by its node")
+        time.sleep(POLL_S)
+
+
+def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type)
+    if app is None:
+        return "Serve does not say why"
+    texts = [str(app.message), *(str(d.message) for d in app.deployments.values())]
+    text = max((t for t in texts if t), key=len, default="Serve does not say why")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # The last line of a traceback says what went wrong.
+    return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
+
+
+def _wait_until_answered(listen: Listen, folder: Path) -> None:
+    """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
+    deadline = time.monotonic() + ROOM_S
+    problem = "nothing answers"
+    while time.monotonic() < deadline:
+        _look_for_refusal(folder)
+        try:
+            with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5) as answer:
+                if json.load(answer) == {"status": "ok"}:
+                    return
+        except (OSError, ValueError) as err:
+            problem = str(err)
+        time.sleep(POLL_S)
+    raise ClusterError(f"{listen.url} does not answer: {problem}")
+
+
+@contextlib.contextmanager
+def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
+    """Hold an endpoint for the time of a block."""
+    endpoint = start(config, listen, say)
+    try:
+        yield endpoint
+    finally:
+        endpoint.close()

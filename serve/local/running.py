@@ -1,0 +1,173 @@
+"""An endpoint that runs: where it listens, whether it is well, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import ClusterError
+from pipeline.session.local import stop_ray
+from serve.local.ports import holders
+from serve.metrics.all_replicas import RayStore
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the endpoint listens.
+
+    Attributes:
+        host: Address.
+        port: Of HTTP.
+        grpc_port: Of gRPC; 0 for none.
+        address: Ray cluster to join; None for a local Ray.
+        haproxy: Whether HAProxy may stand before the replicas.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 9000
+    address: str | None = None
+    haproxy: bool = True
+
+    @property
+    def url(self) -> str:
+        """Return where a client of this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """An endpoint that runs. `close` drains it and leaves nothing behind."""
+
+    listen: Listen
+    drain_s: float
+    folder: Path
+    is_local: bool
+
+    def close(self) -> None:
+        """Stop taking requests, finish those that are being served, and stop.
+
+        Raises:
+            ClusterError: The application on a cluster could not be deleted; all else is ended.
+        """
+        import ray
+        from ray import serve as ray_serve
+
+        from serve.replica import APP_NAME
+
+        haproxy = self._haproxy_pids()
+        if haproxy:
+            self.drain_haproxy()
+            # The access log is written four times a second.
+            time.sleep(0.3)
+        problem: Exception | None = None
+        if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
+            try:
+                if not self.is_local:
+                    # Others may have applications there.
+                    ray_serve.delete(APP_NAME)
+                    RayStore(APP_NAME).clear()
+                elif not haproxy:
+                    # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
+                    ray_serve.shutdown()
+            except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
+                problem = err
+        stop_ray()
+        _wait_gone(haproxy, 5.0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if problem is not None and not self.is_local:
+            why = " ".join(str(problem).split())[:300]
+            raise ClusterError(
+                f"the application {APP_NAME} may still run on the Ray cluster at {self.listen.address}: it could not be "
+                f"deleted ({why}); `serve status` shows it, and ray.serve.delete({APP_NAME!r}) ends it"
+            )
+
+    def sentence(self) -> str:
+        """Say in a line where it is."""
+        from serve.replica import grpc_servicers
+
+        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
+        if not self.is_local:
+            return f"ready: on the Ray cluster at {self.listen.address}, port {self.listen.port} of its nodes{grpc}"
+        return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
+
+    def fault(self) -> str | None:
+        """Say why it cannot go on; None while it can."""
+        import ray._private.worker
+
+        node = ray._private.worker._global_node
+        if node is None or not self.is_local:
+            return None
+        for name in ("gcs_server", "raylet"):
+            for info in node.all_processes.get(name, []):
+                if info.process.poll() is not None:
+                    return f"Ray's {name} died; run the same command again"
+        return None
+
+    def _haproxy_pids(self) -> list[int]:
+        return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
+
+    def drain_haproxy(self) -> None:
+        """Let HAProxy close its ports, and each client's connection behind its next answer; wait for the last answer."""
+        deadline = time.monotonic() + self.drain_s
+        for path in self.folder.glob("*/admin.sock"):
+            with contextlib.suppress(OSError), _Console(path) as console:
+                for pid in self._haproxy_pids():
+                    os.kill(pid, signal.SIGUSR1)
+                quiet = 0
+                while quiet < 3 and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    quiet = 0 if _in_flight(console.ask("show stat")) else quiet + 1
+
+
+class _Console:
+    """HAProxy's admin socket, on one connection: a HAProxy that stops takes no new ones."""
+
+    _PROMPT = b"\n> "
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(5.0)
+        self._socket.connect(str(path))
+        self.ask("prompt")
+
+    def ask(self, command: str) -> str:
+        """Send a command, and return its answer."""
+        self._socket.sendall(f"{command}\n".encode())
+        answer = b""
+        while not answer.endswith(self._PROMPT):
+            part = self._socket.recv(65536)
+            if not part:
+                raise ConnectionError("HAProxy closed its admin socket")
+            answer += part
+        return answer.removesuffix(self._PROMPT).decode(errors="replace")
+
+    def __enter__(self) -> _Console:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+
+def _in_flight(stats: str) -> int:
+    """Return the requests that HAProxy's backends serve, by its `show stat`."""
+    lines = [line.split(",") for line in stats.splitlines() if line]
+    if not lines:
+        return 0
+    names = [name.strip("# ") for name in lines[0]]
+    rows = (dict(zip(names, line, strict=False)) for line in lines[1:])
+    return sum(int(row.get("scur") or 0) for row in rows if row.get("svname") == "BACKEND")
+
+
+def _wait_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)

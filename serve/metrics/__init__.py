@@ -1,0 +1,1 @@
+"""What the endpoint counts, per replica and of all replicas."""

@@ -1,0 +1,1 @@
+"""The model behind the endpoint: its queue, its batches, its session."""

@@ -1,0 +1,76 @@
+"""What the protocols of the endpoint ask of the model behind them: the seam between request formats and batching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from models.errors import InputError
+from models.inference.classifier import Float32Array, Int32Array
+from models.spec import ModelSpec, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The answer for one image.
+
+    Attributes:
+        width: Of the image as stored, pixels.
+        height: Likewise.
+        label_ids: int32 of shape (k,), best first; equal scores keep the lower class index first.
+        scores: float32 of shape (k,), probabilities after softmax.
+        probabilities: float32 of shape (n_classes,), or None where it was not asked for.
+    """
+
+    width: int
+    height: int
+    label_ids: Int32Array
+    scores: Float32Array
+    probabilities: Float32Array | None = None
+
+
+# An image that cannot be labelled is a value, not an exception: of several images the others are still answered.
+Outcome = Labelled | InputError
+
+
+class Backend(Protocol):
+    """One model, ready to answer. Calls are made on the event loop; decoding and inference run in threads."""
+
+    spec: ModelSpec
+    precision: Precision
+    labels: tuple[str, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a real inference has passed on every batch shape that is used."""
+
+    async def label(
+        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+    ) -> list[Outcome]:
+        """Label encoded images.
+
+        Args:
+            images: Each one encoded image; within the limits on number and bytes, which the caller checks.
+            top_k: 1 <= top_k <= number of classes.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+            probabilities: Whether to give all classes' probabilities too.
+
+        Returns:
+            One outcome per image, in order.
+
+        Raises:
+            OverloadedError: The queue is full; nothing was begun.
+            DeadlineError: The deadline passed first.
+        """
+
+    async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
+        """Run the model on its own input tensor, without our preprocessing or softmax.
+
+        Args:
+            batch: float32 of the model's own input shape, batch axis first.
+            deadline: As above.
+
+        Returns:
+            float32 of shape (n_images, n_classes), the model's own output.
+        """

@@ -1,0 +1,215 @@
+"""The model behind the endpoint: the bulk actors' own `Classifier` and `decode_image`, fed by the pulling batcher."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from models.catalog import load_labels
+from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.errors import InputError
+from models.inference.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
+from models.inference.tensor_model import TensorModel
+from models.labels import check_classes
+from models.malloc import keep_freed_memory
+from models.spec import ModelSpec, Precision
+from serve.config import Plan
+from serve.model.backend import Labelled, Outcome
+from serve.model.batcher import Batcher, BatchReport
+from serve.model.queue import Job
+
+# A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
+STUCK_S = 60.0
+# After so many failed batches in a row the session is taken to be broken for good, as after a CUDA error.
+BROKEN_AFTER = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request wants of its images."""
+
+    top_k: int
+    probabilities: bool
+
+
+class Engine:
+    """One model, ready to answer: see `serve.model.backend.Backend`. Build one per process; takes seconds.
+
+    Construction runs a real inference on every batch shape that is used, and starts the threads; it blocks, so it
+    belongs in a thread of its own when an event loop is running. `start` ties it to the loop.
+
+    Args:
+        spec: What to load.
+        precision: Which artifact of it.
+        provider: Execution provider.
+        mode: How images are decoded.
+        limits: Of one image.
+        plan: Batch size and threads.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        precision: Precision,
+        provider: Provider,
+        mode: DecodeMode,
+        limits: ImageLimits,
+        plan: Plan,
+    ) -> None:
+        self.spec = spec
+        self.precision = precision
+        self.labels = load_labels(spec)
+        self._mode = mode
+        self._limits = limits
+        self._plan = plan
+        self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
+        check_classes(spec, self._classifier.num_classes)
+        self._tensors = TensorModel(spec, precision=precision, provider=provider)
+        keep_freed_memory()
+        self._batcher: Batcher | None = None
+        self._failures = 0
+        self._warm_up()
+
+    @property
+    def num_classes(self) -> int:
+        """Return how many classes the model tells apart."""
+        return self._classifier.num_classes
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a real inference has passed on every batch shape that is used, and the threads run."""
+        return self._batcher is not None
+
+    @property
+    def queued(self) -> int:
+        """Images that wait."""
+        return 0 if self._batcher is None else self._batcher.queued
+
+    def start(self, report: Callable[[BatchReport], None], *, delay_s: float = 0.0) -> None:
+        """Start the threads; on the event loop that `label` is called on."""
+
+        def watch(batch: BatchReport) -> None:
+            if batch.size:
+                self._failures = self._failures + 1 if batch.failed else 0
+            report(batch)
+
+        plan = self._plan
+        self._batcher = Batcher(
+            self,
+            batch_size=plan.batch_size,
+            workers=plan.workers,
+            decoders=plan.decoders,
+            max_queue=plan.max_queue,
+            delay_s=delay_s,
+            report=watch,
+        )
+
+    def close(self) -> None:
+        """Let the threads end."""
+        if self._batcher is not None:
+            self._batcher.close()
+
+    def admit(self, images: int) -> None:
+        """Raise OverloadedError if so many images would not fit into the queue: before a body is read."""
+        self._started().admit(images)
+
+    def fault(self) -> str | None:
+        """Return why this replica should be replaced; None while it is healthy."""
+        if self._failures >= BROKEN_AFTER:
+            return f"the last {self._failures} batches failed"
+        stuck = 0.0 if self._batcher is None else self._batcher.stuck_s()
+        return f"a thread has been at one batch for {stuck:.0f} s" if stuck > STUCK_S else None
+
+    async def label(
+        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+    ) -> list[Outcome]:
+        """Label encoded images; see `serve.model.backend.Backend.label`."""
+        wanted = _Wanted(top_k, probabilities)
+        outcomes = await self._started().submit([Job(data, 1, deadline, wanted) for data in images])
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
+                raise outcome
+        return outcomes
+
+    async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
+        """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
+        size = self._plan.batch_size
+        pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
+        outputs = await self._started().submit([Job(piece, len(piece), deadline) for piece in pieces])
+        for output in outputs:
+            if isinstance(output, Exception):
+                raise output
+        return np.concatenate(outputs)
+
+    def decode(self, job: Job) -> None:
+        """Decode one image, in a thread of the batcher."""
+        if job.options is None:
+            return
+        try:
+            job.decoded = decode_image(job.payload, self.spec.preprocessing, self._mode, self._limits)
+        except InputError as err:
+            job.decoded = err.with_traceback(
+                None
+            )  # which has this frame, and this has the job, for the collector to find
+        except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
+            job.decoded = err
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome | Float32Array | Exception]:
+        """Run one batch, in a thread of the batcher."""
+        outcomes: list[Outcome | Float32Array | Exception] = [job.decoded for job in jobs]
+        images = [i for i, job in enumerate(jobs) if isinstance(job.decoded, DecodedImage)]
+        if images:
+            wanted = [jobs[i].options for i in images]
+            predictions = self._classifier.predict(
+                _stacked([jobs[i].decoded.pixels for i in images]),
+                top_k=max(w.top_k for w in wanted),
+                probabilities=any(w.probabilities for w in wanted),
+            )
+            for row, i in enumerate(images):
+                outcomes[i] = _labelled(jobs[i], predictions, row)
+        for i, job in enumerate(jobs):
+            if job.options is None:
+                try:
+                    outcomes[i] = self._tensors.run(job.payload)
+                except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
+                    outcomes[i] = err
+        return outcomes
+
+    def _warm_up(self) -> None:
+        """Decode and run, as requests will be: a model that cannot is never ready."""
+        side = self.spec.preprocessing.crop
+        buffer = io.BytesIO()
+        Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
+        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
+        for size in range(1, self._plan.batch_size + 1):
+            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
+        self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))
+
+    def _started(self) -> Batcher:
+        if self._batcher is None:
+            raise RuntimeError("the engine was not started")
+        return self._batcher
+
+
+def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
+    """Join images of shape (crop, crop, 3) to a batch; one image is not copied."""
+    return pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
+
+
+def _labelled(job: Job, predictions: Predictions, row: int) -> Labelled:
+    k = job.options.top_k
+    # Best first: the first k of a larger k are the k best.
+    return Labelled(
+        width=job.decoded.width,
+        height=job.decoded.height,
+        label_ids=predictions.label_ids[row, :k],
+        scores=predictions.scores[row, :k],
+        probabilities=predictions.probabilities[row]
+        if job.options.probabilities and predictions.probabilities is not None
+        else None,
+    )

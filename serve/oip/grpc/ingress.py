@@ -1,0 +1,92 @@
+"""What `serve.replica` mixes in for gRPC, and the function that registers it; see `serve.app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serve.config import ServeConfig
+from serve.http.access_log import AccessLog
+from serve.http.bodies import BodyMemory
+from serve.http.keys import ApiKeys
+from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.backend import Backend
+from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.grpc import service
+from serve.oip.grpc.calls import Context, GrpcCalls, Message
+from serve.oip.grpc.service import add_to_server
+
+__all__ = ["Methods", "add_to_server"]
+
+
+class Methods:
+    """The methods that Ray Serve looks for on an ingress deployment: mix in, beside the attributes below."""
+
+    backend: Backend
+    config: ServeConfig
+    # Set by what is mixed in to, where it counts.
+    _metrics: ServeMetrics | None = None
+    _access_log: AccessLog | None = None
+    # Shared with HTTP, where it is mixed in to what answers both.
+    _memory: BodyMemory | None = None
+    _calls: GrpcCalls | None = None
+
+    async def ServerLive(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802 (the RPC's name)
+        """Tell whether the server runs."""
+        return await self._answer("ServerLive", request, grpc_context)
+
+    async def ServerReady(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Tell whether the model is ready."""
+        return await self._answer("ServerReady", request, grpc_context)
+
+    async def ModelReady(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Tell whether a model is ready."""
+        return await self._answer("ModelReady", request, grpc_context)
+
+    async def ServerMetadata(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Describe the server."""
+        return await self._answer("ServerMetadata", request, grpc_context)
+
+    async def ModelMetadata(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Describe a model."""
+        return await self._answer("ModelMetadata", request, grpc_context)
+
+    async def ModelInfer(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Answer an inference request."""
+        return await self._answer("ModelInfer", request, grpc_context)
+
+    async def ModelConfig(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Describe a model as a configuration does."""
+        return await self._answer("ModelConfig", request, grpc_context)
+
+    async def ModelStatistics(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Give the counts of models."""
+        return await self._answer("ModelStatistics", request, grpc_context)
+
+    async def RepositoryIndex(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """List the models."""
+        return await self._answer("RepositoryIndex", request, grpc_context)
+
+    def start_grpc(self, admit: Callable[[int], None] | None = None) -> None:
+        """Look at the head of each call of this process from now on, before its message is received.
+
+        Args:
+            admit: Raises OverloadedError where so many images would not fit into the queue.
+        """
+        self._calls = self._build_calls(admit)
+        service.look = self._calls.look
+
+    def _build_calls(self, admit: Callable[[int], None] | None = None) -> GrpcCalls:
+        path = self.config.api_keys_file
+        return GrpcCalls(
+            Endpoint(self.backend, Limits.of(self.config)),
+            self._memory or BodyMemory(self.config.max_body_memory),
+            keys=None if path is None else ApiKeys(path),
+            metrics=self._metrics,
+            access_log=self._access_log,
+            admit=admit,
+        )
+
+    async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
+        if self._calls is None:
+            self._calls = self._build_calls()
+        return await self._calls.answer(rpc, request, context)

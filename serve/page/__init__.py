@@ -1,6 +1,0 @@
-"""The page at `/`: label images in a browser, with no build step and nothing from elsewhere."""
-
-from serve.page.openapi import OPENAPI_PATHS
-from serve.page.routes import Page, PageState, build
-
-__all__ = ["OPENAPI_PATHS", "Page", "PageState", "build"]

@@ -1,0 +1,61 @@
+"""A backend without a model: an image's label is the length of its bytes, so that answers can be told in advance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.catalog import load_spec
+from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
+from models.inference.classifier import Float32Array
+from models.spec import Precision
+from serve.model.backend import Labelled, Outcome
+
+
+class FakeBackend:
+    """Labels `len(image) % 3` first; bytes that begin with `bad` are undecodable."""
+
+    def __init__(self, *, delay_s: float = 0.0, room: int = 1000) -> None:
+        self.spec = load_spec("efficientnet-lite0")
+        self.precision = Precision.INT8
+        self.labels = ("red", "green", "blue")
+        self.is_ready = True
+        self.delay_s = delay_s
+        self.room = room
+        self.seen: list[bytes] = []
+        self.error: Exception | None = None
+
+    async def label(
+        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+    ) -> list[Outcome]:
+        if self.error is not None:
+            raise self.error
+        if len(images) > self.room:
+            raise OverloadedError("overloaded: the queue is full", retry_after_s=1.2)
+        if time.monotonic() + self.delay_s > deadline:
+            raise DeadlineError("the deadline passed before the answer was there")
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        self.seen += images
+        return [self._outcome(image, top_k, probabilities) for image in images]
+
+    def _outcome(self, image: bytes, top_k: int, probabilities: bool) -> Outcome:
+        if image.startswith(b"bad"):
+            return UndecodableImageError("JPEG cannot be decoded: its data end early", width=4, height=2)
+        if isinstance(error := self.error, InputError):
+            return error
+        order = [(len(image) + i) % 3 for i in range(3)]
+        scores = np.array([0.75, 0.125, 0.125], np.float32)
+        return Labelled(
+            width=20,
+            height=16,
+            label_ids=np.array(order[:top_k], np.int32),
+            scores=scores[:top_k],
+            probabilities=scores[np.argsort(order)] if probabilities else None,
+        )
+
+    async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
+        return batch.reshape(len(batch), -1)[:, :3]

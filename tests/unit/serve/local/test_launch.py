@@ -1,0 +1,208 @@
+"""Joining a cluster: what its Serve listens on already, room that comes, and an end that fails."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from models.errors import ClusterError, ConfigError
+from serve.config import ServeConfig
+from serve.local import launch
+from serve.local.running import Endpoint, Listen
+
+
+def no_room():
+    deployment = SimpleNamespace(message="1 replicas that have taken more than 20s to be scheduled")
+    return SimpleNamespace(
+        status=SimpleNamespace(value="DEPLOYING"), message="", deployments={"Classifier": deployment}
+    )
+
+
+def running():
+    return SimpleNamespace(status=SimpleNamespace(value="RUNNING"), message="", deployments={})
+
+
+@pytest.fixture
+def statuses(monkeypatch):
+    """No room ten times, then a replica."""
+    left = [no_room()] * 10
+    monkeypatch.setattr(launch, "ROOM_S", 0.05)
+    monkeypatch.setattr(launch, "POLL_S", 0.02)
+    monkeypatch.setattr(
+        "ray.serve.status", lambda: SimpleNamespace(applications={"shardlabel": left.pop() if left else running()})
+    )
+
+
+def test_a_cluster_that_can_grow_is_waited_for_and_that_is_said(statuses, monkeypatch, tmp_path):
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: {"CPU": 64.0})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    said = []
+
+    launch._wait_until_running(Listen(address="auto"), tmp_path, said.append)
+
+    assert [text for text in said if "autoscaler" in text] == said
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("most", [None, {"CPU": 2.0}])
+def test_one_that_cannot_is_an_error(statuses, monkeypatch, tmp_path, most):
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+
+    with pytest.raises(ConfigError, match="no replica found room"):
+        launch._wait_until_running(Listen(address="auto"), tmp_path, print)
+
+
+def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypatch):
+    found = (SimpleNamespace(host="0.0.0.0", port=8123), SimpleNamespace(port=9123))
+    monkeypatch.setattr(launch, "_running_options", lambda: found)
+    said = []
+
+    listen = launch._as_it_listens(Listen("127.0.0.1", 8000, 9000, "auto"), said.append)
+
+    assert (listen.host, listen.port, listen.grpc_port) == ("0.0.0.0", 8123, 9123)
+    assert "--host 127.0.0.1" in said[0]
+    assert "0.0.0.0:8123" in said[0]
+
+
+def test_nothing_is_said_where_they_are_what_was_asked_for_or_serve_does_not_run(monkeypatch):
+    asked = Listen("127.0.0.1", 8000, 9000, "auto")
+    for found in (None, (SimpleNamespace(host="127.0.0.1", port=8000), SimpleNamespace(port=9000))):
+        monkeypatch.setattr(launch, "_running_options", lambda found=found: found)
+
+        assert launch._as_it_listens(asked, pytest.fail) == asked
+
+
+def test_an_application_that_cannot_be_deleted_is_an_error_and_not_stopped(monkeypatch, tmp_path):
+    def fail(name):
+        raise RuntimeError("the controller is gone")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.serve.delete", fail)
+
+    with pytest.raises(ClusterError, match=r"may still run.*the controller is gone"):
+        Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_replica_for_a_card_has_one(monkeypatch, device):
+    from serve import replica
+
+    monkeypatch.setattr(replica, "_resources", lambda: (8.0, 1.0))
+    config = ServeConfig(model="efficientnet-lite0", precision="int8", device=device)
+
+    (node,) = [replica.build_application(config, is_fixed=True)]
+    deployment = node._bound_deployment
+
+    assert deployment.ray_actor_options["num_gpus"] == 1
+    assert deployment.ray_actor_options["num_cpus"] == 8
+
+
+def test_a_refusal_of_haproxy_ends_the_start_with_its_words(tmp_path):
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "refused").write_text("HAProxy is not started: no stats socket")
+
+    with pytest.raises(ClusterError, match="no stats socket"):
+        launch._wait_until_running(Listen(), tmp_path, print)
+
+
+def test_an_application_that_is_deleted_leaves_no_metrics_behind(monkeypatch, tmp_path):
+    deleted = []
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.serve.delete", lambda name: None)
+    monkeypatch.setattr(
+        "ray.experimental.internal_kv._internal_kv_del",
+        lambda key, del_by_prefix=False: deleted.append((key, del_by_prefix)),
+    )
+
+    Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
+
+    assert deleted == [(b"shardlabel:metrics:shardlabel:", True)]
+
+
+def test_a_ray_whose_grpc_listens_in_another_way_is_refused(monkeypatch):
+    from serve.local import grpc_listener
+
+    grpc_listener.check()
+    monkeypatch.setattr("ray.serve._private.default_impl.add_grpc_address", lambda server: None)
+
+    with pytest.raises(ClusterError, match="add_grpc_address"):
+        grpc_listener.check()
+
+
+@pytest.mark.parametrize(("host", "place"), [("127.0.0.1", "127.0.0.1:41000"), ("::1", "[::1]:41000")])
+def test_servers_are_held_to_the_address_and_to_limits(monkeypatch, host, place):
+    from ray.serve._private import constants, default_impl, replica
+
+    from serve.local import grpc_listener
+
+    for module, name in ((default_impl, "add_grpc_address"), (replica, "add_port_to_grpc_server")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(constants, "DEFAULT_GRPC_SERVER_OPTIONS", [("grpc.max_receive_message_length", 5)])
+    monkeypatch.setenv("SHARDLABEL_GRPC_HOST", host)
+    places = []
+
+    # A replica does it itself, and is asked to once more.
+    assert grpc_listener.guard() == grpc_listener.guard() == []
+    default_impl.add_grpc_address(SimpleNamespace(add_insecure_port=places.append), "[::]:41000")
+
+    assert places == [place]
+    assert len(constants.DEFAULT_GRPC_SERVER_OPTIONS) == 1 + len(grpc_listener.LIMITS)
+
+
+def test_a_local_ray_that_would_listen_on_every_interface_is_refused(monkeypatch):
+    import os
+
+    from pipeline.session import local
+
+    during = []
+    monkeypatch.setattr("ray.init", lambda **options: during.append(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.1.2.3")
+    monkeypatch.setattr(local, "_name_no_dashboard", lambda: None)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+
+    with pytest.raises(RuntimeError, match="every interface"):
+        local._start({})
+
+    assert during == ["0"]
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+@pytest.mark.parametrize(("told", "refused"), [(None, True), ("2147483647", False)])
+def test_a_replica_takes_no_message_beyond_its_limit_where_its_node_was_told_none(monkeypatch, told, refused):
+    import asyncio
+
+    import grpc
+    from ray.serve._private import constants
+
+    from serve.local import grpc_listener
+
+    monkeypatch.setattr(constants, "DEFAULT_GRPC_SERVER_OPTIONS", [("grpc.max_receive_message_length", 2**31 - 1)])
+    monkeypatch.delenv("SHARDLABEL_GRPC_HOST", raising=False)
+    monkeypatch.delenv("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", raising=False)
+    if told:
+        monkeypatch.setenv("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", told)
+    grpc_listener.guard(5 * 2**20)
+
+    async def echo(request, context):
+        return b"%d" % len(request)
+
+    async def ask() -> str:
+        server = grpc.aio.server(options=constants.DEFAULT_GRPC_SERVER_OPTIONS)
+        handler = grpc.unary_unary_rpc_method_handler(echo)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            try:
+                return (await channel.unary_unary("/a.B/C")(bytes(6 * 2**20), timeout=20)).decode()
+            except grpc.aio.AioRpcError as err:
+                return err.code().name
+            finally:
+                await server.stop(0)
+
+    assert asyncio.run(ask()) == ("RESOURCE_EXHAUSTED" if refused else str(6 * 2**20))

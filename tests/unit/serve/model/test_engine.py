@@ -1,0 +1,200 @@
+"""The engine with real models: the same labels as the bulk stages give, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.catalog import load_spec
+from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.errors import ImageTooLargeError, SignatureError, UndecodableImageError
+from models.inference.classifier import Classifier, Provider
+from models.spec import Precision
+from serve.app import Extras, build_asgi
+from serve.config import ServeConfig, plan_replica
+from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.backend import Labelled
+from serve.model.engine import Engine
+from tests.support.asgi_client import request
+from tests.support.tiny_model import colour_jpeg
+
+SAMPLES = Path(__file__).parents[4] / "models" / "samples" / "photos.tar"
+
+
+def build(model: str, *, precision=Precision.FP32, mode=DecodeMode.FAST, limits=None, **settings) -> Engine:
+    config = ServeConfig(model=model, **settings)
+    return Engine(
+        load_spec(model),
+        precision=precision,
+        provider=Provider.CPU,
+        mode=mode,
+        limits=limits or ImageLimits(),
+        plan=plan_replica(config, on_gpu=False, cpus=1),
+    )
+
+
+def use(engine: Engine, call):
+    """Start an engine in a loop of its own, and await what `call` gives."""
+
+    async def run():
+        engine.start(lambda report: None)
+        try:
+            return await call(engine)
+        finally:
+            engine.close()
+
+    return asyncio.run(run())
+
+
+def label(engine: Engine, *images: bytes, top_k: int = 3, **more):
+    return use(engine, lambda e: e.label(images, top_k=top_k, deadline=time.monotonic() + 30, **more))
+
+
+@pytest.fixture
+def engine(tiny_model):
+    return build(str(tiny_model))
+
+
+def test_it_is_ready_only_once_it_has_run_and_was_started(engine):
+    assert not engine.is_ready
+
+    assert use(engine, lambda e: asyncio.sleep(0, e.is_ready))
+
+
+def test_images_are_labelled_and_bad_ones_are_values(engine):
+    red, bad, blue = label(engine, colour_jpeg("red"), b"no image", colour_jpeg("blue"), top_k=2)
+
+    assert isinstance(red, Labelled)
+    assert isinstance(blue, Labelled)
+    assert (engine.labels[red.label_ids[0]], engine.labels[blue.label_ids[0]]) == ("red", "blue")
+    assert (red.width, red.height) == (20, 16)
+    assert red.label_ids.shape == red.scores.shape == (2,)
+    assert red.probabilities is None
+    assert isinstance(bad, UndecodableImageError)
+
+
+def test_each_request_of_a_batch_gets_what_it_asked_for(engine):
+    image = colour_jpeg("green")
+
+    async def both(e):
+        deadline = time.monotonic() + 30
+        return await asyncio.gather(
+            e.label([image], top_k=1, deadline=deadline),
+            e.label([image], top_k=3, deadline=deadline, probabilities=True),
+        )
+
+    (one,), (three,) = use(engine, both)
+
+    assert one.label_ids.tolist() == three.label_ids[:1].tolist() == [1]
+    assert (len(one.label_ids), len(three.label_ids)) == (1, 3)
+    assert one.probabilities is None
+    np.testing.assert_array_equal(three.probabilities[three.label_ids], three.scores)
+
+
+def test_the_limit_on_pixels_holds(tiny_model):
+    (outcome,) = label(build(str(tiny_model), limits=ImageLimits(max_pixels=100)), colour_jpeg("red"))
+
+    assert isinstance(outcome, ImageTooLargeError)
+
+
+def test_a_fault_of_ours_in_decoding_is_500_logged_and_counted_and_the_images_own(engine, monkeypatch, caplog):
+    def fail(data, *more):
+        if data == b"ours":
+            raise RuntimeError("secret")
+        return decode_image(data, *more)
+
+    monkeypatch.setattr("serve.model.engine.decode_image", fail)
+    metrics = ServeMetrics("m", "r", lambda: 0)
+
+    async def ask(started):
+        app = build_asgi(started, ServeConfig(), Extras(metrics=metrics))
+        bodies = (b"ours", b"no image", colour_jpeg("red"))
+        return await asyncio.gather(
+            *[request(app, "POST", "/v1/classify?top_k=1", body, content_type="image/jpeg") for body in bodies]
+        )
+
+    ours, undecodable, good = use(engine, ask)
+
+    assert (ours.status, undecodable.status, good.status) == (500, 422, 200)
+    assert b"secret" not in ours.body
+    assert "Traceback" in caplog.text
+    assert "RuntimeError: secret" in caplog.text
+    assert 'kind="internal",model="m",replica="r",route="/v1/classify"} 1.0' in metrics.render().decode()
+
+
+def test_the_models_own_tensors_go_in_and_out(engine):
+    batch = np.random.default_rng(1).random((3, 3, 8, 8)).astype(np.float32)
+
+    output = use(engine, lambda e: e.run_tensor(batch, deadline=time.monotonic() + 30))
+
+    np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
+
+
+def test_a_tensor_of_many_images_is_run_in_batches(engine, monkeypatch):
+    sizes, run = [], engine._tensors.run
+    monkeypatch.setattr(engine._tensors, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    batch = np.random.default_rng(1).random((20, 3, 8, 8)).astype(np.float32)
+
+    output = use(engine, lambda e: e.run_tensor(batch, deadline=time.monotonic() + 30))
+
+    np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
+    assert sizes == [8, 8, 4]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [np.zeros((1, 3, 9, 8), np.float32), np.zeros((1, 3, 8, 8), np.float64), np.zeros((0, 3, 8, 8), np.float32)],
+    ids=["shape", "dtype", "empty"],
+)
+def test_a_tensor_of_another_kind_is_refused_and_fails_nothing_else(engine, batch):
+    async def both(e):
+        deadline = time.monotonic() + 30
+        return await asyncio.gather(
+            e.run_tensor(batch, deadline=deadline),
+            e.label([colour_jpeg("red")], top_k=1, deadline=deadline),
+            return_exceptions=True,
+        )
+
+    refused, (labelled,) = use(engine, both)
+
+    assert isinstance(refused, SignatureError)
+    assert isinstance(labelled, Labelled)
+
+
+def test_batches_that_go_on_failing_are_a_fault(engine, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error")
+
+    async def some(e):
+        faults = []
+        for _ in range(6):
+            with pytest.raises(RuntimeError):
+                await e.label([colour_jpeg("red")], top_k=1, deadline=time.monotonic() + 30)
+            faults.append(e.fault())
+        return faults
+
+    monkeypatch.setattr(engine._classifier, "predict", fail)
+    faults = use(engine, some)
+
+    assert faults[:4] == [None] * 4
+    assert "batches failed" in faults[-1]
+
+
+@pytest.mark.parametrize("mode", list(DecodeMode))
+def test_labels_are_those_that_the_bulk_stages_give(mode):
+    engine = build("efficientnet-lite0", precision=Precision.INT8, mode=mode)
+    classifier = Classifier(engine.spec, precision=Precision.INT8, top_k=5)
+    with tarfile.open(SAMPLES) as tar:
+        images = [tar.extractfile(m).read() for m in tar if not m.name.endswith(".cls")]
+    pixels = [decode_image(i, engine.spec.preprocessing, mode, ImageLimits()).pixels for i in images]
+    bulk = classifier.predict(np.stack(pixels))
+
+    online = label(engine, *images, top_k=5)
+
+    np.testing.assert_array_equal([outcome.label_ids for outcome in online], bulk.label_ids)
+    np.testing.assert_allclose([outcome.scores for outcome in online], bulk.scores, atol=1e-5)

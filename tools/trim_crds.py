@@ -1,0 +1,114 @@
+"""Make `kuberay.json` from KubeRay's CRD files: `python -m tools.trim_crds FOLDER`.
+
+The three files hold the same pod template many times over, 3.3 MB in all. What is kept is version v1 without `status`
+and descriptions; every subtree that occurs more than once is stored once and referred to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.validate.crds import SCHEMA_FILE
+
+FILES = {
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayService": "ray.io_rayservices.yaml",
+}
+# A reference costs about 30 characters: smaller subtrees are cheaper as they are.
+LEAST_SHARED = 120
+DROPPED = {"description", "default", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-validations"}
+INT_BOUNDS = {"int32": 2**31, "int64": 2**63}
+
+
+def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
+    """Return a schema without what a check does not need; int32 and int64 become bounds."""
+    if isinstance(node, list):
+        return [tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        if key == "properties":
+            kept[key] = {name: tidy(schema) for name, schema in value.items()}
+        elif key == "format" and value in INT_BOUNDS:
+            kept.setdefault("minimum", -INT_BOUNDS[value])
+            kept.setdefault("maximum", INT_BOUNDS[value] - 1)
+        elif key not in DROPPED and key != "format":
+            kept[key] = tidy(value)
+    return kept
+
+
+def share(kinds: dict[str, Any]) -> dict[str, Any]:
+    """Return kinds and `$defs`, where every larger subtree that repeats is stored once."""
+    counts: Counter[str] = Counter()
+    for schema in kinds.values():
+        _count(schema, counts)
+    repeated = [text for text, count in counts.items() if count > 1]
+    names = {text: f"s{number}" for number, text in enumerate(sorted(repeated, key=lambda text: (len(text), text)))}
+    definitions = {name: _replace_children(json.loads(text), names) for text, name in names.items()}
+    return {"kinds": {kind: _replace(schema, names) for kind, schema in kinds.items()}, "$defs": definitions}
+
+
+def _text(node: Any) -> str:  # noqa: ANN401
+    return json.dumps(node, sort_keys=True, separators=(",", ":"))
+
+
+def _subschemas(node: dict[str, Any]) -> list[Any]:
+    """List the schemas directly below one: names of properties are not schemas, their values are."""
+    below = list(node.get("properties", {}).values())
+    below += [node[key] for key in ("items", "additionalProperties") if isinstance(node.get(key), dict)]
+    return below
+
+
+def _count(node: dict[str, Any], counts: Counter[str]) -> None:
+    text = _text(node)
+    if len(text) >= LEAST_SHARED:
+        counts[text] += 1
+        if counts[text] > 1:
+            return  # what is below is shared through this one
+    for schema in _subschemas(node):
+        _count(schema, counts)
+
+
+def _replace(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    name = names.get(_text(node))
+    return {"$ref": f"#/$defs/{name}"} if name else _replace_children(node, names)
+
+
+def _replace_children(node: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    replaced = dict(node)
+    if "properties" in node:
+        replaced["properties"] = {key: _replace(value, names) for key, value in node["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            replaced[key] = _replace(node[key], names)
+    return replaced
+
+
+def read_kind(path: Path) -> dict[str, Any]:
+    """Return the v1 schema of one CRD file, without `status`, which no manifest sets."""
+    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    schema: dict[str, Any] = tidy(version["schema"]["openAPIV3Schema"])
+    schema["properties"].pop("status", None)
+    return schema
+
+
+def main(folder: Path) -> None:
+    """Write the bundle."""
+    bundle = share({kind: read_kind(folder / name) for kind, name in FILES.items()})
+    source = "KubeRay, helm-chart/kuberay-operator/crds, version v1, trimmed; Apache-2.0, see LICENSE"
+    text = json.dumps({"source": source, **bundle}, sort_keys=True, separators=(",", ":"))
+    SCHEMA_FILE.write_text(text + "\n", encoding="utf-8")
+    sys.stdout.write(f"{SCHEMA_FILE.name}: {len(text)} bytes, {len(bundle['$defs'])} shared schemas\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -15,7 +15,7 @@ from models.graph.fp16 import load_graph, to_half
 from models.graph.join import join_graph
 from models.inference.classifier import Provider
 from models.spec import ModelSpec, Precision
-from models.store.files import is_cached, locate
+from models.store.locate import is_cached, locate
 
 PROVIDERS = {"cpu": Provider.CPU, "cuda": Provider.CUDA, "tensorrt": Provider.TENSORRT}
 # What is asked of a card; TF32 is float32 with products rounded to 10 bits.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from models.catalog import load_spec
 from models.spec import Precision
-from models.store.files import locate
+from models.store.locate import locate
 
 
 def shardlabel(*arguments: str, home: Path | None = None) -> dict:

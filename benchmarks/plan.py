@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pipeline.dest.commits import COMMITS_FOLDER, MERGE_FILES, Commit, CommitLog
 from pipeline.dest.fingerprint import check_source
-from pipeline.dest.plan import PLAN_FOLDER, Slice, cut_units, iter_units, part_name, read_plan, write_plan
+from pipeline.dest.plan import PLAN_FOLDER, cut_units, iter_units, read_plan, write_plan
+from pipeline.sources.unit import Slice, part_name
 from pipeline.storage.storage import Storage, open_storage
 
 SHARD_BYTES = 11_000_000

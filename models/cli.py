@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, o
 
 def list_models(as_json: AsJson = False) -> None:
     """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
-    from models.store.files import is_cached
+    from models.store.locate import is_cached
 
     rows: list[dict[str, Any]] = [
         {
@@ -62,7 +62,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 def info(name: Name, as_json: AsJson = False) -> None:
     """Show a model's whole entry, and its inputs and outputs as ONNX Runtime reports them."""
-    from models.store.files import is_cached
+    from models.store.locate import is_cached
 
     spec = load_spec(name)
     entry: dict[str, Any] = spec.model_dump(mode="json", exclude={"folder"})
@@ -86,7 +86,7 @@ def pull(
 ) -> None:
     """Fetch a model's files, or import one; each is checked by size and SHA-256."""
     from models.store.download import import_file, progress_printer
-    from models.store.files import is_cached, locate
+    from models.store.locate import is_cached, locate
 
     spec = load_spec(name)
     wanted = [_precision(spec, precision)] if precision else list(spec.artifacts)
@@ -119,7 +119,8 @@ def verify(
     Checks what is cached; exits with 1 where nothing is, or something is wrong.
     """
     from models.register.test_vector import check_test_vector
-    from models.store.files import is_cached, locate, verify_file
+    from models.store.files import verify_file
+    from models.store.locate import is_cached, locate
 
     if fetch:
         pull(name, source=None, precision=None)
@@ -147,7 +148,7 @@ def verify(
 
 def _signature(spec: ModelSpec, precision: Precision) -> dict[str, list[str]]:
     from models.sandbox.sandbox import read_signature
-    from models.store.files import locate
+    from models.store.locate import locate
 
     return read_signature(locate(spec, precision, download=False))
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from models.errors import ProviderUnavailableError
 from models.spec import ModelSpec, Precision
-from models.store.files import is_cached
+from models.store.locate import is_cached
 
 
 class Device(StrEnum):

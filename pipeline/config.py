@@ -12,11 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.catalog import DEFAULT_MODEL
 from models.decode.decode import DecodeMode
-from models.device import SimulatedDevice
+from models.device import Choice, Provider, SimulatedDevice
 from models.errors import ConfigError
 from models.inference.classifier import Device
 from models.labels import LabelText
 from pipeline.storage.uris import without_secrets
+
+# Samples per inference. On a CPU more gain nothing; a GPU wants hundreds.
+CPU_BATCH_SIZE = 16
+GPU_BATCH_SIZE = 256
 
 
 class SourceFormat(StrEnum):
@@ -178,3 +182,10 @@ def _one_line(err: ValidationError) -> str:
         return message
     description = LabelConfig.model_fields[name].description if name in LabelConfig.model_fields else ""
     return f"{option}: {message[0].lower()}{message[1:]}, got {without_secrets(repr(first['input']))} ({description})"
+
+
+def batch_size(config: LabelConfig, choice: Choice) -> int:
+    """Return the batch size asked for, or the one for the device."""
+    if config.batch_size is not None:
+        return config.batch_size
+    return CPU_BATCH_SIZE if choice.provider is Provider.CPU else GPU_BATCH_SIZE

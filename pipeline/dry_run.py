@@ -38,7 +38,7 @@ from models.errors import ConfigError, ShardlabelError, SourceError
 from models.inference.classifier import choose
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import Slice, cut_units, read_plan
+from pipeline.dest.plan import cut_units, read_plan
 from pipeline.dest.writer import UnitWriter
 from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
 from pipeline.job import has_local_gpu, run
@@ -46,6 +46,7 @@ from pipeline.session.connect import Cluster, connect
 from pipeline.session.pools import Pools, plan_pools
 from pipeline.sources.parquet import open_parquet
 from pipeline.sources.source import format_of, open_source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport
 

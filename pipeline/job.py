@@ -24,10 +24,10 @@ from models.decode.decode import ImageLimits
 from models.inference.classifier import Choice, Classifier
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
 from pipeline.dest.lease import Lease
-from pipeline.dest.plan import Slice, iter_units
+from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import Work, prepare
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
@@ -35,12 +35,13 @@ from pipeline.operators.stages import UnitSettings, count_samples
 from pipeline.progress import ProgressPrinter
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.metrics import RunGauges, job_name
-from pipeline.session.pools import batch_size, plan_pools
+from pipeline.session.pools import plan_pools
 from pipeline.session.shared_disk import check_disks
 from pipeline.sources import reader
 from pipeline.sources.source import Source, open_source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
-from pipeline.summary import SUMMARY_FILE, RunReport, Tally, write_summary
+from pipeline.summary import RunReport, Tally, write_summary
 
 if TYPE_CHECKING:
     from pipeline.session.attempts import RunState

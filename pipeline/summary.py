@@ -7,11 +7,9 @@ import time
 from dataclasses import asdict, dataclass, field
 
 from pipeline.dest.commits import MAX_NAMED, Commit, Totals
-from pipeline.dest.plan import STATE_FOLDER
+from pipeline.dest.plan import SUMMARY_FILE
 from pipeline.progress import ProgressPrinter
 from pipeline.storage.storage import Storage
-
-SUMMARY_FILE = f"{STATE_FOLDER}/summary.json"
 
 
 @dataclass(frozen=True, slots=True)

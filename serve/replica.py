@@ -17,11 +17,11 @@ from models.catalog import load_spec
 from models.errors import ConfigError
 from models.inference.classifier import Choice, Device, Provider, choose
 from models.spec import ModelSpec
-from models.store.files import locate
-from serve.app import Extras, build_asgi
+from models.store.locate import locate
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.environment import GRPC_SERVICER, message_bytes
 from serve.http.access_log import AccessLog
+from serve.http.application import Endpoint, Extras
 from serve.http.asgi import App
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
@@ -86,7 +86,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
     def __serve_build_asgi_app__(self) -> App:
         """Return what Serve calls for each HTTP request."""
         keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
-        return build_asgi(
+        return Endpoint(
             self.backend,
             self.config,
             Extras(

@@ -22,7 +22,7 @@ from benchmarks.progress import note_labelled
 from models.catalog import load_labels, load_spec
 from models.inference.classifier import Classifier
 from models.spec import Interpolation, Layout, ModelSpec, OutputKind, Precision, Preprocessing
-from models.store.files import locate
+from models.store.locate import locate
 
 FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,

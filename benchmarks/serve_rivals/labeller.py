@@ -15,7 +15,7 @@ from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.inference.classifier import Classifier, UInt8Array
 from models.spec import Layout, Precision
-from models.store.files import locate
+from models.store.locate import locate
 
 MODEL = "efficientnet-lite0"
 TOP_K = 5

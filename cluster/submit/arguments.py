@@ -8,6 +8,7 @@ from typing import Any
 
 import typer.main
 
+import pipeline.cli
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.storage.filesystems import absolute, split_location
@@ -69,9 +70,9 @@ def check_arguments(words: list[str]) -> LabelArguments:
 
 
 def _parse(words: list[str]) -> dict[str, Any]:
-    from cluster.cli import build_app
-
-    group = typer.main.get_group(build_app())
+    app = typer.Typer()
+    pipeline.cli.register(app)
+    group = typer.main.get_group(app)
     context = typer.Context(group, info_name="shardlabel")
     command = group.get_command(context, "label")
     assert command is not None

@@ -15,7 +15,7 @@ from models.errors import InferenceError, SignatureError
 from models.graph.fp16 import load_graph
 from models.session import build_session
 from models.spec import ModelSpec, Precision
-from models.store.files import locate
+from models.store.locate import locate
 
 __all__ = ["Choice", "Classifier", "Device", "Labeller", "Predictions", "Provider", "choose"]
 

@@ -12,7 +12,7 @@ from models.inference.classifier import Float32Array, Provider
 from models.inference.model_input import DTYPES
 from models.session import build_session
 from models.spec import InputType, Layout, ModelSpec, Precision
-from models.store.files import locate
+from models.store.locate import locate
 
 
 class TensorModel:

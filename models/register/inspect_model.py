@@ -19,7 +19,7 @@ from onnx import TensorProto
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import ConfigError, SignatureError
 from models.graph.join import join_graph
-from models.register.trial_tasks import load_session, run_session
+from models.sandbox.ort import load_session, run_session
 from models.sandbox.untrusted_onnx import has_external_data, read_model, walk_nodes
 from models.spec import Artifact, InputType, Layout, ModelSpec, OutputKind, Precision, Preprocessing
 

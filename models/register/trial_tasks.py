@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models.errors import ArtifactError, ShardlabelError, SignatureError
+from models.errors import ShardlabelError, SignatureError
+from models.sandbox.ort import load_session, run_session
 from models.spec import ModelSpec
 
 
@@ -44,42 +45,6 @@ def _limit(memory_bytes: int, seconds: int) -> None:
 def _too_much(request: dict[str, Any]) -> dict[str, str]:
     name, limit = Path(request["path"]).name, request["memory_bytes"] / 2**30
     return {"error": "ArtifactError", "message": f"{name} needs more than the {limit:.0f} GiB that its size allows"}
-
-
-def load_session(name: str, model: bytes) -> Any:  # noqa: ANN401 (untyped library)
-    """Load a model on the CPU, with one thread.
-
-    Raises:
-        ArtifactError: It needs too much memory.
-        SignatureError: ONNX Runtime refuses it.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as err:
-        _refuse(name, "load", err)
-        raise
-
-
-def run_session(name: str, session: Any, names: list[str] | None, feed: dict[str, Any]) -> list[Any]:  # noqa: ANN401
-    """Run a model once; errors as of `load_session`."""
-    try:
-        return list(session.run(names, feed))
-    except Exception as err:
-        _refuse(name, "run", err)
-        raise
-
-
-def _refuse(name: str, verb: str, err: Exception) -> None:
-    text = " ".join(str(err).split())
-    lower = text.lower()
-    if isinstance(err, MemoryError) or "bad_alloc" in lower or "failed to allocate memory" in lower:
-        raise ArtifactError(f"{name} needs more memory than its size allows: {text[:300]}") from err
-    raise SignatureError(f"ONNX Runtime cannot {verb} {name}: {text[:500]}") from err
 
 
 def _join(request: dict[str, Any]) -> dict[str, Any]:

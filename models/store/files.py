@@ -24,15 +24,12 @@ from pathlib import Path
 from typing import IO
 
 from models.errors import ArtifactError, ConfigError
-from models.spec import Artifact, ModelSpec, Precision
+from models.spec import Artifact
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 HOME_VARIABLE = "SHARDLABEL_HOME"
-BUNDLED = Path(__file__).parents[1] / "artifacts"
-# Where else bundled models may lie: `submit` sends code alone, and names the folder of what the cluster has installed.
-ARTIFACTS_VARIABLE = "SHARDLABEL_ARTIFACTS"
 # A writer touches its temporary file all the time: one this old was left by a process that was killed.
 STALE_TEMPORARY_S = 600.0
 
@@ -55,66 +52,7 @@ def artifact_path(artifact: Artifact) -> Path:
     return home() / "artifacts" / artifact.sha256 / artifact.file
 
 
-def is_cached(spec: ModelSpec, precision: Precision) -> bool:
-    """Tell whether `locate` would need no network: a file of the right size is there. Hashes nothing."""
-    artifact = spec.artifact(precision)
-    path, _ = _place(spec, artifact)
-    return _is_file(path) and path.stat().st_size == artifact.size_bytes
-
-
-def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, progress: Progress | None = None) -> Path:
-    """Return the local, verified file of a model: bundled, beside its entry, cached, or downloaded now.
-
-    Args:
-        spec: The model's entry.
-        precision: Which of its artifacts.
-        download: Fetch a file that is not here; otherwise that is an error.
-        progress: Called while it is fetched.
-
-    Raises:
-        ArtifactError: The file is not what the entry says, cannot be written, has to be built first, or is
-            not here and `download` is false.
-        DownloadError: No source had it.
-    """
-    artifact = spec.artifact(precision)
-    path, remedy = _place(spec, artifact)
-    if _is_file(path):
-        _check(path, artifact, remedy)
-        return path
-    from models.store.download import fetch, sources_of
-
-    what = f"{artifact.file} of {spec.name} ({precision})"
-    if artifact.built_by and not sources_of(artifact):
-        raise ArtifactError(f"{what} has to be built first, with `{artifact.built_by}`: not found at {path}")
-    if artifact.bundled or not sources_of(artifact):
-        raise ArtifactError(f"{what} is missing: not found at {path}; {remedy}")
-    if not download:
-        raise ArtifactError(f"{what} is not here yet: run `shardlabel models pull {spec.name}`")
-    return fetch(spec.name, artifact, progress=progress)
-
-
-def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
-    """Return where an artifact is or should be, and what to do when it is not right there."""
-    if artifact.bundled:
-        return _bundled_path(spec, artifact), "reinstall shardlabel, here or in the cluster's image"
-    cached, beside = artifact_path(artifact), spec.folder / artifact.file
-    fetchable = artifact.sources or artifact.built_by
-    if _is_file(beside) or not (fetchable or _is_file(cached)):
-        return beside, f"put the right file there, or correct the entry in {spec.folder}"
-    if artifact.sources:
-        return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
-    return cached, f"delete it and run `{artifact.built_by or 'shardlabel models add --replace'}` again"
-
-
-def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:
-    """Return where a bundled file is: in this installation, in the one named by the environment, or in the cache."""
-    ours = BUNDLED / spec.name / artifact.file
-    named = os.environ.get(ARTIFACTS_VARIABLE)
-    elsewhere = [Path(named) / spec.name / artifact.file] if named else []
-    return next((path for path in (ours, *elsewhere, artifact_path(artifact)) if _is_file(path)), ours)
-
-
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Tell whether there is a file; in a folder that may not be searched there is none."""
     try:
         return path.is_file()
@@ -145,7 +83,7 @@ def verify_file(
             _stamp_path(path).write_text(_stamp(before, artifact), encoding="ascii")
 
 
-def _check(path: Path, artifact: Artifact, remedy: str) -> None:
+def verify_once(path: Path, artifact: Artifact, remedy: str) -> None:
     """Verify a file, unless the last check saw exactly this one."""
     try:
         if _stamp_path(path).read_text(encoding="ascii") == _stamp(path.stat(), artifact):

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.errors import ConfigError
-from pipeline.dest.plan import STATE_FOLDER, part_name
+from pipeline.dest.plan import STATE_FOLDER
+from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)

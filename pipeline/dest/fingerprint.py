@@ -10,10 +10,10 @@ from typing import Any
 from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
 from models.inference.classifier import Choice, Device, Provider, choose
 from models.spec import ModelSpec, Precision
-from pipeline.config import LabelConfig
-from pipeline.dest.plan import PLAN_VERSION, Plan, Slice, iter_units, read_plan
-from pipeline.session.pools import batch_size
+from pipeline.config import LabelConfig, batch_size
+from pipeline.dest.plan import PLAN_VERSION, Plan, iter_units, read_plan
 from pipeline.sources.source import Source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 
 _DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSORRT: Device.TENSORRT}

@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import ConfigError
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.sources.source import InputFile
+    pass
 
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = "_shardlabel"
+SUMMARY_FILE = f"{STATE_FOLDER}/summary.json"
 PLAN_FOLDER = f"{STATE_FOLDER}/plan"
 PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
 # Version 1 has no id, and compares fewer settings: it can be read and overwritten, and is not resumed.
@@ -49,58 +51,6 @@ _SCHEMA = pa.schema(
         ("limit", pa.int64()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """A shard, or a part of it.
-
-    Attributes:
-        shard: URI relative to the source's base.
-        size: Bytes of the whole shard.
-        etag: Of the whole shard.
-        start: First row group (Parquet) that belongs to the unit.
-        stop: One behind the last; -1 for all.
-        limit: How many samples of it are taken, with --limit; -1 for all.
-    """
-
-    shard: str
-    size: int
-    etag: str
-    start: int = 0
-    stop: int = -1
-    limit: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What is committed together: one Parquet file, one commit record."""
-
-    number: int
-    slices: tuple[Slice, ...]
-
-    @property
-    def part(self) -> str:
-        """Name of its Parquet file."""
-        return part_name(self.number)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its shards."""
-        return sum(piece.size for piece in self.slices)
-
-
-def part_name(unit: int) -> str:
-    """Return the name of a unit's Parquet file, the same on every run of a plan."""
-    return f"part-{unit:05d}.parquet"
-
-
-def part_number(name: str) -> int | None:
-    """Return the unit whose Parquet file is called so, or None: `part-0.parquet` is no unit's."""
-    number = name.removeprefix("part-").removesuffix(".parquet")
-    # Of ASCII digits, and few: `int` takes other scripts' too, and refuses thousands.
-    unit = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else None
-    return unit if unit is not None and part_name(unit) == name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +191,6 @@ def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], 
         images -= found
         if images <= 0:
             return
-
-
-def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
-    """Turn each shard into one slice."""
-    return (Slice(file.shard, file.size, file.etag) for file in files)
 
 
 def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]]) -> None:

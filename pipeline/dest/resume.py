@@ -18,17 +18,16 @@ from pipeline.dest.plan import (
     PLAN_FILE,
     PLAN_FOLDER,
     STATE_FOLDER,
+    SUMMARY_FILE,
     Plan,
-    Slice,
     cut_units,
     limited,
-    part_number,
     read_plan,
     write_plan,
 )
 from pipeline.sources.source import Source
+from pipeline.sources.unit import Slice, part_number
 from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
-from pipeline.summary import SUMMARY_FILE
 
 
 @dataclass(frozen=True, slots=True)

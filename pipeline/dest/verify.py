@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import Plan, part_number, read_plan
+from pipeline.dest.plan import Plan, read_plan
+from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
 # Faults that a report names; the others are counted.

@@ -15,12 +15,12 @@ from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
 from models.labels import ClassFinder
 from pipeline.config import SourceFormat
-from pipeline.dest.plan import Slice
 from pipeline.sources.images import read_images
 from pipeline.sources.parquet import open_parquet, read_parquet
 from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import InputFile, Source, open_source
+from pipeline.sources.unit import Slice
 from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.storage import Storage
 

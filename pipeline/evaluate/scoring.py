@@ -20,7 +20,7 @@ from models.inference.classifier import Choice, Classifier, Device, Provider, ch
 from models.labels import ClassName, check_classes, load_classes
 from models.spec import ModelSpec
 from models.store.download import progress_printer
-from models.store.files import locate
+from models.store.locate import locate
 from pipeline.evaluate.statistics import Calibration
 from pipeline.quantities import count_text
 from pipeline.sources.sample import Sample

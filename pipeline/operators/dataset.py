@@ -28,7 +28,6 @@ import ray.data
 from models.errors import InferenceError, ShardlabelError
 from models.malloc import keep_freed_memory
 from pipeline.dest.commits import Commit
-from pipeline.dest.plan import Unit
 from pipeline.operators.model_client import ModelClient
 from pipeline.operators.model_pool import model_pool
 from pipeline.operators.model_ref import ModelRef
@@ -39,6 +38,7 @@ from pipeline.session.attempts import StopFlag, TaskLog
 from pipeline.session.metrics import UnitMetrics
 from pipeline.session.pools import Pools
 from pipeline.session.stage_clock import StageClock
+from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 

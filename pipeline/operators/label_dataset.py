@@ -15,12 +15,12 @@ from models.decode.decode import ImageLimits
 from models.errors import ConfigError
 from models.inference.classifier import Choice, Provider, choose
 from pipeline.config import LabelConfig, build_config
+from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import DecodeImages
 from pipeline.operators.label import DecodeAndLabel, LabelImages, LabelSettings
 from pipeline.operators.model_ref import load_model, model_file, settle_model
 from pipeline.operators.stages import DecodeSettings
-from pipeline.session.pools import batch_size as inference_size
 
 # A block whose actor died so often fails the dataset: its images were decoded isolated, so that none of them did it.
 MAX_RETRIES = 3

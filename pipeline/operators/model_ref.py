@@ -18,7 +18,7 @@ from models.labels import check_classes, label_texts
 from models.session import CardOptions
 from models.spec import ModelSpec
 from models.store.download import progress_printer
-from models.store.files import locate
+from models.store.locate import locate
 from pipeline.config import LabelConfig
 from pipeline.session.pools import Pools
 

@@ -18,13 +18,14 @@ from ray.data.context import DataContext
 
 from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat, build_config
-from pipeline.dest.plan import Unit, cut_units
+from pipeline.dest.plan import cut_units
 from pipeline.dest.writer import STATUS_OK
 from pipeline.operators.columns import SHARD_COLUMNS
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.reader import columns_of, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
+from pipeline.sources.unit import Unit
 from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from models.spec import Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit
 from pipeline.dest.made_by import made_by
-from pipeline.dest.plan import Slice, Unit
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
 from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
 from pipeline.operators.watchdog import Watchdog
@@ -29,6 +28,7 @@ from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import read_unit
 from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage
 
 UInt8Array = npt.NDArray[np.uint8]

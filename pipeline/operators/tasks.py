@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.dest.plan import Unit
+from pipeline.sources.unit import Unit
 
 # Some 300 photographs: what a task costs the driver and the raylet, 6 ms of a core, is then a hundredth of it.
 TASK_BYTES = 32 * 2**20

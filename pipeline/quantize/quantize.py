@@ -21,7 +21,7 @@ from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import ConfigError, InputError, SourceError
 from models.labels import ClassFinder, load_classes
 from models.spec import ModelSpec, Precision
-from models.store.files import locate
+from models.store.locate import locate
 from pipeline.config import SourceFormat
 from pipeline.evaluate.labelled import open_labelled
 from pipeline.evaluate.statistics import wilson

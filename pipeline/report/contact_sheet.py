@@ -17,12 +17,13 @@ from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import InputError, ShardlabelError
 from models.spec import Interpolation, Preprocessing
 from pipeline.config import SourceFormat
-from pipeline.dest.plan import Plan, Unit, iter_units
+from pipeline.dest.plan import Plan, iter_units
 from pipeline.dest.writer import STATUS_OK, OutputSpec
 from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
 from pipeline.report.scan import REACH_BYTES, Counts, LabelledRow, Place, reach, read_rows
 from pipeline.report.unit_table import UnitTable
 from pipeline.sources.parquet_columns import ParquetColumns
+from pipeline.sources.unit import Unit
 from pipeline.storage.storage import Storage, open_storage
 
 SHEET_SIZE = 48

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.html.markup import Html, chart, fill, join, row, spaced, table, text
 from pipeline.quantities import bytes_text, count_text, duration_text, many_text, rate_text, share_text
+from pipeline.report.findings import Findings
 from pipeline.report.page_rows import errors_section, samples_section
-from pipeline.report.report import Findings
 from pipeline.report.scan import SCORE_BINS
 
 TOP_LABELS = 30

@@ -7,7 +7,7 @@ import base64
 from pipeline.html.markup import Html, fill, join, row, spaced, table, text
 from pipeline.quantities import count_text, share_text
 from pipeline.report.contact_sheet import Group
-from pipeline.report.report import Findings
+from pipeline.report.findings import Findings
 from pipeline.report.scan import LabelledRow
 
 # Problems with SOURCE that the page names.

@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.errors import SourceError, StorageError
-from pipeline.dest.plan import Plan, read_plan
+from pipeline.dest.plan import SUMMARY_FILE, read_plan
 from pipeline.quantities import bytes_text
-from pipeline.report.contact_sheet import ContactSheet, build_sheet
-from pipeline.report.scan import Counts, LabelledRow, count_parts, read_rows
+from pipeline.report.contact_sheet import build_sheet
+from pipeline.report.findings import Findings
+from pipeline.report.scan import count_parts, read_rows
 from pipeline.report.unit_table import UnitTable, add_end_times, iter_new
 from pipeline.storage.storage import Storage, open_storage
-from pipeline.summary import SUMMARY_FILE
 
 # Rows of each error that the page shows.
 EXAMPLES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a DEST holds; the page is made of nothing else.
-
-    Attributes:
-        dest: Where it is, for people.
-        plan: What was to be done.
-        units: What is done.
-        counts: What is in the part files.
-        examples: Rows of each status other than ok.
-        sheet: Samples with their pictures.
-        summary: Of the last run, as in summary.json; {} where there is none.
-    """
-
-    dest: str
-    plan: Plan
-    units: UnitTable
-    counts: Counts
-    examples: dict[str, list[LabelledRow]]
-    sheet: ContactSheet
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every unit of the plan is done."""
-        return self.units.totals.units == self.plan.units
-
-    def sentence(self) -> str:
-        """Return the counts in a line."""
-        totals = self.units.totals
-        errors = "".join(f", {count} {status}" for status, count in sorted(totals.errors.items()))
-        return f"{totals.rows} images: {totals.ok} ok{errors}; {totals.units} of {self.plan.units} units are finished"
 
 
 def gather(dest: Storage) -> Findings:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from models.errors import StorageError
 from pipeline.dest.commits import Commit
-from pipeline.dest.plan import part_name
 from pipeline.dest.writer import STATUS_OK
+from pipeline.sources.unit import part_name
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage
 

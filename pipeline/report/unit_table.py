@@ -11,7 +11,8 @@ import pyarrow.fs as pafs
 
 from models.errors import ConfigError
 from pipeline.dest.commits import Commit, CommitLog, Totals
-from pipeline.dest.plan import Plan, part_name
+from pipeline.dest.plan import Plan
+from pipeline.sources.unit import part_name
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage
 

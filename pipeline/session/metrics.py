@@ -20,7 +20,7 @@ from pipeline.dest.commits import Commit, Totals
 from pipeline.session.stage_clock import Stage, StageClock
 
 if TYPE_CHECKING:
-    from pipeline.dest.plan import Unit
+    from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 

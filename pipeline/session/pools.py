@@ -6,12 +6,9 @@ from dataclasses import dataclass, replace
 
 from models.errors import ConfigError
 from models.inference.classifier import Choice, Provider
-from pipeline.config import LabelConfig, Shape
+from pipeline.config import LabelConfig, Shape, batch_size
 from pipeline.session.connect import Cluster
 
-# Samples per inference. On a CPU more gain nothing; a GPU wants hundreds.
-CPU_BATCH_SIZE = 16
-GPU_BATCH_SIZE = 256
 # Of one run, however large the cluster.
 MOST_PROCESSES = 4096
 
@@ -54,13 +51,6 @@ class Pools:
         feeds = f"{self.decoders} decoders feed" if self.decoders > 1 else "1 decoder feeds"
         share = f" with {self.card_share:g} of a card each" if 0 < self.card_share < 1 else ""
         return f"{feeds} {count} actor{plural}{share}, {has}; batches of {self.batch_size}"
-
-
-def batch_size(config: LabelConfig, choice: Choice) -> int:
-    """Return the batch size asked for, or the one for the device."""
-    if config.batch_size is not None:
-        return config.batch_size
-    return CPU_BATCH_SIZE if choice.provider is Provider.CPU else GPU_BATCH_SIZE
 
 
 def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending: int) -> Pools:

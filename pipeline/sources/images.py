@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from models.decode.decode import ImageLimits
 from models.errors import StorageError
-from pipeline.dest.plan import Slice
 from pipeline.sources.sample import Sample, ShardNotes, too_large_error
+from pipeline.sources.unit import Slice
 from pipeline.storage.listing import NO_UTF_8, ahead
-from pipeline.storage.storage import FileStat, Storage
+from pipeline.storage.location import FileStat
+from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 
 # Requests under way at a time, and the bytes that these files may have together.

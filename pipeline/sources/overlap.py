@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 
 from models.errors import SourceError
-from pipeline.dest.plan import part_number
+from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
 # Links that lead to links; more are a circle.

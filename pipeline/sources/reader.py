@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from typing import Protocol
@@ -10,15 +10,16 @@ from typing import Protocol
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig, SourceFormat
-from pipeline.dest.plan import Slice, Unit, whole_shards
 from pipeline.sources.images import read_images
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
 from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import InputFile, Source
+from pipeline.sources.unit import Slice, Unit
 from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.listing import ahead
-from pipeline.storage.storage import FileStat, Storage
+from pipeline.storage.location import FileStat
+from pipeline.storage.storage import Storage
 
 # Files that are looked into for a schema; broken ones before the first whole one are bad shards, not a bad source.
 _SCHEMA_TRIES = 16
@@ -154,3 +155,8 @@ def _runs(storage: Storage, file: InputFile) -> list[tuple[int, int]]:
         return [(0, -1)]  # the worker that reads it notes why
     finally:
         random.close()
+
+
+def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
+    """Turn each shard into one slice."""
+    return (Slice(file.shard, file.size, file.etag) for file in files)

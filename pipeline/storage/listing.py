@@ -14,8 +14,9 @@ from itertools import accumulate, islice
 from typing import TypeVar
 
 from models.errors import StorageError
+from pipeline.storage.location import FileStat
 from pipeline.storage.retries import reason
-from pipeline.storage.storage import FileStat, Storage
+from pipeline.storage.storage import Storage
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from models.errors import StorageError
 from pipeline.storage.filesystems import open_filesystem, open_to_delete, split_location
+from pipeline.storage.location import FileStat, Location
 from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, reason, retried
 from pipeline.storage.stored_file import RandomFile, StoredFile
 from pipeline.storage.streams import RetryingStream
@@ -31,60 +32,12 @@ TEMPORARY_FOLDER = "_shardlabel/tmp"
 _STALE_S = 24 * 3600
 
 
-@dataclass(frozen=True, slots=True)
-class FileStat:
-    """One file as its storage lists it.
-
-    Attributes:
-        path: Relative to the storage's folder.
-        size: In bytes; -1 for a broken link.
-        etag: What changes when the content does. pyarrow's listings carry no ETag of S3's, so this is the time of the
-            last write: in ns on a disk, in s elsewhere, where a listing knows ms and a HEAD only s.
-    """
-
-    path: str
-    size: int
-    etag: str
-
-
 Listing = tuple[list[FileStat], list[str]]
 
 
 @dataclass(frozen=True)
-class Storage:
-    """A filesystem and a folder in it. Paths given to its methods are relative to that folder.
-
-    Picklable, and small: the filesystem itself is opened once per process.
-
-    Attributes:
-        root: The folder, as the filesystem wants it.
-        uri: The same, as a user knows it; without keys.
-        root_uri: The storage (see `filesystems.split_location`); "" for local disks. May hold keys.
-    """
-
-    root: str
-    uri: str
-    root_uri: str = field(default="", repr=False)
-
-    @property
-    def fs(self) -> Any:  # noqa: ANN401 (pyarrow has no types)
-        """The pyarrow filesystem."""
-        return open_filesystem(self.root_uri)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this is a disk of this machine (or one mounted as such)."""
-        return not self.root_uri
-
-    def path(self, name: str = "") -> str:
-        """Return a name as the filesystem wants it."""
-        if not name:
-            return self.root
-        return f"{self.root.rstrip('/')}/{name}" if self.root else name
-
-    def describe(self, name: str = "") -> str:
-        """Return a name as a user knows it."""
-        return f"{self.uri.rstrip('/')}/{name}" if name and self.uri else (name or self.uri)
+class Storage(Location):
+    """A filesystem and a folder in it, to list, read and write. Paths given to its methods are relative to that folder."""
 
     def stat(self, name: str = "") -> FileStat | None:
         """Return a file's size and ETag, or None where there is no such file."""

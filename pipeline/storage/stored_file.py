@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.errors import StorageError
+from pipeline.storage.location import FileStat, Location
 from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, retried
-
-if TYPE_CHECKING:
-    from pipeline.storage.storage import FileStat, Storage
 
 
 class StoredFile:
@@ -28,7 +26,7 @@ class StoredFile:
     """
 
     def __init__(
-        self, storage: Storage, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
+        self, storage: Location, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
     ) -> None:
         self._storage = storage
         self._shown = storage.describe(name)
@@ -135,7 +133,7 @@ def _version(handle: Any) -> tuple[int, str]:  # noqa: ANN401 (a descriptor, or 
 
 
 def _modified(handle: Any) -> str:  # noqa: ANN401 (likewise)
-    """Return an open file's ETag as a listing gives it (see `pipeline.storage.storage.FileStat`); "" where it does not tell."""
+    """Return an open file's ETag as a listing gives it (see `pipeline.storage.location.FileStat`); "" where it does not tell."""
     if isinstance(handle, int):
         return f"{os.fstat(handle).st_mtime_ns:x}"
     text = bytes((handle.metadata() or {}).get("Last-Modified", b"")).decode("ascii", "replace")

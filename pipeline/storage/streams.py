@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from models.errors import SourceError
+from pipeline.storage.location import FileStat, Location
 from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy
 from pipeline.storage.stored_file import StoredFile
-
-if TYPE_CHECKING:
-    from pipeline.storage.storage import FileStat, Storage
 
 T = TypeVar("T")
 
@@ -130,7 +128,7 @@ class RetryingStream(ForwardStream):
     """
 
     def __init__(
-        self, storage: Storage, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
+        self, storage: Location, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
     ) -> None:
         super().__init__()
         self._file = StoredFile(storage, name, expected=expected, policy=policy)

@@ -21,7 +21,8 @@ from models.errors import (
     OverloadedError,
     UnsupportedImageError,
 )
-from serve.local.haproxy import OWN_TIMEOUT_HEADER
+
+OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -32,6 +32,7 @@ import sys
 from pathlib import Path
 
 from models.errors import ClusterError
+from serve.http.asgi import OWN_TIMEOUT_HEADER
 
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
 TIMEOUT_REQUEST_S = 60
@@ -41,7 +42,6 @@ GRPC_SHARE = 0.25
 REFUSED = "refused"
 HOST_VARIABLE = "SHARDLABEL_HAPROXY_HOST"
 ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
-OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"

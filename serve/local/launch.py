@@ -21,7 +21,7 @@ from typing import Any
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError
 from models.spec import Precision
-from models.store.files import locate
+from models.store.locate import locate
 from pipeline.session.local import start_local_ray
 from serve import environment
 from serve.config import ServeConfig

@@ -16,10 +16,11 @@ import pytest
 from models.errors import SourceError, StorageError
 from pipeline.config import LabelConfig
 from pipeline.dest.lease import LEASE_FILE, Lease
-from pipeline.dest.plan import Slice, cut_units, write_plan
+from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.resume import prepare
 from pipeline.sources.reader import slices
 from pipeline.sources.source import open_source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
 from tests.support.s3_place import Place
 from tests.support.s3_server import Call, FaultProxy, S3Server

@@ -9,11 +9,11 @@ from typing import Any
 
 from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat
-from pipeline.dest.plan import Slice, Unit
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample
 from pipeline.sources.source import Source, open_source
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 from tests.support.s3_server import (
     DIR_CACHE_S,

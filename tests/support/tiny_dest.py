@@ -14,10 +14,11 @@ from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import Slice, Unit, cut_units, part_name, write_plan
+from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators.stages import UnitSettings, label_here, label_unit
 from pipeline.session.stage_clock import StageClock
+from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import Storage, open_storage
 
 

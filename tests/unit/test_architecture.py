@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: which folder may import which, and where print may stand."""
+"""The house rules that a machine can check: one chain of folders, floors inside them, no circles, no crowds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALLOWED = {
-    "models": set(),
-    "pipeline": {"models"},
-    "serve": {"models"},
-    "cluster": {"models", "pipeline", "serve"},
+# Each folder may import itself and those before it.
+CHAIN = ("models", "pipeline", "serve", "cluster")
+# Inside a folder likewise, sub-package by sub-package, from the ground up.
+FLOORS = {
+    "models": ("store", "decode", "sandbox", "graph", "inference", "register"),
+    "pipeline": ("storage", "sources", "dest", "session", "operators", "html", "report", "evaluate", "quantize"),
+    "serve": ("model", "metrics", "http", "oip", "local"),
+    "cluster": ("manifests", "validate", "submit"),
 }
-# How a local Ray is started is the same for a run and for an endpoint, and imports nothing of the rest.
-SHARED = {"serve": {"pipeline.session.local"}}
 FORBIDDEN = {"models": {"ray", "fastapi", "starlette"}, "pipeline": {"fastapi", "starlette"}}
+MOST_MODULES = 16
+MOST_FLOORS = 9
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for folder in CHAIN for path in sorted((ROOT / folder).rglob("*.py"))}
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -28,30 +38,98 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
-def test_a_folder_imports_only_what_it_may(folder):
-    files = list((ROOT / folder).rglob("*.py"))
-    assert files
+IMPORTS = {
+    name: {other for other in imported_modules(path) if other in MODULES and other != name}
+    for name, path in MODULES.items()
+}
+
+
+def test_the_folders_are_one_chain():
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if CHAIN.index(other.split(".")[0]) > CHAIN.index(name.split(".")[0])
+    ]
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", CHAIN)
+def test_a_folder_imports_no_framework_that_is_not_its_own_and_no_tests(folder):
+    barred = FORBIDDEN.get(folder, set()) | {"tests", "benchmarks", "tools"}
 
     wrong = {
-        f"{path.relative_to(ROOT)} imports {module}"
-        for path in files
+        f"{name} imports {module}"
+        for name, path in MODULES.items()
+        if name.split(".")[0] == folder
         for module in imported_modules(path)
-        if module not in SHARED.get(folder, set())
-        and module.split(".")[0]
-        in (ALLOWED.keys() - ALLOWED[folder] - {folder}) | FORBIDDEN.get(folder, set()) | {"tests", "benchmarks"}
+        if module.split(".")[0] in barred
     }
 
     assert not wrong
 
 
-@pytest.mark.parametrize("module", sorted(set().union(*SHARED.values())))
-def test_what_is_shared_imports_nothing_of_its_folder(module):
-    path = ROOT / f"{module.replace('.', '/')}.py"
+@pytest.mark.parametrize("folder", CHAIN)
+def test_sub_packages_import_only_those_below_them(folder):
+    floors = FLOORS[folder]
+    found = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+    assert found <= set(floors), "a sub-package has no floor: give it one here"
 
-    assert not {name.split(".")[0] for name in imported_modules(path)} & ALLOWED.keys()
+    def floor(name: str) -> int | None:
+        parts = name.split(".")
+        return floors.index(parts[1]) if len(parts) > 1 and parts[1] in floors else None
+
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        if name.startswith(f"{folder}.") and floor(name) is not None
+        for other in others
+        if other.startswith(f"{folder}.") and (floor(other) or 0) > floor(name)
+    ]
+
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    circles: list[str] = []
+    done: set[str] = set()
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            circles.append(" -> ".join((*above[above.index(name) :], name)))
+        elif name not in done:
+            for other in sorted(IMPORTS[name]):
+                walk(other, (*above, name))
+            done.add(name)
+
+    for name in IMPORTS:
+        walk(name, ())
+
+    assert not circles
+
+
+@pytest.mark.parametrize("folder", CHAIN)
+def test_a_folder_has_no_more_modules_than_a_person_keeps_in_mind(folder):
+    counts = {path: len(list(path.glob("*.py"))) for path in {path.parent for path in (ROOT / folder).rglob("*.py")}}
+
+    assert {str(path.relative_to(ROOT)): count for path, count in counts.items() if count > MOST_MODULES} == {}
+
+
+@pytest.mark.parametrize("folder", CHAIN)
+def test_a_folder_has_no_more_floors_than_a_person_climbs(folder):
+    room = {name: ".".join(name.split(".")[:2]) for name in MODULES if name.split(".")[0] == folder}
+    below: dict[str, set[str]] = {own: set() for own in room.values()}
+    for name, own in room.items():
+        below[own] |= {room[other] for other in IMPORTS[name] if other in room} - {own}
+
+    def height(own: str, above: tuple[str, ...] = ()) -> int:
+        return 1 + max((height(other, (*above, own)) for other in below[own] if other not in above), default=0)
+
+    assert max(map(height, below)) <= MOST_FLOORS
 
 
 def test_models_can_be_used_without_ray():
@@ -73,14 +151,14 @@ def test_the_command_line_starts_without_ray_onnx_or_onnxruntime():
     assert done.returncode == 0, f"imported at start: {done.stderr}"
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
-def test_nothing_prints(folder):
-    for path in (ROOT / folder).rglob("*.py"):
+def test_nothing_prints():
+    for path in MODULES.values():
         calls = [node.func.id for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]  # fmt: skip
         assert "print" not in calls, path
 
 
 def test_each_package_says_what_it_is():
-    for folder in ALLOWED:
-        assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    for path in MODULES.values():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), path

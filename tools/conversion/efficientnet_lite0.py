@@ -22,7 +22,8 @@ from models.catalog import load_spec
 from models.errors import ConfigError, ShardlabelError
 from models.graph.int8 import quantize_int8
 from models.spec import Artifact, Precision
-from models.store.files import BUNDLED, artifact_path, publishing
+from models.store.files import artifact_path, publishing
+from models.store.locate import BUNDLED
 from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, settled
 from tools.conversion.measure import (
     Int64Array,

@@ -24,7 +24,8 @@ from PIL import Image
 from models.catalog import load_spec
 from models.errors import SourceError
 from models.spec import Precision
-from models.store.files import locate, publishing
+from models.store.files import publishing
+from models.store.locate import locate
 from tools.conversion.measure import open_session, read_samples, run, to_model_input, to_pixels
 
 SAMPLES = Path(__file__).parents[2] / "models" / "samples"

@@ -15,10 +15,11 @@ from cluster.cli import build_app
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import Slice, Unit, part_name, write_plan
+from pipeline.dest.plan import write_plan
 from pipeline.dest.writer import OutputSpec, UnitWriter
 from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder
 from pipeline.estimate import Measured, Whole, extrapolate
+from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport
 from tests.support.tiny_model import colour_shards

@@ -12,7 +12,7 @@ from models.catalog import load_spec
 from models.graph import join
 from models.graph.quantized_input import take_needless_quantisers
 from models.spec import Precision
-from models.store.files import locate
+from models.store.locate import locate
 
 NORMALISATION = ("Cast", "Mul", "Add", "QuantizeLinear")
 

@@ -12,7 +12,8 @@ from models.catalog import load_spec
 from models.errors import ArtifactError, ConfigError
 from models.spec import Artifact, ModelSpec, Precision
 from models.store import download, files
-from models.store.files import artifact_path, home, is_cached, locate, publishing, verify_file
+from models.store.files import artifact_path, home, publishing, verify_file
+from models.store.locate import is_cached, locate
 
 BODY = b"the bytes of a model"
 ARTIFACT = Artifact(

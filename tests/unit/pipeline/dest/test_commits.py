@@ -9,7 +9,7 @@ import pytest
 
 from models.errors import ConfigError, StorageError
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import part_name
+from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage, open_storage
 
 

@@ -7,17 +7,8 @@ import pytest
 
 from models.errors import ConfigError, SourceError
 from pipeline.dest.fingerprint import check_settings, check_source
-from pipeline.dest.plan import (
-    SINGLE_SHARD_UNITS,
-    UNIT_BYTES,
-    UNIT_IMAGES,
-    Slice,
-    cut_units,
-    iter_units,
-    part_name,
-    read_plan,
-    write_plan,
-)
+from pipeline.dest.plan import SINGLE_SHARD_UNITS, UNIT_BYTES, UNIT_IMAGES, cut_units, iter_units, read_plan, write_plan
+from pipeline.sources.unit import Slice, part_name
 from pipeline.storage.storage import Storage, open_storage
 
 MIB = 2**20

@@ -11,11 +11,12 @@ import pytest
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import part_name, part_number, read_plan
+from pipeline.dest.plan import read_plan
 from pipeline.dest.resume import prepare
 from pipeline.sources.overlap import Overlap
 from pipeline.sources.reader import slices
 from pipeline.sources.source import open_source
+from pipeline.sources.unit import part_name, part_number
 from pipeline.storage.storage import Storage, open_storage
 
 SETTINGS = {"model": "tiny"}

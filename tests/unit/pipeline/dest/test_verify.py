@@ -15,11 +15,12 @@ from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.dest.commits import CommitLog
-from pipeline.dest.plan import Slice, Unit, read_plan, write_plan
+from pipeline.dest.plan import read_plan, write_plan
 from pipeline.dest.verify import verify_dest
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators.stages import UnitSettings, label_here, label_unit
 from pipeline.session.stage_clock import StageClock
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 from tests.support.tiny_model import colour_shards
 

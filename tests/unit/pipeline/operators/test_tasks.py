@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.dest.plan import Slice, Unit
 from pipeline.operators.tasks import TASK_BYTES, in_tasks
+from pipeline.sources.unit import Slice, Unit
 
 
 def units(count: int, size: int) -> list[Unit]:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import SourceFormat
-from pipeline.dest.plan import part_name
 from pipeline.report.contact_sheet import SHEET_SIZE, Group
 from pipeline.report.report import gather
 from pipeline.report.scan import LOWEST_ROWS, reach
+from pipeline.sources.unit import part_name
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards, write_tar
 

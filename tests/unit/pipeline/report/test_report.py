@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from cluster.cli import build_app
 from models.errors import SourceError, StorageError
 from pipeline.dest.commits import CommitLog
-from pipeline.dest.plan import part_name
 from pipeline.report.contact_sheet import Group
 from pipeline.report.report import gather, write_report
 from pipeline.report.unit_table import UnitTable
+from pipeline.sources.unit import part_name
 from pipeline.storage.storage import open_storage
 from tests.support.tiny_dest import made_up_dest, make_dest
 from tests.support.tiny_model import build_tiny_model, colour_jpeg, colour_shards, write_tar

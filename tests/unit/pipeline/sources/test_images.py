@@ -18,13 +18,14 @@ import pytest
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import LabelConfig, SourceFormat
-from pipeline.dest.plan import Slice, Unit, cut_units
+from pipeline.dest.plan import cut_units
 from pipeline.sources import parquet, reader
 from pipeline.sources.images import read_images
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import columns_of, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import Source, open_source
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage, open_storage
 from tests.support.shard_factory import BAD_PARQUETS, BAD_TARS, image_rows, images, keys, parquet_bytes, tar_bytes

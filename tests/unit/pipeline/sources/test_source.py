@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from models.decode.decode import ImageLimits
 from models.errors import SourceError
 from pipeline.config import SourceFormat
-from pipeline.dest.plan import Slice
 from pipeline.sources.images import read_images
 from pipeline.sources.patterns import expand_braces, fixed_folder, has_pattern, matches, may_match_below
 from pipeline.sources.sample import ShardNotes
 from pipeline.sources.source import Source, format_of, open_source
+from pipeline.sources.unit import Slice
 from pipeline.storage.listing import Lookup, walk
-from pipeline.storage.storage import FileStat, open_storage
+from pipeline.storage.location import FileStat
+from pipeline.storage.storage import open_storage
 
 
 @pytest.fixture

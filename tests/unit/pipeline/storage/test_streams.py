@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import SourceError, StorageError
+from pipeline.storage.location import FileStat
 from pipeline.storage.retries import RetryPolicy
-from pipeline.storage.storage import FileStat, open_storage
+from pipeline.storage.storage import open_storage
 from pipeline.storage.stored_file import RandomFile, StoredFile
 from pipeline.storage.streams import LOCAL_PIECE_BYTES, FileForward, RetryingStream, one_ahead
 from tests.support.shard_factory import noise

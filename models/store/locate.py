@@ -1,0 +1,74 @@
+"""Find a model's verified file: bundled, beside its entry, in the cache, or downloaded now."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from models.errors import ArtifactError
+from models.spec import Artifact, ModelSpec, Precision
+from models.store.download import fetch, sources_of
+from models.store.files import Progress, artifact_path, is_file, verify_once
+
+BUNDLED = Path(__file__).parents[1] / "artifacts"
+
+
+# Where else bundled models may lie: `submit` sends code alone, and names the folder of what the cluster has installed.
+ARTIFACTS_VARIABLE = "SHARDLABEL_ARTIFACTS"
+
+
+def is_cached(spec: ModelSpec, precision: Precision) -> bool:
+    """Tell whether `locate` would need no network: a file of the right size is there. Hashes nothing."""
+    artifact = spec.artifact(precision)
+    path, _ = _place(spec, artifact)
+    return is_file(path) and path.stat().st_size == artifact.size_bytes
+
+
+def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, progress: Progress | None = None) -> Path:
+    """Return the local, verified file of a model: bundled, beside its entry, cached, or downloaded now.
+
+    Args:
+        spec: The model's entry.
+        precision: Which of its artifacts.
+        download: Fetch a file that is not here; otherwise that is an error.
+        progress: Called while it is fetched.
+
+    Raises:
+        ArtifactError: The file is not what the entry says, cannot be written, has to be built first, or is
+            not here and `download` is false.
+        DownloadError: No source had it.
+    """
+    artifact = spec.artifact(precision)
+    path, remedy = _place(spec, artifact)
+    if is_file(path):
+        verify_once(path, artifact, remedy)
+        return path
+    what = f"{artifact.file} of {spec.name} ({precision})"
+    if artifact.built_by and not sources_of(artifact):
+        raise ArtifactError(f"{what} has to be built first, with `{artifact.built_by}`: not found at {path}")
+    if artifact.bundled or not sources_of(artifact):
+        raise ArtifactError(f"{what} is missing: not found at {path}; {remedy}")
+    if not download:
+        raise ArtifactError(f"{what} is not here yet: run `shardlabel models pull {spec.name}`")
+    return fetch(spec.name, artifact, progress=progress)
+
+
+def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
+    """Return where an artifact is or should be, and what to do when it is not right there."""
+    if artifact.bundled:
+        return _bundled_path(spec, artifact), "reinstall shardlabel, here or in the cluster's image"
+    cached, beside = artifact_path(artifact), spec.folder / artifact.file
+    fetchable = artifact.sources or artifact.built_by
+    if is_file(beside) or not (fetchable or is_file(cached)):
+        return beside, f"put the right file there, or correct the entry in {spec.folder}"
+    if artifact.sources:
+        return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
+    return cached, f"delete it and run `{artifact.built_by or 'shardlabel models add --replace'}` again"
+
+
+def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:
+    """Return where a bundled file is: in this installation, in the one named by the environment, or in the cache."""
+    ours = BUNDLED / spec.name / artifact.file
+    named = os.environ.get(ARTIFACTS_VARIABLE)
+    elsewhere = [Path(named) / spec.name / artifact.file] if named else []
+    return next((path for path in (ours, *elsewhere, artifact_path(artifact)) if is_file(path)), ours)

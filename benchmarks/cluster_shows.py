@@ -4,10 +4,10 @@
     python -m benchmarks.cluster_shows cut        # the connection cut for 20 s in the middle
     python -m benchmarks.cluster_shows kills      # a worker node killed 10 times, the driver 3 times
     python -m benchmarks.cluster_shows grow       # a node added in the middle, and one drained
-    python -m benchmarks.cluster_shows scaling    # 1 to 4 nodes with a simulated card each
+    python -m benchmarks.cluster_shows scaling    # 1 to 4 nodes with a simulated GPU each
 
 Nodes share this machine: what is measured is that work is placed, lost and done again as it should be, and not speed;
-`scaling` therefore simulates cards that are slower than the CPUs here. The last line of output is one JSON object.
+`scaling` therefore simulates GPUs that are slower than the CPUs here. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def wait_gone(at: Stand, node: Node) -> float:
 
 
 def show_scaling(rate: float, counts: list[int], seconds: float) -> dict[str, Any]:
-    """Label on so many nodes, each with a simulated card of so many images/s, for so many seconds at the ideal rate."""
+    """Label on so many nodes, each with a simulated GPU of so many images/s, for so many seconds at the ideal rate."""
     found: dict[str, Any] = {"rate_per_node": rate, "nodes": {}}
     for count in counts:
         shards = round(rate * count * seconds / 50)
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--driver-kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=160, help="seconds after which no new job is begun")
-    parser.add_argument("--rate", type=float, default=20, help="images/s of a simulated card")
+    parser.add_argument("--rate", type=float, default=20, help="images/s of a simulated GPU")
     parser.add_argument("--nodes", default="1,2,3,4", help="how many, one run each")
     parser.add_argument("--seconds", type=float, default=25, help="what a run would take at the ideal rate")
     options = parser.parse_args()

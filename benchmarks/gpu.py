@@ -1,10 +1,10 @@
-"""All that is to be measured on a card, one after the other, kept in one file.
+"""All that is to be measured on a GPU, one after the other, kept in one file.
 
     python -m benchmarks.gpu 'shards/*.tar' [--images 100000] [--model resnet18-v2] [--tiny]
 
 Decoding, the session, parity, a profile, and `label` end to end; a part that fails says why, and the others go on. The
-figures go to `benchmarks/results/<date>-<card>.json`, part by part, so that a run that is cut short leaves what it has.
-`--tiny` does all of it on the CPU and a simulated card in a minute: to see that the scripts run, for no figure. The
+figures go to `benchmarks/results/<date>-<GPU>.json`, part by part, so that a run that is cut short leaves what it has.
+`--tiny` does all of it on the CPU and a simulated GPU in a minute: to see that the scripts run, for no figure. The
 last line of output is one JSON object.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import gpu_decode, gpu_end_to_end, gpu_parity, gpu_profile, gpu_session
 from benchmarks.gpu_common import encoded_images
-from models.session import card_name
+from models.session import gpu_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,7 +52,7 @@ class Figures:
 
     def whole(self) -> dict:
         """Return everything, with what it was measured on."""
-        machine = {"card": card_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+        machine = {"gpu": gpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
         return {
             "benchmark": "gpu",
             "date": datetime.now(UTC).date().isoformat(),
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> dict:
     model = ["--model", options.model]
     small = ["--seconds", "0.2"] if options.tiny else []
     warm = ["--warm-up", "0.1"] if options.tiny else []
-    figures = Figures(Path(options.output or RESULTS / f"{datetime.now(UTC).date().isoformat()}-{card_name()}.json"))
+    figures = Figures(Path(options.output or RESULTS / f"{datetime.now(UTC).date().isoformat()}-{gpu_name()}.json"))
     tars = options.tars
     decode = figures.add("decode", gpu_decode.main, [*tars, *model, *small])
     batches = ["--batches", "4"] if options.tiny else []
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="resnet18-v2")
     parser.add_argument("--images", type=int, default=100_000, help="that `label` labels end to end")
     parser.add_argument("--output", help="where the figures go")
-    parser.add_argument("--tiny", action="store_true", help="on the CPU and a simulated card, in a minute")
+    parser.add_argument("--tiny", action="store_true", help="on the CPU and a simulated GPU, in a minute")
     options = parser.parse_args(arguments)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     result = run(options)

@@ -18,7 +18,7 @@ from models.spec import ModelSpec, Precision
 from models.store.locate import is_cached, locate
 
 PROVIDERS = {"cpu": Provider.CPU, "cuda": Provider.CUDA, "tensorrt": Provider.TENSORRT}
-# What is asked of a card; TF32 is float32 with products rounded to 10 bits.
+# What is asked of a GPU; TF32 is float32 with products rounded to 10 bits.
 ARITHMETIC = {"fp32": (Precision.FP32, False), "tf32": (Precision.FP32, True), "fp16": (Precision.FP16, False)}
 
 

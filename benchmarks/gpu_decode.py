@@ -1,10 +1,10 @@
-"""Decoding alone: images per second from encoded bytes to the model's crop, of one core, of all cores, and of a card.
+"""Decoding alone: images per second from encoded bytes to the model's crop, of one core, of all cores, and of a GPU.
 
     python -m benchmarks.gpu_decode 'shards/*.tar' [--seconds 5] [--processes 16]
 
-The cores do what `label` does (`--decode fast`). The card's own decoders are reached through torchvision (nvJPEG) or
+The cores do what `label` does (`--decode fast`). The GPU's own decoders are reached through torchvision (nvJPEG) or
 nvImageCodec, where they are installed; theirs is decoding alone, without resize and crop, in batches. `cores_per_10k` is how
-many cores feed a card that labels 10,000 images/s. The last line of output is one JSON object.
+many cores feed a GPU that labels 10,000 images/s. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.gpu_common import encoded_images
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
-from models.session import card_name
+from models.session import gpu_name
 
 
 def decode_for(model: str, images: list[bytes], seconds: float, barrier, results) -> None:
@@ -66,7 +66,7 @@ def with_torchvision(images: list[bytes], seconds: float, batch: int) -> float:
 
 
 def with_nvimagecodec(images: list[bytes], seconds: float, batch: int) -> float:
-    """Return images per second of nvImageCodec, which shares the work between the card's JPEG engines and its cores."""
+    """Return images per second of nvImageCodec, which shares the work between the GPU's JPEG engines and its cores."""
     nvimgcodec = importlib.import_module("nvidia.nvimgcodec")
     decoder = nvimgcodec.Decoder()
 
@@ -90,22 +90,22 @@ def measure(options: argparse.Namespace) -> dict:
     images = encoded_images(options.tars, options.limit)
     one = on_cores(images, options.model, options.seconds, 1)
     every = on_cores(images, options.model, options.seconds, options.processes)
-    card: dict = {}
+    gpu: dict = {}
     for name, way in (("torchvision", with_torchvision), ("nvimagecodec", with_nvimagecodec)):
         try:
-            card[name] = way(images, options.seconds, options.batch)
-        except Exception as err:  # noqa: BLE001 (a library that is not here, or a card that is not: told, not hidden)
-            card[name] = f"not measured: {type(err).__name__}: {err}"[:200]
+            gpu[name] = way(images, options.seconds, options.batch)
+        except Exception as err:  # noqa: BLE001 (a library that is not here, or a GPU that is not: told, not hidden)
+            gpu[name] = f"not measured: {type(err).__name__}: {err}"[:200]
     return {
         "benchmark": "gpu_decode",
-        "card": card_name(),
+        "gpu": gpu_name(),
         "images": len(images),
         "mean_bytes": round(float(np.mean([len(data) for data in images]))),
         "one_core_images_per_s": one,
         "processes": options.processes,
         "all_images_per_s": every,
         "cores_per_10k": round(10_000 / every * options.processes, 1),
-        "on_card_images_per_s": card,
+        "on_gpu_images_per_s": gpu,
     }
 
 
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--model", default="resnet18-v2", help="whose preprocessing")
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--batch", type=int, default=128, help="images at a time on the card")
+    parser.add_argument("--batch", type=int, default=128, help="images at a time on the GPU")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     result = measure(parser.parse_args(arguments))
     print(json.dumps(result))

@@ -1,10 +1,10 @@
-"""`label` as a user runs it, on a card: images per second, what decoding and the session could do, and how busy it was.
+"""`label` as a user runs it, on a GPU: images per second, what decoding and the session could do, and how busy it was.
 
     python -m benchmarks.gpu_end_to_end 'shards/*.tar' [--device cuda] [--model resnet18-v2] [--repeat 200]
         [--decode-rate R --session-rate R]
 
 What bounds it: the slower of decoding on all cores and the session alone; give both as `gpu_decode` and `gpu_session`
-measured them, and `share_of_bound` says how much of that arrived. The card's busy share is NVIDIA's `utilization.gpu` over
+measured them, and `share_of_bound` says how much of that arrived. The GPU's busy share is NVIDIA's `utilization.gpu` over
 the middle four fifths of the run, sampled every 0.2 s. The last line of output is one JSON object.
 """
 
@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from benchmarks.gpu_common import top_k
 from benchmarks.gpu_feed import repeated
 from models.catalog import load_spec
-from models.session import card_name
+from models.session import gpu_name
 
 
 @contextmanager
-def watching_card():
-    """Sample what NVIDIA's tool says of the card; yields a list of (percent busy, MiB used) that grows."""
+def watching_gpu():
+    """Sample what NVIDIA's tool says of the GPU; yields a list of (percent busy, MiB used) that grows."""
     samples: list[tuple[float, float]] = []
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict:
         folder = Path(name)
         (folder / "in").mkdir()
         paths = repeated(options.tars, options.repeat, folder / "in")
-        with watching_card() as samples:
+        with watching_gpu() as samples:
             said, seconds, parts = label(paths, folder, options)
     skipped = max(1, len(parts) // 10)
     span = parts[-1][0] - parts[skipped - 1][0]
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict:
     bounds = [rate for rate in (options.decode_rate, options.session_rate) if rate]
     return {
         "benchmark": "gpu_end_to_end",
-        "card": card_name(),
+        "gpu": gpu_name(),
         "device": options.device,
         "model": said["model"],
         "precision": said["precision"],
@@ -96,8 +96,8 @@ def measure(options: argparse.Namespace) -> dict:
         "first_commit_s": said["first_commit_s"],
         "bound_images_per_s": min(bounds) if bounds else None,
         "share_of_bound": round(steady / min(bounds), 3) if bounds else None,
-        "card_busy_share": round(statistics.fmean(busy for busy, _ in middle) / 100, 3) if middle else None,
-        "card_memory_mib": max((used for _, used in samples), default=None),
+        "gpu_busy_share": round(statistics.fmean(busy for busy, _ in middle) / 100, 3) if middle else None,
+        "gpu_memory_mib": max((used for _, used in samples), default=None),
     }
 
 

@@ -1,9 +1,9 @@
-"""How much of the bare decode rate reaches a card: two-stage `label` with a simulated card, beside decoding alone.
+"""How much of the bare decode rate reaches a GPU: two-stage `label` with a simulated GPU, beside decoding alone.
 
     python -m benchmarks.gpu_feed 'shards/*.tar' [--rate 10000] [--repeat 20] [--runs 3]
 
 `bare` is one process per core that reads and decodes the same shards and does nothing else; ours decodes, sends pixels to
-the card's actor, puts labels into Parquet and commits. Both run in turn, `runs` times. `end_to_end` counts from the
+the GPU's actor, puts labels into Parquet and commits. Both run in turn, `runs` times. `end_to_end` counts from the
 start of the command to its end (bare: to the last image). `steady` leaves the start out: of bare from the moment that
 every process is up, of ours from the moment when a tenth of the units is finished, to the last unit.
 
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", nargs="+")
     parser.add_argument("--model", default="efficientnet-lite0", help="whose preprocessing")
-    parser.add_argument("--rate", type=float, default=10_000, help="of the simulated card, images/s")
+    parser.add_argument("--rate", type=float, default=10_000, help="of the simulated GPU, images/s")
     parser.add_argument("--repeat", type=int, default=1, help="how often each tar is labelled")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))

@@ -1,4 +1,4 @@
-"""Labels of a card beside the CPU's: how many agree, and how far scores move.
+"""Labels of a GPU beside the CPU's: how many agree, and how far scores move.
 
     python -m benchmarks.gpu_parity 'shards/*.tar' [--provider cuda] [--model resnet18-v2] [--limit 500]
 
@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, decoded_images, load_graphs
 from models.errors import ShardlabelError
 from models.inference.classifier import Classifier, Provider
-from models.inference.gpu_classifier import CardClassifier
-from models.session import CardOptions, card_name
+from models.inference.gpu_classifier import GpuClassifier
+from models.session import GpuOptions, gpu_name
 from models.spec import Precision
 
 
@@ -35,9 +35,9 @@ def measure(options: argparse.Namespace) -> dict:
     for arithmetic in options.arithmetic.split(","):
         precision, tf32 = ARITHMETIC[arithmetic]
         try:
-            found = CardClassifier(
+            found = GpuClassifier(
                 graphs.spec, precision=precision, provider=PROVIDERS[options.provider], graph=graphs.of[precision],
-                card=CardOptions(options.batch, tf32=tf32), top_k=1,
+                gpu=GpuOptions(options.batch, tf32=tf32), top_k=1,
             ).predict(images, probabilities=True).probabilities  # fmt: skip
         except ShardlabelError as err:
             rows.append({"arithmetic": arithmetic, "failed": str(err)[:300]})
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict:
     return {
         "benchmark": "gpu_parity",
         "provider": PROVIDERS[options.provider].value,
-        "card": card_name(),
+        "gpu": gpu_name(),
         "model": options.model,
         "weights": graphs.weights,
         "images": len(images),

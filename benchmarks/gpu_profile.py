@@ -1,8 +1,8 @@
-"""One steady second of the session: what the card computes, what is copied, and what the cores do meanwhile.
+"""One steady second of the session: what the GPU computes, what is copied, and what the cores do meanwhile.
 
     python -m benchmarks.gpu_profile [--provider cuda] [--model resnet18-v2] [--arithmetic fp16] [--batch 256]
 
-Two parts. `steps`: milliseconds of each step of a batch in one thread (into pinned memory, to the card, computing, back),
+Two parts. `steps`: milliseconds of each step of a batch in one thread (into pinned memory, to the GPU, computing, back),
 which with several batches on their way overlap. `kernels`: ONNX Runtime's own profile of one thread, seconds by kind of
 node and by the provider that ran it: whatever is the CPU's among them crosses the bus. `cores_busy` counts all processes.
 The last line of output is one JSON object.
@@ -22,20 +22,20 @@ from pathlib import Path
 import onnxruntime as ort
 
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, load_graphs, made_up_images, top_k
-from benchmarks.gpu_end_to_end import watching_card
+from benchmarks.gpu_end_to_end import watching_gpu
 from benchmarks.gpu_session import rate
 from models.graph.fixed_shape import fix_top_k
-from models.inference.gpu_classifier import CardClassifier
-from models.session import CardOptions, card_name, providers
+from models.inference.gpu_classifier import GpuClassifier
+from models.session import GpuOptions, gpu_name, providers
 
 
-def steps(classifier: CardClassifier, images, repeats: int) -> dict:
+def steps(classifier: GpuClassifier, images, repeats: int) -> dict:
     """Return the median milliseconds of each step of a batch."""
     slot = classifier._slots.get()
     found: dict[str, list[float]] = defaultdict(list)
     work = {
         "into_pinned": lambda: slot.pixels.array.__setitem__(slice(None), images),
-        "to_card": lambda: slot.on_card.update_inplace(slot.pixels.array),
+        "to_gpu": lambda: slot.on_gpu.update_inplace(slot.pixels.array),
         "compute": lambda: classifier._session.run_with_iobinding(slot.binding),
         "back": lambda: (slot.ids.numpy(), slot.scores.numpy()),
     }
@@ -48,14 +48,14 @@ def steps(classifier: CardClassifier, images, repeats: int) -> dict:
     return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
-def kernels(graph: bytes, options: argparse.Namespace, card: CardOptions, images) -> list[dict]:
+def kernels(graph: bytes, options: argparse.Namespace, gpu: GpuOptions, images) -> list[dict]:
     """Return seconds by provider and kind of node, most first."""
     provider = PROVIDERS[options.provider]
     with tempfile.TemporaryDirectory() as folder:
         settings = ort.SessionOptions()
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(graph, settings, providers=providers(provider, card, graph))
+        session = ort.InferenceSession(graph, settings, providers=providers(provider, gpu, graph))
         for _ in range(options.repeats):
             session.run(["top_ids", "top_scores"], {"images": images})
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -79,36 +79,36 @@ def measure(options: argparse.Namespace) -> dict:
     precision, tf32 = ARITHMETIC[options.arithmetic]
     graphs = load_graphs(options.model)
     images = made_up_images(graphs.spec, options.batch)
-    card = CardOptions(options.batch, precision=precision, tf32=tf32)
-    classifier = CardClassifier(
+    gpu = GpuOptions(options.batch, precision=precision, tf32=tf32)
+    classifier = GpuClassifier(
         graphs.spec,
         precision=precision,
         provider=PROVIDERS[options.provider],
-        card=card,
+        gpu=gpu,
         graph=graphs.of[precision],
         top_k=top_k(graphs.spec),
     )
     by_step = steps(classifier, images, options.repeats)
     busy, started = busy_cores(), time.perf_counter()
-    with watching_card() as samples:
-        found = rate(partial(classifier.predict, images), options.batch, card.slots, options.seconds, options.warm_up)
+    with watching_gpu() as samples:
+        found = rate(partial(classifier.predict, images), options.batch, gpu.slots, options.seconds, options.warm_up)
     cores = (busy_cores() - busy) / (time.perf_counter() - started)
-    slots = card.slots
+    slots = gpu.slots
     del classifier
     return {
         "benchmark": "gpu_profile",
         "provider": PROVIDERS[options.provider].value,
-        "card": card_name(),
+        "gpu": gpu_name(),
         "model": options.model,
         "weights": graphs.weights,
         "arithmetic": options.arithmetic,
         "batch": options.batch,
         "slots": slots,
         "steady_images_per_s": found,
-        "card_busy_percent": statistics.fmean(busy for busy, _ in samples) if samples else None,
+        "gpu_busy_percent": statistics.fmean(busy for busy, _ in samples) if samples else None,
         "cores_busy": round(cores, 2),
         "steps_ms": by_step,
-        "kernels": kernels(fix_top_k(graphs.of[precision], top_k(graphs.spec)), options, card, images),
+        "kernels": kernels(fix_top_k(graphs.of[precision], top_k(graphs.spec)), options, gpu, images),
     }
 
 

@@ -2,12 +2,12 @@
 
     python -m benchmarks.gpu_session [--provider cuda] [--model resnet18-v2] [--batches 64,256,1024] [--seconds 5]
 
-What bounds it: the card's arithmetic, or, without pinned memory and several batches on their way, the copies. For each
+What bounds it: the GPU's arithmetic, or, without pinned memory and several batches on their way, the copies. For each
 arithmetic (fp32, tf32, fp16) and batch size:
 
     plain      session.run with numpy arrays, one thread: the baseline
     threads    the same from as many threads as there are slots
-    bound      as `label` does: fixed shapes, pinned memory, inputs and outputs on the card, three batches on their way
+    bound      as `label` does: fixed shapes, pinned memory, inputs and outputs on the GPU, three batches on their way
     graphs     bound, and the kernels of a batch recorded once and replayed (CUDA graphs; one batch at a time)
 
 Two seconds of each are not counted. The last line of output is one JSON object.
@@ -27,8 +27,8 @@ from functools import partial
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, Graphs, load_graphs, made_up_images, top_k
 from models.errors import ShardlabelError
 from models.inference.classifier import Provider
-from models.inference.gpu_classifier import CardClassifier
-from models.session import CardOptions, card_name
+from models.inference.gpu_classifier import GpuClassifier
+from models.session import GpuOptions, gpu_name
 
 
 def rate(work: Callable[[], object], images: int, threads: int, seconds: float, warm_up_s: float) -> float:
@@ -68,28 +68,28 @@ def measure_row(graphs: Graphs, arithmetic: str, batch: int, options: argparse.N
     provider = PROVIDERS[options.provider]
     precision, tf32 = ARITHMETIC[arithmetic]
     images = made_up_images(graphs.spec, batch)
-    card = CardOptions(batch, slots=options.slots, tf32=tf32)
+    gpu = GpuOptions(batch, slots=options.slots, tf32=tf32)
     row: dict = {"arithmetic": arithmetic, "batch": batch}
 
-    def build(card: CardOptions) -> CardClassifier:
+    def build(gpu: GpuOptions) -> GpuClassifier:
         graph = graphs.of[precision]
-        return CardClassifier(
-            graphs.spec, precision=precision, provider=provider, top_k=top_k(graphs.spec), card=card, graph=graph
+        return GpuClassifier(
+            graphs.spec, precision=precision, provider=provider, top_k=top_k(graphs.spec), gpu=gpu, graph=graph
         )
 
     def timed(work: Callable[[], object], threads: int) -> float:
         return rate(work, batch, threads, options.seconds, options.warm_up)
 
     try:
-        classifier = build(card)
+        classifier = build(gpu)
         row["notes"] = classifier.notes
         plain = partial(classifier._session.run, ["top_ids", "top_scores"], {"images": images})
         row["plain"] = timed(plain, 1)
         row["threads"] = timed(plain, options.slots)
         row["bound"] = timed(partial(classifier.predict, images), options.slots)
         if provider is not Provider.CPU:
-            del classifier, plain  # and with them the card's memory
-            row["graphs"] = timed(partial(build(replace(card, cuda_graphs=True)).predict, images), 1)
+            del classifier, plain  # and with them the GPU's memory
+            row["graphs"] = timed(partial(build(replace(gpu, cuda_graphs=True)).predict, images), 1)
     except (ShardlabelError, RuntimeError) as err:
         row["failed"] = f"{type(err).__name__}: {err}"[:300]
     sys.stderr.write(json.dumps(row) + "\n")
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict:
     return {
         "benchmark": "gpu_session",
         "provider": PROVIDERS[options.provider].value,
-        "card": card_name(),
+        "gpu": gpu_name(),
         "model": options.model,
         "weights": graphs.weights,
         "best_images_per_s": max(ours),

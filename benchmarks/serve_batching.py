@@ -31,7 +31,7 @@ from serve.local.running import Listen
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.batcher import BatchReport
 from serve.model.engine import Engine, _Wanted
-from serve.model.queue import Job
+from serve.model.queue import Item
 from serve.replica import APP_NAME
 
 MODEL = "efficientnet-lite0"
@@ -66,14 +66,14 @@ class ServeBatch:
         )
 
     async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False) -> list:
-        return await asyncio.gather(*[self.one(Job(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])
+        return await asyncio.gather(*[self.one(Item(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])
 
     @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
-    async def one(self, jobs: list[Job]) -> list:
+    async def one(self, jobs: list[Item]) -> list:
         self.metrics.batch(BatchReport(size=len(jobs)))
         return await asyncio.to_thread(self.work, jobs)
 
-    def work(self, jobs: list[Job]) -> list:
+    def work(self, jobs: list[Item]) -> list:
         for job in jobs:
             self.engine.decode(job)
         return self.engine.run(jobs)

@@ -9,7 +9,7 @@ node-hour, in any currency. The last line of output is one JSON object.
     core-hours  = images / (images/s per core) / 3600
     nodes       = core-hours / cores / hours / scaling share
     node-hours  = nodes * hours                          cost = node-hours * price
-    a card      = nodes with gpus cards, and decode cores = images/s per card / decoded images/s per core for each
+    a GPU      = nodes with gpus GPUs, and decode cores = images/s per GPU / decoded images/s per core for each
     read        = images * bytes each / (hours * 3600)   units = as the plan joins shards (docs/decisions.md)
 """
 
@@ -34,10 +34,10 @@ class Size:
 
     Attributes:
         way: What labels, and on what.
-        images_per_s_node: Measured rate per core or card, times those of a node.
+        images_per_s_node: Measured rate per core or GPU, times those of a node.
         nodes: Whole ones, for the hours that were asked for.
         node_hours: Of all.
-        decode_cores: Besides, for cards.
+        decode_cores: Besides, for GPUs.
         read_gb_per_s: All nodes together.
         cost: Where a price was given.
     """
@@ -77,17 +77,17 @@ def sizes(
         images: How many.
         hours: To be done in.
         cores: Of a node.
-        gpus: Of a node with cards.
+        gpus: Of a node with GPUs.
         price: Of a node-hour.
     """
     # Not measured: as if every node did what one does. The text beside the table says so.
     share = inputs["scaling_share"]["value"] or 1.0
     read = images * inputs["image_bytes"]["value"] / (hours * 3600) / 1e9
     ways = [(name, figure["value"] * cores, 0) for name, figure in inputs["images_per_s_per_core"].items()]
-    card = inputs["images_per_s_per_gpu"]["value"]
+    gpu = inputs["images_per_s_per_gpu"]["value"]
     decode = inputs["decode_images_per_s_per_core"]["value"]
-    if card is not None:
-        ways.append((f"{gpus} GPU", card * gpus, ceil(card * gpus / decode)))
+    if gpu is not None:
+        ways.append((f"{gpus} GPU", gpu * gpus, ceil(gpu * gpus / decode)))
     found = []
     for name, rate, decoders in ways:
         nodes = ceil(images / (rate * share) / 3600 / hours)

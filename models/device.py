@@ -21,7 +21,7 @@ class Device(StrEnum):
 
 
 class Provider(StrEnum):
-    """ONNX Runtime's execution providers that are used here, and the simulated card, which runs nothing."""
+    """ONNX Runtime's execution providers that are used here, and the simulated GPU, which runs nothing."""
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
@@ -31,10 +31,10 @@ class Provider(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedDevice:
-    """A card that only takes the time; see `models.inference.simulated_gpu`. For benchmarks and tests.
+    """A GPU that only takes the time; see `models.inference.simulated_gpu`. For benchmarks and tests.
 
     Attributes:
-        rate: Images per second of one card.
+        rate: Images per second of one GPU.
     """
 
     rate: float
@@ -58,14 +58,14 @@ class SimulatedDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeviceChoice:
     """What `auto` came to: the provider and precision used, and one line that says why.
 
     Attributes:
         provider: What runs the model.
         precision: Which artifact it runs.
         reason: For a person.
-        rate: Of a simulated card, images/s.
+        rate: Of a simulated GPU, images/s.
     """
 
     provider: Provider
@@ -79,7 +79,7 @@ class Choice:
         return Provider.SIMULATED.value if self.provider is Provider.SIMULATED else self.precision.value
 
 
-def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *, has_gpu: bool) -> Choice:
+def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *, has_gpu: bool) -> DeviceChoice:
     """Settle device and precision before anything is loaded.
 
     Args:
@@ -95,8 +95,8 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
     if isinstance(device, SimulatedDevice):
         any_of_them = next(iter(spec.artifacts)) if precision == "auto" else Precision(precision)
         spec.artifact(any_of_them)
-        reason = f"a SIMULATED card of {device.rate:g} images/s in place of {spec.name}: the labels are made up"
-        return Choice(Provider.SIMULATED, any_of_them, reason, device.rate)
+        reason = f"a SIMULATED GPU of {device.rate:g} images/s in place of {spec.name}: the labels are made up"
+        return DeviceChoice(Provider.SIMULATED, any_of_them, reason, device.rate)
     if device in (Device.CUDA, Device.TENSORRT) and not has_gpu:
         raise ProviderUnavailableError(f"device {device} was asked for, and no GPU was found; use --device cpu or auto")
     on_gpu = has_gpu and device is not Device.CPU
@@ -106,11 +106,11 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
     if precision != "auto":
         wanted = Precision(precision)
         spec.artifact(wanted)
-        return Choice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
+        return DeviceChoice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
     order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
     offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts or (on_gpu and spec.is_made(p))]
     ready = [p for p in offered if is_cached(spec, p)]
     # A precision that has to be downloaded or built is taken only where none lies ready.
     chosen = (ready or offered)[0]
     why = f"the fastest of {', '.join(dict.fromkeys(offered))} that lies ready" if ready else "the fastest it has"
-    return Choice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")
+    return DeviceChoice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")

@@ -13,8 +13,8 @@
     │   ├── SignatureError             a model's inputs or outputs are not what its entry says
     │   └── ProviderUnavailableError   exit 2: ONNX Runtime cannot use what was asked for on this machine
     ├── InferenceError                 ONNX Runtime failed in the middle; its own error is the cause
-    │   ├── DeviceMemoryError          the card has too little memory for a batch
-    │   └── DeviceLostError            the card answers no more: this process must end, and another begin
+    │   ├── DeviceMemoryError          the GPU has too little memory for a batch
+    │   └── DeviceLostError            the GPU answers no more: this process must end, and another begin
     ├── RequestError                   one request: never an exit code, always a 4xx or 5xx (online)
     │   ├── OverloadedError            503: the queue is full
     │   └── DeadlineError              504: the deadline passed before the answer was there
@@ -93,11 +93,11 @@ class InferenceError(ShardlabelError):
 
 
 class DeviceMemoryError(InferenceError):
-    """The card has too little memory for a batch, also after it was halved."""
+    """The GPU has too little memory for a batch, also after it was halved."""
 
 
 class DeviceLostError(InferenceError):
-    """The card failed in a way that its context in this process does not survive."""
+    """The GPU failed in a way that its context in this process does not survive."""
 
 
 class RequestError(ShardlabelError):

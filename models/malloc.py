@@ -10,7 +10,7 @@ _LARGEST_KEPT = 32 * 2**20
 _KEPT = 64 * 2**20
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Have this process keep up to 64 MB that it frees, and use them for the next image; return whether it does.
 
     By default glibc gives each batch of pixels back to the system, and takes it anew: 30 page faults an image, 4 % of the

@@ -14,13 +14,13 @@ from models.malloc import give_back_freed_memory
 from models.spec import Precision
 from models.store.files import home
 
-# Where the driver tells what cards there are, without CUDA.
-_CARDS = Path("/proc/driver/nvidia/gpus")
+# Where the driver tells what GPUs there are, without CUDA.
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True, slots=True)
-class CardOptions:
-    """How a card is used.
+class GpuOptions:
+    """How a GPU is used.
 
     Attributes:
         batch_size: Images per run, always.
@@ -40,14 +40,14 @@ class CardOptions:
     workspace: bool = True
 
 
-def build_session(graph: bytes, provider: Provider, num_threads: int, card: CardOptions | None = None) -> Any:  # noqa: ANN401 (untyped library)
+def build_session(graph: bytes, provider: Provider, num_threads: int, gpu: GpuOptions | None = None) -> Any:  # noqa: ANN401 (untyped library)
     """Load a joined graph.
 
     Args:
         graph: See `models.graph.join`.
         provider: What must run it.
         num_threads: Of one run on a CPU.
-        card: Options of a card.
+        gpu: Options of a GPU.
 
     Raises:
         ProviderUnavailableError: ONNX Runtime has no such provider, or fell back to another.
@@ -73,7 +73,7 @@ def build_session(graph: bytes, provider: Provider, num_threads: int, card: Card
     if provider is not Provider.CPU:
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(graph, options, providers=providers(provider, card or CardOptions(), graph))
+        session = ort.InferenceSession(graph, options, providers=providers(provider, gpu or GpuOptions(), graph))
     except Exception as err:  # ONNX Runtime's errors share no base but Exception
         raise SignatureError(f"ONNX Runtime cannot load this model: {err}") from err
     give_back_freed_memory()
@@ -93,16 +93,16 @@ _LIBRARIES = {
 }
 
 
-def providers(provider: Provider, card: CardOptions, graph: bytes) -> list[tuple[str, dict[str, str]]]:
+def providers(provider: Provider, gpu: GpuOptions, graph: bytes) -> list[tuple[str, dict[str, str]]]:
     """Return ONNX Runtime's list of providers with their options; the first is what must run."""
     if provider is Provider.CPU:
         return [(provider.value, {})]
     cuda = {
-        "cudnn_conv_use_max_workspace": str(int(card.workspace)),
+        "cudnn_conv_use_max_workspace": str(int(gpu.workspace)),
         # Searching by trial may end differently in two actors, and then the last bits of scores differ too.
         "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": str(int(card.tf32)),
-        "enable_cuda_graph": str(int(card.cuda_graphs)),
+        "use_tf32": str(int(gpu.tf32)),
+        "enable_cuda_graph": str(int(gpu.cuda_graphs)),
     }
     if provider is Provider.CUDA:
         return [(provider.value, cuda)]
@@ -113,21 +113,21 @@ def providers(provider: Provider, card: CardOptions, graph: bytes) -> list[tuple
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
-        "trt_fp16_enable": str(int(card.precision is Precision.FP16)),
-        "trt_cuda_graph_enable": str(int(card.cuda_graphs)),
+        "trt_fp16_enable": str(int(gpu.precision is Precision.FP16)),
+        "trt_cuda_graph_enable": str(int(gpu.cuda_graphs)),
     }
     # CUDA takes the nodes that TensorRT has no kernels for.
     return [(provider.value, tensorrt), (Provider.CUDA.value, cuda)]
 
 
 def engine_folder(graph: bytes) -> Path:
-    """Return where TensorRT's engines of a graph for this machine's card lie: one card's engine is wrong on another."""
-    return home() / "tensorrt" / f"{hashlib.sha256(graph).hexdigest()[:16]}-{card_name()}"
+    """Return where TensorRT's engines of a graph for this machine's GPU lie: one GPU's engine is wrong on another."""
+    return home() / "tensorrt" / f"{hashlib.sha256(graph).hexdigest()[:16]}-{gpu_name()}"
 
 
-def card_name() -> str:
-    """Return the model of the first card as a file name, or "unknown"."""
-    for path in sorted(_CARDS.glob("*/information")):
+def gpu_name() -> str:
+    """Return the model of the first GPU as a file name, or "unknown"."""
+    for path in sorted(_GPUS.glob("*/information")):
         model = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
         if model:
             return re.sub(r"\W+", "-", model[1].strip()).lower()

@@ -61,7 +61,7 @@ def label(  # noqa: PLR0913 (one argument an option)
         str | None, typer.Option(help="Actors that hold the model, N or MIN:MAX. [default: chosen]")
     ] = None,
     gpus_per_actor: Annotated[
-        float | None, typer.Option(help="Share of a GPU that each actor has: 0.5 puts two on a card. [default: 1]")
+        float | None, typer.Option(help="Share of a GPU that each actor has: 0.5 puts two on a GPU. [default: 1]")
     ] = None,
     cuda_graphs: Annotated[
         bool | None, typer.Option("--cuda-graphs", help="On a GPU: record a batch's kernels once, and replay them.")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.catalog import DEFAULT_MODEL
 from models.decode.decode import DecodeMode
-from models.device import Choice, Provider, SimulatedDevice
+from models.device import DeviceChoice, Provider, SimulatedDevice
 from models.errors import ConfigError
 from models.inference.classifier import Device
 from models.labels import LabelText
@@ -70,7 +70,7 @@ class LabelConfig(BaseModel):
     actors: str | None = Field(
         default=None, pattern=r"^\d+(:\d+)?$", description="Actors that hold the model: N, or MIN:MAX."
     )
-    gpus_per_actor: float | None = Field(default=None, gt=0, le=1, description="Share of a card for each actor.")
+    gpus_per_actor: float | None = Field(default=None, gt=0, le=1, description="Share of a GPU for each actor.")
     cuda_graphs: bool = Field(default=False, description="Record a batch's kernels once, and replay them.")
     shape: Shape = Field(default=Shape.AUTO, description="Decode and infer in one actor, or in two stages.")
     decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
@@ -184,7 +184,7 @@ def _one_line(err: ValidationError) -> str:
     return f"{option}: {message[0].lower()}{message[1:]}, got {without_secrets(repr(first['input']))} ({description})"
 
 
-def batch_size(config: LabelConfig, choice: Choice) -> int:
+def batch_size(config: LabelConfig, choice: DeviceChoice) -> int:
     """Return the batch size asked for, or the one for the device."""
     if config.batch_size is not None:
         return config.batch_size

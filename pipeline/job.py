@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.decode.decode import ImageLimits
-from models.inference.classifier import Choice, Classifier
+from models.inference.classifier import Classifier, DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
 from pipeline.dest.lease import Lease
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
-from pipeline.dest.resume import Work, prepare
+from pipeline.dest.resume import ResumeState, prepare
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
 from pipeline.operators.stages import UnitSettings, count_samples
@@ -135,7 +135,7 @@ def window_units(actors: int) -> int:
 
 
 def _unit_settings(
-    config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
+    config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
     columns = reader.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
     metadata = {
@@ -165,8 +165,8 @@ def _label(
     config: LabelConfig,
     cluster: Cluster,
     settings: UnitSettings,
-    model: tuple[ModelSpec, Choice, bytes],
-    work: Work,
+    model: tuple[ModelSpec, DeviceChoice, bytes],
+    work: ResumeState,
     tally: Tally,
 ) -> None:
     """Label the pending units, window by window, until all are done, or something or somebody asks to stop.
@@ -241,7 +241,7 @@ def _ray_failures(tally: Tally) -> Iterator[None]:
         tally.failure = f"Ray failed: {lines[-1] if lines else type(err).__name__}"
 
 
-def _embedding_size(spec: ModelSpec, choice: Choice, graph: bytes) -> int:
+def _embedding_size(spec: ModelSpec, choice: DeviceChoice, graph: bytes) -> int:
     """Return the number of features, by asking the model about one image."""
     classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=1)
     side = spec.preprocessing.crop

@@ -20,7 +20,7 @@ def native_errors_aside() -> Iterator[None]:
     """Send file descriptor 2 to a temporary file, and leave `sys.stderr` and logging on the terminal.
 
     Ray's C++ side reports an error for every actor pool of Ray Data 2.60 ("constructor arguments in the object store",
-    ray-project/ray#53727) that a user can do nothing about. An unforeseen exception shows the end of what was set aside.
+    ray-project/ray#53727) that a user can do nothing about. An unexpected exception shows the end of what was set aside.
     """
     sys.stderr.flush()
     before = sys.stderr

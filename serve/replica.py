@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingConfig
 
 from models.catalog import load_spec
 from models.errors import ConfigError
-from models.inference.classifier import Choice, Device, Provider, choose
+from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
 from serve.config import Plan, ServeConfig, plan_replica
@@ -58,7 +58,7 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ServeConfig, spec: ModelSpec, choice: Choice, plan: Plan
+        self, config: ServeConfig, spec: ModelSpec, choice: DeviceChoice, plan: Plan
     ) -> None:
         _pin_threads(plan.cpus)
         grpc_listener.guard(message_bytes(config))
@@ -127,7 +127,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
     spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
-    # On a cluster that may grow, a card that was asked for may still come.
+    # On a cluster that may grow, a GPU that was asked for may still come.
     may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
     choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
     locate(spec, choice.precision)

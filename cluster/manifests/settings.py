@@ -242,6 +242,6 @@ class ClusterConfiguration(Settings):
     def _check(self) -> ClusterConfiguration:
         if self.device == "cuda" and self.gpu.min < 1:
             raise ValueError(
-                "gpu.min must be at least 1 with device=cuda, got 0: a run looks for its cards when it starts"
+                "gpu.min must be at least 1 with device=cuda, got 0: a run looks for its GPUs when it starts"
             )
         return self

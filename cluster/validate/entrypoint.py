@@ -138,7 +138,7 @@ def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     if missing:
         yield f"--actors: {missing}"
         return
-    # A run looks for its cards when it starts, on the workers that are there.
+    # A run looks for its GPUs when it starts, on the workers that are there.
     least = config.actor_bounds()[0] or (1 if on_gpu else 0)
     missing = capacity.at_least().missing("actors", least, 1.0, float(on_gpu)) if least else None
     if missing:

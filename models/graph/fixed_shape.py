@@ -1,4 +1,4 @@
-"""The joined graph with its number of labels fixed, for cards.
+"""The joined graph with its number of labels fixed, for GPUs.
 
 ONNX Runtime's IOBinding does not take inputs that have a default, as `k` is (1.31: "Failed to find NodeArg"); and what is
 fixed is folded, so that no value has to come from the CPU in the middle of a run.

@@ -1,4 +1,4 @@
-"""float16 of a float32 model: twice the rate on a card, made at the first use, and compared before it is believed.
+"""float16 of a float32 model: twice the rate on a GPU, made at the first use, and compared before it is believed.
 
 The model's own nodes compute in float16; the preprocessing before them and the softmax and top-k behind them stay
 float32, and so do the inputs and outputs of the joined graph: a caller sees no difference.
@@ -107,7 +107,7 @@ def _parts(graph: Any) -> tuple[list[Any], list[Any], list[Any]]:  # noqa: ANN40
 def check_half(spec: ModelSpec, whole: bytes, half: bytes) -> None:
     """Compare both graphs on the bundled photographs, on the CPU.
 
-    The CPU's provider rounds the weights to float16, and computes in float32; so what a card would not survive, a value
+    The CPU's provider rounds the weights to float16, and computes in float32; so what a GPU would not survive, a value
     beyond float16's largest, is looked for in the float32 model.
 
     Raises:

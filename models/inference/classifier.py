@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.device import Choice, Device, Provider, choose
+from models.device import Device, DeviceChoice, Provider, choose
 from models.errors import InferenceError, SignatureError
 from models.graph.fp16 import load_graph
 from models.session import build_session
 from models.spec import ModelSpec, Precision
 from models.store.locate import locate
 
-__all__ = ["Choice", "Classifier", "Device", "Labeller", "Predictions", "Provider", "choose"]
+__all__ = ["Classifier", "Device", "DeviceChoice", "Labeller", "Predictions", "Provider", "choose"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""The classifier for a card: batches of one fixed shape, copied from pinned memory, with what it gives kept small.
+"""The classifier for a GPU: batches of one fixed shape, copied from pinned memory, with what it gives kept small.
 
 What crosses the bus is uint8 pixels one way and the best k the other. A short batch is filled up with black images, so
 that every run has the same shape: kernels are chosen once, and an image's scores do not depend on how many came with it.
-Several threads may call; each batch on its way has a slot of its own: pinned memory, the card's input and outputs.
+Several threads may call; each batch on its way has a slot of its own: pinned memory, the GPU's input and outputs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.errors import DeviceLostError, DeviceMemoryError, InferenceError, Si
 from models.graph.fixed_shape import fix_top_k
 from models.inference.classifier import Classifier, Predictions, UInt8Array
 from models.inference.pinned_memory import PinnedBuffer
-from models.session import CardOptions, build_session
+from models.session import GpuOptions, build_session
 from models.spec import ModelSpec, Precision
 
 T = TypeVar("T")
@@ -43,25 +43,25 @@ class _Slot:
     """What one batch on its way needs."""
 
     pixels: PinnedBuffer
-    on_card: Any
+    on_gpu: Any
     ids: Any
     scores: Any
     binding: Any
 
 
-class CardClassifier(Classifier):
-    """Label batches on a card. `predict` may be called from as many threads as there are slots, and from more.
+class GpuClassifier(Classifier):
+    """Label batches on a GPU. `predict` may be called from as many threads as there are slots, and from more.
 
     Args:
         spec: What to load.
         precision: Which artifact of it.
-        provider: CUDA or TensorRT; the CPU's too, for tests of this path where there is no card.
+        provider: CUDA or TensorRT; the CPU's too, for tests of this path where there is no GPU.
         top_k: Labels per image.
-        card: Batch size, and how the card is used.
+        gpu: Batch size, and how the GPU is used.
         graph: The joined graph's bytes, where the caller has them already.
 
     Raises:
-        DeviceMemoryError: The card has too little memory, even for half the batch.
+        DeviceMemoryError: The GPU has too little memory, even for half the batch.
         ModelError: As `Classifier`.
     """
 
@@ -72,13 +72,13 @@ class CardClassifier(Classifier):
         precision: Precision,
         provider: Provider = Provider.CUDA,
         top_k: int = 5,
-        card: CardOptions,
+        gpu: GpuOptions,
         graph: bytes | None = None,
     ) -> None:
         self._provider = provider
-        self._card = replace(card, precision=precision)
-        self._num_slots = 1 if card.cuda_graphs else card.slots
-        self.batch_size = spec.input.batch or card.batch_size
+        self._gpu = replace(gpu, precision=precision)
+        self._num_slots = 1 if gpu.cuda_graphs else gpu.slots
+        self.batch_size = spec.input.batch or gpu.batch_size
         self.notes: list[str] = []
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -91,8 +91,8 @@ class CardClassifier(Classifier):
         """Label a batch, or several; see `Classifier.predict`.
 
         Raises:
-            DeviceMemoryError: The card has too little memory, also for half of the batch that it was given.
-            DeviceLostError: The card failed; this process cannot use it any more.
+            DeviceMemoryError: The GPU has too little memory, also for half of the batch that it was given.
+            DeviceLostError: The GPU failed; this process cannot use it any more.
         """
         if top_k is not None and top_k != self.top_k:
             return self._other_top_k(images, top_k, probabilities=probabilities, embedding=embedding)
@@ -119,7 +119,7 @@ class CardClassifier(Classifier):
             pixels[:count] = images[:count]
             pixels[count:] = 0
             try:
-                slot.on_card.update_inplace(pixels)
+                slot.on_gpu.update_inplace(pixels)
                 self._session.run_with_iobinding(slot.binding)
                 ids[:count] = slot.ids.numpy()[:count]
                 scores[:count] = slot.scores.numpy()[:count]
@@ -164,7 +164,7 @@ class CardClassifier(Classifier):
         return int(probabilities.shape[1])
 
     def _build_session(self, graph: bytes, provider: Provider, num_threads: int) -> Any:  # noqa: ANN401 (untyped library)
-        return build_session(fix_top_k(graph, self.top_k), provider, num_threads, self._card)
+        return build_session(fix_top_k(graph, self.top_k), provider, num_threads, self._gpu)
 
     def _run_once(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
         import onnxruntime as ort
@@ -181,20 +181,20 @@ class CardClassifier(Classifier):
         from onnxruntime import OrtValue
 
         self._drop_slots()
-        on_card = self._provider is not Provider.CPU
-        device = "cuda" if on_card else "cpu"
+        on_gpu = self._provider is not Provider.CPU
+        device = "cuda" if on_gpu else "cpu"
         for _ in range(self._num_slots):
             shape = (self.batch_size, self._side, self._side, 3)
-            pixels = PinnedBuffer(shape, pin=on_card)
+            pixels = PinnedBuffer(shape, pin=on_gpu)
             try:
                 slot = _Slot(
                     pixels=pixels,
-                    on_card=OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, device, 0),
+                    on_gpu=OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, device, 0),
                     ids=OrtValue.ortvalue_from_shape_and_type((self.batch_size, self.top_k), np.int64, device, 0),
                     scores=OrtValue.ortvalue_from_shape_and_type((self.batch_size, self.top_k), np.float32, device, 0),
                     binding=self._session.io_binding(),
                 )
-                slot.binding.bind_ortvalue_input("images", slot.on_card)
+                slot.binding.bind_ortvalue_input("images", slot.on_gpu)
                 slot.binding.bind_ortvalue_output("top_ids", slot.ids)
                 slot.binding.bind_ortvalue_output("top_scores", slot.scores)
                 self._session.run_with_iobinding(slot.binding)
@@ -204,7 +204,7 @@ class CardClassifier(Classifier):
             self._slots.put(slot)
 
     def _halving(self, work: Callable[[], T]) -> T:
-        """Do the work; where the card's memory is too small, once more with half the batch. That is done once."""
+        """Do the work; where the GPU's memory is too small, once more with half the batch. That is done once."""
         while True:
             size = self.batch_size
             try:
@@ -218,12 +218,12 @@ class CardClassifier(Classifier):
     def _halve(self) -> None:
         if self.notes or self.batch_size == 1:
             raise DeviceMemoryError(
-                f"the card has too little memory for batches of {self.batch_size} of {self.spec.name}, "
+                f"the GPU has too little memory for batches of {self.batch_size} of {self.spec.name}, "
                 f"also after they were halved; give a smaller --batch-size"
             )
         self.batch_size //= 2
         note = (
-            f"the card has too little memory for batches of {self.batch_size * 2}, which are halved; "
+            f"the GPU has too little memory for batches of {self.batch_size * 2}, which are halved; "
             f"--batch-size {self.batch_size} says so from the start"
         )
         logger.warning(note)
@@ -241,7 +241,7 @@ def _device_error(err: Exception, model: str, images: int) -> InferenceError:
     """Tell what kind of failure an error of ONNX Runtime is."""
     text = str(err)
     if _MEMORY.search(text):
-        return DeviceMemoryError(f"{model}: the card has too little memory for {images} images: {text}")
+        return DeviceMemoryError(f"{model}: the GPU has too little memory for {images} images: {text}")
     if _LOST.search(text):
-        return DeviceLostError(f"{model}: the card failed on {images} images: {text}")
+        return DeviceLostError(f"{model}: the GPU failed on {images} images: {text}")
     return InferenceError(f"{model} failed on {images} images: {text}")

@@ -1,4 +1,4 @@
-"""Host memory that a card copies from by itself: twice as fast as memory that may be paged out, and beside other work."""
+"""Host memory that a GPU copies from by itself: twice as fast as memory that may be paged out, and beside other work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PinnedBuffer:
 
     Attributes:
         array: uint8 of the shape asked for.
-        is_pinned: Whether the card copies from it by itself.
+        is_pinned: Whether the GPU copies from it by itself.
     """
 
     def __init__(self, shape: tuple[int, ...], *, pin: bool) -> None:
@@ -33,7 +33,7 @@ class PinnedBuffer:
             ctypes.c_void_p(self._address), ctypes.c_size_t(size), ctypes.c_uint(0)
         ) == 0  # fmt: skip
         if pin and not self.is_pinned:
-            logger.warning("%d bytes of input cannot be pinned; copies to the card are slower", size)
+            logger.warning("%d bytes of input cannot be pinned; copies to the GPU are slower", size)
 
     def close(self) -> None:
         """Unpin. The memory goes with the last reference to the array."""

@@ -1,6 +1,6 @@
-"""A card that takes as long per batch as a real one of some rate, and labels by a few pixels. Benchmarks and tests only.
+"""A GPU that takes as long per batch as a real one of some rate, and labels by a few pixels. Benchmarks and tests only.
 
-So the shape of the pipeline that feeds GPUs is tuned and tested where there is none. Time passes as on a card: batches
+So the shape of the pipeline that feeds GPUs is tuned and tested where there is none. Time passes as on a GPU: batches
 queue behind one another, the caller's thread sleeps without the GIL and without a core, and a batch that comes while
 another is computed begins the moment that one ends. The labels are made up, and are the same for the same pixels in
 any batch, so that two shapes of a pipeline can be compared.
@@ -24,11 +24,11 @@ _HASH = 2_654_435_761
 
 @dataclass(slots=True)
 class Timetable:
-    """When the card is free. Thread-safe.
+    """When the GPU is free. Thread-safe.
 
     Attributes:
         rate: Images per second.
-        busy_s: Seconds that the card has computed so far, including what it has accepted.
+        busy_s: Seconds that the GPU has computed so far, including what it has accepted.
     """
 
     rate: float
@@ -37,7 +37,7 @@ class Timetable:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pass_time(self, images: int) -> None:
-        """Return when the card would have finished so many images, queued behind what it has."""
+        """Return when the GPU would have finished so many images, queued behind what it has."""
         takes = images / self.rate
         with self._lock:
             self._free_at = max(self._free_at, time.perf_counter()) + takes
@@ -50,7 +50,7 @@ class SimulatedClassifier:
     """Stands where a `Classifier` does. May be called from several threads.
 
     Args:
-        rate: Images per second of the card.
+        rate: Images per second of the GPU.
         num_classes: Of the model whose place it takes.
         top_k: Labels per image, at most num_classes.
     """
@@ -62,14 +62,14 @@ class SimulatedClassifier:
         self._timetable = Timetable(rate)
 
     def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
-        """Make up labels of a batch, in the time that the card would take.
+        """Make up labels of a batch, in the time that the GPU would take.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
             probabilities: As `Classifier.predict`.
             embedding: Refused by whoever builds this: there are no features to make up.
         """
-        assert not embedding, "a simulated card has no embeddings"
+        assert not embedding, "a simulated GPU has no embeddings"
         step = max(1, images.shape[1] // GRID)
         sums = images[:, step // 2 :: step, step // 2 :: step].sum(axis=(1, 2, 3), dtype=np.uint64)
         best = (sums * np.uint64(_HASH) % np.uint64(2**32)) % np.uint64(self.num_classes)

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
-from models.inference.classifier import Choice, Device, Provider, choose
+from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec, Precision
 from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.plan import PLAN_VERSION, Plan, iter_units, read_plan
@@ -20,7 +20,7 @@ _DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSO
 
 
 def fingerprint(
-    config: LabelConfig, source: Source, spec: ModelSpec, choice: Choice, labels: tuple[str, ...]
+    config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return what must be the same for two runs to write the same rows: all that the graph and the rows are made of.
 
@@ -45,7 +45,7 @@ def fingerprint(
         "artifact": spec.artifact(choice.precision).sha256,
         "precision": choice.arithmetic,
         "provider": choice.provider.value,
-        # A card computes batches of one size, and another size may be summed in another order. On a CPU an image's
+        # A GPU computes batches of one size, and another size may be summed in another order. On a CPU an image's
         # scores do not depend on its batch.
         "batch-size": batch_size(config, choice) if choice.provider in (Provider.CUDA, Provider.TENSORRT) else None,
         **graph,
@@ -66,7 +66,7 @@ def fingerprint(
 
 def choose_as_begun(
     config: LabelConfig, spec: ModelSpec, dest: Storage, *, has_gpu: bool
-) -> tuple[LabelConfig, Choice]:
+) -> tuple[LabelConfig, DeviceChoice]:
     """Settle device and precision: `auto` is what DEST was begun with, or what `choose` says where nothing was.
 
     Raises:

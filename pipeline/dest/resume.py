@@ -31,7 +31,7 @@ from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ResumeState:
     """A plan, and how far it is done.
 
     Attributes:
@@ -54,7 +54,7 @@ def prepare(
     source: Source,
     slices: Callable[[], Iterator[Slice]],
     count: Callable[[Slice, int], int],
-) -> Work:
+) -> ResumeState:
     """Make the plan, or check that the one DEST has is of the same run; read what is finished.
 
     Args:
@@ -85,7 +85,7 @@ def prepare(
     _remove_temporaries(dest)
     log = CommitLog(dest, plan.units, plan.id)
     done, totals = log.load()
-    return Work(plan, done, log, totals)
+    return ResumeState(plan, done, log, totals)
 
 
 def clear(dest: Storage, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.evaluate.labelled import LabelledSource, open_labelled
 from pipeline.evaluate.results import ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
-from pipeline.evaluate.scoring import Score, Scored, Way, open_way, score
+from pipeline.evaluate.scoring import Score, Scored, Variant, open_way, score
 from pipeline.evaluate.statistics import mcnemar, wilson
 from pipeline.job import has_local_gpu
 from pipeline.storage.uris import without_secrets
@@ -130,7 +130,7 @@ def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
     return model, precision, mode
 
 
-def _run(wanted: Measured, ways: tuple[Way, ...], say: Callable[[str], None]) -> tuple[LabelledSource, Scored]:
+def _run(wanted: Measured, ways: tuple[Variant, ...], say: Callable[[str], None]) -> tuple[LabelledSource, Scored]:
     labelled = open_labelled(
         wanted.source,
         wanted.format,
@@ -150,7 +150,7 @@ def _run(wanted: Measured, ways: tuple[Way, ...], say: Callable[[str], None]) ->
     return labelled, scored
 
 
-def _evaluation(way: Way, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
+def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
     reported = way.spec.reported_for(way.choice.precision)
     first = reported[0] if reported else None
     return Evaluation(
@@ -179,7 +179,7 @@ def _evaluation(way: Way, found: Score, labelled: LabelledSource, scored: Scored
     )
 
 
-def _per_class(way: Way, found: Score) -> list[ClassAccuracy]:
+def _per_class(way: Variant, found: Score) -> list[ClassAccuracy]:
     present: Iterable[int] = np.flatnonzero(found.per_class[:, 0]).tolist()
     rows = []
     for index in present:
@@ -189,7 +189,7 @@ def _per_class(way: Way, found: Score) -> list[ClassAccuracy]:
     return rows
 
 
-def _confusions(way: Way, found: Score, most: int = 50) -> list[Confusion]:
+def _confusions(way: Variant, found: Score, most: int = 50) -> list[Confusion]:
     """Return the pairs that were confused most often; of equally many the lower class first."""
     ordered = sorted(found.confused.items(), key=lambda item: (-item[1], item[0]))[:most]
     return [

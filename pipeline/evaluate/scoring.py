@@ -16,7 +16,7 @@ import numpy.typing as npt
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
-from models.inference.classifier import Choice, Classifier, Device, Provider, choose
+from models.inference.classifier import Classifier, Device, DeviceChoice, Provider, choose
 from models.labels import ClassName, check_classes, load_classes
 from models.spec import ModelSpec
 from models.store.download import progress_printer
@@ -38,11 +38,11 @@ Pair = tuple[Sample, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Variant:
     """One way of labelling: a model in a precision, with a decode mode; loaded."""
 
     spec: ModelSpec
-    choice: Choice
+    choice: DeviceChoice
     mode: DecodeMode
     classes: tuple[ClassName, ...]
     classifier: Classifier
@@ -53,7 +53,7 @@ class Way:
         return f"{self.spec.name} {self.choice.precision.value}, {self.mode.value} decode"
 
 
-def open_way(model: str, precision: str, device: Device, mode: DecodeMode, *, has_gpu: bool) -> Way:
+def open_way(model: str, precision: str, device: Device, mode: DecodeMode, *, has_gpu: bool) -> Variant:
     """Load a model; fetches it where it is not here.
 
     Raises:
@@ -67,7 +67,7 @@ def open_way(model: str, precision: str, device: Device, mode: DecodeMode, *, ha
         locate(spec, choice.precision, progress=progress)
     classifier = Classifier(spec, precision=choice.precision, provider=choice.provider, top_k=min(TOP_K, len(classes)))
     check_classes(spec, classifier.num_classes)
-    return Way(spec, choice, mode, classes, classifier)
+    return Variant(spec, choice, mode, classes, classifier)
 
 
 @dataclass(slots=True)
@@ -175,10 +175,10 @@ class Scored:
     threads: int
 
 
-def score(ways: tuple[Way, ...], pairs: Iterable[Pair], say: Callable[[str], None]) -> Scored:
+def score(ways: tuple[Variant, ...], pairs: Iterable[Pair], say: Callable[[str], None]) -> Scored:
     """Label all images in each way. Streams: a bounded number of batches is in memory.
 
-    Ways with one preprocessing and decode mode share the decoding, whose time counts for each.
+    Variants with one preprocessing and decode mode share the decoding, whose time counts for each.
 
     Args:
         ways: Up to two; of more, only the first two are compared with each other.
@@ -202,7 +202,7 @@ def score(ways: tuple[Way, ...], pairs: Iterable[Pair], say: Callable[[str], Non
 
 
 def _in_order(
-    ways: tuple[Way, ...], pairs: Iterator[Pair], size: int, cores: int
+    ways: tuple[Variant, ...], pairs: Iterator[Pair], size: int, cores: int
 ) -> Iterator[tuple[list[Pair], list[Batch]]]:
     """Yield each batch with its results, in the order of the images; up to 2 batches a core wait or run."""
     waiting: deque[tuple[list[Pair], Future[list[Batch]]]] = deque()
@@ -220,7 +220,7 @@ def _in_order(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _label(ways: tuple[Way, ...], samples: list[Pair]) -> list[Batch]:
+def _label(ways: tuple[Variant, ...], samples: list[Pair]) -> list[Batch]:
     """Label one batch in each way."""
     truth = np.array([index for _, index in samples], np.int64)
     decoded: dict[tuple[str, DecodeMode], tuple[UInt8Array, BoolArray, float]] = {}
@@ -241,7 +241,7 @@ def _label(ways: tuple[Way, ...], samples: list[Pair]) -> list[Batch]:
     return batches
 
 
-def _decode(way: Way, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
+def _decode(way: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
     """Decode a batch; returns the pixels of those that can be, and which these are."""
     side = way.spec.preprocessing.crop
     pixels = np.empty((len(samples), side, side, 3), np.uint8)

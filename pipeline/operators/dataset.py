@@ -4,9 +4,9 @@ fused      units -> [actor: read, decode, label, publish] -> commit records
 two-stage  units -> [actor: read, decode, publish] -> commit records
                               pixels │ ▲ labels
                                      ▼ │
-                           [actor on a card: label]
+                           [actor on a GPU: label]
 
-The first is for machines without a GPU. In the second CPUs decode and cards label; blocks of pixels from all decoders
+The first is for machines without a GPU. In the second CPUs decode and GPUs label; blocks of pixels from all decoders
 fill batches together, whatever units they are of. Both run `pipeline.operators.stages.label_unit`, so both write the
 same bytes, and of both the driver sees nothing but units' names and their commit records.
 """
@@ -26,7 +26,7 @@ import pyarrow as pa
 import ray.data
 
 from models.errors import InferenceError, ShardlabelError
-from models.malloc import keep_freed_memory
+from models.malloc import tune_malloc
 from pipeline.dest.commits import Commit
 from pipeline.operators.model_client import ModelClient
 from pipeline.operators.model_pool import model_pool
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 4
 # The loss of a node is no attempt; but a unit that so many processes began must come to an end.
 MAX_BEGUN = 100
-# Images that go to a card together: 19 MB of pixels. Fewer cost a call more often, more wait longer for their last one.
+# Images that go to a GPU together: 19 MB of pixels. Fewer cost a call more often, more wait longer for their last one.
 BLOCK_SIZE = 128
 # Units that a decoder has at a time: one is decoded while another is written, or waits for its last labels.
 UNITS_PER_DECODER = 2
@@ -80,7 +80,7 @@ def labelling(settings: UnitSettings, model: ModelRef, pools: Pools, say: Callab
         settings: What to do.
         model: With which model.
         pools: How many actors of what kind.
-        say: Takes lines for the run's log: that cards are idle, and why.
+        say: Takes lines for the run's log: that GPUs are idle, and why.
 
     Yields:
         A function that labels units, and yields what became of each, as they finish.
@@ -135,7 +135,7 @@ class LabelUnits:
     Args:
         settings: What to do.
         model: With which model.
-        pools: Which part of a card it has, if any.
+        pools: Which part of a GPU it has, if any.
         actors: Handles of those that hold the model; None to hold it here.
     """
 
@@ -159,7 +159,7 @@ class LabelUnits:
             )
         else:
             self._label = self._label_isolated = ModelClient(actors, self._clock, threading.Lock()).label
-        keep_freed_memory()
+        tune_malloc()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Label each unit of the block; returns one pickled `Result` per unit."""

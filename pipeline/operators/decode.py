@@ -14,7 +14,7 @@ import ray
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray
 
-from models.malloc import keep_freed_memory
+from models.malloc import tune_malloc
 from pipeline.dest.writer import STATUS_OK, Row
 from pipeline.operators.columns import PIXELS, LabelColumns, is_pixels
 from pipeline.operators.stages import DecodeSettings, decode_sample, open_decoder
@@ -43,7 +43,7 @@ class DecodeImages:
         self._settings = settings
         self._columns = columns
         self._decode = open_decoder(settings, isolate=was_restarted()).__enter__()
-        keep_freed_memory()
+        tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows in pieces of up to PIECE_ROWS; pixels of rows that are not ok are black.

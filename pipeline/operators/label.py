@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from models.errors import DeviceLostError
-from models.inference.classifier import Choice, Predictions
+from models.inference.classifier import DeviceChoice, Predictions
 from models.spec import ModelSpec
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, build_batch
 from pipeline.operators.columns import PIXELS, LabelColumns
@@ -22,8 +22,8 @@ from pipeline.operators.model_ref import build_labeller
 from pipeline.operators.stages import DecodeSettings
 from pipeline.session.pools import Pools
 
-# Any code will do: Ray starts the process anew, with a new context on the card.
-LOST_CARD_EXIT = 76
+# Any code will do: Ray starts the process anew, with a new context on the GPU.
+LOST_GPU_EXIT = 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,16 @@ class LabelSettings:
         labels: Name of each class, by class index.
         top_k: Labels per image.
         batch_size: Images per inference.
-        card_share: Of a card, that each actor has; 0 on a CPU.
+        gpu_share: Of a GPU, that each actor has; 0 on a CPU.
         graph: Reference to the joined graph's bytes in Ray's object store.
     """
 
     spec: ModelSpec
-    choice: Choice
+    choice: DeviceChoice
     labels: tuple[str, ...]
     top_k: int
     batch_size: int
-    card_share: float
+    gpu_share: float
     graph: Any
 
 
@@ -59,7 +59,7 @@ class LabelImages:
 
     def __init__(self, settings: LabelSettings, columns: LabelColumns) -> None:
         s = settings
-        pools = Pools((1, 1), 0, 0, decoders=0, batch_size=s.batch_size, card_share=s.card_share)
+        pools = Pools((1, 1), 0, 0, decoders=0, batch_size=s.batch_size, gpu_share=s.gpu_share)
         graph = ray.get(s.graph)
         self._labeller = build_labeller(s.spec, s.choice, s.top_k, len(s.labels), pools, graph)
         self._batch_size = s.batch_size
@@ -93,7 +93,7 @@ class LabelImages:
                 ]
             )
         except DeviceLostError:
-            os._exit(LOST_CARD_EXIT)  # a CUDA context does not come back in this process
+            os._exit(LOST_GPU_EXIT)  # a CUDA context does not come back in this process
 
 
 class DecodeAndLabel:

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from models.catalog import DEFAULT_MODEL
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError
-from models.inference.classifier import Choice, Provider, choose
+from models.inference.classifier import DeviceChoice, Provider, choose
 from pipeline.config import LabelConfig, build_config
 from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
@@ -100,15 +100,15 @@ def label(  # noqa: PLR0913 (the options of the command)
         return _map(dataset, DecodeAndLabel, both, compute=compute or pool, num_cpus=cpus)
     decoded = _map(dataset, DecodeImages, (decoding, columns), compute=pool, num_cpus=cpus)
     is_real = labelling.choice.provider is not Provider.SIMULATED
-    cards = int(ray.cluster_resources().get("GPU", 0) / labelling.card_share) if is_real else 1
+    gpus = int(ray.cluster_resources().get("GPU", 0) / labelling.gpu_share) if is_real else 1
     return _map(
         decoded,
         LabelImages,
         (labelling, columns),
         batch_size=labelling.batch_size,
-        compute=compute or ActorPoolStrategy(size=max(1, cards)),
+        compute=compute or ActorPoolStrategy(size=max(1, gpus)),
         num_cpus=0,
-        num_gpus=labelling.card_share if is_real else None,
+        num_gpus=labelling.gpu_share if is_real else None,
     )
 
 
@@ -139,11 +139,11 @@ def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettin
     graph = load_model(spec, choice, model_file(spec, choice), config.top_k)
     limits = ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes)
     return DecodeSettings(spec.preprocessing, config.decode, limits, config.image_timeout_s), LabelSettings(
-        spec, choice, texts, config.top_k, inference_size(config, choice), _card_share(choice, num_gpus), ray.put(graph)
+        spec, choice, texts, config.top_k, inference_size(config, choice), _gpu_share(choice, num_gpus), ray.put(graph)
     )
 
 
-def _card_share(choice: Choice, num_gpus: float | None) -> float:
+def _gpu_share(choice: DeviceChoice, num_gpus: float | None) -> float:
     return 0.0 if choice.provider is Provider.CPU else num_gpus or 1.0
 
 

@@ -25,15 +25,15 @@ from pipeline.session.stage_clock import Stage
 logger = logging.getLogger(__name__)
 
 # One is copied in, one computed, one copied out.
-CARD_IN_FLIGHT = 3
+GPU_IN_FLIGHT = 3
 # Blocks that an actor holds at a time; those beyond wait in Ray.
 MAX_BLOCKS = 128
-# A card that is lost again and again, or an image that brings its process down, must come to an end.
+# A GPU that is lost again and again, or an image that brings its process down, must come to an end.
 MAX_RESTARTS = 10
 MAX_RETRIES = 2
 
 WATCH_EVERY_S = 10.0
-# Below this share of a span a card counts as idle.
+# Below this share of a span a GPU counts as idle.
 BUSY_SHARE = 0.5
 
 
@@ -59,13 +59,13 @@ class ModelActor:
         self._spent = dict.fromkeys(Stage, 0.0)
         self._lock = threading.Lock()
         self._failed: ShardlabelError | None = None
-        on_card = model.choice.provider is not Provider.CPU
+        on_gpu = model.choice.provider is not Provider.CPU
         try:
             self._labeller = model.loader(len(settings.output.labels), pools)()
             watched = WatchedLabeller(
                 self._labeller, settings.preprocessing.crop, pools.batch_size, settings.image_timeout_s
             )
-            in_flight = CARD_IN_FLIGHT if on_card else 1
+            in_flight = GPU_IN_FLIGHT if on_gpu else 1
             self._batcher = Batcher(watched, pools.batch_size, in_flight, embedding=settings.embeddings)
         except ShardlabelError as err:
             # Raised to those who ask: Ray would wrap what a constructor raises in a page of its own.
@@ -107,7 +107,7 @@ def model_pool(
         Their handles; they may still be starting.
 
     Raises:
-        ShardlabelError: A real card's session cannot be loaded.
+        ShardlabelError: A real GPU's session cannot be loaded.
     """
     # Not `.options()`, which refuses concurrency groups.
     actor_class = ray.remote(
@@ -121,9 +121,9 @@ def model_pool(
     )(ModelActor)
     actors = [actor_class.remote(model, settings, pools) for _ in range(pools.actors[1])]
     done = threading.Event()
-    if pools.card_share:
+    if pools.gpu_share:
         watch = Watch(actors, say, pools.decoders)
-        threading.Thread(target=watch.run, args=(done,), name="card-watch", daemon=True).start()
+        threading.Thread(target=watch.run, args=(done,), name="gpu-watch", daemon=True).start()
     try:
         yield actors
     finally:
@@ -135,7 +135,7 @@ def model_pool(
 
 
 class Watch:
-    """Says when cards are idle, and what they wait for."""
+    """Says when GPUs are idle, and what they wait for."""
 
     def __init__(self, actors: list[Any], say: Callable[[str], None], decoders: int) -> None:
         self._actors = actors
@@ -184,7 +184,7 @@ class Watch:
         shares = ", ".join(f"{stage} {spent[stage] / total:.0%}" for stage in Stage)
         yield from self._once(
             most,
-            f"shardlabel: warning: the cards are busy {busy:.0%} of the time, and wait for {most} "
+            f"shardlabel: warning: the GPUs are busy {busy:.0%} of the time, and wait for {most} "
             f"(of the {self._decoders} decoders' time: {shares}); {REMEDIES[most]}",
         )
 
@@ -196,7 +196,7 @@ class Watch:
 
 REMEDIES = {
     Stage.READ: "faster storage, or more decoders to read at the same time, would keep them busy",
-    Stage.DECODE: "more CPUs would keep them busy, or fewer cards would do",
+    Stage.DECODE: "more CPUs would keep them busy, or fewer GPUs would do",
     Stage.LABEL: "what is slow lies between them: the network, or the object store's memory",
     Stage.WRITE: "faster storage at the output would keep them busy",
 }

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from models.catalog import load_spec
 from models.errors import ConfigError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Choice, Classifier, Labeller, Provider
-from models.inference.gpu_classifier import CardClassifier
+from models.inference.classifier import Classifier, DeviceChoice, Labeller, Provider
+from models.inference.gpu_classifier import GpuClassifier
 from models.inference.simulated_gpu import SimulatedClassifier
 from models.labels import check_classes, label_texts
-from models.session import CardOptions
+from models.session import GpuOptions
 from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
@@ -38,7 +38,7 @@ class ModelRef:
     """
 
     spec: ModelSpec
-    choice: Choice
+    choice: DeviceChoice
     top_k: int
     state: RunState
 
@@ -52,7 +52,7 @@ class ModelRef:
 
 
 def build_labeller(
-    spec: ModelSpec, choice: Choice, top_k: int, num_classes: int, pools: Pools, graph: bytes
+    spec: ModelSpec, choice: DeviceChoice, top_k: int, num_classes: int, pools: Pools, graph: bytes
 ) -> Labeller:
     """Build what labels batches on the device that was chosen; once per process.
 
@@ -60,20 +60,20 @@ def build_labeller(
         spec: The model's entry.
         choice: Which artifact, on what.
         top_k: Labels per image.
-        num_classes: Of the model, for a simulated card.
-        pools: Batch size, and which part of a card it has.
-        graph: The joined graph; of a simulated card b"".
+        num_classes: Of the model, for a simulated GPU.
+        pools: Batch size, and which part of a GPU it has.
+        graph: The joined graph; of a simulated GPU b"".
 
     Raises:
         ShardlabelError: As `Classifier` does.
     """
     if choice.provider is Provider.SIMULATED:
         assert choice.rate is not None
-        return SimulatedClassifier(choice.rate * pools.card_share, num_classes, top_k)
+        return SimulatedClassifier(choice.rate * pools.gpu_share, num_classes, top_k)
     if choice.provider is not Provider.CPU:
-        card = CardOptions(pools.batch_size, cuda_graphs=pools.cuda_graphs)
-        return CardClassifier(
-            spec, precision=choice.precision, provider=choice.provider, top_k=top_k, card=card, graph=graph
+        gpu = GpuOptions(pools.batch_size, cuda_graphs=pools.cuda_graphs)
+        return GpuClassifier(
+            spec, precision=choice.precision, provider=choice.provider, top_k=top_k, gpu=gpu, graph=graph
         )
     return Classifier(
         spec, precision=choice.precision, provider=choice.provider, top_k=top_k, num_threads=1, graph=graph
@@ -96,7 +96,7 @@ def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:
     return spec, labels
 
 
-def model_file(spec: ModelSpec, choice: Choice) -> Path | None:
+def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
     """Return the model's verified file, downloaded if need be; a simulated device needs none."""
     if choice.provider is Provider.SIMULATED:
         return None
@@ -104,7 +104,7 @@ def model_file(spec: ModelSpec, choice: Choice) -> Path | None:
         return locate(spec, choice.precision, progress=progress)
 
 
-def load_model(spec: ModelSpec, choice: Choice, path: Path | None, top_k: int) -> bytes:
+def load_model(spec: ModelSpec, choice: DeviceChoice, path: Path | None, top_k: int) -> bytes:
     """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
     if path is None:
         return b""

@@ -17,7 +17,7 @@ from models.inference.classifier import Labeller, Predictions, UInt8Array
 
 # Any nonzero codes will do: what was under way was noted before it began.
 TOO_LONG_EXIT = 75
-LOST_CARD_EXIT = 76
+LOST_GPU_EXIT = 76
 # So many times what the model takes by its own measure. A core that eight others want, a laptop that throttles and
 # memory that swaps slow it down by less.
 PATIENCE = 20
@@ -54,7 +54,7 @@ class Watchdog(AbstractContextManager[None]):
 
 
 class WatchedLabeller:
-    """A labeller whose process ends where a batch takes too long, or where its card is lost.
+    """A labeller whose process ends where a batch takes too long, or where its GPU is lost.
 
     Args:
         labeller: Loaded; a black image is labelled twice now, to measure how long a batch takes.
@@ -84,4 +84,4 @@ class WatchedLabeller:
                 return self._labeller.predict(images, probabilities=probabilities, embedding=embedding)
             except DeviceLostError:
                 # A CUDA context does not come back: a new process has a new one.
-                os._exit(LOST_CARD_EXIT)
+                os._exit(LOST_GPU_EXIT)

@@ -1,4 +1,4 @@
-"""Ways of running a model, measured on the same images: accuracy, how far the probabilities moved, and speed."""
+"""Variants of running a model, measured on the same images: accuracy, how far the probabilities moved, and speed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
         int, typer.Option(min=1, help="How many images set the ranges; all others judge.")
     ] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Images to read at most; 150 kB of memory each.")] = 2000,
-    methods: Annotated[str, typer.Option(help="Ways of setting the ranges, of which the best is kept.")] = ",".join(
+    methods: Annotated[str, typer.Option(help="Variants of setting the ranges, of which the best is kept.")] = ",".join(
         METHODS
     ),
     fp16: Annotated[bool, typer.Option(help="Also measure float16, as it is made for GPUs.")] = True,
@@ -44,7 +44,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     """
     from models.decode.decode import DecodeMode
     from pipeline.config import SourceFormat
-    from pipeline.quantize.quantize import Wanted
+    from pipeline.quantize.quantize import QuantizeRequest
     from pipeline.quantize.quantize import quantize as run
 
     chosen = tuple(one.strip() for one in methods.split(",") if one.strip())
@@ -54,7 +54,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
         if value not in list(kinds):
             raise ConfigError(f"--{option} must be one of {', '.join(kinds)}, got {value!r}")
     logging.getLogger("root").setLevel(logging.ERROR)  # ONNX Runtime's tools advise there, on what is done already
-    wanted = Wanted(
+    wanted = QuantizeRequest(
         model=name, source=tuple(calibration), max_drop=max_drop, calibration_images=calibration_images, limit=limit,
         methods=chosen, half=fp16, mode=DecodeMode(decode), format=SourceFormat(format), label_field=label_field,
     )  # fmt: skip

@@ -39,7 +39,7 @@ FLOAT_OPS = frozenset({"ReduceMean", "GlobalAveragePool", "Softmax", "LogSoftmax
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class QuantizeRequest:
     """What to quantise, on what, and how good it has to be.
 
     Attributes:
@@ -48,7 +48,7 @@ class Wanted:
         max_drop: Points of top-1 that may be lost.
         calibration_images: How many set the ranges, evenly spaced in SOURCE.
         limit: Images that are read at most; they are kept in memory, 150 kB each.
-        methods: Ways of setting the ranges.
+        methods: Variants of setting the ranges.
         half: Whether to measure float16 too; it is made of fp32 at first use, and not registered.
         mode: Decode mode.
         format: Of SOURCE.
@@ -94,7 +94,7 @@ class Quantised:
         return asdict(self)
 
 
-def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
+def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
     """Make the candidates, measure them, and register the best that holds the bar.
 
     Args:
@@ -154,7 +154,7 @@ def quantize(wanted: Wanted, say: Callable[[str], None]) -> tuple[Quantised, str
     return _decide(wanted, spec, base, made, (len(rows), len(held_back.truth)))
 
 
-def _read(wanted: Wanted, spec: ModelSpec, finder: ClassFinder) -> Images:
+def _read(wanted: QuantizeRequest, spec: ModelSpec, finder: ClassFinder) -> Images:
     labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
     limits, pixels, truth = ImageLimits(), [], []
     for sample, index in islice(labelled, wanted.limit):
@@ -181,7 +181,11 @@ def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
 
 
 def _decide(
-    wanted: Wanted, spec: ModelSpec, base: Candidate, made: list[tuple[Candidate, bytes]], counts: tuple[int, int]
+    wanted: QuantizeRequest,
+    spec: ModelSpec,
+    base: Candidate,
+    made: list[tuple[Candidate, bytes]],
+    counts: tuple[int, int],
 ) -> tuple[Quantised, str | None]:
     """Choose, hold to the bar, and register."""
     from models.register.overlay import register_artifacts

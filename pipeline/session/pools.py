@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from models.errors import ConfigError
-from models.inference.classifier import Choice, Provider
+from models.inference.classifier import DeviceChoice, Provider
 from pipeline.config import LabelConfig, Shape, batch_size
 from pipeline.session.connect import Cluster
 
@@ -20,11 +20,11 @@ class Pools:
     Attributes:
         actors: Least and most actors that hold the model.
         actor_cpus: CPUs of each.
-        actor_gpus: GPUs of each, as Ray counts them: 0 for a simulated card, which is no resource of Ray's.
+        actor_gpus: GPUs of each, as Ray counts them: 0 for a simulated GPU, which is no resource of Ray's.
         decoders: Processes that decode for the actors; 0 where actors decode.
         batch_size: Images per inference.
-        card_share: Of a card, that each actor has; 0 without cards.
-        cuda_graphs: Whether cards replay a recorded batch.
+        gpu_share: Of a GPU, that each actor has; 0 without GPUs.
+        cuda_graphs: Whether GPUs replay a recorded batch.
         growth: Processes that take units, at most, on a cluster that grows; 0 where their number stays.
     """
 
@@ -33,7 +33,7 @@ class Pools:
     actor_gpus: float
     decoders: int
     batch_size: int
-    card_share: float = 0.0
+    gpu_share: float = 0.0
     cuda_graphs: bool = False
     growth: int = 0
 
@@ -49,16 +49,16 @@ class Pools:
             does = "read, decode and label, on a CPU each" if high > 1 else "reads, decodes and labels, on a CPU"
             return f"{count} actor{plural} {does}, {has}; batches of {self.batch_size}"
         feeds = f"{self.decoders} decoders feed" if self.decoders > 1 else "1 decoder feeds"
-        share = f" with {self.card_share:g} of a card each" if 0 < self.card_share < 1 else ""
+        share = f" with {self.gpu_share:g} of a GPU each" if 0 < self.gpu_share < 1 else ""
         return f"{feeds} {count} actor{plural}{share}, {has}; batches of {self.batch_size}"
 
 
-def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending: int) -> Pools:
+def plan_pools(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, *, pending: int) -> Pools:
     """Size the pools: one fused actor per CPU, or decoders on the CPUs that actors leave.
 
     Args:
         config: What was asked for.
-        choice: Whether actors need a card.
+        choice: Whether actors need a GPU.
         cluster: What Ray has.
         pending: Units to do; more fused actors than that would be idle.
 
@@ -66,16 +66,16 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
         ConfigError: What was asked for does not fit; the message says what is missing.
     """
     size = batch_size(config, choice)
-    on_card = choice.provider is not Provider.CPU
-    if not on_card and config.gpus_per_actor is not None:
+    on_gpu = choice.provider is not Provider.CPU
+    if not on_gpu and config.gpus_per_actor is not None:
         raise ConfigError("--gpus-per-actor is for a GPU, and the model runs on the CPU; leave it out")
-    wants_stages = on_card or config.preprocess_cpus is not None
+    wants_stages = on_gpu or config.preprocess_cpus is not None
     if config.shape is Shape.FUSED or (config.shape is Shape.AUTO and not wants_stages):
         pools = _fused(config, choice, cluster, pending, size)
-    elif on_card:
+    elif on_gpu:
         share = config.gpus_per_actor or 1.0
-        actors = _bounds(config, max(1, int(_cards(choice, cluster) / share)))
-        # A card's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
+        actors = _bounds(config, max(1, int(_gpus(choice, cluster) / share)))
+        # A GPU's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
         decoders = config.preprocess_cpus or max(1, min(int(cluster.cpus), pending))
         growth = 0 if config.preprocess_cpus else _growth(cluster, pending)
         pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth=growth)
@@ -88,7 +88,7 @@ def plan_pools(config: LabelConfig, choice: Choice, cluster: Cluster, *, pending
     return replace(pools, cuda_graphs=config.cuda_graphs)
 
 
-def _fused(config: LabelConfig, choice: Choice, cluster: Cluster, pending: int, size: int) -> Pools:
+def _fused(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, pending: int, size: int) -> Pools:
     if choice.provider is Provider.CPU:
         # On a cluster of several jobs: what is free is begun with.
         free = cluster.cpus if cluster.free_cpus is None else cluster.free_cpus
@@ -96,13 +96,13 @@ def _fused(config: LabelConfig, choice: Choice, cluster: Cluster, pending: int, 
         growth = 0 if config.actors else _growth(cluster, pending)
         return Pools(actors, actor_cpus=1, actor_gpus=0, decoders=0, batch_size=size, growth=growth)
     actors = _bounds(config, max(1, min(int(cluster.cpus), pending)))
-    # Rounded down: actors that have a third of a card each must not need more than the card.
-    share = config.gpus_per_actor or min(1.0, int(100 * _cards(choice, cluster) / actors[1]) / 100)
+    # Rounded down: actors that have a third of a GPU each must not need more than the GPU.
+    share = config.gpus_per_actor or min(1.0, int(100 * _gpus(choice, cluster) / actors[1]) / 100)
     return Pools(actors, 1, share * _is_real(choice), 0, size, share)
 
 
-def _cards(choice: Choice, cluster: Cluster) -> float:
-    """Return how many cards there are: Ray's GPUs, or a simulated one on each node."""
+def _gpus(choice: DeviceChoice, cluster: Cluster) -> float:
+    """Return how many GPUs there are: Ray's GPUs, or a simulated one on each node."""
     if choice.provider is not Provider.SIMULATED:
         return cluster.gpus
     import ray
@@ -110,7 +110,7 @@ def _cards(choice: Choice, cluster: Cluster) -> float:
     return float(sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
 
 
-def _is_real(choice: Choice) -> bool:
+def _is_real(choice: DeviceChoice) -> bool:
     return choice.provider is not Provider.SIMULATED
 
 

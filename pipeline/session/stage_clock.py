@@ -1,4 +1,4 @@
-"""Where the seconds of a process go, by stage: what a card waits for is told by it."""
+"""Where the seconds of a process go, by stage: what a GPU waits for is told by it."""
 
 from __future__ import annotations
 

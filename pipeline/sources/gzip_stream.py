@@ -41,7 +41,7 @@ class GzipStream(ForwardStream):
             if piece:
                 return piece
         if not self._fresh:
-            self._stop("broken off: the gzip stream has no end")
+            self._stop("truncated: the gzip stream has no end")
         elif not self._members:
             self._stop("empty: not one gzip member")
         return b""

@@ -125,7 +125,7 @@ class TarReader:
             return self._member(header, {**self._globals, **records} if records or self._globals else {}, long_name)
 
     def read(self, member: Member) -> bytes | None:
-        """Return the member's bytes; None where the tar breaks off inside it, which is noted."""
+        """Return the member's bytes; None where the tar is truncated inside it, which is noted."""
         content = self._stream.read(member.size)
         if len(content) == member.size:
             return content
@@ -214,7 +214,7 @@ class TarReader:
     def _broken_inside(self, got: int | None = None, size: int = 0) -> None:
         if not self._ended:
             detail = "" if got is None else f": {got} of {size} bytes"
-            self._notes.lose(f"broken off inside {self._where()}{detail}")
+            self._notes.lose(f"truncated inside {self._where()}{detail}")
             self.broken_off = True
         self._ended = True
 
@@ -222,7 +222,7 @@ class TarReader:
         """Note an end that is none: the bytes stop, and `block` is what is left of them."""
         self.broken_off = not self._ended
         if block.strip(b"\0") and not self._ended and not self._damaged and self._held:
-            self._notes.lose(f"broken off inside the header behind {self._where()}")
+            self._notes.lose(f"truncated inside the header behind {self._where()}")
         elif self._damaged or block.strip(b"\0"):
             self._damaged += len(block)
             if self._held or self._ended:
@@ -230,7 +230,7 @@ class TarReader:
             else:
                 self._notes.lose(f"no tar: {self._damaged} bytes without one header")
         elif not self._ended and self._held and not block:
-            self._notes.lose(f"broken off behind {self._where()}: no end mark, so there may have been more")
+            self._notes.lose(f"truncated behind {self._where()}: no end mark, so there may have been more")
         elif not self._ended and not block:
             self._notes.lose("empty: 0 bytes, not even an end mark")
         self._ended = True

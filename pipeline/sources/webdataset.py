@@ -85,7 +85,7 @@ def read_webdataset(
                 yield from group.add(extension, _read_image(tar, member, limits, group.too_long))
             else:
                 group.add_beside(extension, tar, member, read=beside)
-        # The image of a sample that the tar breaks off in may have been still to come: no row says that there is none.
+        # The image of a sample that the tar is truncated in may have been still to come: no row says that there is none.
         if group.images or not tar.broken_off:
             yield from group.end(notes)
     finally:
@@ -102,7 +102,7 @@ class _Image:
 
 
 def _read_image(tar: TarReader, member: Member, limits: ImageLimits, too_long: str | None) -> _Image | None:
-    """Read an image; None where the tar breaks off inside it."""
+    """Read an image; None where the tar is truncated inside it."""
     if too_long is not None:
         return _Image(None, "unsupported", too_long)
     if member.kind is MemberKind.LINK:

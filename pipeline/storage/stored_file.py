@@ -133,7 +133,7 @@ def _version(handle: Any) -> tuple[int, str]:  # noqa: ANN401 (a descriptor, or 
 
 
 def _modified(handle: Any) -> str:  # noqa: ANN401 (likewise)
-    """Return an open file's ETag as a listing gives it (see `pipeline.storage.location.FileStat`); "" where it does not tell."""
+    """Return an open file's ETag as a listing gives it (see `FileStat`); "" where it does not tell."""
     if isinstance(handle, int):
         return f"{os.fstat(handle).st_mtime_ns:x}"
     text = bytes((handle.metadata() or {}).get("Last-Modified", b"")).decode("ascii", "replace")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.errors import DeadlineError, OverloadedError
-from serve.model.queue import Job, Line, Ticket
+from serve.model.queue import Item, Queue, Ticket
 
 # What each image took lately, for telling how long the queue will take: the newest batch counts a fifth.
 _SMOOTHING = 0.2
@@ -31,10 +31,10 @@ _FIRST_GUESS_S = 0.02
 class Runner(Protocol):
     """What a batcher drives, from its threads."""
 
-    def decode(self, job: Job) -> None:
+    def decode(self, job: Item) -> None:
         """Set `job.decoded`; never raises."""
 
-    def run(self, jobs: Sequence[Job]) -> list[Any]:
+    def run(self, jobs: Sequence[Item]) -> list[Any]:
         """Return one outcome per job, in order; an exception fails all of them."""
 
 
@@ -90,8 +90,8 @@ class Batcher:
         self._max_queue = max_queue
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._waiting = Line()
-        self._decoded = Line(room=2 * batch_size) if decoders else None
+        self._waiting = Queue()
+        self._decoded = Queue(room=2 * batch_size) if decoders else None
         self._lanes = workers
         self._image_s = _FIRST_GUESS_S
         # Of each thread: when it began what it is at, for noticing one that hangs.
@@ -126,7 +126,7 @@ class Batcher:
         """Return for how long a thread has been at one piece of work, seconds; 0 where none is at any."""
         return max((time.monotonic() - since for since in self._busy_since.copy().values()), default=0.0)
 
-    async def submit(self, jobs: Sequence[Job]) -> list[Any]:
+    async def submit(self, jobs: Sequence[Item]) -> list[Any]:
         """Run the jobs of one request, and return their outcomes in order.
 
         Raises:
@@ -196,7 +196,7 @@ class Batcher:
             self._tell(self._deliver, [], [], report)
             self._decoded.put(jobs, wait=True)
 
-    def _begin(self, jobs: list[Job], report: BatchReport) -> list[Job]:
+    def _begin(self, jobs: list[Item], report: BatchReport) -> list[Item]:
         """Decode jobs that were taken from the queue."""
         alive = []
         for job in jobs:
@@ -209,7 +209,7 @@ class Batcher:
         return alive
 
     @staticmethod
-    def _alive(jobs: list[Job], report: BatchReport, stage: str) -> list[Job]:
+    def _alive(jobs: list[Item], report: BatchReport, stage: str) -> list[Item]:
         alive = []
         for job in jobs:
             reason = job.why_dead()
@@ -219,7 +219,7 @@ class Batcher:
                 report.dropped[reason, stage] += 1
         return alive
 
-    def _run(self, jobs: list[Job], report: BatchReport) -> None:
+    def _run(self, jobs: list[Item], report: BatchReport) -> None:
         outcomes: list[Any] = []
         if jobs:
             began = time.monotonic()
@@ -240,7 +240,7 @@ class Batcher:
 
     # What follows runs on the event loop again.
 
-    def _deliver(self, jobs: list[Job], outcomes: list[Any], report: BatchReport) -> None:
+    def _deliver(self, jobs: list[Item], outcomes: list[Any], report: BatchReport) -> None:
         for job, outcome in zip(jobs, outcomes, strict=True):
             ticket = job.ticket
             ticket.outcomes[job.index] = outcome

@@ -15,12 +15,12 @@ from models.errors import InputError
 from models.inference.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
 from models.inference.tensor_model import TensorModel
 from models.labels import check_classes
-from models.malloc import keep_freed_memory
+from models.malloc import tune_malloc
 from models.spec import ModelSpec, Precision
 from serve.config import Plan
 from serve.model.backend import Labelled, Outcome
 from serve.model.batcher import Batcher, BatchReport
-from serve.model.queue import Job
+from serve.model.queue import Item
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
 STUCK_S = 60.0
@@ -70,7 +70,7 @@ class Engine:
         self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
         check_classes(spec, self._classifier.num_classes)
         self._tensors = TensorModel(spec, precision=precision, provider=provider)
-        keep_freed_memory()
+        tune_malloc()
         self._batcher: Batcher | None = None
         self._failures = 0
         self._warm_up()
@@ -130,7 +130,7 @@ class Engine:
     ) -> list[Outcome]:
         """Label encoded images; see `serve.model.backend.Backend.label`."""
         wanted = _Wanted(top_k, probabilities)
-        outcomes = await self._started().submit([Job(data, 1, deadline, wanted) for data in images])
+        outcomes = await self._started().submit([Item(data, 1, deadline, wanted) for data in images])
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
                 raise outcome
@@ -140,13 +140,13 @@ class Engine:
         """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
-        outputs = await self._started().submit([Job(piece, len(piece), deadline) for piece in pieces])
+        outputs = await self._started().submit([Item(piece, len(piece), deadline) for piece in pieces])
         for output in outputs:
             if isinstance(output, Exception):
                 raise output
         return np.concatenate(outputs)
 
-    def decode(self, job: Job) -> None:
+    def decode(self, job: Item) -> None:
         """Decode one image, in a thread of the batcher."""
         if job.options is None:
             return
@@ -159,7 +159,7 @@ class Engine:
         except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
             job.decoded = err
 
-    def run(self, jobs: Sequence[Job]) -> list[Outcome | Float32Array | Exception]:
+    def run(self, jobs: Sequence[Item]) -> list[Outcome | Float32Array | Exception]:
         """Run one batch, in a thread of the batcher."""
         outcomes: list[Outcome | Float32Array | Exception] = [job.decoded for job in jobs]
         images = [i for i, job in enumerate(jobs) if isinstance(job.decoded, DecodedImage)]
@@ -201,7 +201,7 @@ def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
     return pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
 
 
-def _labelled(job: Job, predictions: Predictions, row: int) -> Labelled:
+def _labelled(job: Item, predictions: Predictions, row: int) -> Labelled:
     k = job.options.top_k
     # Best first: the first k of a larger k are the k best.
     return Labelled(

@@ -25,7 +25,7 @@ class Ticket:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class Item:
     """One image, or one tensor of a batch.
 
     Attributes:
@@ -51,7 +51,7 @@ class Job:
         return self.ticket.dead or ("deadline" if self.deadline <= time.monotonic() else None)
 
 
-class Line:
+class Queue:
     """Jobs that wait, first come first served; threads take from it when they are free.
 
     Args:
@@ -59,14 +59,14 @@ class Line:
     """
 
     def __init__(self, room: int | None = None) -> None:
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Item] = deque()
         self._room = room
         self._closed = False
         self._changed = threading.Condition()
         # Images that wait. Written under the lock; a reader without it sees one value or the next.
         self.images = 0
 
-    def put(self, jobs: Sequence[Job], *, wait: bool = False) -> None:
+    def put(self, jobs: Sequence[Item], *, wait: bool = False) -> None:
         """Add jobs; `wait` for room first, where it has a bound."""
         with self._changed:
             while wait and self._room is not None and self.images >= self._room and not self._closed:
@@ -75,7 +75,7 @@ class Line:
             self.images += sum(job.weight for job in jobs)
             self._changed.notify(len(jobs) if self._room is None else 2)
 
-    def take(self, most: int, delay_s: float) -> list[Job]:
+    def take(self, most: int, delay_s: float) -> list[Item]:
         """Wait for a job, and return it with those behind it, up to `most` images together; none means closed."""
         with self._changed:
             while not self._jobs and not self._closed:
@@ -84,7 +84,7 @@ class Line:
                 until = self._jobs[0].since + delay_s
                 while self.images < most and not self._closed and (left := until - time.monotonic()) > 0:
                     self._changed.wait(left)
-            taken: list[Job] = []
+            taken: list[Item] = []
             # One that is larger than a batch goes alone.
             while self._jobs and (not taken or self._jobs[0].weight <= most):
                 taken.append(self._jobs.popleft())

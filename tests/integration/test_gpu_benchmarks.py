@@ -1,4 +1,4 @@
-"""The scripts for a card run, in tiny sizes: they are for machines that are seldom had, and must not rot meanwhile."""
+"""The scripts for a GPU run, in tiny sizes: they are for machines that are seldom had, and must not rot meanwhile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_part_of_the_whole_is_measured_and_kept(tmp_path, tiny_model, caps
     assert all(row["bound"] > 0 and row["plain"] > 0 for row in parts["session"]["rows"])
     assert parts["parity"]["rows"][0]["same_best_label"] == 1.0
     assert parts["parity"]["rows"][0]["largest_score_difference"] < 1e-6
-    assert set(parts["profile"]["steps_ms"]) == {"into_pinned", "to_card", "compute", "back"}
+    assert set(parts["profile"]["steps_ms"]) == {"into_pinned", "to_gpu", "compute", "back"}
     assert parts["profile"]["kernels"]
     end = parts["end_to_end_fp16"]
     assert end["precision"] == "simulated"
@@ -42,13 +42,13 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path):
     figures = gpu.Figures(tmp_path / "new" / "figures.json")
 
     def fails(arguments: list[str]) -> dict:
-        raise SystemExit("no card")
+        raise SystemExit("no GPU")
 
     figures.add("one", fails, [])
     figures.add("two", lambda arguments: {"rate": 1}, [])
 
     kept = json.loads(figures.path.read_text())["parts"]
-    assert kept["one"]["failed"] == "SystemExit: no card"
+    assert kept["one"]["failed"] == "SystemExit: no GPU"
     assert kept["two"]["rate"] == 1
 
 

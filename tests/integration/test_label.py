@@ -123,7 +123,7 @@ def test_a_truncated_shard_gives_the_rows_it_can_and_says_what_is_missing(tmp_pa
 
     assert report.status == "done"
     assert report.incomplete_shards == 1
-    assert "broken off" in report.incomplete["shard-000.tar"]
+    assert "truncated" in report.incomplete["shard-000.tar"]
     counts = pq.read_table(tmp_path / "out").column("shard").value_counts().to_pylist()
     assert {c["values"]: c["counts"] for c in counts}["shard-001.tar"] == 6
 

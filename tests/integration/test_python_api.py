@@ -44,7 +44,7 @@ def rows_of(table: pa.Table) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Return a folder of whole tars, one with bad members, one that breaks off, and one that is none."""
+    """Return a folder of whole tars, one with bad members, one that is truncated, and one that is none."""
     folder = tmp_path_factory.mktemp("shards")
     colour_shards(folder, shards=2, samples=40)
     members = [("a.jpg", b"no image"), ("b.jpg", b""), ("c.cls", b"1"), ("d.jpg", colour_jpeg("blue"))]

@@ -154,7 +154,10 @@ def test_an_interrupt_leaves_no_half_object(proxy: FaultProxy, place: Place) -> 
 
 def run(code: str, environment: dict[str, str]) -> tuple[str, float]:
     """Run a program in a process of its own; return the last line it said, and its seconds without the imports."""
-    begin = "import time; from pipeline.storage.storage import open_storage; from pipeline.sources.source import open_source\n"
+    begin = (
+        "import time; from pipeline.storage.storage import open_storage\n"
+        "from pipeline.sources.source import open_source\n"
+    )
     end = "\nexcept Exception as err: print(type(err).__name__, err, time.perf_counter() - started, sep='|')"
     body = f"{begin}started = time.perf_counter()\ntry: {code}{end}"
     environment = {**os.environ, **environment}

@@ -1,4 +1,4 @@
-"""The two-stage shape with a card that only takes the time."""
+"""The two-stage shape with a GPU that only takes the time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_both_shapes_write_the_same_bytes_and_no_real_run_resumes_them(tmp_path,
         label(tmp_path / "in", tmp_path / "two", tiny_model)
 
 
-def test_the_card_takes_the_time_that_its_rate_says(tmp_path, tiny_model):
+def test_the_gpu_takes_the_time_that_its_rate_says(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2, samples=100)
 
     report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50")
@@ -52,23 +52,23 @@ def test_the_card_takes_the_time_that_its_rate_says(tmp_path, tiny_model):
     assert report.seconds > 200 / 50
 
 
-def test_a_card_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path, tiny_model, monkeypatch, capsys):
+def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path, tiny_model, monkeypatch, capsys):
     monkeypatch.setattr(model_pool, "WATCH_EVERY_S", 0.25)
     colour_shards(tmp_path / "in", shards=20, samples=500)
 
     label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:1000000", progress="plain")
 
-    said = [line for line in capsys.readouterr().err.splitlines() if "warning: the cards are busy" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning: the GPUs are busy" in line]
     assert len(said) == 1
     assert "and wait for decoding (of the" in said[0] or "and wait for reading (of the" in said[0]
 
 
-def test_embeddings_of_a_simulated_card_are_refused(tmp_path, tiny_model):
+def test_embeddings_of_a_simulated_gpu_are_refused(tmp_path, tiny_model):
     with pytest.raises(ValueError, match="embeddings cannot be had of a simulated device"):
         label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50", embeddings=True)
 
 
-def test_a_lost_card_costs_its_actor_and_no_image(tmp_path, tiny_model):
+def test_a_lost_gpu_costs_its_actor_and_no_image(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=6, samples=50)
     label(tmp_path / "in", tmp_path / "whole", tiny_model, device="simulated:10000", shape="fused")
     marks = tmp_path / "marks"
@@ -81,7 +81,7 @@ def test_a_lost_card_costs_its_actor_and_no_image(tmp_path, tiny_model):
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
 
 
-def test_a_card_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(tmp_path, tiny_model):
+def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2, samples=50)
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -101,7 +101,7 @@ def run_with(actor_class: type, source: Path, output: Path, model: Path) -> RunR
 
 
 def faulty_pool(marks: Path, *, times: int, after: int) -> type:
-    """Return model actors whose cards are lost, so many times in all, each after so many batches."""
+    """Return model actors whose GPUs are lost, so many times in all, each after so many batches."""
 
     # Not at the module's level: Ray's workers do not import the tests, and what is here travels whole.
     class FaultyActor(model_pool.ModelActor):

@@ -11,10 +11,10 @@ import pytest
 COUNT = """
 import resource, sys
 import numpy as np
-from models.malloc import keep_freed_memory
+from models.malloc import tune_malloc
 
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert tune_malloc()
 for round in range(60):
     if round == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

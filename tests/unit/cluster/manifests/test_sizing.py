@@ -29,12 +29,12 @@ def test_nodes_are_images_over_rate_and_time():
     assert (size.nodes, size.node_hours, size.cost) == (10, 10, 20.0)
 
 
-def test_a_card_is_left_out_until_one_was_measured():
+def test_a_gpu_is_left_out_until_one_was_measured():
     without = sizes(inputs(images_per_s_per_gpu={"value": None}), images=1e9, hours=24, cores=8, gpus=2, price=None)
     with_one = sizes(inputs(images_per_s_per_gpu={"value": 3820}), images=1e9, hours=24, cores=8, gpus=2, price=None)
 
     assert len(with_one) == len(without) + 1
-    # a card takes what ten cores decode, and a node has two
+    # a GPU takes what ten cores decode, and a node has two
     assert with_one[-1].decode_cores == 20 * with_one[-1].nodes
 
 

@@ -1,4 +1,4 @@
-"""The path for cards, run by the CPU's provider; and what is done about a card that fails, with a session that does."""
+"""The path for GPUs, run by the CPU's provider; and what is done about a GPU that fails, with a session that does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from models.catalog import load_spec
 from models.errors import DeviceLostError, DeviceMemoryError, InferenceError, SignatureError
 from models.inference.classifier import Classifier, Provider
-from models.inference.gpu_classifier import CardClassifier
-from models.session import CardOptions
+from models.inference.gpu_classifier import GpuClassifier
+from models.session import GpuOptions
 from models.spec import Precision
 from tests.support.tiny_model import SIDE
 
@@ -27,13 +27,13 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (50, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def on_cpu(tiny, **options) -> CardClassifier:
-    return CardClassifier(
+def on_cpu(tiny, **options) -> GpuClassifier:
+    return GpuClassifier(
         tiny,
         precision=Precision.FP32,
         provider=Provider.CPU,
         top_k=3,
-        card=CardOptions(**{"batch_size": 16, **options}),
+        gpu=GpuOptions(**{"batch_size": 16, **options}),
     )
 
 
@@ -85,7 +85,7 @@ def test_other_images_are_refused_as_the_plain_classifier_refuses_them(tiny):
 
 
 class Faulty:
-    """A session that fails as ONNX Runtime does on a card."""
+    """A session that fails as ONNX Runtime does on a GPU."""
 
     def __init__(self, session, text: str, *, largest: int = 0, until: int = 10**9) -> None:
         self._session = session
@@ -135,7 +135,7 @@ def test_too_little_memory_halves_the_batch_once_and_says_so(tiny, images, sessi
 
     assert classifier.batch_size == 8
     assert classifier.notes == [
-        "the card has too little memory for batches of 16, which are halved; --batch-size 8 says so from the start"
+        "the GPU has too little memory for batches of 16, which are halved; --batch-size 8 says so from the start"
     ]
     np.testing.assert_array_equal(classifier.predict(images).scores, expected.scores)
 
@@ -159,7 +159,7 @@ def test_a_second_time_is_an_error_that_names_the_option(tiny, session_that_fail
         on_cpu(tiny)
 
 
-def test_a_lost_card_and_any_other_failure_are_told_apart(tiny, images):
+def test_a_lost_gpu_and_any_other_failure_are_told_apart(tiny, images):
     classifier = on_cpu(tiny)
     session = classifier._session
 
@@ -175,7 +175,7 @@ def test_a_lost_card_and_any_other_failure_are_told_apart(tiny, images):
 
 
 @pytest.mark.gpu
-def test_on_a_card_the_labels_are_those_of_the_cpu(tiny, images):
+def test_on_a_gpu_the_labels_are_those_of_the_cpu(tiny, images):
     from pipeline.job import has_local_gpu
 
     if not has_local_gpu():
@@ -183,7 +183,7 @@ def test_on_a_card_the_labels_are_those_of_the_cpu(tiny, images):
     expected = on_cpu(tiny).predict(images)
 
     for graphs in (False, True):
-        card = CardOptions(16, cuda_graphs=graphs)
-        found = CardClassifier(tiny, precision=Precision.FP32, top_k=3, card=card).predict(images)
+        gpu = GpuOptions(16, cuda_graphs=graphs)
+        found = GpuClassifier(tiny, precision=Precision.FP32, top_k=3, gpu=gpu).predict(images)
         assert (found.label_ids == expected.label_ids).all()
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

@@ -66,4 +66,4 @@ def test_a_simulated_choice_needs_no_file_and_says_that_its_labels_are_made_up()
     choice = choose(load_spec("resnet18-v2"), SimulatedDevice(5000), "auto", has_gpu=False)
 
     assert (choice.provider, choice.rate, choice.arithmetic) == (Provider.SIMULATED, 5000, "simulated")
-    assert "SIMULATED card of 5000 images/s" in choice.reason
+    assert "SIMULATED GPU of 5000 images/s" in choice.reason

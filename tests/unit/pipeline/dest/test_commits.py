@@ -38,13 +38,13 @@ def test_records_survive_in_another_process(dest):
     log.load()
     with log:
         log.append(commit(1))
-        log.append(commit(3, incomplete={"a.tar": "broken off"}))
+        log.append(commit(3, incomplete={"a.tar": "truncated"}))
 
     done, totals = CommitLog(dest, 5).load()
 
     assert done.tolist() == [False, True, False, True, False]
     assert (totals.rows, totals.ok, totals.errors) == (20, 18, {"undecodable": 2})
-    assert totals.incomplete_named == {"a.tar": "broken off"}
+    assert totals.incomplete_named == {"a.tar": "truncated"}
 
 
 def wait_until(condition, seconds: float = 30.0) -> None:

@@ -10,7 +10,7 @@ import pytest
 from models.catalog import load_spec
 from models.device import SimulatedDevice
 from models.errors import ConfigError, ProviderUnavailableError
-from models.inference.classifier import Choice, Device, Provider
+from models.inference.classifier import Device, DeviceChoice, Provider
 from models.labels import label_texts
 from models.spec import Artifact, Layout, ModelSpec, OutputKind, Precision
 from pipeline.config import LabelConfig, SourceFormat
@@ -19,8 +19,8 @@ from pipeline.dest.plan import read_plan, write_plan
 from pipeline.sources.source import Source
 from pipeline.storage.storage import Storage, open_storage
 
-CPU = Choice(Provider.CPU, Precision.FP32, "")
-CARD = Choice(Provider.CUDA, Precision.FP32, "")
+CPU = DeviceChoice(Provider.CPU, Precision.FP32, "")
+GPU = DeviceChoice(Provider.CUDA, Precision.FP32, "")
 # Another value of each setting. A new setting is in neither table, and fails the test until somebody decides.
 CHANGES_ROWS: dict[str, Any] = {
     "format": SourceFormat.PARQUET, "top_k": 2, "embeddings": True, "image_column": "i", "key_column": "k",
@@ -30,7 +30,7 @@ CHANGES_ROWS: dict[str, Any] = {
 # With the reason why no byte of a part depends on it.
 CHANGES_NO_ROW: dict[str, tuple[Any, str]] = {
     "output": ("elsewhere", "where the same bytes go"),
-    "batch_size": (7, "scores on a CPU do not depend on the batch; on a card it is compared"),
+    "batch_size": (7, "scores on a CPU do not depend on the batch; on a GPU it is compared"),
     "preprocess_cpus": (1, "how many do it"),
     "actors": ("1", "how many do it"),
     "gpus_per_actor": (0.5, "how many do it"),
@@ -67,14 +67,14 @@ def spec(tiny_model: Path) -> ModelSpec:
     return load_spec(str(tiny_model))
 
 
-def of(config: LabelConfig, spec: ModelSpec, choice: Choice = CPU) -> dict[str, Any]:
+def of(config: LabelConfig, spec: ModelSpec, choice: DeviceChoice = CPU) -> dict[str, Any]:
     """Return the fingerprint of a run whose settings these are, as `run` makes it, without looking for SOURCE."""
     if config.model != "tiny":
         spec = load_spec(config.model)
     if config.precision != "auto":
-        choice = Choice(choice.provider, Precision(config.precision), "")
+        choice = DeviceChoice(choice.provider, Precision(config.precision), "")
     if config.device is Device.CUDA:
-        choice = Choice(Provider.CUDA, choice.precision, "")
+        choice = DeviceChoice(Provider.CUDA, choice.precision, "")
     source = Source(open_storage(config.source[0]), config.format, lambda: iter(()))
     return fingerprint(config, source, spec, choice, label_texts(spec, config.labels))
 
@@ -151,21 +151,21 @@ def test_other_lines_in_the_labels_file_are_a_difference_that_is_named(spec, tmp
         check_settings(plan, of(settings(), spec), dest)
 
 
-def test_the_batch_of_a_card_is_compared_and_taken_from_the_plan(spec, tmp_path):
-    assert of(settings(batch_size=128), spec, CARD) != of(settings(), spec, CARD)
+def test_the_batch_of_a_gpu_is_compared_and_taken_from_the_plan(spec, tmp_path):
+    assert of(settings(batch_size=128), spec, GPU) != of(settings(), spec, GPU)
 
-    dest = begun(tmp_path, spec, settings(batch_size=128), CARD)
+    dest = begun(tmp_path, spec, settings(batch_size=128), GPU)
     config, choice = choose_as_begun(settings(), spec, dest, has_gpu=True)
     assert of(config, spec, choice) == read_plan(dest).settings
 
 
-def begun(folder: Path, spec: ModelSpec, config: LabelConfig, choice: Choice) -> Storage:
+def begun(folder: Path, spec: ModelSpec, config: LabelConfig, choice: DeviceChoice) -> Storage:
     dest = open_storage(str(folder / "out"))
     write_plan(dest, [], of(config, spec, choice))
     return dest
 
 
-@pytest.mark.parametrize("choice", [CPU, CARD, Choice(Provider.CPU, Precision.FP16, "")])
+@pytest.mark.parametrize("choice", [CPU, GPU, DeviceChoice(Provider.CPU, Precision.FP16, "")])
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_auto_is_what_dest_was_begun_with_on_any_machine_that_has_it(spec, tmp_path, choice, has_gpu):
     dest = begun(tmp_path, spec, settings(), choice)
@@ -182,7 +182,7 @@ def test_auto_is_what_dest_was_begun_with_on_any_machine_that_has_it(spec, tmp_p
 
 
 def test_overwrite_and_an_empty_dest_take_what_the_machine_has(spec, tmp_path):
-    dest = begun(tmp_path, spec, settings(), CARD)
+    dest = begun(tmp_path, spec, settings(), GPU)
 
     assert choose_as_begun(settings(overwrite=True), spec, dest, has_gpu=False)[1].provider is Provider.CPU
     empty = open_storage(str(tmp_path / "empty"))
@@ -199,7 +199,7 @@ def test_another_device_or_precision_that_is_asked_for_is_a_difference(spec, tmp
 
 
 def test_made_up_labels_are_never_resumed_as_real_ones(spec, tmp_path):
-    made_up = Choice(Provider.SIMULATED, Precision.FP32, "", 100.0)
+    made_up = DeviceChoice(Provider.SIMULATED, Precision.FP32, "", 100.0)
     dest = begun(tmp_path, spec, settings(device=SimulatedDevice(100.0)), made_up)
 
     config, choice = choose_as_begun(settings(), spec, dest, has_gpu=False)

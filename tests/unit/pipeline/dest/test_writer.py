@@ -27,7 +27,7 @@ def predictions(ids: list[list[int]]) -> Predictions:
 def test_rows_that_are_not_ok_have_nulls_and_the_others_their_own_labels():
     rows = [
         Row("a.tar", "1", width=4, height=3),
-        Row("a.tar", "2", "undecodable", "broken off", 9, 8),
+        Row("a.tar", "2", "undecodable", "truncated", 9, 8),
         Row("b.tar", "3", width=5, height=6),
         Row("b.tar", "4", "empty", "no bytes"),
     ]
@@ -41,7 +41,7 @@ def test_rows_that_are_not_ok_have_nulls_and_the_others_their_own_labels():
     assert [row["score"] for row in table] == [1.0, None, pytest.approx(1 / 3), None]
     assert [row["status"] for row in table] == ["ok", "undecodable", "ok", "empty"]
     assert [(row["width"], row["height"]) for row in table] == [(4, 3), (9, 8), (5, 6), (None, None)]
-    assert table[1]["error"] == "broken off"
+    assert table[1]["error"] == "truncated"
 
 
 def test_a_batch_without_any_ok_row_can_be_written():

@@ -29,7 +29,7 @@ def said(*turns: dict[int, Report]) -> list[str]:
         pytest.param({"DECODE": 2, "LABEL": 12}, "labelling", "the network", id="label"),
     ],
 )
-def test_an_idle_card_is_said_with_the_stage_that_starves_it(spent, stage, remedy):
+def test_an_idle_gpu_is_said_with_the_stage_that_starves_it(spent, stage, remedy):
     [text] = said({0: report(0, 0, 100)}, {0: report(10, 2, 2000, **spent)})
 
     assert f"busy 20% of the time, and wait for {stage} (of the 16 decoders' time:" in text
@@ -42,7 +42,7 @@ def test_it_is_said_once():
     assert len(said(*turns)) == 1
 
 
-def test_a_busy_card_a_new_card_and_a_card_at_rest_are_not_worth_a_word():
+def test_a_busy_gpu_a_new_gpu_and_a_gpu_at_rest_are_not_worth_a_word():
     assert not said({0: report(0, 0, 100)}, {0: report(10, 9, 9000, DECODE=1)})
     assert not said({0: report(0, 0, 0)}, {0: report(10, 1, 900, DECODE=1)})
     assert not said({0: report(0, 0, 900)}, {0: report(10, 0, 900)})

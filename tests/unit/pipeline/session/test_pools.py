@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 
 from models.errors import ConfigError
-from models.inference.classifier import Choice, Provider
+from models.inference.classifier import DeviceChoice, Provider
 from models.spec import Precision
 from pipeline.config import LabelConfig
 from pipeline.session.connect import Cluster
 from pipeline.session.pools import Pools, plan_pools
 
-ON_CPU = Choice(Provider.CPU, Precision.FP32, "")
-ON_GPU = Choice(Provider.CUDA, Precision.FP32, "")
+ON_CPU = DeviceChoice(Provider.CPU, Precision.FP32, "")
+ON_GPU = DeviceChoice(Provider.CUDA, Precision.FP32, "")
 
 
-def plan(choice: Choice, cpus: float, gpus: float = 0, pending: int = 1000, **options) -> Pools:
+def plan(choice: DeviceChoice, cpus: float, gpus: float = 0, pending: int = 1000, **options) -> Pools:
     config = LabelConfig(source=("x",), output="y", **options)
     return plan_pools(config, choice, Cluster(cpus, gpus, is_ours=True), pending=pending)
 
@@ -27,7 +27,7 @@ def test_no_more_fused_actors_than_units():
 
 
 def test_with_gpus_every_cpu_decodes_and_each_gpu_has_an_actor():
-    assert plan(ON_GPU, 32, 4) == Pools((4, 4), 0, 1, decoders=32, batch_size=256, card_share=1)
+    assert plan(ON_GPU, 32, 4) == Pools((4, 4), 0, 1, decoders=32, batch_size=256, gpu_share=1)
 
 
 def test_no_more_decoders_than_units():
@@ -37,7 +37,7 @@ def test_no_more_decoders_than_units():
 def test_several_actors_share_a_gpu():
     pools = plan(ON_GPU, 16, 2, gpus_per_actor=0.5)
 
-    assert (pools.actors, pools.actor_gpus, pools.card_share) == ((4, 4), 0.5, 0.5)
+    assert (pools.actors, pools.actor_gpus, pools.gpu_share) == ((4, 4), 0.5, 0.5)
 
 
 def test_fused_actors_share_the_gpus_there_are():
@@ -69,7 +69,7 @@ def test_what_was_chosen_is_a_sentence():
 
     said = plan(ON_GPU, 16, 1, gpus_per_actor=0.5).describe(cluster)
 
-    assert said == "16 decoders feed 2 actors with 0.5 of a card each, of 16 CPUs and 1 GPUs; batches of 256"
+    assert said == "16 decoders feed 2 actors with 0.5 of a GPU each, of 16 CPUs and 1 GPUs; batches of 256"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ _NO_GOOD_ROWS = {
 @pytest.mark.parametrize(
     ("name", "rows", "missing"),
     [
-        ("pax_size_of_5000_digits.tar", [("good", None), ("b", "too_large")], "broken off inside b.jpg"),
+        ("pax_size_of_5000_digits.tar", [("good", None), ("b", "too_large")], "truncated inside b.jpg"),
         ("pax_size_of_5000_zeros.tar", [("good", None)], None),
         ("pax_length_of_5000_digits.tar", [("good", None)], None),
         ("one_value_of_1_gb.parquet", [], "a page claims to unpack from"),

@@ -199,7 +199,7 @@ def test_tars_are_read_through_the_door(tmp_path: Path) -> None:
         *(("broken.tar", key) for key in keys(0, 1, 2)),
     ]
     assert notes.by_shard["a.tar"].missing is None
-    assert "broken off inside 00003.jpg" in (notes.by_shard["broken.tar"].missing or "")
+    assert "truncated inside 00003.jpg" in (notes.by_shard["broken.tar"].missing or "")
     assert notes.by_shard["a.tar"].bytes_read == (tmp_path / "a.tar").stat().st_size
 
 

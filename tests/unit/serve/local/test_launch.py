@@ -87,7 +87,7 @@ def test_an_application_that_cannot_be_deleted_is_an_error_and_not_stopped(monke
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_replica_for_a_card_has_one(monkeypatch, device):
+def test_a_replica_for_a_gpu_has_one(monkeypatch, device):
     from serve import replica
 
     monkeypatch.setattr(replica, "_resources", lambda: (8.0, 1.0))

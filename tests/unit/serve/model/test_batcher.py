@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import DeadlineError, OverloadedError
 from serve.model.batcher import Batcher, BatchReport
-from serve.model.queue import Job
+from serve.model.queue import Item
 
 
 class Model:
@@ -25,7 +25,7 @@ class Model:
         self.decoded: list[int] = []
         self.error: Exception | None = None
 
-    def decode(self, job: Job) -> None:
+    def decode(self, job: Item) -> None:
         self.decoded.append(job.payload)
         job.decoded = job.payload
 
@@ -56,7 +56,7 @@ class Setting:
 
     def submit(self, *numbers: int, seconds: float = 10.0, weight: int = 1) -> asyncio.Task:
         deadline = time.monotonic() + seconds
-        return asyncio.create_task(self.batcher.submit([Job(n, weight, deadline) for n in numbers]))
+        return asyncio.create_task(self.batcher.submit([Item(n, weight, deadline) for n in numbers]))
 
     async def busy(self, number: int = 0) -> asyncio.Task:
         """Let one job stand at the gate, so that what follows has to wait."""

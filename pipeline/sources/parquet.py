@@ -31,6 +31,8 @@ MAX_FOOTER_BYTES = 16 * 2**20
 # Read at a time of each column; without it pyarrow holds a whole row group's column.
 _BUFFER_BYTES = 4 * 2**20
 _PAGE_SLACK = 2**20
+# Behind a page that is refused; a footer may claim any number of them.
+_MAX_REFUSED_ROWS = MAX_BATCH_ROWS
 # pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, a string that is no UTF-8 a ValueError.
 _UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
 
@@ -118,6 +120,10 @@ Make = Callable[[pa.RecordBatch, int], T]
 """Makes something of a batch, given the number of its first row in the file."""
 
 
+class _RefusedPageError(ValueError):
+    """A page of the images claims too much, so that no more rows of its row group can be read."""
+
+
 class _Reader:
     """One file, open, with its columns settled."""
 
@@ -152,7 +158,15 @@ class _Reader:
             rows, size = group.num_rows, max(1, group.total_byte_size)
             if index >= start:
                 batch_rows = max(1, min(self._most_rows, BATCH_BYTES * rows // size))
-                yield from self._row_group(index, rows, batch_rows, number, self._names, self._samples, self._notes)
+                done = 0
+                try:
+                    for samples in self._row_group(
+                        index, rows, batch_rows, number, self._names, self._samples, self._notes
+                    ):
+                        done += len(samples)
+                        yield samples
+                except _RefusedPageError as err:
+                    yield self._refused(index, range(done, rows), number, str(err))
             elif self._key is not None:
                 # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
                 # however many pieces the file is read.
@@ -184,10 +198,29 @@ class _Reader:
                         size = 1
                     continue
                 lost = rows - done
+                if self._watch.refused and names == self._names and not self._carried and lost <= _MAX_REFUSED_ROWS:
+                    raise _RefusedPageError(self._watch.refused) from None
                 notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")
                 return
         if done < rows:
             notes.lose(f"row group {index}: {rows - done} of {rows} rows are not there")
+
+    def _refused(self, index: int, left: range, number: int, error: str) -> list[Sample]:
+        """Make rows `too_large` of those that are left of a row group, whose images' page must not be unpacked."""
+        keys: list[tuple[str, str | None]] = [(str(number + row), None) for row in left]
+        if self._key is not None:
+            try:
+                batches = list(self._read(index, left.start, len(left), [self._key]))
+            except _UNREADABLE as err:
+                if self._file.failure is not None:
+                    raise self._file.failure from None
+                self._notes.lose(f"row group {index}: the last {len(left)} rows cannot be read: {_words(err)}")
+                return []
+            keys, row = [], number + left.start
+            for batch in batches:
+                keys += self._unique_keys(batch, row)
+                row += batch.num_rows
+        return [Sample(self._shard, key, None, "too_large", error) for key, _ in keys]
 
     def _read(self, index: int, skip: int, size: int, names: list[str]) -> Iterator[pa.RecordBatch]:
         self._watch.begin(size)

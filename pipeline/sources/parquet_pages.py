@@ -61,6 +61,7 @@ class PageWatch:
     Attributes:
         fitting_rows: So many rows can be read at a time; less than `rows` once a page was refused for that only.
         rows: That are read at a time.
+        refused: Why a page must not be unpacked at all; None as long as there is none.
     """
 
     def __init__(self, max_page: int, *, repeats: bool) -> None:
@@ -68,11 +69,13 @@ class PageWatch:
         self._repeats = repeats
         self._chunks: list[_Chunk] = []
         self.rows = self.fitting_rows = 1
+        self.refused: str | None = None
 
     def begin(self, rows: int) -> None:
         """Start anew: a row group is read from its beginning, in batches of `rows`."""
         self._chunks = []
         self.rows = self.fitting_rows = rows
+        self.refused = None
 
     def __call__(self, position: int, content: bytes) -> None:
         """Look at the headers in a piece.
@@ -135,7 +138,8 @@ class PageWatch:
             chunk.page_claim = max(chunk.page_claim, unpacked)
         together = sum(each.page_claim + each.dictionary_claim for each in self._chunks)
         if max(unpacked, together // 2) > self._max_page:
-            raise PageError(f"a page claims to unpack from {packed} to {unpacked} bytes; {self._max_page} are allowed")
+            self.refused = f"a page claims to unpack from {packed} to {unpacked} bytes; {self._max_page} are allowed"
+            raise PageError(self.refused)
 
     def _weight(self, chunk: _Chunk, unpacked: int, values: int, encoding: int) -> int:
         """Return how many bytes a row of a data page can take."""

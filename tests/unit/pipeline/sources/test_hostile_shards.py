@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.decode.decode import ImageLimits
@@ -91,6 +92,7 @@ _ZEROS = {
 }
 _NO_GOOD_ROWS = {
     *_ZEROS, "gzip_of_zeros.tar", "unique_sparse_records.tar", "unique_global_sparse_records.tar", *KEYED,
+    "one_value_of_1_gb.parquet",
 }  # fmt: skip
 
 
@@ -100,7 +102,7 @@ _NO_GOOD_ROWS = {
         ("pax_size_of_5000_digits.tar", [("good", None), ("b", "too_large")], "truncated inside b.jpg"),
         ("pax_size_of_5000_zeros.tar", [("good", None)], None),
         ("pax_length_of_5000_digits.tar", [("good", None)], None),
-        ("one_value_of_1_gb.parquet", [], "a page claims to unpack from"),
+        ("one_value_of_1_gb.parquet", [("0", "too_large")], None),
         ("footer_that_claims_2_gb.parquet", [], "unreadable Parquet"),
     ],
 )
@@ -113,6 +115,22 @@ def test_what_a_shard_claims_is_told(tmp_path: Path, name: str, rows: list, miss
     assert found == rows
     assert (notes.missing is None) == (missing is None)
     assert (missing or "") in (notes.missing or "")
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["numbered", "keyed"])
+def test_rows_of_a_page_that_claims_too_much_are_too_large_and_those_of_other_row_groups_as_ever(tmp_path, key):
+    images = [jpeg(), bytes(150_000_000), jpeg(), jpeg()]
+    table = pa.table({"image": pa.array(images, pa.binary()), KEY: ["a", "b", "b", "c"]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=3, use_dictionary=False, compression="zstd")
+    notes = ShardNotes()
+
+    file = open_storage(str(tmp_path)).open_random("x.parquet")
+    found = list(read_parquet(file, "x.parquet", notes, ImageLimits(), ParquetColumns("image", key, ())))
+
+    assert [sample.key for sample in found] == (["0", "1", "2", "3"] if key is None else ["a", "b", "b#2", "c"])
+    assert [sample.status for sample in found] == ["too_large"] * 3 + [None]
+    assert "claims to unpack from" in (found[1].error or "")
+    assert notes.missing is None
 
 
 @pytest.mark.parametrize("name", ["pax_names_of_1_mib.tar", "names_alike_for_1_mib.tar", "keys_of_1_mib.parquet"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from models.errors import ArtifactError
 from models.spec import Artifact, ModelSpec, Precision
-from models.store.download import fetch, sources_of
 from models.store.files import Progress, artifact_path, is_file, verify_once
 
 BUNDLED = Path(__file__).parents[1] / "artifacts"
@@ -43,6 +42,9 @@ def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, prog
     if is_file(path):
         verify_once(path, artifact, remedy)
         return path
+    # Not at the top: files are nearly always here, and what shows a download's progress takes long to import.
+    from models.store.download import fetch, sources_of
+
     what = f"{artifact.file} of {spec.name} ({precision})"
     if artifact.built_by and not sources_of(artifact):
         raise ArtifactError(f"{what} has to be built first, with `{artifact.built_by}`: not found at {path}")

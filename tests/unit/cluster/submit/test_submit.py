@@ -247,14 +247,14 @@ def test_code_that_was_sent_finds_the_bundled_model_where_the_cluster_has_it(tmp
     from models.catalog import load_spec
     from models.errors import ArtifactError
     from models.spec import Precision
-    from models.store import files
+    from models.store import locate
 
-    installed = files.BUNDLED
+    installed = locate.BUNDLED
     spec = load_spec("efficientnet-lite0")
-    monkeypatch.setattr(files, "BUNDLED", tmp_path)  # what was sent has no models
+    monkeypatch.setattr(locate, "BUNDLED", tmp_path)  # what was sent has no models
 
     with pytest.raises(ArtifactError, match="in the cluster's image"):
-        files.locate(spec, Precision.INT8, download=False)
-    monkeypatch.setenv(files.ARTIFACTS_VARIABLE, str(installed))
+        locate.locate(spec, Precision.INT8, download=False)
+    monkeypatch.setenv(locate.ARTIFACTS_VARIABLE, str(installed))
 
-    assert files.locate(spec, Precision.INT8, download=False).is_relative_to(installed)
+    assert locate.locate(spec, Precision.INT8, download=False).is_relative_to(installed)

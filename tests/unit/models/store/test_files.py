@@ -133,7 +133,7 @@ def test_locate_needs_no_writable_cache_for_a_file_that_is_there(tmp_path, monke
 
 
 def test_locate_takes_a_bundled_file_from_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BUNDLED", tmp_path / "package")
+    monkeypatch.setattr("models.store.locate.BUNDLED", tmp_path / "package")
     spec = spec_with(tmp_path, bundled=True, sources=())
 
     assert not is_cached(spec, Precision.FP32)

@@ -242,7 +242,7 @@ def test_quantize_int8_keeps_the_interface_and_the_answers():
 
 
 def test_every_requirement_of_the_conversion_is_pinned():
-    lines = (FOLDER / "conversion" / "requirements.txt").read_text().splitlines()
+    lines = (FOLDER.parent / "tools" / "conversion" / "requirements.txt").read_text().splitlines()
 
     unpinned = [line for line in lines if line and not line.startswith("#") and "==" not in line.split(";")[0]]
 

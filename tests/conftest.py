@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine that others use too may take any time for an example.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 # Before anything starts Ray: its workers take 12 s longer where Python may not keep its bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -300,7 +300,7 @@ def test_other_code_is_sent_and_a_failure_says_why(world, tmp_path):
     root = Path(__file__).parents[2]
     for package in ("models", "pipeline", "serve", "cluster"):
         shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
-    cli = copy / "pipeline" / "run.py"
+    cli = copy / "pipeline" / "job.py"
     cli.write_text(cli.read_text().replace('"shardlabel: {', '"shardlabel, sent along: {'))
     before = world.line.bytes_up
 

@@ -55,7 +55,8 @@ def test_a_message_may_have_what_a_request_may_and_no_more():
     limits = {container["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] for container in told()}
 
     assert limits == {str(64 * 2**20)}
-    assert of_every_node(ServeConfig(max_request_bytes=2**28))["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(2**28 + 2**20)
+    large = ServeConfig(max_request_bytes=2**28, max_body_memory=2**30)
+    assert of_every_node(large)["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(2**28 + 2**20)
 
 
 def test_the_docs_list_the_table():

@@ -180,7 +180,7 @@ def test_incomplete_shards_and_skipped_members_are_named(tmp_path, tiny_model):
 
     words = page_of(tmp_path).words
 
-    assert "shard-000.tarbroken off" in words
+    assert "shard-000.tartruncated" in words
     assert "no_key1" in words
 
 

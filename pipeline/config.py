@@ -7,7 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.catalog import DEFAULT_MODEL
 from models.decode.mode import DecodeMode
@@ -55,7 +55,18 @@ def _plain(value: object) -> object:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
+def _split(value: object) -> object:
+    values = (value,) if isinstance(value, (str, PathLike)) else value
+    return tuple(map(_plain, values)) if isinstance(values, (list, tuple)) else values
+
+
+def _device(value: object) -> object:
+    text = _lower(value)
+    return SimulatedDevice.parse(text) if isinstance(text, str) and text.startswith("simulated") else text
+
+
 Lower = BeforeValidator(_lower)
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 # What the endpoint is told in the same words.
 ModelName = Annotated[
     str, BeforeValidator(_plain), Field(description="A name of `shardlabel models list`, or an .onnx file.")
@@ -75,7 +86,7 @@ class LabelConfig(BaseModel):
     # Built when first used: the command line wants only the names and descriptions.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    source: tuple[str, ...] = Field(
+    source: Words = Field(
         min_length=1,
         description="Files, folders, globs, brace ranges as {00000..00999}.tar, or @list.txt; paths or URIs.",
     )
@@ -87,7 +98,9 @@ class LabelConfig(BaseModel):
     )
     model: ModelName = DEFAULT_MODEL
     precision: PrecisionName = "auto"
-    device: Device | SimulatedDevice = Field(default=Device.AUTO, description=DEVICES)
+    device: Annotated[Device | SimulatedDevice, BeforeValidator(_device)] = Field(
+        default=Device.AUTO, description=DEVICES
+    )
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
     labels: Annotated[LabelText, Lower] = Field(
         default=LabelText.NAME, description="Class names: name (the first synonym), wnid, or all."
@@ -95,7 +108,7 @@ class LabelConfig(BaseModel):
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
     image_column: str | None = Field(default=None, description="Parquet: the column with the images.")
     key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
-    carry: tuple[str, ...] = Field(default=(), description="Parquet: columns copied through, as a,b.")
+    carry: Words = Field(default=(), description="Parquet: columns copied through, as a,b.")
     batch_size: int | None = Field(
         default=None,
         ge=1,
@@ -149,19 +162,6 @@ class LabelConfig(BaseModel):
                 super().__init__(**values)
             except ValidationError as err:
                 raise ConfigError(without_secrets(one_line(err, LabelConfig))) from err
-
-    @field_validator("source", "carry", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, (str, PathLike)):
-            return (fspath(value),)
-        return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-    @field_validator("device", mode="before")
-    @classmethod
-    def _simulated(cls, value: object) -> object:
-        text = _lower(value)
-        return SimulatedDevice.parse(text) if isinstance(text, str) and text.startswith("simulated") else text
 
     @model_validator(mode="after")
     def _check(self) -> LabelConfig:

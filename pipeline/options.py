@@ -72,7 +72,7 @@ def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | Non
 
 def _help(field: FieldInfo) -> str:
     default = field.default
-    if field.is_required() or default in (None, False, ()):
+    if field.is_required() or isinstance(default, bool | tuple | None):
         return field.description or ""
     text = default.value if isinstance(default, Enum) else f"{default:g}" if isinstance(default, float) else default
     return f"{field.description} [default: {text}]"
@@ -95,7 +95,8 @@ def build_settings(
     Raises:
         ConfigError: An unknown key, or a value that cannot be; one line that says which, what it got and expected.
     """
-    values = _read_yaml(config_file) if config_file is not None else {}
+    table = read_table(config_file) if config_file is not None else {}
+    values = {str(key).replace("-", "_"): value for key, value in table.items()}
     values |= {name: value for name, value in options.items() if value is not None and value != []}
     try:
         return settings.model_validate(values)
@@ -103,14 +104,19 @@ def build_settings(
         raise ConfigError(one_line(err, settings)) from err
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the keys of a `--config` file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no table.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
         raise ConfigError(f"--config {path} cannot be read: {' '.join(str(err).split())}") from err
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ConfigError(f"--config {path} must be a table of options, got {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    return values or {}
 
 
 def one_line(err: ValidationError, settings: type[BaseModel]) -> str:

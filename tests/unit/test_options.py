@@ -13,6 +13,7 @@ from cluster.cli import build_app
 from models.errors import ConfigError
 from pipeline.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, LabelConfig, build_config
 from serve.config import ServeConfig
+from tools.options_page import PAGE, build_page
 
 LABEL = {"source": ("a.tar",), "output": "out"}
 COMMANDS = [pytest.param("label", LabelConfig, LABEL, id="label"), pytest.param("serve", ServeConfig, {}, id="serve")]
@@ -38,7 +39,7 @@ def test_every_setting_is_an_option_with_its_description_and_its_default(command
         assert option.param_type_name == "argument" or f"--{name.replace('_', '-')}" in option.opts
         assert option.help.startswith(field.description), name
         default = getattr(defaults, name)
-        if name not in given and default not in (None, False, ()):
+        if name not in given and not isinstance(default, bool | tuple | None):
             said = shown_default(option.help)
             assert said is not None, name
             assert settings.model_validate({**given, name: said}) == defaults, name
@@ -98,3 +99,7 @@ def test_the_endpoint_and_the_job_say_the_same_of_what_they_share():
         assert LabelConfig.model_fields[name].description == ServeConfig.model_fields[name].description
         help_texts = {options_of(command)[name].help for command in ("label", "serve", "evaluate")}
         assert len(help_texts) == 1, help_texts
+
+
+def test_the_page_of_options_says_what_help_says():
+    assert PAGE.read_text(encoding="utf-8") == build_page(), "run `python -m tools.options_page`"

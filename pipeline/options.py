@@ -39,13 +39,10 @@ def options_of(
 
     def decorate(command: CommandT) -> CommandT:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        made = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name in names or settings.model_fields
-            for annotation in [
-                _annotation(name, settings.model_fields[name], name == argument, (short or {}).get(name))
-            ]
-        ]
+        made = []
+        for name in names or settings.model_fields:
+            kind = _annotation(name, settings.model_fields[name], name == argument, (short or {}).get(name))
+            made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         named = [one.replace(kind=one.KEYWORD_ONLY) for one in own if one.kind is not one.VAR_KEYWORD]
         # What typer reads.
         command.__signature__ = inspect.Signature([*made, *named])  # type: ignore[attr-defined]

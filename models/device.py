@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from models.errors import ProviderUnavailableError
 from models.spec import ModelSpec, Precision
-from models.store.locate import is_cached
 
 
 class Device(StrEnum):
@@ -92,6 +91,8 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
         ProviderUnavailableError: A GPU was asked for, and there is none.
         UnknownModelError: The model has no artifact of that precision.
     """
+    from models.store.locate import is_cached  # which brings all that downloads
+
     if isinstance(device, SimulatedDevice):
         any_of_them = next(iter(spec.artifacts)) if precision == "auto" else Precision(precision)
         spec.artifact(any_of_them)

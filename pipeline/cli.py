@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperCommand
 
 from models.errors import ConfigError
+from pipeline.config import LabelConfig, build_config
 from pipeline.evaluate.cli import evaluate
+from pipeline.options import options_of
 
 if TYPE_CHECKING:
-    from pipeline.config import LabelConfig
     from pipeline.summary import RunReport
 
 EXIT_FAILED = 1
@@ -24,64 +25,8 @@ EXIT_INTERRUPTED = 130
 DRY_RUN_IMAGES = 200
 
 
-def label(  # noqa: PLR0913 (one argument an option)
-    source: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files, folders, globs, brace ranges as {00000..00999}.tar, or @list.txt; paths or URIs."),
-    ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder or URI of the Parquet files.")] = None,
-    format: Annotated[str | None, typer.Option(help="auto, webdataset, parquet or images. [default: auto]")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A name of `shardlabel models list`, or an .onnx file. [default: resnet18-v2]")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, int8 or fp16. [default: auto]")] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, cpu, cuda or tensorrt. [default: auto] For benchmarks also simulated:RATE, whose labels are made up."
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Labels per image, best first. [default: 5]")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Class names: name (the first synonym), wnid, or all. [default: name]")
-    ] = None,
-    embeddings: Annotated[
-        bool | None, typer.Option("--embeddings", help="Also the model's penultimate features.")
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Parquet: the column with the images.")] = None,
-    key_column: Annotated[str | None, typer.Option(help="Parquet: the column that becomes `key`.")] = None,
-    carry: Annotated[str | None, typer.Option(help="Parquet: columns copied through, as a,b.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per inference. [default: 16 on a CPU, 256 on a GPU]")
-    ] = None,
-    preprocess_cpus: Annotated[
-        int | None, typer.Option(help="CPUs that decode, in tasks of their own. [default: chosen]")
-    ] = None,
-    actors: Annotated[
-        str | None, typer.Option(help="Actors that hold the model, N or MIN:MAX. [default: chosen]")
-    ] = None,
-    gpus_per_actor: Annotated[
-        float | None, typer.Option(help="Share of a GPU that each actor has: 0.5 puts two on a GPU. [default: 1]")
-    ] = None,
-    cuda_graphs: Annotated[
-        bool | None, typer.Option("--cuda-graphs", help="On a GPU: record a batch's kernels once, and replay them.")
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(help="fused (decode and label in one actor), two-stage, or auto. [default: auto]")
-    ] = None,
-    decode: Annotated[
-        str | None, typer.Option(help="fast, or exact: the reference preprocessing pixel for pixel. [default: fast]")
-    ] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Larger images are too_large. [default: 100000000]")] = None,
-    max_image_bytes: Annotated[int | None, typer.Option(help="Likewise, in bytes. [default: 67108864]")] = None,
-    image_timeout_s: Annotated[
-        float | None,
-        typer.Option(
-            help="An image that takes longer to decode is undecodable, one that the model takes longer for unsupported "
-            "(20 times what a batch usually takes, if that is more). [default: 60]"
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Label only so many images.")] = None,
+@options_of(LabelConfig, argument="source", short={"output": "-o"})
+def label(
     dry_run: Annotated[
         int | None,
         typer.Option(
@@ -93,22 +38,9 @@ def label(  # noqa: PLR0913 (one argument an option)
     price: Annotated[
         float | None, typer.Option(min=0, help="With --dry-run: of the machine or cluster, an hour. Adds the cost.")
     ] = None,
-    max_error_rate: Annotated[
-        float | None, typer.Option(help="Exit 3 when a larger share could not be labelled. [default: 1.0]")
-    ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite", help="Start the output anew instead of resuming it.")
-    ] = None,
     config: Annotated[Path | None, typer.Option(help="These options as YAML; the command line comes first.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join. [default: $RAY_ADDRESS, else a local Ray]")
-    ] = None,
-    shared_filesystem: Annotated[
-        bool | None,
-        typer.Option("--shared-filesystem", help="On several nodes: all see local SOURCE and DEST under one name."),
-    ] = None,
-    progress: Annotated[str | None, typer.Option(help="auto, plain or none. [default: auto]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
+    **options: object,
 ) -> None:
     """Label images in bulk: shards in, one Parquet file per shard out, each image exactly once.
 
@@ -125,14 +57,6 @@ def label(  # noqa: PLR0913 (one argument an option)
         shardlabel label 'shards/*.tar' --output labels --dry-run --price 1.2
     """
     started = time.perf_counter()
-    options: dict[str, Any] = dict(locals())
-    for name in ("started", "config", "as_json", "dry_run", "price"):
-        options.pop(name)
-    options["carry"] = tuple(carry.split(",")) if carry else None
-    options["source"] = tuple(source) if source else None
-
-    from pipeline.config import build_config
-
     settings = build_config(options, config)
 
     if dry_run is not None:
@@ -173,6 +97,21 @@ class LabelCommand(TyperCommand):
             if not args[place + 1 : place + 2] or not args[place + 1].lstrip("-").isdecimal():
                 args = [*args[: place + 1], str(DRY_RUN_IMAGES), *args[place + 1 :]]
         return super().parse_args(ctx, args)
+
+
+def parse_label(words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the arguments of `label` as the command does, and run nothing.
+
+    Returns:
+        Those that are settings, by field of `LabelConfig`, None where not given; and the others.
+
+    Raises:
+        typer's UsageError: An option that `label` does not have, or a word that is no number where one is wanted.
+    """
+    app = typer.Typer()
+    app.command(cls=LabelCommand)(label)
+    others = dict(typer.main.get_command(app).make_context("shardlabel label", list(words)).params)
+    return {name: others.pop(name) for name in LabelConfig.model_fields}, others
 
 
 def _exit_code(report: RunReport, max_error_rate: float) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.catalog import DEFAULT_MODEL
-from models.decode.decode import DecodeMode, ImageLimits
-from models.errors import ConfigError
-from models.inference.classifier import Device
+from models.decode.headers import ImageLimits
+from models.decode.mode import DecodeMode
+from models.device import Device
+from pipeline.config import DEVICES, Decoding, Lower, ModelName, PrecisionName
 
 # Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
 CPU_BATCH_SIZE = 8
@@ -18,38 +19,65 @@ GPU_BATCH_SIZE = 32
 # Images that may wait per replica: a second or two of work on one core, and several batches on a GPU.
 MIN_QUEUE = 128
 QUEUE_BATCHES = 8
+# Of a replica with a GPU, which decode for it.
+MAX_GPU_CPUS = 8
 
 
 class ServeConfig(BaseModel):
     """Everything the endpoint can be told. The same names, with dashes, are options of `shardlabel serve`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: the command line wants only the names and descriptions.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model: str = Field(default=DEFAULT_MODEL, description="Name in the catalog, or path of an ONNX file.")
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(default="auto", description="Or what auto finds best.")
-    device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or tensorrt.")
-    decode: DecodeMode = Field(default=DecodeMode.FAST, description="fast, or exact as the reference.")
+    model: ModelName = DEFAULT_MODEL
+    precision: PrecisionName = "auto"
+    device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
+    decode: Decoding = DecodeMode.FAST
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
 
-    batch_size: int | None = Field(default=None, ge=1, le=1024, description="Most images of one inference.")
-    max_batch_delay_ms: float = Field(default=0.0, ge=0, le=10_000, description="How long a free model waits for more.")
-    replica_cpus: int | None = Field(default=None, ge=1, le=256, description="CPUs, and threads, of one replica.")
-    min_replicas: int = Field(default=1, ge=0, le=10_000, description="Replicas that are always there.")
-    max_replicas: int | None = Field(default=None, ge=1, le=10_000, description="Most replicas under load.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description=f"Most images of one inference. [default: {CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU]",
+    )
+    max_batch_delay_ms: float = Field(
+        default=0.0, ge=0, le=10_000, description="How long a free model waits for more images."
+    )
+    replica_cpus: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description=f"CPUs, and threads, of one replica. [default: 1; with a GPU up to {MAX_GPU_CPUS}]",
+    )
+    min_replicas: int = Field(
+        default=1, ge=0, le=10_000, description="Replicas that are always there; 0: none without requests."
+    )
+    max_replicas: int | None = Field(
+        default=None, ge=1, le=10_000, description="Most replicas under load. [default: as fit]"
+    )
 
-    max_queue: int | None = Field(default=None, ge=1, le=1_000_000, description="Images that may wait in a replica.")
-    deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Time for one request, seconds.")
-    max_request_bytes: int = Field(default=20 * 2**20, ge=1, description="Of a request's body, unpacked too.")
-    max_body_memory: int = Field(default=256 * 2**20, ge=1, description="Bytes of all bodies that a replica holds.")
-    max_pixels: int = Field(default=100_000_000, ge=1, description="Of one image.")
-    max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request.")
-    api_keys_file: Path | None = Field(default=None, description="One bearer key a line; none: everyone is served.")
-    access_log: str = Field(default="off", description="off, - for standard error, or a file: JSON lines.")
-
-    @field_validator("device", "decode", "precision", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+    max_queue: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description=f"Images that may wait in a replica; beyond, 503. [default: {MIN_QUEUE} or more]",
+    )
+    deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Time for one request; then 504.")
+    max_request_bytes: int = Field(
+        default=20 * 2**20, ge=1, description="Of a request's body, unpacked too; beyond, 413."
+    )
+    max_body_memory: int = Field(
+        default=256 * 2**20, ge=1, description="Of all bodies that a replica holds; beyond, 503."
+    )
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Of an image; beyond, 413.")
+    max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request; beyond, 413.")
+    api_keys_file: Path | None = Field(
+        default=None, description="Ask for one of its bearer keys, one a line. [default: everyone is served]"
+    )
+    access_log: str = Field(
+        default="off", description="A file for one JSON line per request, or off; of `serve run` also -, its output."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ServeConfig:
@@ -108,7 +136,7 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         cpus: Of a machine that replicas run on; a GPU replica decodes on up to 8 of them.
     """
     batch_size = config.batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
-    replica_cpus = config.replica_cpus or (max(1, min(8, cpus)) if on_gpu else 1)
+    replica_cpus = config.replica_cpus or (max(1, min(MAX_GPU_CPUS, cpus)) if on_gpu else 1)
     max_queue = config.max_queue or max(MIN_QUEUE, QUEUE_BATCHES * batch_size, config.max_images)
     workers = 1 if on_gpu else replica_cpus
     return Plan(
@@ -124,27 +152,3 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         cpus=replica_cpus,
         gpus=int(on_gpu),
     )
-
-
-def build_config(options: dict[str, Any]) -> ServeConfig:
-    """Check the options of a command line.
-
-    Args:
-        options: Names as in `ServeConfig`; None means not given.
-
-    Raises:
-        ConfigError: A value that cannot be; one line that says which, what it got and expected.
-    """
-    try:
-        return ServeConfig.model_validate({name: value for name, value in options.items() if value is not None})
-    except ValidationError as err:
-        first = err.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:
-            raise ConfigError(message) from err
-        name = str(first["loc"][0])
-        field = ServeConfig.model_fields.get(name)
-        about = f" ({field.description})" if field is not None else ""
-        raise ConfigError(
-            f"--{name.replace('_', '-')}: {message[0].lower()}{message[1:]}, got {first['input']!r}{about}"
-        ) from err

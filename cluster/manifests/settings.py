@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config import PrecisionName
 from pipeline.storage.uris import has_secrets
 
 # KubeRay appends six characters for the cluster and up to ten for its services, of the 63 that Kubernetes allows.
@@ -206,7 +207,7 @@ class ClusterConfiguration(Settings):
         default=None, description="Kubernetes namespace; the current one if not given."
     )
     model: Word = Field(default="resnet18-v2", description="Model, a name of `shardlabel models list`.")
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(default="auto", description="auto, fp32, fp16 or int8.")
+    precision: PrecisionName = "auto"
     device: Literal["cpu", "cuda"] = Field(default="cuda", description="Where the model runs; cpu leaves out the GPUs.")
     model_mirror: Word | None = Field(default=None, description="URL that models are downloaded from first.")
     cache_claim: SecretName | None = Field(

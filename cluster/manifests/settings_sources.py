@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from cluster.manifests.settings import ClusterConfiguration
 from models.errors import ConfigError
+from pipeline.options import read_table
 
 
 def build_configuration(settings: list[str], config_file: Path | None = None) -> ClusterConfiguration:
@@ -27,7 +27,7 @@ def build_configuration(settings: list[str], config_file: Path | None = None) ->
     Raises:
         ConfigError: An unknown key, or a value that cannot be; one line with key, value and what was expected.
     """
-    values = _read(config_file) if config_file is not None else {}
+    values = read_table(config_file) if config_file is not None else {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -89,18 +89,6 @@ def nearest(name: str, known: typing.Iterable[str], *, or_all: bool = True) -> s
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known are {', '.join(names)}" if or_all and 0 < len(names) <= 12 else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
-        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(err).split())}") from err
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path} must be a table of settings, got {type(values).__name__}")
-    return values
 
 
 def _put(values: dict[str, Any], key: str, text: str) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import typer.main
-
-import pipeline.cli
 from models.errors import ConfigError
-from pipeline.config import LabelConfig, build_config
+from pipeline.cli import parse_label
+from pipeline.config import build_config
 from pipeline.storage.filesystems import absolute, split_location
 from pipeline.storage.uris import has_secrets, without_secrets
-
-# What `label` is told beside its settings.
-_ASIDE = ("config", "as_json", "dry_run", "price")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +40,8 @@ def check_arguments(words: list[str]) -> LabelArguments:
     if not words or words[0] != "label":
         got = f"got {words[0]!r}" if words else "nothing came after `--`"
         raise ConfigError(f"submit runs `label`: shardlabel submit [OPTIONS] -- label SOURCE... --output DEST; {got}")
-    params = _parse(words[1:])
-    settings = _settings(params)
+    options, others = parse_label(words[1:])
+    settings = build_config(options, others["config"])
     if settings.address is not None:
         raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
     for text in (*settings.source, settings.output):
@@ -63,28 +57,10 @@ def check_arguments(words: list[str]) -> LabelArguments:
     if settings.model.endswith(".onnx"):
         given["model"] = absolute(settings.model)
     for name in ("dry_run", "price"):
-        given[name] = params[name]
-    given["json"] = params["as_json"]
+        given[name] = others[name]
+    given["json"] = others["as_json"]
     local = tuple(text for text in (*settings.source, settings.output) if _is_local(text))
     return LabelArguments(tuple(_words(given)), local, settings.shared_filesystem)
-
-
-def _parse(words: list[str]) -> dict[str, Any]:
-    app = typer.Typer()
-    pipeline.cli.register(app)
-    group = typer.main.get_group(app)
-    context = typer.Context(group, info_name="shardlabel")
-    command = group.get_command(context, "label")
-    assert command is not None
-    return dict(command.make_context("label", list(words), parent=context).params)
-
-
-def _settings(params: dict[str, Any]) -> LabelConfig:
-    options = {name: value for name, value in params.items() if name not in _ASIDE}
-    options["carry"] = tuple(options["carry"].split(",")) if options["carry"] else None
-    options["source"] = tuple(options["source"]) if options["source"] else None
-    config = params["config"]
-    return build_config(options, Path(config) if config is not None else None)
 
 
 def _words(given: dict[str, Any]) -> list[str]:

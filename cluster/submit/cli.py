@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
@@ -59,6 +58,8 @@ def submit(
 
         shardlabel submit --submission-id nightly
     """
+    import asyncio
+
     from cluster.submit.arguments import check_arguments
     from cluster.submit.submission import Submission, run_submission
 

@@ -6,17 +6,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path as FilePath
-from typing import Any
 
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.capacity import Capacity
 from cluster.validate.documents import Document, Fault, Path
 from cluster.validate.raycluster import pod_paths
 from models.errors import ConfigError
+from pipeline.cli import parse_label
 from pipeline.config import LabelConfig, build_config
 from pipeline.storage.uris import has_secrets, without_secrets
 
-ASIDE = ("config", "as_json", "dry_run", "price")
 REMOTE = re.compile(r"^@?[a-z][a-z0-9+.-]*://")
 ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 
@@ -65,35 +64,15 @@ def parse_entrypoint(text: str) -> LabelConfig | None:
     if command != "label":
         near = nearest(command, ["label"], or_all=False)
         raise ConfigError(f"expected `shardlabel label ...`, got `shardlabel {command}`{near}")
-    options = _parse_options(words[2:])
-    file = options.pop("config")
-    if file is not None and not FilePath(file).is_file():
-        return None
-    return build_config(options, FilePath(file) if file is not None else None)
-
-
-def _parse_options(words: list[str]) -> dict[str, Any]:
-    """Read the words as the command itself does."""
-    import typer
-
-    from pipeline.cli import register
-
-    app = typer.Typer()
-    register(app)
-    group = typer.main.get_command(app)
-    label: Any = group.commands["label"]  # type: ignore[attr-defined]
     try:
-        context = label.make_context("label", list(words), resilient_parsing=False)
+        options, others = parse_label(words[2:])
     except Exception as err:
         message = getattr(err, "format_message", None)
         if message is None:
             raise
         raise ConfigError(" ".join(message().split())) from err
-    options = {name: value for name, value in context.params.items() if name not in ASIDE}
-    carry = options.get("carry")
-    options["carry"] = tuple(carry.split(",")) if carry else None
-    options["source"] = tuple(options["source"]) if options.get("source") else None
-    return {**options, "config": context.params.get("config")}
+    file = others["config"]
+    return None if file is not None and not file.is_file() else build_config(options, file)
 
 
 def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:

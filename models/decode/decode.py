@@ -17,7 +17,6 @@ Garbage after the end is ignored. EXIF orientation is applied: an image is label
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -25,6 +24,7 @@ from PIL import Image, ImageFile
 from models.decode.bare import bare_image
 from models.decode.headers import ImageFormat, ImageLimits, check_header, check_scans, sniff_format
 from models.decode.jpeg import dct_factor, decode_jpeg
+from models.decode.mode import DecodeMode
 from models.decode.pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
 from models.decode.resize import RESAMPLING, UInt8Array, crop_axes, resize_crop, resize_crop_simd
 from models.spec import Preprocessing
@@ -34,13 +34,6 @@ __all__ = ["DecodeMode", "DecodedImage", "ImageLimits", "decode_image"]
 # The reference's resize of a 1 x 20000 image to a shorter side of 256 has 1.3 gigapixels, of which 224 x 224 are kept.
 # Above 16 megapixels (64 MB; at 256, one side 256 times the other) `exact` too computes the crop alone.
 MAX_RESIZED_PIXELS = 2**24
-
-
-class DecodeMode(StrEnum):
-    """How pixels are computed: as fast as possible, or as the model's reference does."""
-
-    FAST = "fast"
-    EXACT = "exact"
 
 
 @dataclass(frozen=True, slots=True)

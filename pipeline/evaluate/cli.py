@@ -9,12 +9,16 @@ from typing import Annotated
 
 import typer
 
+from models.device import SimulatedDevice
 from models.errors import ConfigError
+from pipeline.config import LabelConfig, build_config
+from pipeline.options import options_of
 
 _WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
-def evaluate(  # noqa: PLR0913 (one argument an option)
+@options_of(LabelConfig, "model", "precision", "device", "decode", "format", "image_column", "limit")
+def evaluate(
     source: Annotated[
         list[str],
         typer.Argument(
@@ -22,23 +26,17 @@ def evaluate(  # noqa: PLR0913 (one argument an option)
             "class; files, globs, URIs as for `label`."
         ),
     ],
-    model: Annotated[str, typer.Option(help="A name of `shardlabel models list`, or an .onnx file.")] = "resnet18-v2",
-    precision: Annotated[str, typer.Option(help="auto, fp32, int8 or fp16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    decode: Annotated[str, typer.Option(help="fast, or exact as the reference.")] = "fast",
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help=f"Compare two ways on the same images: each {_WAY}.")
     ] = None,
-    format: Annotated[str, typer.Option(help="auto, webdataset, parquet or images.")] = "auto",
     label_field: Annotated[
         str | None, typer.Option(help="Key of .json members, or Parquet column, with the class. [default: found]")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Parquet: the column with the images.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many images.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write an HTML page with plots, self-contained.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in one line, instead of tables.")] = False,
+    **options: object,
 ) -> None:
     """Measure top-1 and top-5 against the labels in SOURCE, beside what was reported for the model.
 
@@ -52,26 +50,22 @@ def evaluate(  # noqa: PLR0913 (one argument an option)
 
         shardlabel evaluate val.parquet --model efficientnet-lite0 --compare int8 fp32
     """
-    from models.decode.decode import DecodeMode
-    from models.inference.classifier import Device
-    from pipeline.config import SourceFormat
     from pipeline.evaluate.evaluate import Measured, evaluate_source
     from pipeline.evaluate.evaluate import compare as compare_ways
 
-    _one_of("precision", precision, ("auto", "fp32", "int8", "fp16"))
-    _one_of("device", device, tuple(Device))
-    _one_of("decode", decode, tuple(DecodeMode))
-    _one_of("format", format, tuple(SourceFormat))
+    config = build_config({**options, "source": source, "output": "none"})
+    if isinstance(config.device, SimulatedDevice):
+        raise ConfigError("--device: a simulated device makes up its labels, so there is nothing to measure")
     wanted = Measured(
-        source=tuple(source),
-        model=model,
-        precision=precision,
-        device=Device(device),
-        mode=DecodeMode(decode),
-        format=SourceFormat(format),
+        source=config.source,
+        model=config.model,
+        precision=config.precision,
+        device=config.device,
+        mode=config.decode,
+        format=config.format,
         label_field=label_field,
-        image_column=image_column,
-        limit=limit,
+        image_column=config.image_column,
+        limit=config.limit,
     )
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.absolute().parent}")
@@ -81,7 +75,7 @@ def evaluate(  # noqa: PLR0913 (one argument an option)
         from pipeline.storage.uris import without_secrets
 
         try:
-            output.write_text(build_page(result, without_secrets(" ".join(source))), encoding="utf-8")
+            output.write_text(build_page(result, without_secrets(" ".join(config.source))), encoding="utf-8")
         except OSError as err:
             raise ConfigError(f"--output {output} cannot be written: {err.strerror or err}") from err
         _say(f"shardlabel: wrote {output}")
@@ -98,11 +92,6 @@ def evaluate(  # noqa: PLR0913 (one argument an option)
         print_comparison(result, console)
     else:
         print_evaluation(result, console)
-
-
-def _one_of(name: str, value: str, kinds: tuple[str, ...]) -> None:
-    if value not in kinds:
-        raise ConfigError(f"--{name} must be one of {', '.join(kinds)}, got {value!r}")
 
 
 def _say(text: str) -> None:

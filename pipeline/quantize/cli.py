@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from models.errors import ConfigError, QuantizationError
+from pipeline.config import LabelConfig, build_config
+from pipeline.options import options_of
 
 METHODS = ("minmax", "percentile", "entropy")
 
 
+@options_of(LabelConfig, "decode", "format")
 def quantize(  # noqa: PLR0913 (one argument an option)
     name: Annotated[str, typer.Argument(help="A model of the catalog, or one that was added, that has fp32.")],
     calibration: Annotated[
@@ -28,10 +31,9 @@ def quantize(  # noqa: PLR0913 (one argument an option)
         METHODS
     ),
     fp16: Annotated[bool, typer.Option(help="Also measure float16, as it is made for GPUs.")] = True,
-    decode: Annotated[str, typer.Option(help="fast, or exact as the reference.")] = "fast",
-    format: Annotated[str, typer.Option(help="auto, webdataset, parquet or images.")] = "auto",
     label_field: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    **options: object,
 ) -> None:
     """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it holds the bar.
 
@@ -42,21 +44,17 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     Example:
         shardlabel models quantize resnet18-v2 --calibration 'val/*.tar'
     """
-    from models.decode.decode import DecodeMode
-    from pipeline.config import SourceFormat
     from pipeline.quantize.quantize import QuantizeRequest
     from pipeline.quantize.quantize import quantize as run
 
     chosen = tuple(one.strip() for one in methods.split(",") if one.strip())
     if not chosen or set(chosen) - set(METHODS):
         raise ConfigError(f"--methods must be some of {', '.join(METHODS)}, got {methods!r}")
-    for option, value, kinds in (("decode", decode, DecodeMode), ("format", format, SourceFormat)):
-        if value not in list(kinds):
-            raise ConfigError(f"--{option} must be one of {', '.join(kinds)}, got {value!r}")
+    config = build_config({**options, "source": calibration, "output": "none"})
     logging.getLogger("root").setLevel(logging.ERROR)  # ONNX Runtime's tools advise there, on what is done already
     wanted = QuantizeRequest(
-        model=name, source=tuple(calibration), max_drop=max_drop, calibration_images=calibration_images, limit=limit,
-        methods=chosen, half=fp16, mode=DecodeMode(decode), format=SourceFormat(format), label_field=label_field,
+        model=name, source=config.source, max_drop=max_drop, calibration_images=calibration_images, limit=limit,
+        methods=chosen, half=fp16, mode=config.decode, format=config.format, label_field=label_field,
     )  # fmt: skip
     result, refusal = run(wanted, _note if as_json else typer.echo)
     if as_json:

@@ -54,6 +54,7 @@ def test_a_config_file_gives_options_and_the_command_line_comes_first(tmp_path):
         pytest.param("topk: 3\n", "unknown option 'topk'", id="unknown-key"),
         pytest.param("- a\n", "must be a table of options, got list", id="list"),
         pytest.param("a: [\n", "cannot be read", id="no-yaml"),
+        pytest.param("[" * 5000, "cannot be read", id="too-deep"),
     ],
 )
 def test_a_wrong_config_file_is_an_error_that_says_why(tmp_path, text, message):

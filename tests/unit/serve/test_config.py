@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import get_type_hints
-
 import pytest
 
 from models.errors import ConfigError
-from serve import cli
-from serve.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, ServeConfig, build_config, plan_replica
+from pipeline.options import build_settings
+from serve.config import ServeConfig, plan_replica
 
 
 def test_strings_of_serve_run_become_what_they_stand_for():
@@ -33,7 +30,7 @@ def test_strings_of_serve_run_become_what_they_stand_for():
 )
 def test_settings_that_cannot_be_are_one_line_that_says_which(options, words):
     with pytest.raises(ConfigError) as caught:
-        build_config(options)
+        build_settings(ServeConfig, options)
 
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -109,25 +106,3 @@ def test_the_file_for_serve_deploy_has_no_key_that_serve_would_take_in_silence()
     for path in (application["import_path"], *given["grpc_options"]["grpc_servicer_functions"]):
         module, _, name = path.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
-
-
-def defaults_in_help() -> dict[str, str]:
-    """Return what the help of each option of `shardlabel serve` says is its default."""
-    found = {}
-    for name, kind in get_type_hints(cli.serve, include_extras=True).items():
-        for option in getattr(kind, "__metadata__", ()):
-            if said := re.search(r"\[default: (.*)\]", option.help or ""):
-                found[name] = said[1]
-    return found
-
-
-def test_help_names_the_defaults_that_hold():
-    said = defaults_in_help()
-    assert said.pop("batch_size") == f"{CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU"
-    checked = 0
-    for name, text in said.items():
-        default = ServeConfig.model_fields[name].default if name in ServeConfig.model_fields else None
-        if default is not None:
-            assert text.split(" ")[0] in (str(default), f"{default:g}" if isinstance(default, float) else ""), name
-            checked += 1
-    assert checked >= 8

@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "spec.entrypoint", "No such option: --ouput"),
     "value that label refuses": (
         "rayjob", replace("spec", "entrypoint", old="--precision auto", new="--precision int4"),
-        "spec.entrypoint", "--precision: string should match pattern"),
+        "spec.entrypoint", "--precision: input should be 'auto', 'fp32', 'int8' or 'fp16', got 'int4'"),
     "no output": (
         "rayjob", replace("spec", "entrypoint", old="--output s3://my-bucket/labels ", new=""),
         "spec.entrypoint", "--output is missing"),

@@ -238,7 +238,8 @@ def test_a_page_escapes_what_the_source_says(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int7"], "--precision must be one of auto, fp32, int8, fp16, got 'int7'"),
+        (["--precision", "int7"], "--precision: input should be 'auto', 'fp32', 'int8' or 'fp16', got 'int7'"),
+        (["--device", "simulated:20"], "--device: a simulated device makes up its labels"),
         (["--compare", "fp32", ":"], "--compare takes a precision"),
         (["--output", "/nowhere/at/all.html"], "there is no folder /nowhere/at"),
     ],

@@ -1,0 +1,133 @@
+"""Options of a command, made of the fields of the settings class that checks them, so that each is described once.
+
+A field's name, with dashes, is the option; its description is the help, behind which its default is added. Where the
+default depends, the description says it itself, as `[default: 16 on a CPU]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
+
+from models.errors import ConfigError
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
+
+# For a field's `json_schema_extra`: its option works, and neither help nor errors name it.
+HIDDEN: dict[str, JsonValue] = {"hidden": True}
+
+
+def options_of(
+    settings: type[BaseModel], *names: str, argument: str = "", short: Mapping[str, str] | None = None
+) -> Callable[[CommandT], CommandT]:
+    """Give a command the fields of a settings class as options; what is given comes as its `**options`, else None.
+
+    Args:
+        settings: The class.
+        names: Fields that become options; all, where none are named.
+        argument: The field that is given without a name, in several words.
+        short: One-letter options, as `-o`, by field.
+    """
+
+    def decorate(command: CommandT) -> CommandT:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        made = []
+        for name in names or settings.model_fields:
+            kind = _annotation(name, settings.model_fields[name], name == argument, (short or {}).get(name))
+            made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        named = [one.replace(kind=one.KEYWORD_ONLY) for one in own if one.kind is not one.VAR_KEYWORD]
+        # What typer reads.
+        command.__signature__ = inspect.Signature([*made, *named])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in (*made, *named)}
+        return command
+
+    return decorate
+
+
+def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | None) -> Any:  # noqa: ANN401 (of any type)
+    import typer
+
+    if is_argument:
+        return Annotated[list[str] | None, typer.Argument(help=field.description)]
+    kind = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
+    option = typer.Option(
+        *(f"--{name.replace('_', '-')}", *([short] if short else [])),
+        help=_help(field),
+        hidden=field.json_schema_extra == HIDDEN,
+        callback=_split_at_commas if field.annotation == tuple[str, ...] else None,
+    )
+    return Annotated[kind | None, option]
+
+
+def _help(field: FieldInfo) -> str:
+    default = field.default
+    if field.is_required() or isinstance(default, bool | tuple | None):
+        return field.description or ""
+    text = default.value if isinstance(default, Enum) else f"{default:g}" if isinstance(default, float) else default
+    return f"{field.description} [default: {text}]"
+
+
+def _split_at_commas(value: str | None) -> list[str] | None:
+    return value.split(",") if value else None
+
+
+def build_settings(
+    settings: type[SettingsT], options: Mapping[str, object], config_file: Path | None = None
+) -> SettingsT:
+    """Join the options of a command with those of a YAML file, and check them; the command comes first.
+
+    Args:
+        settings: The class.
+        options: By field; None, or no words, means not given.
+        config_file: YAML whose keys are the option names, with dashes or underscores.
+
+    Raises:
+        ConfigError: An unknown key, or a value that cannot be; one line that says which, what it got and expected.
+    """
+    table = read_table(config_file) if config_file is not None else {}
+    values = {str(key).replace("-", "_"): value for key, value in table.items()}
+    values |= {name: value for name, value in options.items() if value is not None and value != []}
+    try:
+        return settings.model_validate(values)
+    except ValidationError as err:
+        raise ConfigError(one_line(err, settings)) from err
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the keys of a `--config` file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no table.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
+        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(err).split())}") from err
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"--config {path} must be a table of options, got {type(values).__name__}")
+    return values or {}
+
+
+def one_line(err: ValidationError, settings: type[BaseModel]) -> str:
+    """Say what is wrong first: which option, what it got and what was expected."""
+    first = err.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    option = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+    if first["type"] == "extra_forbidden":
+        shown = [key for key, field in settings.model_fields.items() if field.json_schema_extra != HIDDEN]
+        return f"unknown option {name!r}; known are {', '.join(shown).replace('_', '-')}"
+    if first["type"] == "missing":
+        return f"{option} is missing"
+    about = settings.model_fields[name].description
+    return f"{option}: {message[0].lower()}{message[1:]}, got {first['input']!r} ({about})"

@@ -1,0 +1,105 @@
+"""Each option is described once, where it is checked: the settings class makes the options of its command."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from cluster.cli import build_app
+from models.errors import ConfigError
+from pipeline.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, LabelConfig, build_config
+from serve.config import ServeConfig
+from tools.options_page import PAGE, build_page
+
+LABEL = {"source": ("a.tar",), "output": "out"}
+COMMANDS = [pytest.param("label", LabelConfig, LABEL, id="label"), pytest.param("serve", ServeConfig, {}, id="serve")]
+
+
+def options_of(command: str) -> dict[str, Any]:
+    found: Any = typer.main.get_command(build_app())
+    return {param.name: param for param in found.commands[command].params}
+
+
+def shown_default(text: str) -> str | None:
+    found = re.search(r"\[default: (.*?)\]", text)
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize(("command", "settings", "given"), COMMANDS)
+def test_every_setting_is_an_option_with_its_description_and_its_default(command, settings, given):
+    options = options_of(command)
+    defaults = settings(**given)
+
+    for name, field in settings.model_fields.items():
+        option = options[name]
+        assert option.param_type_name == "argument" or f"--{name.replace('_', '-')}" in option.opts
+        assert option.help.startswith(field.description), name
+        default = getattr(defaults, name)
+        if name not in given and not isinstance(default, bool | tuple | None):
+            said = shown_default(option.help)
+            assert said is not None, name
+            assert settings.model_validate({**given, name: said}) == defaults, name
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "default"),
+    [
+        pytest.param("label", "batch_size", f"{CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU", id="by device"),
+        pytest.param("label", "address", "$RAY_ADDRESS, else a local Ray", id="by environment"),
+        pytest.param("serve", "batch_size", "8 on a CPU, 32 on a GPU", id="of serve"),
+        pytest.param("label", "overwrite", None, id="a switch is off"),
+    ],
+)
+def test_a_default_that_depends_is_said_in_words(command, name, default):
+    assert shown_default(options_of(command)[name].help) == default
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        pytest.param(["--carry", "a,b"], "carry", ("a", "b"), id="columns"),
+        pytest.param(["--actors", "1:3"], "actors", "1:3", id="text"),
+        pytest.param(["--gpus-per-actor", "0.5"], "gpus_per_actor", 0.5, id="number"),
+        pytest.param(["--embeddings"], "embeddings", True, id="switch"),
+        pytest.param(["--precision", "INT8"], "precision", "int8", id="any case"),
+        pytest.param(["--shape", "two-stage"], "shape", "two-stage", id="hidden"),
+        pytest.param(["b.tar"], "source", ("a.tar", "b.tar"), id="several sources"),
+        pytest.param([], "model", "resnet18-v2", id="default"),
+    ],
+)
+def test_what_is_given_arrives_as_the_setting_has_it(monkeypatch, words, name, value):
+    seen = []
+    monkeypatch.setattr("pipeline.job.run", lambda settings, **more: seen.append(settings) or 1 / 0)
+
+    CliRunner().invoke(build_app(), ["label", "a.tar", "-o", "out", *words])
+
+    (settings,) = seen
+    assert getattr(settings, name) == value
+
+
+def test_a_switch_has_no_opposite_and_a_number_must_be_one():
+    for words in (["--no-embeddings"], ["--top-k", "many"]):
+        done = CliRunner().invoke(build_app(), ["label", "a.tar", "--output", "out", *words])
+        assert (done.exit_code, words[0] in done.output) == (2, True)
+
+
+def test_the_shape_is_for_benchmarks_and_out_of_a_users_sight():
+    assert "--shape" not in CliRunner().invoke(build_app(), ["label", "--help"]).output
+    with pytest.raises(ConfigError) as caught:
+        build_config({**LABEL, "shapes": "two-stage"})
+    assert "shape," not in str(caught.value).partition("known are")[2]
+
+
+def test_the_endpoint_and_the_job_say_the_same_of_what_they_share():
+    for name in ("model", "precision", "device", "decode"):
+        assert LabelConfig.model_fields[name].description == ServeConfig.model_fields[name].description
+        help_texts = {options_of(command)[name].help for command in ("label", "serve", "evaluate")}
+        assert len(help_texts) == 1, help_texts
+
+
+def test_the_page_of_options_says_what_help_says():
+    assert PAGE.read_text(encoding="utf-8") == build_page(), "run `python -m tools.options_page`"

@@ -2,44 +2,27 @@
 
 For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that bargains for nodes
 with the autoscaler, and one that notes which node an actor is on: three Python processes. A local Ray has no dashboard, no
-autoscaler and one node. Ray has no option to leave them out, and none for how often a consumer looks for results.
+autoscaler and one node. Ray has no option to leave them out.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.patches.patches import DATA_AUTOSCALER, DATA_LOCATIONS, DATA_POLLING, DATA_STATISTICS
-
-# Who waits for results looks for them a hundred times a second, which is up to 1 % of a core; this often is enough.
-_POLL_S = 0.03
+from pipeline.patches.patches import DATA_AUTOSCALER, DATA_LOCATIONS, DATA_STATISTICS
 
 
 @contextmanager
 def without_cluster_actors() -> Iterator[None]:
-    """Replace the three actors in this process, and how often results are looked for, as far as the patches fit."""
+    """Replace the three actors in this process, as far as the patches are on and fit."""
     with (
         DATA_STATISTICS.applied(lambda _: _NoStatistics),
         DATA_AUTOSCALER.applied(lambda _: _FixedCluster),
         DATA_LOCATIONS.applied(lambda _: _OneNode, lambda _: _all_here),
-        DATA_POLLING.applied(lambda _: _PatientTime()),
     ):
         yield
-
-
-class _PatientTime:
-    """In place of the module `time` where results are waited for."""
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the module has)
-        return getattr(time, name)
-
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        """Sleep at least `_POLL_S`."""
-        time.sleep(max(seconds, _POLL_S))
 
 
 class _Method:

@@ -75,13 +75,6 @@ DATA_LOCATIONS = Patch(
         Place(_ACTOR_POOL, "get_actor_locations", ("logical_actor_ids",)),
     ),
 )
-DATA_POLLING = Patch(
-    "data_polling",
-    "speed",
-    "who waits for results looks a hundred times a second",
-    "CPU of the driver",
-    (Place(f"{_EXECUTION}.streaming_executor_state", "time"),),
-)
 SHORT_ERRORS = Patch(
     "short_errors",
     "words",
@@ -131,7 +124,7 @@ GRPC = Patch(
 )
 
 PATCHES = (
-    *(MONITORS, AGENTS, API_SERVER, DATA_STATISTICS, DATA_AUTOSCALER, DATA_LOCATIONS, DATA_POLLING),
+    *(MONITORS, AGENTS, API_SERVER, DATA_STATISTICS, DATA_AUTOSCALER, DATA_LOCATIONS),
     SHORT_ERRORS,
     *(LOOPBACK, TOKEN, COMMAND_LINE, GRPC),
 )

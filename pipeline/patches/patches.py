@@ -17,7 +17,7 @@ MONITORS = Patch(
     "speed",
     "an autoscaler's monitor and a log monitor have nothing to do for one command; the agent's port is the same for every "
     "Ray of a machine, and beside another one it is tried in vain for 3.4 s",
-    "two processes less: 2.0 s of CPU (0.7 to 4.2)",
+    "two processes less: 1.7 s of CPU (0.7 to 4.2)",
     (
         Place(
             "ray._private.parameter",
@@ -69,7 +69,7 @@ DATA_LOCATIONS = Patch(
     "data_locations",
     "speed",
     "an actor that notes on which node each actor is: a local Ray has one",
-    "a process less: 0.5 s of CPU (-0.6 to 2.5)",
+    "a process less: 0.9 s of CPU (-0.6 to 2.5), and 0.9 to 1.2 s of its own as the kernel counts them",
     (
         Place(_ACTOR_POOL, "get_or_create_actor_location_tracker", ()),
         Place(_ACTOR_POOL, "get_actor_locations", ("logical_actor_ids",)),

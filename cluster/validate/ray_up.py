@@ -11,6 +11,7 @@ from cluster.manifests.settings_sources import nearest
 from cluster.validate.documents import Document, Fault
 from cluster.validate.ray_options import check_image
 from cluster.validate.schema import Schema, SchemaChecker, shown
+from pipeline.patches.looks_patches import node_providers
 
 
 @cache
@@ -37,11 +38,9 @@ def check_ray_up(document: Document) -> Iterator[Fault]:
 
 
 def _provider(document: Document) -> Iterator[Fault]:
-    from ray.autoscaler._private.providers import _NODE_PROVIDERS
-
-    known = sorted(_NODE_PROVIDERS)
+    known = node_providers()
     kind = document.get("provider", "type")
-    if isinstance(kind, str) and kind not in known:
+    if isinstance(kind, str) and known and kind not in known:
         yield document.fault(("provider", "type"), f"unknown provider {kind!r}{nearest(kind, known)}")
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray import cloudpickle
-from ray.experimental import internal_kv
+
+from pipeline.patches import kv_patches
 
 # How often a worker looks whether to stop: each look is a round trip to the cluster's head.
 LOOK_EVERY_S = 0.5
@@ -23,7 +23,7 @@ LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """State of one run, by its id. Picklable; needs a Ray that is connected.
+    """State of one run, by its id. Goes to workers in their arguments; needs a Ray that is connected.
 
     Attributes:
         run_id: Unlike any other's.
@@ -32,36 +32,35 @@ class RunState:
 
     run_id: str
     job: str = "local"
+    # The graph's reference: within an object it travels as any argument does, at its top Ray would warn of it.
+    _graph: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @property
-    def _namespace(self) -> str:
+    def namespace(self) -> str:
+        """Return what the run's keys are below."""
         return f"shardlabel-{self.run_id}"
 
     def request_stop(self) -> None:
         """Have workers pass over the units that they have not begun."""
-        internal_kv._internal_kv_put(b"stop", b"1", True, namespace=self._namespace)
+        kv_patches.put(self.namespace, "stop", b"1")
 
     def is_stopping(self) -> bool:
         """Tell whether a stop was asked for."""
-        return internal_kv._internal_kv_get(b"stop", namespace=self._namespace) is not None
+        return kv_patches.get(self.namespace, "stop") is not None
 
     def share_graph(self, graph: bytes) -> Any:  # noqa: ANN401 (untyped library)
-        """Put the joined graph into the object store; the caller keeps what is returned as long as workers may start.
-
-        Its reference goes through the key-value store: Ray warns of references in an actor's arguments.
-        """
+        """Put the joined graph into the object store; the caller keeps what is returned as long as workers may start."""
         reference = ray.put(graph)
-        internal_kv._internal_kv_put(b"graph", cloudpickle.dumps(reference), True, namespace=self._namespace)
+        self._graph.append(reference)
         return reference
 
     def graph(self) -> bytes:
         """Return the joined graph that the driver shared; one copy travels to each node."""
-        reference = internal_kv._internal_kv_get(b"graph", namespace=self._namespace)
-        return bytes(ray.get(cloudpickle.loads(reference)))
+        return bytes(ray.get(self._graph[0]))
 
     def clear(self) -> None:
         """Forget the run."""
-        internal_kv._internal_kv_del(b"", del_by_prefix=True, namespace=self._namespace)
+        kv_patches.clear(self.namespace)
 
 
 class TaskLog:
@@ -76,7 +75,7 @@ class TaskLog:
     """
 
     def __init__(self, state: RunState, task: int, node: str) -> None:
-        self._namespace = state._namespace
+        self._namespace = state.namespace
         self._key = f"task-{task}"
         self._node = node
         self._past: list[tuple[int, str]] | None = None  # (unit, node) of earlier processes
@@ -87,7 +86,7 @@ class TaskLog:
             self._past = []
             if not self._put(unit, overwrite=False):
                 return
-            content = internal_kv._internal_kv_get(self._key, namespace=self._namespace)
+            content = kv_patches.get(self._namespace, self._key)
             self._past = [(number, node) for number, node in json.loads(content or b"[]")]
         self._put(unit, overwrite=True)
 
@@ -105,11 +104,11 @@ class TaskLog:
 
     def end(self) -> None:
         """Forget the task: it came to an end."""
-        internal_kv._internal_kv_del(self._key, namespace=self._namespace)
+        kv_patches.delete(self._namespace, self._key)
 
     def _put(self, unit: int, *, overwrite: bool) -> bool:
-        content = json.dumps([*(self._past or ()), (unit, self._node)])
-        return bool(internal_kv._internal_kv_put(self._key, content, overwrite, namespace=self._namespace))
+        content = json.dumps([*(self._past or ()), (unit, self._node)]).encode()
+        return kv_patches.put(self._namespace, self._key, content, overwrite=overwrite)
 
 
 class StopFlag:

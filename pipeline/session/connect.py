@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from models.errors import ClusterError, ConfigError
-from pipeline.session.local import start_local_ray, stop_ray
-from pipeline.session.patches import keep_cluster_actors, leave_out_cluster_actors
+from models.errors import ClusterError, ConfigError, ShardlabelError
+from pipeline.patches.data_patches import without_cluster_actors
+from pipeline.patches.error_patches import short_errors
+from pipeline.patches.looks_patches import dead_process, local_node
+from pipeline.patches.start_patches import command_line_noted
+from pipeline.session.local import start_local_ray, stop_ray, until_left
 from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ WAIT_S = 60.0
 DEAD_RAY_GRACE_S = 5.0
 # What others use is looked at for so long, since it may be just becoming free.
 SETTLE_S = 3.0
-# As Ray announces the death of a node.
-_LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 # Units sent to a pool's actors, over those that they do at a time.
 POOL_GROWS_AT = 1.25
 
@@ -101,17 +98,16 @@ def connect(address: str | None) -> Cluster:
     is_ours = not ray.is_initialized()
     try:
         if is_ours:
-            _shorten_errors()
-        if not is_ours:
-            pass
-        elif address:
-            keep_cluster_actors()
-            with _secrets_left_out():
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            with _secrets_left_out():
-                start_local_ray()
-            leave_out_cluster_actors()
+            stop_ray()  # one that somebody else has shut down leaves its patches
+            until_left.enter_context(short_errors())
+            with command_line_noted(without_secrets):
+                if address:
+                    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                else:
+                    start_local_ray()
+                    until_left.enter_context(without_cluster_actors())
+    except ShardlabelError:
+        raise
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if address:
@@ -125,19 +121,6 @@ def connect(address: str | None) -> Cluster:
     return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
 
 
-@contextmanager
-def _secrets_left_out() -> Iterator[None]:
-    """Have Ray note this process's command line without the secrets of its URIs: its dashboard shows it to all."""
-    from ray._private import utils
-
-    command_line = utils.get_entrypoint_name
-    utils.get_entrypoint_name = lambda: without_secrets(command_line())
-    try:
-        yield
-    finally:
-        utils.get_entrypoint_name = command_line
-
-
 def _free_cpus(cpus: float) -> float:
     """Return how many CPUs are free, after the moment that the workers of a run that was just killed need to end."""
     import ray
@@ -148,42 +131,20 @@ def _free_cpus(cpus: float) -> float:
     return free
 
 
-def _shorten_errors() -> None:
-    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
-
-    `log_to_driver=False` does not cover them, and there is no option (2.60). Under another name Ray prints as ever.
-    """
-    from ray._private import worker
-
-    def log_briefly(data: dict[str, Any], **options: object) -> None:
-        text = " ".join(str(line) for line in data.get("lines", ())).strip()
-        lost = _LOST_NODE.search(text)
-        if lost is not None:
-            logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
-        else:
-            logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])
-
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = log_briefly
-
-
 def _watch_local_ray() -> None:
     """End this process where a local Ray's own processes died: Ray's client does so after a minute, without a word.
 
     Nothing is lost by that: a run may be killed at any moment, and its records are written as units finish.
     """
-    import ray._private.worker
-
-    node = ray._private.worker._global_node
-    while node is not None and node is ray._private.worker._global_node:
-        for name in ("gcs_server", "raylet"):
-            for info in node.all_processes.get(name, []):
-                if info.process.poll() is not None and node is ray._private.worker._global_node:
-                    time.sleep(DEAD_RAY_GRACE_S)
-                    if node is ray._private.worker._global_node:
-                        sys.stderr.write(f"shardlabel: error: Ray's {name} died; run the same command again\n")
-                        sys.stderr.flush()
-                        os._exit(1)
+    node = local_node()
+    while node is not None and node is local_node():
+        name = dead_process(node)
+        if name is not None:
+            time.sleep(DEAD_RAY_GRACE_S)
+            if node is local_node():
+                sys.stderr.write(f"shardlabel: error: Ray's {name} died; run the same command again\n")
+                sys.stderr.flush()
+                os._exit(1)
         time.sleep(1.0)
 
 

@@ -1,19 +1,15 @@
-"""Ray Serve's own gRPC servers, held to an address and to limits: Ray binds them to every interface, and sets none.
+"""What Ray Serve's own gRPC servers are held to: Ray binds them to every interface, and sets no limits.
 
-There is no option for either in Ray 2.60. `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `guard`, which Serve calls in
-each proxy before it listens; replicas call it themselves. Where Ray differs from what is expected here, that process does
-not start.
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `guard`, which Serve calls in each proxy before it listens; replicas call
+it themselves. Where Ray differs from what is expected, that process does not start.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
-from collections.abc import Callable
 from typing import Any
 
-from models.errors import ClusterError
+from pipeline.patches.grpc_patches import hold_grpc
 
 # Of the address; where it is not set, every interface, as on a cluster, whose nodes must reach each other's replicas.
 HOST_VARIABLE = "SHARDLABEL_GRPC_HOST"
@@ -26,29 +22,6 @@ LIMITS = (
     ("grpc.server_handshake_timeout_ms", 60_000),
     ("grpc.max_connection_idle_ms", 300_000),
 )
-# Functions of (server, address), by the module that they are taken from, and the module and the words that call them: of
-# clients, and of other deployments.
-_LISTENERS = (
-    ("ray.serve._private.default_impl", "add_grpc_address", "ray.serve._private.grpc_util", 'address(server, f"[::]:'),
-    (
-        "ray.serve._private.replica",
-        "add_port_to_grpc_server",
-        "ray.serve._private.replica",
-        'server(self._server, "[::]:',
-    ),
-)
-
-
-def check() -> None:
-    """Raise ClusterError where Ray does not listen in the way that `guard` changes."""
-    for module, name, caller, words in _LISTENERS:
-        function = getattr(importlib.import_module(module), name, None)
-        is_called = words in inspect.getsource(importlib.import_module(caller))
-        if function is None or len(inspect.signature(function).parameters) != 2 or not is_called:
-            raise ClusterError(
-                f"Ray Serve's gRPC servers cannot be held to an address: {module}.{name} is not what was expected; "
-                "use the version of Ray that this one is made for"
-            )
 
 
 def guard(message_bytes: int | None = None) -> list[Any]:
@@ -59,24 +32,12 @@ def guard(message_bytes: int | None = None) -> list[Any]:
 
     Returns:
         No middleware: Serve asks for a list of them.
+
+    Raises:
+        ClusterError: Ray is another than expected.
     """
-    from ray.serve._private import constants
-
-    check()
-    host = os.environ.get(HOST_VARIABLE)
-    if host:
-        for path, name, *_ in _LISTENERS:
-            module = importlib.import_module(path)
-            setattr(module, name, _held_to(host, getattr(module, name)))
-    # The list that each server takes its options from.
-    options: list[tuple[str, int]] = constants.DEFAULT_GRPC_SERVER_OPTIONS
-    options += [limit for limit in LIMITS if limit not in options]
+    options = list(LIMITS)
     if message_bytes is not None and MESSAGE_VARIABLE not in os.environ:
-        # Of two options with one name, gRPC takes the first.
-        options.insert(0, ("grpc.max_receive_message_length", message_bytes))
+        options.append(("grpc.max_receive_message_length", message_bytes))
+    hold_grpc(os.environ.get(HOST_VARIABLE), options)
     return []
-
-
-def _held_to(host: str, listen: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    place = f"[{host}]" if ":" in host else host
-    return lambda server, address: listen(server, f"{place}:{address.rpartition(':')[2]}")

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from models.catalog import load_spec
-from models.errors import ClusterError, ConfigError
+from models.errors import ClusterError, ConfigError, ShardlabelError
 from models.spec import Precision
 from models.store.locate import locate
+from pipeline.patches.grpc_patches import check_grpc
+from pipeline.patches.looks_patches import most_resources, serve_options
 from pipeline.session.local import start_local_ray
 from serve import environment
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
-from serve.local import grpc_listener
 from serve.local.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE, REFUSED
 from serve.local.ports import check_free
 from serve.local.running import Endpoint, Listen
@@ -128,6 +129,8 @@ def _start_ray(listen: Listen) -> None:
             ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray("ray.serve")
+    except ShardlabelError:
+        raise
     except Exception as err:  # Ray raises bare ones here
         why = " ".join(str(err).split())[:300]
         if listen.address:
@@ -145,7 +148,7 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
 
     from serve.replica import APP_NAME, build_application, grpc_servicers
 
-    grpc_listener.check()
+    check_grpc()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     app = build_application(config, is_fixed=listen.address is None)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
@@ -170,7 +173,7 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
 
 def _as_it_listens(listen: Listen, say: Say) -> Listen:
     """Return where the cluster's Serve listens if it runs already: it cannot be told otherwise. Says what has no effect."""
-    found = _running_options()
+    found = serve_options()
     if found is None:
         return listen
     http, grpc = found
@@ -183,21 +186,11 @@ def _as_it_listens(listen: Listen, say: Say) -> Listen:
     return real
 
 
-def _running_options() -> tuple[Any, Any] | None:
-    """Return the options of HTTP and gRPC that the cluster's Serve was started with; None where it does not run."""
-    import ray
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (client.http_config, ray.get(client._controller.get_grpc_config.remote()))
-
-
 def _can_grow() -> bool:
     """Tell whether the cluster's autoscaler may add CPUs or GPUs."""
     import ray
-    from ray._private.state import state
 
-    most, now = state.get_max_resources_from_cluster_config() or {}, ray.cluster_resources()
+    most, now = most_resources(), ray.cluster_resources()
     return any(most.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
 
 

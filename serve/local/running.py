@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import ClusterError
+from pipeline.patches.looks_patches import dead_process, local_node
 from pipeline.session.local import stop_ray
 from serve.local.ports import holders
 from serve.metrics.all_replicas import RayStore
@@ -100,16 +101,9 @@ class Endpoint:
 
     def fault(self) -> str | None:
         """Say why it cannot go on; None while it can."""
-        import ray._private.worker
-
-        node = ray._private.worker._global_node
-        if node is None or not self.is_local:
-            return None
-        for name in ("gcs_server", "raylet"):
-            for info in node.all_processes.get(name, []):
-                if info.process.poll() is not None:
-                    return f"Ray's {name} died; run the same command again"
-        return None
+        node = local_node() if self.is_local else None
+        name = None if node is None else dead_process(node)
+        return None if name is None else f"Ray's {name} died; run the same command again"
 
     def _haproxy_pids(self) -> list[int]:
         return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from pipeline.patches import kv_patches
+
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
@@ -34,39 +36,26 @@ class Store(Protocol):
 
 
 class RayStore:
-    """Ray's own key-value store, below a prefix."""
+    """Ray's own key-value store, of one application."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = f"shardlabel:metrics:{prefix}:".encode()
+    def __init__(self, application: str) -> None:
+        self._namespace = f"shardlabel-metrics-{application}"
 
     def put(self, key: str, value: bytes) -> None:
         """Set a value."""
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        _internal_kv_put(self._prefix + key.encode(), value, overwrite=True)
+        kv_patches.put(self._namespace, key, value)
 
     def all(self) -> dict[str, bytes]:
         """Return every value by its key."""
-        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
-
-        found = {}
-        for key in _internal_kv_list(self._prefix):
-            value = _internal_kv_get(key)
-            if value is not None:
-                found[key[len(self._prefix) :].decode()] = value
-        return found
+        return dict(kv_patches.items(self._namespace))
 
     def delete(self, key: str) -> None:
         """Remove a value."""
-        from ray.experimental.internal_kv import _internal_kv_del
-
-        _internal_kv_del(self._prefix + key.encode())
+        kv_patches.delete(self._namespace, key)
 
     def clear(self) -> None:
         """Remove all values: those of replicas that nobody is left to forget."""
-        from ray.experimental.internal_kv import _internal_kv_del
-
-        _internal_kv_del(self._prefix, del_by_prefix=True)
+        kv_patches.clear(self._namespace)
 
 
 class MetricsShare:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.patches.patch import SWITCH_VARIABLE
 from pipeline.session.metrics import scraped_names
 from tests.support.cluster_nodes import Nodes, running_nodes
 from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
@@ -97,7 +98,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
         expected = run_here(server, tiny_model)
         # A home of its own: nothing that the command cached here is to be found there.
         home = str(tmp_path_factory.mktemp("cluster-home"))
-        with running_nodes(2, SHARDLABEL_HOME=home, **storage.environment()) as nodes:  # noqa: SIM117
+        # Jobs have their patches of Ray, whatever these tests have: one test is about what Ray prints.
+        environment = {"SHARDLABEL_HOME": home, SWITCH_VARIABLE: "", **storage.environment()}
+        with running_nodes(2, **environment) as nodes:  # noqa: SIM117
             with running_tcp_proxy(nodes.dashboard_port) as line:
                 yield World(nodes, server, storage, gate, line, tiny_model, expected)
 

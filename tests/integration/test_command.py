@@ -136,6 +136,24 @@ def test_the_last_line_is_the_summary_and_a_second_run_does_nothing(tmp_path, ti
 
 
 @pytest.mark.ray
+def test_with_every_patch_of_ray_off_the_same_files_are_written_and_verbose_says_what_is_off(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=2, samples=5)
+    arguments = [tmp_path / "in", "--model", tiny_model, "--top-k", "3", "--progress", "none"]
+
+    plain = shardlabel("label", *arguments, "--output", tmp_path / "plain", SHARDLABEL_RAY_PATCHES="off")
+    patched = shardlabel("--verbose", "label", *arguments, "--output", tmp_path / "patched",
+                         SHARDLABEL_RAY_PATCHES="off,agents,api_server,data_statistics")  # fmt: skip
+    mistaken = shardlabel("label", *arguments, "--output", tmp_path / "none", SHARDLABEL_RAY_PATCHES="-agent")
+
+    assert (plain.returncode, plain.stderr, patched.returncode) == (0, "", 0)
+    assert parts(tmp_path / "plain") == parts(tmp_path / "patched") != {}
+    assert "patch=data_autoscaler is switched off" in patched.stderr
+    assert "patch=agents" not in patched.stderr
+    assert mistaken.returncode == 2
+    assert "SHARDLABEL_RAY_PATCHES: expected `off`, NAME or -NAME" in mistaken.stderr
+
+
+@pytest.mark.ray
 def test_over_the_error_rate_is_exit_3_and_everything_is_written(tmp_path, tiny_model):
     from tests.support.tiny_model import colour_jpeg, write_tar
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
+from pipeline.patches.patch import SWITCH_VARIABLE
 from pipeline.session.connect import connect
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
@@ -54,6 +56,7 @@ def test_every_sample_is_one_row_with_its_label_in_input_order(tmp_path, tiny_mo
     assert {(row["width"], row["height"], row["status"], row["error"]) for row in rows} == {(20, 16, "ok", None)}
 
 
+@pytest.mark.skipif(bool(os.environ.get(SWITCH_VARIABLE)), reason=f"{SWITCH_VARIABLE} has Ray start all of its own")
 def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_model):
     import ray
     from ray._private.worker import _global_node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,18 @@ CHAIN = ("models", "pipeline", "serve", "cluster")
 # Inside a folder likewise, sub-package by sub-package, from the ground up.
 FLOORS = {
     "models": ("store", "decode", "sandbox", "graph", "inference", "register"),
-    "pipeline": ("storage", "sources", "dest", "session", "operators", "html", "report", "evaluate", "quantize"),
+    "pipeline": (
+        "storage",
+        "sources",
+        "dest",
+        "patches",
+        "session",
+        "operators",
+        "html",
+        "report",
+        "evaluate",
+        "quantize",
+    ),
     "serve": ("model", "metrics", "http", "oip", "local"),
     "cluster": ("manifests", "validate", "submit"),
 }
@@ -130,6 +142,59 @@ def test_a_folder_has_no_more_floors_than_a_person_climbs(folder):
         return 1 + max((height(other, (*above, own)) for other in below[own] if other not in above), default=0)
 
     assert max(map(height, below)) <= MOST_FLOORS
+
+
+def private_parts(source: str) -> Iterator[str]:
+    """Yield what a module touches of Ray that is private: by import, by attribute, or by a name in a string."""
+    tree = ast.parse(source)
+    of_ray = {"ray"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            paths = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            paths = [f"{node.module}.{alias.name}" for alias in node.names]
+            if str(node.module).split(".")[0] == "ray":
+                of_ray |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            paths = [node.value] if re.fullmatch(r"ray(\.\w+)+", node.value) else []
+        else:
+            continue
+        yield from (path for path in paths if re.match(r"ray\..*(\b_[a-z]|internal_kv)", path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            root = ast.unparse(node).split(".")[0]
+            is_private = node.attr.startswith("_") and not node.attr.endswith("__")
+            if root in of_ray and (is_private or isinstance(node.ctx, ast.Store)):
+                yield ast.unparse(node)
+
+
+def test_only_one_room_touches_the_private_parts_of_ray():
+    found = {
+        f"{name}: {part}"
+        for name, path in MODULES.items()
+        if path.parent != ROOT / "pipeline" / "patches"
+        for part in private_parts(path.read_text())
+    }
+
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ray._private.worker",
+        "from ray._private import worker",
+        "from ray.serve.context import _get_global_client",
+        "from ray.experimental import internal_kv",
+        "from ray.experimental.internal_kv import _internal_kv_put",
+        "import ray\nray._private.worker.x()",
+        "from ray import serve\nserve._private.x",
+        "import ray\nray.get = None",
+        "place = ('ray.data._internal.stats', 'get_or_create_stats_actor')",
+    ],
+)
+def test_private_parts_are_found_however_they_are_touched(source):
+    assert list(private_parts(source))
 
 
 def test_models_can_be_used_without_ray():

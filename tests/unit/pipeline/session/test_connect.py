@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
-from models.errors import ConfigError
-from pipeline.session.connect import _shorten_errors, connect
-
-LOST = (
-    "The node with node id: 16bbb191332d21c708ce20c3 and address: 10.0.0.7 and node name: gpu-3 has been marked dead "
-    "because the detector has missed too many heartbeats from it.\n[state-dump] pages\n[state-dump] of it"
-)
-ENDED = "Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL\n[state-dump] pages"
+from models.errors import ClusterError, ConfigError
+from pipeline.session import local
+from pipeline.session.connect import connect
 
 
 def test_a_dashboard_is_no_address_of_a_driver():
@@ -21,23 +14,16 @@ def test_a_dashboard_is_no_address_of_a_driver():
         connect("http://head:8265")
 
 
-def test_a_lost_node_is_one_line_and_the_rest_of_what_ray_prints_is_for_verbose(monkeypatch, caplog, capsys):
-    from ray._private import worker
+@pytest.mark.parametrize(
+    "place", ["ray._private.utils.get_entrypoint_name", "ray._private.ray_constants.ENABLE_RAY_CLUSTER"]
+)
+def test_a_ray_that_cannot_be_closed_to_others_is_not_started(monkeypatch, place):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("it was started"))
+    monkeypatch.setattr(local, "until_left", type(local.until_left)())
+    monkeypatch.setattr("pipeline.session.connect.until_left", local.until_left)
+    monkeypatch.delattr(place)
 
-    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # put back afterwards
-    caplog.set_level(logging.INFO, logger="pipeline.session.connect")
-
-    _shorten_errors()
-    worker.print_to_stdstream({"lines": [LOST], "pid": "raylet", "is_err": False}, ignore_prefix=False)
-    worker.print_to_stdstream({"lines": [ENDED], "pid": "raylet", "is_err": False}, ignore_prefix=False)
-
-    lost, ended = caplog.records
-    assert (lost.levelname, lost.getMessage()) == (
-        "WARNING",
-        "node=16bbb191 (gpu-3) is lost; what it had is done again by others",
-    )
-    assert (ended.levelname, ended.getMessage()) == (
-        "INFO",
-        "Ray says: Raylet is terminated. Termination is unexpected. ",
-    )
-    assert "state-dump" not in capsys.readouterr().out
+    with pytest.raises(ClusterError, match=f"is needed for safety .*{place} is not there"):
+        connect(None)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from models.errors import ClusterError, ConfigError
+from pipeline.patches.grpc_patches import check_grpc
 from serve.config import ServeConfig
 from serve.local import launch
 from serve.local.running import Endpoint, Listen
@@ -35,7 +36,7 @@ def statuses(monkeypatch):
 
 
 def test_a_cluster_that_can_grow_is_waited_for_and_that_is_said(statuses, monkeypatch, tmp_path):
-    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: {"CPU": 64.0})
+    monkeypatch.setattr(launch, "most_resources", lambda: {"CPU": 64.0})
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     said = []
 
@@ -45,9 +46,9 @@ def test_a_cluster_that_can_grow_is_waited_for_and_that_is_said(statuses, monkey
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("most", [None, {"CPU": 2.0}])
+@pytest.mark.parametrize("most", [{}, {"CPU": 2.0}])
 def test_one_that_cannot_is_an_error(statuses, monkeypatch, tmp_path, most):
-    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
+    monkeypatch.setattr(launch, "most_resources", lambda: most)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
 
     with pytest.raises(ConfigError, match="no replica found room"):
@@ -56,7 +57,7 @@ def test_one_that_cannot_is_an_error(statuses, monkeypatch, tmp_path, most):
 
 def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypatch):
     found = (SimpleNamespace(host="0.0.0.0", port=8123), SimpleNamespace(port=9123))
-    monkeypatch.setattr(launch, "_running_options", lambda: found)
+    monkeypatch.setattr(launch, "serve_options", lambda: found)
     said = []
 
     listen = launch._as_it_listens(Listen("127.0.0.1", 8000, 9000, "auto"), said.append)
@@ -69,7 +70,7 @@ def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypat
 def test_nothing_is_said_where_they_are_what_was_asked_for_or_serve_does_not_run(monkeypatch):
     asked = Listen("127.0.0.1", 8000, 9000, "auto")
     for found in (None, (SimpleNamespace(host="127.0.0.1", port=8000), SimpleNamespace(port=9000))):
-        monkeypatch.setattr(launch, "_running_options", lambda found=found: found)
+        monkeypatch.setattr(launch, "serve_options", lambda found=found: found)
 
         assert launch._as_it_listens(asked, pytest.fail) == asked
 
@@ -115,22 +116,20 @@ def test_an_application_that_is_deleted_leaves_no_metrics_behind(monkeypatch, tm
     monkeypatch.setattr("ray.serve.delete", lambda name: None)
     monkeypatch.setattr(
         "ray.experimental.internal_kv._internal_kv_del",
-        lambda key, del_by_prefix=False: deleted.append((key, del_by_prefix)),
+        lambda key, del_by_prefix, namespace: deleted.append((key, del_by_prefix, namespace)),
     )
 
     Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
 
-    assert deleted == [(b"shardlabel:metrics:shardlabel:", True)]
+    assert deleted == [(b"", True, "shardlabel-metrics-shardlabel")]
 
 
 def test_a_ray_whose_grpc_listens_in_another_way_is_refused(monkeypatch):
-    from serve.local import grpc_listener
-
-    grpc_listener.check()
+    check_grpc()
     monkeypatch.setattr("ray.serve._private.default_impl.add_grpc_address", lambda server: None)
 
     with pytest.raises(ClusterError, match="add_grpc_address"):
-        grpc_listener.check()
+        check_grpc()
 
 
 @pytest.mark.parametrize(("host", "place"), [("127.0.0.1", "127.0.0.1:41000"), ("::1", "[::1]:41000")])
@@ -162,7 +161,6 @@ def test_a_local_ray_that_would_listen_on_every_interface_is_refused(monkeypatch
     monkeypatch.setattr("ray.init", lambda **options: during.append(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]))
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.1.2.3")
-    monkeypatch.setattr(local, "_name_no_dashboard", lambda: None)
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
 
     with pytest.raises(RuntimeError, match="every interface"):

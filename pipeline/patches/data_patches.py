@@ -1,66 +1,28 @@
 """Ray Data without the three actors that only a cluster needs, for a local Ray that lives as long as one command.
 
 For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that bargains for nodes
-with the autoscaler, and one that notes which node an actor is on: three Python processes, 3 s of CPU at the start. A
-local Ray has no dashboard, no autoscaler and one node. Ray has no option to leave them out (docs/decisions.md), and none
-for how often a consumer looks for results.
+with the autoscaler, and one that notes which node an actor is on: three Python processes. A local Ray has no dashboard, no
+autoscaler and one node. Ray has no option to leave them out.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-_PLACES = (
-    ("ray.data._internal.stats", "get_or_create_stats_actor"),
-    ("ray.data._internal.execution.streaming_executor", "create_cluster_autoscaler"),
-    ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_or_create_actor_location_tracker"),
-    ("ray.data._internal.execution.operators.actor_pool_map_operator", "get_actor_locations"),
-    ("ray.data._internal.execution.streaming_executor_state", "time"),
-)
-# Who waits for results looks for them a hundred times a second, which is up to 1 % of a core; this often is enough.
-_POLL_S = 0.03
+from pipeline.patches.patches import DATA_AUTOSCALER, DATA_LOCATIONS, DATA_STATISTICS
 
 
-_replaced: list[tuple[Any, str, Any]] = []
-
-
-def leave_out_cluster_actors() -> None:
-    """Replace the three actors in this process, and how often results are looked for.
-
-    A Ray that has other names for them keeps its own.
-    """
-    keep_cluster_actors()
-    stand_ins: tuple[Any, ...] = (_NoStatistics, _FixedCluster, _OneNode, _all_here, _PatientTime())
-    for (module_name, name), stand_in in zip(_PLACES, stand_ins, strict=True):
-        try:
-            module = import_module(module_name)
-        except ImportError:
-            continue
-        if hasattr(module, name):
-            _replaced.append((module, name, getattr(module, name)))
-            setattr(module, name, stand_in)
-
-
-def keep_cluster_actors() -> None:
-    """Undo it, in a process that joins a cluster after a Ray of its own."""
-    while _replaced:
-        module, name, original = _replaced.pop()
-        setattr(module, name, original)
-
-
-class _PatientTime:
-    """In place of the module `time` where results are waited for."""
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the module has)
-        return getattr(time, name)
-
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        """Sleep at least `_POLL_S`."""
-        time.sleep(max(seconds, _POLL_S))
+@contextmanager
+def without_cluster_actors() -> Iterator[None]:
+    """Replace the three actors in this process, as far as the patches are on and fit."""
+    with (
+        DATA_STATISTICS.applied(lambda _: _NoStatistics),
+        DATA_AUTOSCALER.applied(lambda _: _FixedCluster),
+        DATA_LOCATIONS.applied(lambda _: _OneNode, lambda _: _all_here),
+    ):
+        yield
 
 
 class _Method:

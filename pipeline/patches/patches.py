@@ -1,0 +1,130 @@
+"""Every patch of Ray, in one list: its name, its reason, its gain, and what of Ray it relies on.
+
+The gains are the medians, with the least and the most, of what a run of 100 images takes more where the one patch is left
+out (`python -m benchmarks.ray_patches`, two busy cores; 8.5 s of CPU with all, 20.2 with none). What has none is not here.
+"""
+
+from __future__ import annotations
+
+from pipeline.patches.patch import Patch, Place
+
+_CONSTANTS = "ray._private.ray_constants"
+_EXECUTION = "ray.data._internal.execution"
+_ACTOR_POOL = f"{_EXECUTION}.operators.actor_pool_map_operator"
+
+MONITORS = Patch(
+    "monitors",
+    "speed",
+    "an autoscaler's monitor and a log monitor have nothing to do for one command; the agent's port is the same for every "
+    "Ray of a machine, and beside another one it is tried in vain for 3.4 s",
+    "two processes less: 1.7 s of CPU (0.7 to 4.2)",
+    (
+        Place(
+            "ray._private.parameter",
+            "RayParams",
+            ("dashboard_agent_listen_port", "include_log_monitor", "no_monitor"),
+        ),
+    ),
+)
+AGENTS = Patch(
+    "agents",
+    "speed",
+    "the dashboard's and the runtime environments' agents of a node serve nobody where there are neither",
+    "two processes less, with the API server that needs them three: 3.8 s of CPU (3.2 to 4.4)",
+    (
+        Place("ray._private.services", "start_ray_process", ("command", "process_type")),
+        # `uv run` would have the workers in an environment that an agent builds. They have this process's own.
+        Place(_CONSTANTS, "RAY_ENABLE_UV_RUN_RUNTIME_ENV"),
+    ),
+)
+API_SERVER = Patch(
+    "api_server",
+    "speed",
+    "Ray starts the dashboard's server with include_dashboard=False too, and waits for it",
+    "a process less: 2.9 s of CPU (0.9 to 3.3)",
+    (Place("ray._private.node", "Node.start_api_server", ("self", "include_dashboard", "raise_on_failure")),),
+)
+DATA_STATISTICS = Patch(
+    "data_statistics",
+    "speed",
+    "an actor that collects figures for the dashboard, of which a local Ray has none",
+    "a process less: 2.4 s of CPU (1.9 to 4.5)",
+    (Place("ray.data._internal.stats", "get_or_create_stats_actor", ()),),
+)
+DATA_AUTOSCALER = Patch(
+    "data_autoscaler",
+    "speed",
+    "an actor that bargains for nodes: a local Ray is one, and stays so",
+    "a process less: 3.5 s of CPU (2.2 to 3.9)",
+    (
+        Place(
+            f"{_EXECUTION}.streaming_executor",
+            "create_cluster_autoscaler",
+            ("topology", "resource_manager", "data_context", "execution_id"),
+        ),
+        Place(f"{_EXECUTION}.interfaces.execution_options", "ExecutionResources.from_resource_dict"),
+    ),
+)
+DATA_LOCATIONS = Patch(
+    "data_locations",
+    "speed",
+    "an actor that notes on which node each actor is: a local Ray has one",
+    "a process less: 0.9 s of CPU (-0.6 to 2.5), and 0.9 to 1.2 s of its own as the kernel counts them",
+    (
+        Place(_ACTOR_POOL, "get_or_create_actor_location_tracker", ()),
+        Place(_ACTOR_POOL, "get_actor_locations", ("logical_actor_ids",)),
+    ),
+)
+SHORT_ERRORS = Patch(
+    "short_errors",
+    "words",
+    "Ray prints pages where a node dies, also with log_to_driver=False",
+    "the death of a node is one line",
+    (Place("ray._private.worker", "print_to_stdstream", ("data", "ignore_prefix")),),
+)
+LOOPBACK = Patch(
+    "loopback",
+    "safety",
+    "Ray's ports are to be reached from this machine alone",
+    "no port on other interfaces, where there were 11",
+    (Place(_CONSTANTS, "ENABLE_RAY_CLUSTER"),),
+)
+TOKEN = Patch(
+    "token",
+    "safety",
+    "who reaches a Ray runs code as whoever started it",
+    "a token for each run, in no file",
+    (
+        Place("ray._raylet", "AuthenticationTokenLoader.instance"),
+        Place("ray._raylet", "AuthenticationTokenLoader.reset_cache"),
+        Place("ray._raylet", "Config.initialize"),
+    ),
+)
+COMMAND_LINE = Patch(
+    "command_line",
+    "safety",
+    "Ray shows the command line, with the keys in its URIs, to whoever sees its dashboard",
+    "no secret in Ray's records",
+    (Place("ray._private.utils", "get_entrypoint_name", ()),),
+)
+GRPC = Patch(
+    "grpc",
+    "safety",
+    "Ray Serve's gRPC servers listen on every interface, and have no limits",
+    "one address, and limits",
+    (
+        # Of clients, and of other deployments: functions of a server and an address.
+        Place("ray.serve._private.default_impl", "add_grpc_address", ("grpc_server", "server_address")),
+        Place("ray.serve._private.replica", "add_port_to_grpc_server", ("server", "address")),
+        # Who calls them.
+        Place("ray.serve._private.grpc_util", words='address(server, f"[::]:'),
+        Place("ray.serve._private.replica", words='server(self._server, "[::]:'),
+        Place("ray.serve._private.constants", "DEFAULT_GRPC_SERVER_OPTIONS"),
+    ),
+)
+
+PATCHES = (
+    *(MONITORS, AGENTS, API_SERVER, DATA_STATISTICS, DATA_AUTOSCALER, DATA_LOCATIONS),
+    SHORT_ERRORS,
+    *(LOOPBACK, TOKEN, COMMAND_LINE, GRPC),
+)

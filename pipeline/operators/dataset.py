@@ -124,8 +124,11 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
     job, pools = labelling, labelling.pools
     columns = staged_columns(job.settings)
     most = max(pools.decoders, pools.growth)
+    handed_over = _handed_over(units, most, isolate=isolate)
+    # A piece goes on when it is decoded: Ray Data would wait for the next five to make a block of 128 MB.
+    handed_over.context.target_max_block_size = PIECE_ROWS * 3 * job.settings.preprocessing.crop**2
     decoded = _map(
-        _handed_over(units, most, isolate=isolate),
+        handed_over,
         ReadDecode,
         (job.settings, job.state, isolate),
         compute=ActorPoolStrategy(min_size=pools.decoders, max_size=most, max_tasks_in_flight_per_actor=2),

@@ -324,7 +324,7 @@ def test_a_run_that_fails_leaves_nothing_in_the_cluster(tmp_path, tiny_model, mo
             raise RuntimeError("cannot start")
 
     run_id = uuid.uuid4()
-    monkeypatch.setattr("pipeline.run.uuid", SimpleNamespace(uuid4=lambda: run_id))
+    monkeypatch.setattr("pipeline.job.uuid", SimpleNamespace(uuid4=lambda: run_id))
     monkeypatch.setattr(dataset, "LabelUnits", Unfit)
     colour_shards(tmp_path / "in", shards=2, samples=5)
 

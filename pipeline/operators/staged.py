@@ -16,7 +16,7 @@ from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.read import ReadShards, in_blocks, samples_table
 from pipeline.operators.stages import DecodeSettings, UnitNotes, UnitSettings, read_samples
-from pipeline.operators.units import END, LABEL_S, ROW, UNIT, End, by_unit, units_of, why_failed
+from pipeline.operators.units import END, ROW, UNIT, End, by_unit, units_of, why_failed, with_seconds
 from pipeline.session.attempts import RunState, StopFlag
 from pipeline.session.metrics import log_to_stderr
 from pipeline.session.stage_clock import Stage, StageClock
@@ -70,26 +70,30 @@ class ReadDecode:
         try:
             samples = clock.timed(Stage.READ, read_samples(self._settings, unit, notes))
             for group in in_blocks(samples, PIECE_ROWS):
-                with clock.measured(Stage.DECODE):
-                    piece = self._piece(group, unit, rows)
+                piece = self._piece(group, unit, rows, clock)
                 rows += piece.num_rows
                 if before is not None:
                     yield before
                 before = piece
-            end = End(rows, notes.told(), {stage.value: seconds for stage, seconds in clock.total().items()})
+            end = End(rows, notes.told())
         except Exception as err:
             logger.exception("unit=%d failed", unit.number)
             why, stops = why_failed(err)
             before, end = None, End(why=why, stops=stops)
-        last = self._piece(
-            [Sample("", "", None, _NO_SAMPLE, carried=(None,) * len(self._settings.columns.carried))], unit, rows, end
-        )
+        no_sample = Sample("", "", None, _NO_SAMPLE, carried=(None,) * len(self._settings.columns.carried))
+        last = self._piece([no_sample], unit, rows, clock, end)
         # With the last piece: a block of a row costs as much as any other.
         yield last if before is None else pa.concat_tables([before, last])
 
-    def _piece(self, samples: list[Sample], unit: Unit, first: int, end: End | None = None) -> pa.Table:
-        encoded = samples_table(samples, self._schema).rename_columns(self._names)
-        table = pa.concat_tables(self._decode(encoded)).drop_columns([_IMAGE])
+    def _piece(
+        self, samples: list[Sample], unit: Unit, first: int, clock: StageClock, end: End | None = None
+    ) -> pa.Table:
+        with clock.measured(Stage.DECODE):
+            encoded = samples_table(samples, self._schema).rename_columns(self._names)
+            table = pa.concat_tables(self._decode(encoded)).drop_columns([_IMAGE])
+        spent = clock.take()
+        for stage in (Stage.READ, Stage.DECODE):
+            table = with_seconds(table, stage, spent[stage])
         table = table.append_column(UNIT, pa.array(np.full(len(samples), unit.number, np.int64)))
         table = table.append_column(ROW, pa.array(np.arange(first, first + len(samples), dtype=np.int64)))
         return table.append_column(END, pa.array([None if end is None else end.text()] * len(samples), pa.string()))
@@ -119,8 +123,7 @@ class Label:
         except Exception:
             logger.exception("a batch failed")
             labelled = pa.concat_tables([self._alone(rows) for _, rows in by_unit(table)])
-        seconds = (time.perf_counter() - began) / labelled.num_rows
-        return labelled.append_column(LABEL_S, pa.array(np.full(labelled.num_rows, seconds, np.float32)))
+        return with_seconds(labelled, Stage.LABEL, time.perf_counter() - began)
 
     def _alone(self, rows: pa.Table) -> pa.Table:
         try:

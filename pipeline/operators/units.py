@@ -31,8 +31,9 @@ _SLICES = pa.schema(
 )  # fmt: skip
 # Units that are published at a time: of an object store most of that is waiting.
 PUBLISHING = 8
-# Beside the rows' own columns: of which unit a row is, its place in it, what labelling took, and what ends a unit.
-UNIT, ROW, LABEL_S, END = "_unit", "_row", "_label_s", "_end"
+# Beside the rows' own columns: of which unit a row is, its place in it, what ends a unit, and the seconds of each stage.
+UNIT, ROW, END = "_unit", "_row", "_end"
+SPENT = {Stage.READ: "_read_s", Stage.DECODE: "_decode_s", Stage.LABEL: "_label_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,12 @@ class End:
     Attributes:
         rows: Of its samples.
         notes: What reading it came upon.
-        spent: Seconds of reading and of decoding.
         why: It failed, where it did.
         stops: Other units would fail too.
     """
 
     rows: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)
     why: str = ""
     stops: bool = False
 
@@ -117,6 +116,11 @@ def results_of(table: pa.Table) -> Iterator[Result]:
     for row in table.to_pylist():
         commit = None if row["commit"] is None else Commit(**json.loads(row["commit"]))
         yield Result(row["unit"], commit, row["why"], row["stops"])
+
+
+def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:
+    """Add what a stage took, divided among the rows."""
+    return table.append_column(SPENT[stage], pa.array(np.full(table.num_rows, seconds / table.num_rows, np.float32)))
 
 
 def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -171,7 +175,8 @@ class UnitAssembly:
 
     def add(self, table: pa.Table) -> Iterator[Result]:
         """Take rows in; yield what became of units that are published meanwhile, or that a row says failed."""
-        self._clock.add(Stage.LABEL, pc.sum(table[LABEL_S]).as_py())
+        for stage, name in SPENT.items():
+            self._clock.add(stage, pc.sum(table[name]).as_py())
         for number, rows in by_unit(table):
             if number in self._failed:
                 continue
@@ -197,8 +202,6 @@ class UnitAssembly:
         one = self._open[number]
         if ends:
             (one.end,) = ends
-            for stage, seconds in one.end.spent.items():
-                self._clock.add(Stage(stage), seconds)
             rows = rows.slice(0, rows.num_rows - 1)  # it is the last one
         if rows.num_rows:
             one.held[rows[ROW][0].as_py()] = rows

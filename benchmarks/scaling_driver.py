@@ -15,7 +15,6 @@ import datetime
 import json
 import logging
 import os
-import pickle
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +29,8 @@ from models.catalog import load_spec
 from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.operators.dataset import Result
+from pipeline.operators.units import Result, results_of, results_table, units_of, units_table
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 
 
@@ -44,15 +44,13 @@ class NoWork:
     """An actor that gives each unit its record at once."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        units = [pickle.loads(value.as_py()) for value in batch.column("unit")]
-        results = [pickle.dumps(Result(unit, commit(unit))) for unit in units]
-        return pa.table({"result": pa.array(results, pa.binary())})
+        return results_table([Result(unit.number, commit(unit.number)) for unit in units_of(batch)])
 
 
 def run_pool(units: int, actors: int) -> dict:
     """Send units through a pool and measure."""
     began = time.perf_counter()
-    blocks = [pa.table({"unit": pa.array([pickle.dumps(number)], pa.binary())}) for number in range(units)]
+    blocks = [units_table([Unit(number, (Slice(f"{number}.tar", 11_000_000, ""),))]) for number in range(units)]
     results = ray.data.from_blocks(blocks).map_batches(
         NoWork,
         batch_size=None,
@@ -63,9 +61,7 @@ def run_pool(units: int, actors: int) -> dict:
     first = cpu = None
     done = 0
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for value in batch.column("result"):
-            pickle.loads(value.as_py())
-            done += 1
+        done += sum(1 for _ in results_of(batch))
         if first is None:
             first, cpu, before = time.perf_counter(), cpu_by_kind(os.getpid()), done
     seconds, spent, counted = time.perf_counter() - first, cpu_by_kind(os.getpid()) - cpu, done - before

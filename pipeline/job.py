@@ -39,7 +39,7 @@ from pipeline.session.pools import plan_pools
 from pipeline.session.shared_disk import check_disks
 from pipeline.sources import reader
 from pipeline.sources.source import Source, open_source
-from pipeline.sources.unit import Slice
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport, Tally, write_summary
 
@@ -173,7 +173,9 @@ def _label(
 
     A unit that fails for itself is counted, and the others go on.
     """
-    from pipeline.operators.dataset import labelling
+    import ray
+
+    from pipeline.operators.dataset import Labelling, label_units
     from pipeline.session.attempts import RunState
 
     spec, choice, graph = model
@@ -186,30 +188,40 @@ def _label(
     pools = plan_pools(config, choice, cluster, pending=int((~work.done).sum()))
     tally.printer.say(f"shardlabel: {pools.describe(cluster)}")
     cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
-    shared = state.share_graph(graph)
-    ref = ModelRef(spec, choice, config.top_k, state)
+    ref = ModelRef(
+        spec, choice, settings.output.labels, config.top_k, pools.batch_size, pools.gpu_share, ray.put(graph),
+        pools.cuda_graphs, config.image_timeout_s,
+    )  # fmt: skip
+    labelling = Labelling(settings, ref, pools, state, tally.printer.say)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (
         _cleared(state),
         stop_on_signal(state, tally.printer) as stopped,
         work.log,
-        labelling(settings, ref, pools, tally.printer.say) as run_units,
+        tally.printer.ticking(),
     ):
         while not stopped.is_set() and (window := list(islice(pending, window_units(pools.actors[1])))):
-            for result in run_units(window):
+            for result in label_units(labelling, window, stopped.is_set):
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)
                     gauges.show(tally.totals)
-                elif result.failed is not None:
-                    tally.add_failed(result.failed, result.why)
+                else:
+                    name = _unit_name(window, result.unit)
+                    tally.add_failed(name, result.why)
                     if tally.failure is None and (result.stops or tally.failed_units >= MAX_FAILED_UNITS):
-                        tally.failure = f"{result.failed}: {result.why}"
+                        tally.failure = f"{name}: {result.why}"
                         tally.printer.say("shardlabel: stopping, what is in flight is finished")
                         state.request_stop()
                         stopped.set()
             work.log.flush()
-    del shared
+
+
+def _unit_name(units: list[Unit], number: int) -> str:
+    """Return what a unit is called where it failed: with its first shards."""
+    (unit,) = (unit for unit in units if unit.number == number)
+    names = [piece.shard for piece in unit.slices[:3]] + ["..."] * (len(unit.slices) > 3)
+    return f"unit {number} ({', '.join(names)})"
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -36,6 +39,7 @@ class ProgressPrinter:
     _rows_before: int = 0
     _bytes_before: int = 0
     _width: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._live = self.kind is Progress.AUTO and self.stream.isatty()
@@ -51,8 +55,24 @@ class ProgressPrinter:
     def tick(self) -> None:
         """Print where it is time."""
         every = LIVE_EVERY_S if self._live else LOG_EVERY_S
-        if time.perf_counter() - self._printed >= every:
-            self._print(self.line())
+        with self._lock:
+            if time.perf_counter() - self._printed >= every:
+                self._print(self.line())
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Print where it is time also while nothing finishes."""
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(1.0):
+                self.tick()
+
+        threading.Thread(target=tick, name="progress", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

@@ -50,7 +50,7 @@ class Child:
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]], timeout_s: float) -> None:
         self._make = make
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, argument: object) -> Any:  # noqa: ANN401 (whatever the function returns)
@@ -62,7 +62,7 @@ class Child:
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
-        return self._ask(argument, self._timeout_s)
+        return self._ask(argument, self.timeout_s)
 
     def end(self) -> None:
         """End the process; the next call starts another."""
@@ -143,13 +143,16 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
         load: Returns the labeller, in the child; picklable.
         timeout_s: A batch that takes longer ends the child.
         embedding: Whether to return embeddings.
+
+    Attributes:
+        child: The process.
     """
 
     def __init__(self, load: Callable[[], Labeller], timeout_s: float, *, embedding: bool) -> None:
-        self._child = Child(partial(_labeller, load, embedding=embedding), timeout_s)
+        self.child = Child(partial(_labeller, load, embedding=embedding), timeout_s)
 
     def __exit__(self, *exc: object) -> None:
-        self._child.end()
+        self.child.end()
 
     def predict(self, images: UInt8Array) -> tuple[Predictions, dict[int, str]]:
         """Label a batch, and where that fails each of its images alone.
@@ -180,10 +183,10 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
 
     def _predict(self, images: UInt8Array) -> Predictions:
         try:
-            predictions: Predictions = self._child.call(images)
+            predictions: Predictions = self.child.call(images)
         except InferenceError:
             # The next one begins with a black image: if that fails too, the fault is not the images'.
-            self._child.end()
+            self.child.end()
             raise
         return predictions
 

@@ -18,8 +18,8 @@ from pipeline.config import LabelConfig, build_config
 from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import DecodeImages
-from pipeline.operators.label import DecodeAndLabel, LabelImages, LabelSettings
-from pipeline.operators.model_ref import load_model, model_file, settle_model
+from pipeline.operators.label import DecodeAndLabel, LabelImages
+from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
 from pipeline.operators.stages import DecodeSettings
 
 # A block whose actor died so often fails the dataset: its images were decoded isolated, so that none of them did it.
@@ -127,7 +127,7 @@ def _map(dataset: Dataset, operator: type, arguments: tuple[Any, ...], **options
         )
 
 
-def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, LabelSettings]:
+def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, ModelRef]:
     """Settle the model and load it once, so that one that cannot be had or run is told now."""
     spec, texts = settle_model(config)
     if not ray.is_initialized():
@@ -138,9 +138,10 @@ def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettin
         raise ConfigError(f"num_gpus={num_gpus:g} is for a GPU, and the model runs on the CPU; leave it out")
     graph = load_model(spec, choice, model_file(spec, choice), config.top_k)
     limits = ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes)
-    return DecodeSettings(spec.preprocessing, config.decode, limits, config.image_timeout_s), LabelSettings(
-        spec, choice, texts, config.top_k, inference_size(config, choice), _gpu_share(choice, num_gpus), ray.put(graph)
-    )
+    return DecodeSettings(spec.preprocessing, config.decode, limits, config.image_timeout_s), ModelRef(
+        spec, choice, texts, config.top_k, inference_size(config, choice), _gpu_share(choice, num_gpus), ray.put(graph),
+        image_timeout_s=config.image_timeout_s,
+    )  # fmt: skip
 
 
 def _gpu_share(choice: DeviceChoice, num_gpus: float | None) -> float:

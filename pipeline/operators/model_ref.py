@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from models.catalog import load_spec
 from models.errors import ConfigError
@@ -20,64 +20,55 @@ from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
 from pipeline.config import LabelConfig
-from pipeline.session.pools import Pools
-
-if TYPE_CHECKING:
-    from pipeline.session.attempts import RunState
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """How an actor comes to its Classifier: the joined graph travels through the object store, once per node.
+    """Which model an actor holds, and how it comes to it. Picklable.
 
     Attributes:
         spec: The model's entry.
         choice: Which artifact, on what.
+        labels: Name of each class, by class index.
         top_k: Labels per image.
-        state: Where the joined graph is to be had.
+        batch_size: Images per inference.
+        gpu_share: Of a GPU, that each actor has; 0 on a CPU.
+        graph: Reference to the joined graph's bytes in Ray's object store: one copy travels to each node.
+        cuda_graphs: Whether a GPU replays a recorded batch.
+        image_timeout_s: A batch that takes longer ends its process; see `WatchedLabeller`.
     """
 
     spec: ModelSpec
     choice: DeviceChoice
+    labels: tuple[str, ...]
     top_k: int
-    state: RunState
+    batch_size: int
+    gpu_share: float
+    graph: Any
+    cuda_graphs: bool = False
+    image_timeout_s: float = 60.0
 
-    def loader(self, num_classes: int, pools: Pools) -> Callable[[], Labeller]:
-        """Return what builds the classifier, of a model with so many classes; in a process without Ray too.
+    def loader(self) -> Callable[[], Labeller]:
+        """Return what builds the labeller, in a process without Ray too; once per process."""
+        import ray
 
-        It raises what `Classifier` does.
-        """
-        graph = b"" if self.choice.provider is Provider.SIMULATED else self.state.graph()
-        return partial(build_labeller, self.spec, self.choice, self.top_k, num_classes, pools, graph)
+        return partial(build_labeller, replace(self, graph=None), bytes(ray.get(self.graph)))
 
 
-def build_labeller(
-    spec: ModelSpec, choice: DeviceChoice, top_k: int, num_classes: int, pools: Pools, graph: bytes
-) -> Labeller:
-    """Build what labels batches on the device that was chosen; once per process.
-
-    Args:
-        spec: The model's entry.
-        choice: Which artifact, on what.
-        top_k: Labels per image.
-        num_classes: Of the model, for a simulated GPU.
-        pools: Batch size, and which part of a GPU it has.
-        graph: The joined graph; of a simulated GPU b"".
+def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
+    """Build what labels batches on the device that was chosen.
 
     Raises:
         ShardlabelError: As `Classifier` does.
     """
-    if choice.provider is Provider.SIMULATED:
-        assert choice.rate is not None
-        return SimulatedClassifier(choice.rate * pools.gpu_share, num_classes, top_k)
-    if choice.provider is not Provider.CPU:
-        gpu = GpuOptions(pools.batch_size, cuda_graphs=pools.cuda_graphs)
-        return GpuClassifier(
-            spec, precision=choice.precision, provider=choice.provider, top_k=top_k, gpu=gpu, graph=graph
-        )
-    return Classifier(
-        spec, precision=choice.precision, provider=choice.provider, top_k=top_k, num_threads=1, graph=graph
-    )
+    m, provider = model, model.choice.provider
+    if provider is Provider.SIMULATED:
+        assert m.choice.rate is not None
+        return SimulatedClassifier(m.choice.rate * m.gpu_share, len(m.labels), m.top_k)
+    options: dict[str, Any] = {"precision": m.choice.precision, "provider": provider, "top_k": m.top_k, "graph": graph}
+    if provider is not Provider.CPU:
+        return GpuClassifier(m.spec, gpu=GpuOptions(m.batch_size, cuda_graphs=m.cuda_graphs), **options)
+    return Classifier(m.spec, num_threads=1, **options)
 
 
 def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:

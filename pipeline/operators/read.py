@@ -98,8 +98,8 @@ class ReadShards:
         """Read units, in order, into blocks of up to BLOCK_BYTES, or of one image where that is more."""
         schema = self.schema()
         for unit in units:
-            for samples in _bounded(read_unit(self, unit, _warn)):
-                yield _table(samples, schema)
+            for samples in in_blocks(read_unit(self, unit, _warn), BLOCK_ROWS):
+                yield samples_table(samples, schema)
 
 
 class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
@@ -152,21 +152,22 @@ def _warn(shard: str, notes: ShardNotes) -> None:
         logger.warning("read_shards: of %s not all could be read: %s", shard, notes.missing)
 
 
-def _bounded(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
-    """Yield samples in groups of up to BLOCK_ROWS that reach BLOCK_BYTES with their last one at most."""
+def in_blocks(samples: Iterator[Sample], most_rows: int) -> Iterator[list[Sample]]:
+    """Yield samples in groups of up to so many that reach BLOCK_BYTES with their last one at most."""
     group: list[Sample] = []
     size = 0
     for sample in samples:
         group.append(sample)
-        size += len(sample.data or b"")
-        if size >= BLOCK_BYTES or len(group) >= BLOCK_ROWS:
+        size += len(sample.data or b"") + sample.carried_bytes
+        if size >= BLOCK_BYTES or len(group) >= most_rows:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
-def _table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
+def samples_table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
+    """Return samples as a table of `ReadShards.schema`."""
     columns: list[list[Any]] = [
         [sample.shard for sample in samples],
         [sample.key for sample in samples],

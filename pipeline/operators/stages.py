@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,10 @@ class UnitNotes:
     incomplete: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     bytes_read: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """Return them as a dictionary."""
+        return {"incomplete": self.incomplete, "skipped": self.skipped, "bytes_read": self.bytes_read}
 
     def add(self, shard: str, notes: ShardNotes) -> None:
         """Take in a shard's notes."""
@@ -241,17 +246,19 @@ def label_isolated(
             for batch in batches:
                 with clock.measured(Stage.LABEL):
                     predictions, faults = labeller.predict(batch.pixels)
-                yield DecodedBatch(_refused(batch.rows, faults), batch.pixels), predictions
+                yield DecodedBatch(refused(batch.rows, faults), batch.pixels), predictions
 
     return label
 
 
-def _refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
+def refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
     """Return rows with the status of those that the model cannot take, which are known by their place among the ok ones."""
+    if not faults:
+        return rows
     places = (place for place, row in enumerate(rows) if row.status == STATUS_OK)
-    refused = {place: faults[number] for number, place in enumerate(places) if number in faults}
+    wrong = {place: faults[number] for number, place in enumerate(places) if number in faults}
     return [
-        replace(row, status="unsupported", error=refused[place]) if place in refused else row
+        replace(row, status="unsupported", error=wrong[place]) if place in wrong else row
         for place, row in enumerate(rows)
     ]
 

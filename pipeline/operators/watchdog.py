@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -53,6 +54,16 @@ class Watchdog(AbstractContextManager[None]):
                 os._exit(TOO_LONG_EXIT)
 
 
+def patience(predict: Callable[[UInt8Array], object], side: int, batch_size: int, timeout_s: float) -> float:
+    """Return the seconds that a batch may take: at least so many, and more where a black image says the model is slow."""
+    seconds = []
+    for _ in range(2):
+        began = time.monotonic()
+        predict(np.zeros((1, side, side, 3), np.uint8))
+        seconds.append(time.monotonic() - began)
+    return max(timeout_s, PATIENCE * batch_size * min(seconds))
+
+
 class WatchedLabeller:
     """A labeller whose process ends where a batch takes too long, or where its GPU is lost.
 
@@ -68,14 +79,8 @@ class WatchedLabeller:
 
     def __init__(self, labeller: Labeller, side: int, batch_size: int, timeout_s: float) -> None:
         self._labeller = labeller
-        self.timeout_s = max(timeout_s, PATIENCE * batch_size * min(self._measure(side), self._measure(side)))
+        self.timeout_s = patience(labeller.predict, side, batch_size, timeout_s)
         self._watchdog = Watchdog(self.timeout_s)
-
-    def _measure(self, side: int) -> float:
-        """Return the seconds of one black image."""
-        began = time.monotonic()
-        self._labeller.predict(np.zeros((1, side, side, 3), np.uint8))
-        return time.monotonic() - began
 
     def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
         """Label a batch; see `Classifier.predict`."""

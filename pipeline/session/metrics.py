@@ -73,7 +73,6 @@ class UnitMetrics:
         self._lock = threading.Lock()
         self._node = ray.get_runtime_context().get_node_id()[:8]
         self._counters = {name: _counter(name) for name in COUNTERS}
-        _log_to_stderr()
         logging.getLogger("pipeline.storage.retries").addHandler(
             _CountingHandler(lambda: self._add("storage_retries", 1))
         )
@@ -168,7 +167,7 @@ class _CountingHandler(logging.Handler):
         self._count()
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Have what this project logs in a worker process written to its standard error, which Ray keeps as its log."""
     for name in ("pipeline", "models"):
         ours = logging.getLogger(name)

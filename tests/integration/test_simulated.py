@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ConfigError, DeviceLostError
-from pipeline.job import RunReport
-from pipeline.operators import model_pool
+from pipeline.operators import dataset, watch
 from pipeline.session.connect import connect
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
@@ -53,7 +51,7 @@ def test_the_gpu_takes_the_time_that_its_rate_says(tmp_path, tiny_model):
 
 
 def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path, tiny_model, monkeypatch, capsys):
-    monkeypatch.setattr(model_pool, "WATCH_EVERY_S", 0.25)
+    monkeypatch.setattr(watch, "WATCH_EVERY_S", 0.25)
     colour_shards(tmp_path / "in", shards=20, samples=500)
 
     label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:1000000", progress="plain")
@@ -64,57 +62,83 @@ def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path,
 
 
 def test_embeddings_of_a_simulated_gpu_are_refused(tmp_path, tiny_model):
-    with pytest.raises(ValueError, match="embeddings cannot be had of a simulated device"):
+    with pytest.raises(ConfigError, match="embeddings cannot be had of a simulated device"):
         label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50", embeddings=True)
 
 
-def test_a_lost_gpu_costs_its_actor_and_no_image(tmp_path, tiny_model):
+def test_a_lost_gpu_costs_its_actor_and_no_image(tmp_path, tiny_model, monkeypatch):
     colour_shards(tmp_path / "in", shards=6, samples=50)
     label(tmp_path / "in", tmp_path / "whole", tiny_model, device="simulated:10000", shape="fused")
     marks = tmp_path / "marks"
     marks.mkdir()
 
-    report = run_with(faulty_pool(marks, times=2, after=1), tmp_path / "in", tmp_path / "out", tiny_model)
-
-    assert report.status == "done"
-    assert len(list(marks.iterdir())) == 2
-    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
-
-
-def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=2, samples=50)
-    marks = tmp_path / "marks"
-    marks.mkdir()
-
-    report = run_with(faulty_pool(marks, times=10**6, after=0), tmp_path / "in", tmp_path / "out", tiny_model)
-
-    assert report.status == "failed"
-    assert "the actors that hold the model die or do not answer" in report.failure
-
-
-def run_with(actor_class: type, source: Path, output: Path, model: Path) -> RunReport:
-    """Label with other model actors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_pool, "ModelActor", actor_class)
-        patch.setattr(model_pool, "MAX_RESTARTS", 3)
-        return label(source, output, model, device="simulated:10000")
-
-
-def faulty_pool(marks: Path, *, times: int, after: int) -> type:
-    """Return model actors whose GPUs are lost, so many times in all, each after so many batches."""
-
     # Not at the module's level: Ray's workers do not import the tests, and what is here travels whole.
-    class FaultyActor(model_pool.ModelActor):
-        def __init__(self, *arguments) -> None:
-            super().__init__(*arguments)
-            predict, batches = self._labeller.predict, itertools.count()
+    class LosesItsGpu(dataset.Label):
+        def __init__(self, model, columns, isolate) -> None:
+            super().__init__(model, columns, isolate)
+            labeller = None if isolate else self._label._labeller._labeller
+            if labeller is not None:
+                labeller.predict = self.fail_once(labeller.predict)
 
+        @staticmethod
+        def fail_once(predict):
             def fail(images, **options):
-                if next(batches) >= after and len(list(marks.iterdir())) < times:
+                if not any(marks.iterdir()):
                     (marks / uuid.uuid4().hex).touch()
                     raise DeviceLostError("CUDA failure 700: an illegal memory access was encountered")
                 return predict(images, **options)
 
-            self._labeller.predict = fail
+            return fail
 
-    return FaultyActor
+    monkeypatch.setattr(dataset, "Label", LosesItsGpu)
+
+    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
+
+    assert report.status == "done"
+    assert len(list(marks.iterdir())) == 1
+    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(tmp_path, tiny_model, monkeypatch):
+    colour_shards(tmp_path / "in", shards=2, samples=50)
+
+    class AlwaysLost(dataset.Label):
+        def __call__(self, table):
+            os._exit(76)
+
+    monkeypatch.setattr(dataset, "Label", AlwaysLost)
+
+    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
+
+    assert (report.status, report.failed_units) == ("failed", 2)
+    assert all("4 processes ended while they had it" in why for why in report.failed.values())
+
+
+@pytest.mark.slow
+def test_of_a_unit_that_fails_in_a_batch_with_others_the_others_are_done(tmp_path, tiny_model, monkeypatch):
+    colour_shards(tmp_path / "in", shards=6, samples=20)
+    label(tmp_path / "in", tmp_path / "whole", tiny_model, device="simulated:10000", shape="fused")
+
+    class Faulty(dataset.Label):
+        def __init__(self, model, columns, isolate) -> None:
+            super().__init__(model, columns, isolate)
+            right = self._label
+
+            def fail(table):
+                of_two = [unit.as_py() == 2 for unit in table["_unit"]]
+                if "ok" in table.filter(of_two)["status"].to_pylist():
+                    raise ZeroDivisionError("nobody thought of this")
+                return right(table)
+
+            self._label = fail
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "Label", Faulty)
+        report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
+
+    assert (report.status, report.units_done) == ("failed", 5)
+    assert report.failed == {"unit 2 (shard-002.tar)": "unexpected ZeroDivisionError: nobody thought of this"}
+    again = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
+    assert (again.status, again.units_now) == ("done", 1)
+    assert parts(tmp_path / "out") == parts(tmp_path / "whole")

@@ -64,7 +64,7 @@ def test_a_child_that_dies_costs_one_image(decoder):
 
 
 def test_a_child_that_hangs_is_ended_in_time_and_costs_one_image(decoder):
-    decoder._child._timeout_s = 0.3
+    decoder._child.timeout_s = 0.3
     os.kill(decoder._child._process.pid, signal.SIGSTOP)
     started = time.perf_counter()
 
@@ -72,7 +72,7 @@ def test_a_child_that_hangs_is_ended_in_time_and_costs_one_image(decoder):
         decoder.decode(colour_jpeg("red"), out())
 
     assert time.perf_counter() - started < 5
-    decoder._child._timeout_s = 20.0
+    decoder._child.timeout_s = 20.0
     assert decoder.decode(colour_jpeg("red"), out()).width == 20
 
 
@@ -91,7 +91,7 @@ def test_the_start_of_a_child_does_not_count_as_the_time_of_an_image(tiny_model)
     # A process takes longer to start than a small image to decode, on any machine.
     with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=0.2) as decoder:
         decoder._child._start()
-        decoder._child._timeout_s = 20.0
+        decoder._child.timeout_s = 20.0
         assert decoder.decode(colour_jpeg("red"), out()).width == 20
 
 

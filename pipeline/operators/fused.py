@@ -1,0 +1,68 @@
+"""The one operator of the fused shape: an actor that takes whole units to their commit records."""
+
+from __future__ import annotations
+
+import logging
+
+import pyarrow as pa
+
+from models.errors import InferenceError
+from models.malloc import tune_malloc
+from pipeline.operators.model_ref import ModelRef
+from pipeline.operators.stages import LabelBatches, UnitSettings, label_here, label_isolated, label_unit
+from pipeline.operators.units import Result, results_table, units_of, why_failed
+from pipeline.operators.watchdog import WatchedLabeller
+from pipeline.session.attempts import MAX_ATTEMPTS, RunState, StopFlag
+from pipeline.session.metrics import UnitMetrics, log_to_stderr
+from pipeline.session.stage_clock import StageClock
+from pipeline.sources.unit import Unit
+
+logger = logging.getLogger(__name__)
+
+
+class LabelUnits:
+    """Operator: reads, decodes, labels and publishes units.
+
+    Args:
+        settings: What to do.
+        model: With which model.
+        state: Whether to stop.
+        isolate: Whether to decode and label in child processes that may die or hang.
+    """
+
+    def __init__(self, settings: UnitSettings, model: ModelRef, state: RunState, isolate: bool) -> None:
+        self._settings = settings
+        self._isolate = isolate
+        self._stop = StopFlag(state)
+        self._clock = StageClock()
+        log_to_stderr()
+        self._metrics = UnitMetrics(state.job, self._clock)
+        labeller = WatchedLabeller(
+            model.loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s
+        )
+        self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings)
+        self._label_isolated: LabelBatches = label_isolated(
+            model.loader, labeller.timeout_s, self._clock, embeddings=settings.embeddings
+        )
+        tune_malloc()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Label each unit of the block; those that are not begun when the run is to stop are left out."""
+        return results_table([self._do(unit) for unit in units_of(table) if not self._stop.is_set()])
+
+    def _do(self, unit: Unit) -> Result:
+        isolate, why = self._isolate, ""
+        for _ in range(MAX_ATTEMPTS):
+            label = self._label_isolated if isolate else self._label
+            try:
+                commit = label_unit(self._settings, unit, label, isolate=isolate, clock=self._clock)
+            except Exception as err:
+                logger.exception("unit=%d failed", unit.number)
+                why, stops = why_failed(err)
+                if stops:
+                    break
+                isolate = isolate or isinstance(err, InferenceError)
+            else:
+                self._metrics.done(unit, commit)
+                return Result(unit.number, commit)
+        return Result(unit.number, None, why, stops)

@@ -1,0 +1,246 @@
+"""Units as columns: what the driver hands over, what comes back, and units put together again from labelled rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, astuple, dataclass, field, fields
+from itertools import groupby, pairwise
+from operator import itemgetter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.errors import InferenceError, ShardlabelError
+from pipeline.dest.commits import Commit
+from pipeline.dest.writer import UnitWriter
+from pipeline.operators.stages import UnitNotes, UnitSettings, publish_unit
+from pipeline.session.stage_clock import Stage, StageClock
+from pipeline.sources.unit import Slice, Unit
+
+_SLICES = pa.schema(
+    [
+        ("unit", pa.int64()), ("shard", pa.string()), ("size", pa.int64()), ("etag", pa.string()),
+        ("start", pa.int64()), ("stop", pa.int64()), ("limit", pa.int64()),
+    ]
+)  # fmt: skip
+# Units that are published at a time: of an object store most of that is waiting.
+PUBLISHING = 8
+# Beside the rows' own columns: of which unit a row is, its place in it, what ends a unit, and the seconds of each stage.
+UNIT, ROW, END = "_unit", "_row", "_end"
+SPENT = {Stage.READ: "_read_s", Stage.DECODE: "_decode_s", Stage.LABEL: "_label_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a unit.
+
+    Attributes:
+        unit: Its number.
+        commit: Of a finished unit.
+        why: It failed, where it did.
+        stops: Other units would fail too.
+    """
+
+    unit: int
+    commit: Commit | None = None
+    why: str = ""
+    stops: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What is told of a unit with its last row, which is no sample's; or where it failed, with a row in place of others.
+
+    Attributes:
+        rows: Of its samples.
+        notes: What reading it came upon.
+        why: It failed, where it did.
+        stops: Other units would fail too.
+    """
+
+    rows: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
+    stops: bool = False
+
+    def text(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+
+def why_failed(err: Exception) -> tuple[str, bool]:
+    """Return what to say of an error, and whether other units would meet it too: storage, a full disk, no model."""
+    text = str(err) if isinstance(err, ShardlabelError) else f"unexpected {type(err).__name__}: {err}"
+    if isinstance(err, OSError):
+        return text, err.errno is not None
+    return text, isinstance(err, ShardlabelError) and not isinstance(err, InferenceError)
+
+
+def units_table(units: Sequence[Unit]) -> pa.Table:
+    """Return units as a table with a row for each slice."""
+    rows = [(unit.number, *astuple(piece)) for unit in units for piece in unit.slices]
+    return pa.Table.from_arrays(
+        [pa.array(values, kind.type) for values, kind in zip(zip(*rows, strict=True), _SLICES, strict=True)],
+        schema=_SLICES,
+    )
+
+
+def units_of(table: pa.Table) -> Iterator[Unit]:
+    """Yield the units of such a table."""
+    names = [one.name for one in fields(Slice)]
+    for number, rows in groupby(table.to_pylist(), key=itemgetter("unit")):
+        yield Unit(number, tuple(Slice(**{name: row[name] for name in names}) for row in rows))
+
+
+def results_table(results: Sequence[Result]) -> pa.Table:
+    """Return results as a table; commit records as JSON."""
+    records = [None if result.commit is None else json.dumps(asdict(result.commit)) for result in results]
+    return pa.table(
+        {
+            "unit": pa.array([result.unit for result in results], pa.int64()),
+            "commit": pa.array(records, pa.string()),
+            "why": pa.array([result.why for result in results], pa.string()),
+            "stops": pa.array([result.stops for result in results], pa.bool_()),
+        }
+    )
+
+
+def results_of(table: pa.Table) -> Iterator[Result]:
+    """Yield the results of such a table."""
+    for row in table.to_pylist():
+        commit = None if row["commit"] is None else Commit(**json.loads(row["commit"]))
+        yield Result(row["unit"], commit, row["why"], row["stops"])
+
+
+def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:
+    """Add what a stage took, divided among the rows."""
+    return table.append_column(SPENT[stage], pa.array(np.full(table.num_rows, seconds / table.num_rows, np.float32)))
+
+
+def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Cut a table into runs of rows that follow one another in one unit."""
+    units, rows = table[UNIT].to_numpy(), table[ROW].to_numpy()
+    edges = [0, *(np.flatnonzero((np.diff(units) != 0) | (np.diff(rows) != 1)) + 1).tolist(), len(units)]
+    for start, stop in pairwise(edges):
+        if stop > start:
+            yield int(units[start]), table.slice(start, stop - start)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A unit of which rows have come."""
+
+    unit: Unit
+    writer: UnitWriter
+    began: float = field(default_factory=time.perf_counter)
+    held: dict[int, pa.Table] = field(default_factory=dict)  # by their first row's place
+    end: End | None = None
+
+
+class UnitAssembly:
+    """Puts units together from labelled rows that come in any order, and publishes each that is whole.
+
+    Use as a context manager. Rows are written to a local file as soon as those before them have come, so that memory
+    does not grow with a unit's size.
+
+    Args:
+        settings: What is written, and where.
+        units: Those whose rows come.
+        clock: Takes the seconds of each stage, of all processes.
+    """
+
+    def __init__(self, settings: UnitSettings, units: Sequence[Unit], clock: StageClock) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._schema = settings.output.schema()
+        self._units = {unit.number: unit for unit in units}
+        self._open: dict[int, _Open] = {}
+        self._failed: set[int] = set()
+        self._publishing: dict[Future[Commit], int] = {}
+        self._pool = ThreadPoolExecutor(PUBLISHING, "publish")
+
+    def __enter__(self) -> UnitAssembly:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for one in self._open.values():
+            _discard(one.writer)
+
+    def add(self, table: pa.Table) -> Iterator[Result]:
+        """Take rows in; yield what became of units that are published meanwhile, or that a row says failed."""
+        for stage, name in SPENT.items():
+            self._clock.add(stage, pc.sum(table[name]).as_py())
+        for number, rows in by_unit(table):
+            if number in self._failed:
+                continue
+            ends = [End(**json.loads(text.as_py())) for text in rows[END].drop_null()]
+            if failed := next((end for end in ends if end.why), None):
+                yield self._fail(number, failed.why, failed.stops)
+                continue
+            try:
+                with self._clock.measured(Stage.WRITE):
+                    self._write(number, rows, ends)
+            except (ShardlabelError, OSError) as err:
+                yield self._fail(number, *why_failed(err))
+        yield from self._published(at_most=2 * PUBLISHING)
+
+    def rest(self) -> Iterator[Result]:
+        """Wait for those that are being published."""
+        yield from self._published(at_most=0)
+
+    def _write(self, number: int, rows: pa.Table, ends: list[End]) -> None:
+        if number not in self._open:
+            writer = UnitWriter(self._settings.dest.temporary_path(), self._schema)
+            self._open[number] = _Open(self._units[number], writer.__enter__())
+        one = self._open[number]
+        if ends:
+            (one.end,) = ends
+            rows = rows.slice(0, rows.num_rows - 1)  # it is the last one
+        if rows.num_rows:
+            one.held[rows[ROW][0].as_py()] = rows
+        while (piece := one.held.pop(one.writer.rows, None)) is not None:
+            columns = [piece[kind.name].cast(kind.type) for kind in self._schema]
+            for batch in pa.Table.from_arrays(columns, schema=self._schema).combine_chunks().to_batches():
+                one.writer.write(batch)
+        if one.end is not None and one.end.rows == one.writer.rows:
+            del self._open[number]
+            self._publishing[self._pool.submit(_finish, self._settings, one, one.end)] = number
+
+    def _fail(self, number: int, why: str, stops: bool) -> Result:
+        self._failed.add(number)
+        if number in self._open:
+            _discard(self._open.pop(number).writer)
+        return Result(number, None, why, stops)
+
+    def _published(self, *, at_most: int) -> Iterator[Result]:
+        """Yield what became of units that were published; wait until no more than so many are being published."""
+        while self._publishing:
+            timeout = None if len(self._publishing) > at_most else 0
+            done, _ = wait(self._publishing, timeout, return_when=FIRST_COMPLETED)
+            if not done:
+                return
+            for future in done:
+                number = self._publishing.pop(future)
+                err = future.exception()
+                if err is None:
+                    yield Result(number, future.result())
+                elif isinstance(err, Exception):
+                    yield Result(number, None, *why_failed(err))
+                else:
+                    raise err
+
+
+def _finish(settings: UnitSettings, one: _Open, end: End) -> Commit:
+    one.writer.__exit__(None, None, None)
+    return publish_unit(settings, one.unit, one.writer, UnitNotes(**end.notes), one.began)
+
+
+def _discard(writer: UnitWriter) -> None:
+    writer.__exit__(InterruptedError, None, None)

@@ -11,6 +11,7 @@ through, isolated from then on.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,8 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
                 reasons[result.unit] = result.why
             elif left.pop(result.unit, None) is not None:
                 yield result
+        # Of a process that died Ray's error holds its actor in a circle, and that one its CPU: also after the run.
+        gc.collect()
         if not left or stopping():
             return
         attempts += nodes <= alive_nodes()

@@ -58,7 +58,7 @@ def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path,
 
     said = [line for line in capsys.readouterr().err.splitlines() if "warning: the GPUs are busy" in line]
     assert len(said) == 1
-    assert "and wait for decoding (of the" in said[0] or "and wait for reading (of the" in said[0]
+    assert "decoders' time: reading" in said[0]
 
 
 def test_embeddings_of_a_simulated_gpu_are_refused(tmp_path, tiny_model):

@@ -198,14 +198,14 @@ def _label(
         _cleared(state),
         stop_on_signal(state, tally.printer) as stopped,
         work.log,
-        tally.printer.ticking(),
+        # Each second: a gauge that is set once is offered once.
+        tally.printer.ticking(lambda: gauges.show(tally.totals)),
     ):
         while not stopped.is_set() and (window := list(islice(pending, window_units(pools.actors[1])))):
             for result in label_units(labelling, window, stopped.is_set):
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)
-                    gauges.show(tally.totals)
                 else:
                     name = _unit_name(window, result.unit)
                     tally.add_failed(name, result.why)

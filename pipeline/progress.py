@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -60,19 +60,23 @@ class ProgressPrinter:
                 self._print(self.line())
 
     @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """Print where it is time also while nothing finishes."""
+    def ticking(self, show: Callable[[], None]) -> Iterator[None]:
+        """Print where it is time also while nothing finishes; call `show` each second, and once at the end."""
         done = threading.Event()
 
         def tick() -> None:
             while not done.wait(1.0):
                 self.tick()
+                show()
 
-        threading.Thread(target=tick, name="progress", daemon=True).start()
+        ticker = threading.Thread(target=tick, name="progress", daemon=True)
+        ticker.start()
         try:
             yield
         finally:
             done.set()
+            ticker.join()
+            show()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

@@ -184,7 +184,7 @@ def worker_logs(world: World) -> str:
 def lacking(seen: dict[str, str], world: World) -> list[str]:
     """Look at every metric that the project scrapes, and return those, and the stages, that no node has told of yet."""
     never = {"ray_shardlabel_unit_retries_total", "ray_shardlabel_storage_retries_total"}  # nothing goes wrong
-    seen |= {name: metrics_of(world, name) for name in scraped_names()}
+    seen |= {name: metrics_of(world, name) or seen.get(name, "") for name in scraped_names()}
     wanted = [
         'ray_shardlabel_images_total status="ok"',
         *(f'ray_shardlabel_stage_seconds_total stage="{stage}"' for stage in ("read", "decode", "label", "write")),

@@ -114,7 +114,7 @@ def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Ite
         _handed_over(units, 1 if isolate else high, isolate=isolate),
         LabelUnits,
         (job.settings, job.model, job.state, isolate),
-        compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=_in_flight(isolate)),
         batch_size=None,
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
@@ -135,7 +135,9 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         handed_over,
         ReadDecode,
         (job.settings, job.state, isolate),
-        compute=ActorPoolStrategy(min_size=pools.decoders, max_size=most, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            min_size=pools.decoders, max_size=most, max_tasks_in_flight_per_actor=_in_flight(isolate)
+        ),
         batch_size=None,
         num_cpus=1,
     )
@@ -147,7 +149,7 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         compute=ActorPoolStrategy(
             min_size=pools.actors[0],
             max_size=pools.actors[1],
-            max_tasks_in_flight_per_actor=2 * in_flight,
+            max_tasks_in_flight_per_actor=in_flight * _in_flight(isolate),
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=in_flight > 1,
         ),
@@ -171,6 +173,11 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
             yield from noted(assembly.add(table))
             watch.look()
         yield from noted(assembly.rest())
+
+
+def _in_flight(isolate: bool) -> int:
+    """Return how many tasks an actor has at a time; one where its death must take no other unit with it, pass by pass."""
+    return 1 if isolate else 2
 
 
 def _handed_over(units: Sequence[Unit], workers: int, *, isolate: bool) -> Dataset:

@@ -1,4 +1,4 @@
-"""Fixtures: one S3 server for all tests of a session, a proxy before it, and a folder of its bucket for each test."""
+"""Fixtures: a local Ray for a module; one S3 server for a session, a proxy before it, a folder of its bucket for a test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.session.connect import connect
+from pipeline.session.local import stop_ray
 from tests.support.s3_place import Place
 from tests.support.s3_server import BUCKET, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """Start a local Ray for a module's tests, whose runs use it as they would use a notebook's."""
+    connect(None)
+    yield
+    stop_ray()  # and not ray.shutdown(), which leaves our patches of Ray in this process
 
 
 @pytest.fixture(scope="session")

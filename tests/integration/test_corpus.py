@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,24 +11,13 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
-from pipeline.session.connect import connect
 from tests.support.image_corpus import LIMITS, corpus
 from tests.support.shard_factory import BAD_PARQUETS, BAD_TARS, ODD_TARS, Shard, parquet_bytes
 from tests.support.tiny_model import colour_shards, write_tar
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 GOOD_SHARDS, GOOD_SAMPLES = 3, 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    """Start Ray once for the module; runs use it as a notebook's would be used."""
-    import ray
-
-    connect(None)
-    yield
-    ray.shutdown()
 
 
 def label(source: Path, output: Path, model: Path) -> tuple[RunReport, list[dict]]:

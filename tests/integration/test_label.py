@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,20 +15,9 @@ from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
 from pipeline.patches.patch import SWITCH_VARIABLE
-from pipeline.session.connect import connect
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    """Start Ray once for the module; runs use it as a notebook's would be used."""
-    import ray
-
-    connect(None)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
 def label(source: Path | str, output: Path, model: Path, **options) -> RunReport:

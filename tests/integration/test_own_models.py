@@ -10,22 +10,11 @@ import pytest
 from models.errors import ConfigError, SignatureError
 from models.register.preprocessing import NAMED
 from models.register.register import Registration, register_model, remove_model
-from pipeline.session.connect import connect
 from tests.support.labelling import label
 from tests.support.tiny_model import build_tiny_model, colour_shards
 from tests.unit.models.register.test_register import build
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    """Start Ray once for the module."""
-    import ray
-
-    connect(None)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
 @pytest.fixture

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ConfigError, DeviceLostError
 from pipeline.operators import dataset, watch
-from pipeline.session.connect import connect
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    import ray
-
-    connect(None)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
 def test_both_shapes_write_the_same_bytes_and_no_real_run_resumes_them(tmp_path, tiny_model):

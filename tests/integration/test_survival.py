@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from tests.support.hostile_models import ON_WHITE
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 # Batches of the tiny model take a millisecond.
 TIMEOUT_S = 5.0
@@ -57,15 +56,6 @@ threading.Thread(target=kill, daemon=True).start()
 if label(source, output, model).status == "failed":
     print("the caller goes on", flush=True)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    import ray
-
-    connect(None)
-    yield
-    ray.shutdown()
 
 
 def white_png(side: int = 20) -> bytes:

@@ -49,14 +49,14 @@ class Stand:
         return Submitted(command, self.environment())
 
     def digests(self, name: str) -> dict[str, str]:
-        folder = self.server.bucket / name
+        folder = self.server.fetch(name)
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.parquet"))}
 
     def bytes_read(self) -> int:
         return sum(count for name, count in self.storage.bytes_by_object().items() if name.startswith("in/"))
 
     def bytes_of_source(self) -> int:
-        return sum(path.stat().st_size for path in (self.server.bucket / "in").iterdir())
+        return sum(path.stat().st_size for path in self.server.fetch("in").iterdir())
 
 
 class Submitted:
@@ -110,7 +110,7 @@ def stand(
                 time.sleep(wait[0])
 
         with (
-            running_s3(work / "data", caches=True) as server,
+            running_s3(work / "data") as server,
             running_proxy(server, slow) as storage,
             running_nodes(workers, cpus=cpus, SHARDLABEL_HOME=str(work / "home"), **storage.environment()) as nodes,
             running_tcp_proxy(nodes.dashboard_port) as line,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.resume [--shards 100] [--samples 200]
 
-Source and DEST are in a real S3 server (rclone's) on this machine; a proxy in front of it counts what goes through. A run
+Source and DEST are in a real S3 server (moto's) on this machine; a proxy in front of it counts what goes through. A run
 is brought to the state of one that died by taking commit records away. With `--faults 0.2` the share of calls is instead
 answered by 503, 500 or a reset, and the output is compared with an undisturbed run's. The last line is one JSON object.
 """
@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.support.chaos import digests
-from tests.support.s3_server import BUCKET, FaultProxy, running_proxy, running_s3, share_of_faults
+from tests.support.s3_server import BUCKET, FaultProxy, S3Server, running_proxy, running_s3, share_of_faults
 from tests.support.tiny_model import build_tiny_model, colour_shards
 
 
@@ -38,11 +39,11 @@ def label(proxy: FaultProxy, model: Path, dest: str, home: Path) -> tuple[float,
     return seconds, done.returncode, summary
 
 
-def forget_units(commits: Path, first: int) -> None:
+def forget_units(server: S3Server, commits: str, first: int) -> None:
     """Take away the records of all units from `first` on."""
-    for path in commits.glob("*.jsonl"):
+    for path in server.fetch(commits).glob("*.jsonl"):
         lines = [line for line in path.read_text().splitlines() if json.loads(line)["unit"] < first]
-        path.write_text("".join(line + "\n" for line in lines))
+        server.put(f"{commits}/{path.name}", "".join(line + "\n" for line in lines).encode())
 
 
 def main() -> None:
@@ -52,14 +53,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200, help="in each shard")
     parser.add_argument("--faults", type=float, default=0.0, help="share of calls that fail")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running_s3(Path(folder) / "s3", caches=True) as server,
-        running_proxy(server) as proxy,
-    ):
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        shards = colour_shards(Path(folder) / "s3" / BUCKET / "in", shards=options.shards, samples=options.samples)
+        server = stack.enter_context(running_s3(Path(folder) / "s3"))
+        proxy = stack.enter_context(running_proxy(server))
         home = Path(folder) / "home"
         model = build_tiny_model(Path(folder))
-        shards = colour_shards(server.bucket / "in", shards=options.shards, samples=options.samples)
         total = sum(path.stat().st_size for path in shards)
         rows = []
         if options.faults:
@@ -67,13 +67,13 @@ def main() -> None:
             proxy.rule = share_of_faults(options.faults, seed=1)
             seconds, code, _ = label(proxy, model, "faulty", home)
             fates = [answered.fault for answered in proxy.calls]
-            equal = digests(server.bucket / "faulty") == digests(server.bucket / "whole")
+            equal = digests(server.fetch("faulty")) == digests(server.fetch("whole"))
             rows.append({"faults": options.faults, "exit": code, "seconds": round(seconds, 1), "same_output": equal,
                          "calls": len(fates), "failed_calls": sum(fate is not None for fate in fates)})  # fmt: skip
         else:
             for share in (0.0, 0.5, 0.9, 1.0):
                 if share:
-                    forget_units(server.bucket / "out" / "_shardlabel" / "commits", round(share * options.shards))
+                    forget_units(server, "out/_shardlabel/commits", round(share * options.shards))
                 seconds, code, summary = label(proxy, model, "out", home)
                 read = sum(n for name, n in proxy.bytes_by_object().items() if name.startswith("in/"))
                 rows.append({"done": share, "exit": code, "units_now": summary.get("units_now"),

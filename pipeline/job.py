@@ -88,12 +88,12 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
         path = model_file(spec, choice)
-        with Lease(dest), ThreadPoolExecutor(1) as background:
-            settings = _unit_settings(config, source, spec, choice, labels)
+        with Lease(dest) as lease, ThreadPoolExecutor(1) as background:
+            settings = replace(_unit_settings(config, source, spec, choice, labels), token=lease.token)
             same = fingerprint(config, source, spec, choice, labels)
             count = partial(count_samples, settings)
             slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
-            work = prepare(config, dest, same, source, slices, count)
+            work = prepare(config, dest, same, source, slices, count, lease.check)
             printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
             tally = Tally(work.totals, printer, started)
             if not work.done.all():
@@ -111,6 +111,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 units=work.plan.units,
             )
             if tally.units_now or dest.stat(SUMMARY_FILE) is None:
+                lease.check()
                 write_summary(dest, report)
             return report
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 from models.errors import ConfigError
 from pipeline.cli import parse_label
 from pipeline.config import build_config
-from pipeline.storage.filesystems import absolute, split_location
+from pipeline.storage.stores import absolute, split_location
 from pipeline.storage.uris import has_secrets, without_secrets
 
 

@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -132,10 +132,12 @@ class CommitLog:
         dest: DEST.
         units: In its plan.
         plan: The plan's id. Records of another plan, by a driver that was thought dead, are passed over.
+        check: Called before anything is written; raises where this run holds DEST no more.
     """
 
-    def __init__(self, dest: Storage, units: int, plan: str = "") -> None:
+    def __init__(self, dest: Storage, units: int, plan: str = "", check: Callable[[], None] = lambda: None) -> None:
         self._dest = dest
+        self._check = check
         self._units = units
         self._plan = plan
         self._pending: SimpleQueue[Commit] = SimpleQueue()
@@ -228,6 +230,7 @@ class CommitLog:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=_SCHEMA), buffer, compression="zstd")
         self._add_file(buffer.getvalue(), "parquet")
+        self._check()
         for name in small:
             self._dest.delete(f"{COMMITS_FOLDER}/{name}")
             with self._lock:
@@ -254,7 +257,8 @@ class CommitLog:
             self._next += 1
         # The random part keeps a driver that was thought dead from overwriting another's records.
         name = f"commits-{number:09d}-{uuid.uuid4().hex[:8]}.{suffix}"
-        self._dest.write_bytes(f"{COMMITS_FOLDER}/{name}", content)
+        self._check()
+        self._dest.create(f"{COMMITS_FOLDER}/{name}", content)
         with self._lock:
             self._files.append(name)
 

@@ -11,12 +11,14 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models.errors import SourceError, StorageError
 from pipeline.dest.plan import STATE_FOLDER
-from pipeline.storage.storage import Storage
+from pipeline.storage.retries import is_missing
+from pipeline.storage.storage import Storage, Version
 
 logger = logging.getLogger(__name__)
 
@@ -25,25 +27,34 @@ LOCK_FILE = f"{STATE_FOLDER}/lock"
 # On object storage a run shows that it lives by writing its lease anew so often, and is taken for dead after DEAD_S.
 BEAT_S = 5.0
 DEAD_S = 20.0
-_SETTLE_S = 1.0
 
 
 class Lease:
     """Hold DEST. Use as a context manager.
 
-    On a disk this is a file lock, which the operating system drops with its process. On object storage it is a lease
-    that is renewed; one left behind by a dead process of this machine is recognised at once, any other after DEAD_S.
+    On a disk this is a file lock, which the operating system drops with its process. On object storage it is an object
+    that is only ever written by compare and swap, and renewed; one left behind by a dead process of this machine is
+    recognised at once, any other after DEAD_S. Who lost it, because it was stopped for so long, learns so before it
+    writes anything more.
+
+    Attributes:
+        token: This run's own; "" on a disk.
 
     Raises:
         SourceError: Another run holds DEST; the message says where it runs.
     """
 
     def __init__(self, dest: Storage) -> None:
+        self.token = "" if dest.is_local else uuid.uuid4().hex
         self._dest = dest
-        self._token = uuid.uuid4().hex
         self._lock: int | None = None
         self._stop = threading.Event()
-        self._beat = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._beat = threading.Thread(target=self._renew_by_time, name="lease", daemon=True)
+        self._writing = threading.Lock()  # of what is below
+        self._version: Version | None = None
+        self._beats = 0
+        self._renewed = 0.0
+        self._lost = ""
 
     def __enter__(self) -> Lease:
         if self._dest.is_local:
@@ -59,7 +70,19 @@ class Lease:
         elif self._beat.is_alive():
             self._stop.set()
             self._beat.join()
-            self._dest.delete(LEASE_FILE)
+            with suppress(StorageError):
+                self._write(is_released=True)
+
+    def check(self) -> None:
+        """Make sure that this run still holds DEST: asked before anything is written that others build on.
+
+        Raises:
+            StorageError: Another run has taken it, or storage does not answer.
+        """
+        if not self._dest.is_local and time.monotonic() - self._renewed > BEAT_S:
+            self._write()
+        if self._lost:
+            raise StorageError(self._lost)
 
     def _take_lock(self) -> None:
         path = Path(self._dest.path(LOCK_FILE))
@@ -86,53 +109,78 @@ class Lease:
             ) from err
 
     def _take_lease(self) -> None:
-        other = self._read()
+        other, self._version = _read(self._dest)
         seen = time.monotonic()
         while other is not None and not _is_dead_here(other):
             if time.monotonic() - seen > DEAD_S:
                 logger.warning("lease: the run of %s shows no sign of life; its place is taken", _who(other))
                 break
             time.sleep(BEAT_S / 5)
-            now = self._read()
+            now, self._version = _read(self._dest)
             if now is not None and now["beat"] != other["beat"]:
                 raise SourceError(
                     f"another run is writing to {self._dest.describe()} ({_who(now)}); wait for it, or stop it"
                 )
             other = now
-        self._write(0)
-        # Two that start within a moment both get here: the one that wrote last has it.
-        time.sleep(_SETTLE_S)
-        holder = self._read()
-        if holder is not None and holder["token"] != self._token:
-            raise SourceError(f"another run has just begun to write to {self._dest.describe()} ({_who(holder)})")
+        self._write()
+        if self._lost:
+            raise SourceError(self._lost.replace("has taken", "has just begun to write to"))
 
-    def _renew(self) -> None:
-        beat = 1
+    def _renew_by_time(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                self._write(beat)
+                self._write()
             except StorageError as err:
                 logger.warning("lease: cannot renew: %s", err)
-            beat += 1
 
-    def _write(self, beat: int) -> None:
-        values = {"token": self._token, "beat": f"{self._token}-{beat}", "host": socket.gethostname(),
-                  "boot": _boot_id(), "pid": os.getpid()}  # fmt: skip
-        self._dest.write_bytes(LEASE_FILE, json.dumps(values).encode())
+    def _write(self, *, is_released: bool = False) -> None:
+        """Write the lease anew, if it is as this run wrote or found it; else it is lost."""
+        with self._writing:
+            if self._lost:
+                return
+            began = time.monotonic()
+            values = {"token": self.token, "beat": f"{self.token}-{self._beats}", "host": socket.gethostname(),
+                      "boot": _boot_id(), "pid": os.getpid(), "is_released": is_released}  # fmt: skip
+            version = self._dest.put_if(LEASE_FILE, json.dumps(values).encode(), self._version)
+            if version is None:
+                holder, _ = _read(self._dest)
+                who = f" ({_who(holder)})" if holder else ""
+                self._lost = f"another run{who} has taken {self._dest.describe()}"
+                logger.warning("lease: %s; this one writes nothing more", self._lost)
+                return
+            self._version = version
+            self._renewed = began
+            self._beats += 1
 
-    def _read(self) -> dict[str, Any] | None:
-        if self._dest.stat(LEASE_FILE) is None:
-            return None
-        try:
-            values = json.loads(self._dest.read_bytes(LEASE_FILE))
-            return {key: values[key] for key in ("token", "beat", "host", "boot", "pid")}
-        except (ValueError, KeyError, TypeError):
-            return None
-        except StorageError as err:
-            # Released since the look-up. Any other fault must not pass for a DEST that nobody holds.
-            if isinstance(err.__cause__, FileNotFoundError):
-                return None
-            raise
+
+def check_token(dest: Storage, token: str) -> None:
+    """Make sure that the run of a token still holds DEST; for workers, which have no lease of their own.
+
+    Raises:
+        StorageError: It does not, or storage does not answer.
+    """
+    if token:
+        holder, _ = _read(dest)
+        if holder is None or holder["token"] != token:
+            who = f" ({_who(holder)})" if holder else ""
+            raise StorageError(f"another run{who} has taken {dest.describe()}")
+
+
+def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
+    """Return what the lease says, None where nobody holds it, and the version to put another in its place."""
+    try:
+        content, version = dest.read_version(LEASE_FILE)
+    except StorageError as err:
+        # Any other fault must not pass for a DEST that nobody holds.
+        if is_missing(err.__cause__):
+            return None, None
+        raise
+    try:
+        values = json.loads(content)
+        held = {key: values[key] for key in ("token", "beat", "host", "boot", "pid")}
+    except (ValueError, KeyError, TypeError):
+        return None, version
+    return (None if values.get("is_released") else held), version
 
 
 def _who(lease: dict[str, Any]) -> str:

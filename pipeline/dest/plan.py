@@ -126,7 +126,7 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
         _write_segment(dest, segments, rows)
     plan = Plan(settings, counts["units"], counts["shards"], counts["bytes"], segments)
     plan = replace(plan, id=plan.hashed())
-    dest.write_bytes(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
+    dest.create(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
     return plan
 
 

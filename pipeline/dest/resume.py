@@ -54,6 +54,7 @@ def prepare(
     source: Source,
     slices: Callable[[], Iterator[Slice]],
     count: Callable[[Slice, int], int],
+    check: Callable[[], None] = lambda: None,
 ) -> ResumeState:
     """Make the plan, or check that the one DEST has is of the same run; read what is finished.
 
@@ -64,6 +65,7 @@ def prepare(
         source: SOURCE.
         slices: Lists the source's slices anew at each call.
         count: Counts a slice's samples, up to a number; for --limit.
+        check: Raises where this run holds DEST no more.
 
     Raises:
         ConfigError: DEST was begun with other settings, or its state is damaged.
@@ -74,16 +76,18 @@ def prepare(
         _refuse_foreign(dest, plan)
     if plan is not None and config.overwrite:
         _refuse_shared(dest, source)
+        check()
         clear(dest, plan)
         plan = None
     if plan is None:
+        check()
         wanted = slices() if config.limit is None else limited(slices(), config.limit, count)
         plan = write_plan(dest, cut_units(wanted, images=source.format is SourceFormat.IMAGES), settings)
     else:
         check_settings(plan, settings, dest)
         check_source(dest, plan, slices(), limited=config.limit is not None)
     _remove_temporaries(dest)
-    log = CommitLog(dest, plan.units, plan.id)
+    log = CommitLog(dest, plan.units, plan.id, check)
     done, totals = log.load()
     return ResumeState(plan, done, log, totals)
 

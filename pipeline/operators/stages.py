@@ -21,6 +21,7 @@ from models.inference.classifier import Labeller, Predictions
 from models.spec import Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit
+from pipeline.dest.lease import check_token
 from pipeline.dest.made_by import made_by
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
 from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
@@ -57,6 +58,7 @@ class UnitSettings:
         image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
             down, and is then done isolated.
         columns: Of Parquet: which columns are read.
+        token: By which the run holds DEST; see `pipeline.dest.lease`.
     """
 
     source: Storage
@@ -70,6 +72,7 @@ class UnitSettings:
     embeddings: bool = False
     image_timeout_s: float = 60.0
     columns: ParquetColumns = ANY_COLUMNS
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +315,7 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
     """Put a unit's finished file in its place, and return the commit record that is still to be written."""
     size, digest = file_digest(writer.path)
-    settings.dest.publish(writer.path, unit.part)
+    settings.dest.publish(writer.path, unit.part, lambda: check_token(settings.dest, settings.token))
     errors = {status: count for status, count in sorted(writer.statuses.items()) if status != STATUS_OK}
     return Commit(
         unit=unit.number,

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.fs as pafs
 
 from models.errors import ConfigError
 from pipeline.dest.commits import Commit, CommitLog, Totals
 from pipeline.dest.plan import Plan
 from pipeline.sources.unit import part_name
-from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage
 
 Float64Array = npt.NDArray[np.float64]
@@ -99,9 +97,9 @@ def iter_new(dest: Storage, plan: Plan, table: UnitTable) -> Iterator[Commit]:
 
 def add_end_times(dest: Storage, table: UnitTable) -> None:
     """Fill in when each part file was written, from one listing of DEST."""
-    selector = pafs.FileSelector(dest.path(), allow_not_found=True)
-    for info in retried(f"list {dest.describe()}", lambda: dest.fs.get_file_info(selector)):
-        number = info.base_name.removeprefix("part-").removesuffix(".parquet")
-        known = number.isdecimal() and int(number) < len(table.done) and info.base_name == part_name(int(number))
-        if known and info.mtime_ns is not None:
-            table.ended[int(number)] = info.mtime_ns / 1e9
+    for page in (dest.list(),) if dest.is_local else dest.pages():
+        for file in page:
+            number = file.path.removeprefix("part-").removesuffix(".parquet")
+            known = number.isdecimal() and int(number) < len(table.done) and file.path == part_name(int(number))
+            if known and file.modified_s:
+                table.ended[int(number)] = file.modified_s

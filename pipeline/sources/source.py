@@ -17,10 +17,10 @@ from pipeline.config import SourceFormat
 from pipeline.sources import patterns
 from pipeline.sources.overlap import Overlap
 from pipeline.sources.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
-from pipeline.storage.filesystems import split_location
 from pipeline.storage.listing import NO_UTF_8, Lookup, visible_name, walk
 from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage, iter_lines
+from pipeline.storage.stores import split_location
 from pipeline.storage.uris import display_uri, without_secrets
 
 

@@ -1,8 +1,4 @@
-"""List folders in the order of their paths, and look files up by name, with few calls and little memory.
-
-Storage lists a folder in one call per 1000 files. pyarrow hands such a listing over whole, 350 bytes a file, so a
-folder is listed by its sub-folders where there are a few of them: then memory is that of the largest one.
-"""
+"""List folders in the order of their paths, and look files up by name, with few calls and little memory."""
 
 from __future__ import annotations
 
@@ -21,8 +17,6 @@ from pipeline.storage.storage import Storage
 S = TypeVar("S")
 T = TypeVar("T")
 
-# With more sub-folders than this, a call for each would cost more than the memory of one flat listing.
-FOLDERS_APART = 1000
 # Calls to remote storage that are under way at a time.
 CALLS_AHEAD = 8
 # Files of one remote folder that are looked up one by one, before all of it is listed.
@@ -50,22 +44,12 @@ def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = l
     if storage.is_local:
         yield from _LocalWalk(storage, folder, enter).below(folder)
         return
-    files, folders = storage.list_folder(folder)
-    # As if all paths were sorted as text: a folder comes where its name with a slash does.
-    entered = sorted((path for path in folders if enter(path)), key=lambda path: path + "/")
-    if len(entered) > FOLDERS_APART:
-        yield from storage.list(folder, recursive=True)
-        return
-    if len(entered) == 1 and not files:
-        yield from walk(storage, entered[0], enter=enter)
-        return
-    waiting = deque(files)
-    below = ahead(entered, lambda path: storage.list(path, recursive=True), calls=2)
-    for path, listing in zip(entered, below, strict=True):
-        while waiting and waiting[0].path < path + "/":
-            yield waiting.popleft()
-        yield from listing
-    yield from waiting
+    below = len(folder) + 1 if folder else 0
+    for page in storage.pages(folder):
+        for file in page:
+            first, slash, _ = file.path[below:].partition("/")
+            if not slash or enter(file.path[: below + len(first)]):
+                yield file
 
 
 class _LocalWalk:

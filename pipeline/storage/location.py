@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.stores import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,25 +16,32 @@ class FileStat:
     Attributes:
         path: Relative to the storage's folder.
         size: In bytes; -1 for a broken link.
-        etag: What changes when the content does. pyarrow's listings carry no ETag of S3's, so this is the time of the
-            last write: in ns on a disk, in s elsewhere, where a listing knows ms and a HEAD only s.
+        etag: What changes when the content does: an object's ETag, the time of the last write in ns on a disk.
+        modified_s: When it was written last, in s since 1970.
     """
 
     path: str
     size: int
     etag: str
+    modified_s: float = field(default=0.0, compare=False)
+
+
+def etag_of(meta: Mapping[str, Any]) -> str:
+    """Return what changes when an object does, in one form for listings and answers: they quote it, or do not."""
+    tag = meta.get("e_tag") or meta.get("version")
+    return str(tag).removeprefix("W/").strip('"') if tag else f"{int(meta['last_modified'].timestamp()):x}"
 
 
 @dataclass(frozen=True)
 class Location:
-    """A filesystem and a folder in it. Paths given to its methods are relative to that folder.
+    """A storage and a folder in it. Paths given to its methods are relative to that folder.
 
-    Picklable, and small: the filesystem itself is opened once per process.
+    Picklable, and small: the store itself is opened once per process.
 
     Attributes:
-        root: The folder, as the filesystem wants it.
+        root: The folder: absolute, or beginning with the bucket.
         uri: The same, as a user knows it; without keys.
-        root_uri: The storage (see `filesystems.split_location`); "" for local disks. May hold keys.
+        root_uri: The storage (see `stores.split_location`); "" for local disks. May hold keys.
     """
 
     root: str
@@ -41,20 +49,29 @@ class Location:
     root_uri: str = field(default="", repr=False)
 
     @property
-    def fs(self) -> Any:  # noqa: ANN401 (pyarrow has no types)
-        """The pyarrow filesystem."""
-        return open_filesystem(self.root_uri)
+    def store(self) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
+        """The obstore store."""
+        return open_store(self.root_uri)
 
     @property
     def is_local(self) -> bool:
         """Whether this is a disk of this machine (or one mounted as such)."""
         return not self.root_uri
 
+    @property
+    def can_list(self) -> bool:
+        """Whether it can say what is in a folder: a web server cannot."""
+        return not self.root_uri.startswith("http")
+
     def path(self, name: str = "") -> str:
-        """Return a name as the filesystem wants it."""
+        """Return a name as an absolute path, or one that begins with the bucket."""
         if not name:
             return self.root
         return f"{self.root.rstrip('/')}/{name}" if self.root else name
+
+    def key(self, name: str = "") -> str:
+        """Return a name as the bucket knows it."""
+        return self.path(name).partition("/")[2]
 
     def describe(self, name: str = "") -> str:
         """Return a name as a user knows it."""

@@ -1,7 +1,7 @@
 """Which storage errors may mend by themselves, and trying again until they do or the patience is used up.
 
-pyarrow passes storage's own words on as the text of an OSError. They were collected by running pyarrow 26 against
-servers that fail on purpose (S3: rclone's behind a proxy; GCS and Azure: one that answers with their error documents).
+obstore tries a request again itself, for a second or two, where it was throttled, reset or cut off. What is here has the
+patience for minutes, says why a run waits, and makes one line of an error.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from enum import Enum
 from typing import TypeVar
 
 import pyarrow as pa
+from obstore.exceptions import BaseError, GenericError
 
 from models.errors import StorageError
+from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class RetryPolicy:
     """How often, and for how long, one storage operation is tried.
 
     Attributes:
-        attempts: Tries in all. Each S3 request among them is itself tried up to 6 times within a second.
+        attempts: Tries in all. Each request among them is itself tried up to 4 times within a second or two.
         first_wait_s: Longest wait after the first failure; it doubles each time, with full jitter.
         longest_wait_s: Cap of one wait.
         budget_s: No new try once this much time has gone by.
@@ -56,35 +58,21 @@ DEFAULT_RETRY = RetryPolicy()
 # From here on a user who waits should know what for.
 _LOUD_ATTEMPT = 3
 
-# From S3 comes "When ... key 'k' in bucket 'b': AWS Error SLOW_DOWN during GetObject operation: ..."; where the code is
-# not known, and always for HEAD, "AWS Error UNKNOWN (HTTP status 503) during ...".
-_AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during")
-_AWS_TRANSIENT = frozenset(
-    {
-        "INTERNAL_FAILURE",
-        "SERVICE_UNAVAILABLE",
-        "THROTTLING",
-        "SLOW_DOWN",
-        "REQUEST_TIMEOUT",
-        "NETWORK_CONNECTION",
-        # The answer to a CompleteMultipartUpload got lost, and its repetition finds the upload gone.
-        "NO_SUCH_UPLOAD",
-    }
-)
-# From GCS, where its own client has tried again already, "... Status(UNAVAILABLE: Retry policy exhausted, with a ...".
-_GCS = re.compile(r"google::cloud::Status\((\w+):")
-_GCS_TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED"})
-# From Azure "... failed. Azure Error: [ServerBusy] 503 ...", and with empty brackets where no answer came.
-_AZURE = re.compile(r"Azure Error: \[(\w*)\] ?(\d{3}\b)?")
-_AZURE_TRANSIENT = frozenset({"ServerBusy", "InternalError", "OperationTimedOut"})
-_HTTP_TRANSIENT = frozenset({"408", "425", "429", "500", "502", "503", "504"})
-# curl's numbers, as the three write them: "curlCode: 7," "CURL error [7]" "CURLE code: 7."
-_CURL = re.compile(r"curl(?:Code:| error \[|e code:) ?(\d+)", re.IGNORECASE)
-_CURL_UNREACHABLE = frozenset({5, 6, 7})  # no such proxy, no such host, connection refused
-_CURL_PERMANENT = frozenset({1, 3, 51, 58, 59, 60, 77, 83, 90, 91})  # unknown protocol, bad URL, certificates
-_NO_CONNECTION = re.compile(r"Could not connect|Could not resolve|Fail to get a new connection")
-# Names of keys and buckets stand between quotes in these texts, and may hold any word: "Forbidden/SLOW_DOWN.tar".
-_QUOTED = re.compile(r"'[^']*'")
+# obstore's errors have an exception's name for the common ones, and for the others the text of its Rust crate: one line,
+# and then the error's parts by name.
+_DEBUG = "\n\nDebug source:"
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_HTTP_TRANSIENT = frozenset({"408", "425", "429"})
+# A 400 from S3 whose request came too slowly.
+_CODE_TRANSIENT = frozenset({"RequestTimeout"})
+_NO_CONNECTION = "kind: Connect,"
+_CERTIFICATE = re.compile(r"InvalidCertificate|InvalidMessage|certificate|Tls", re.IGNORECASE)
+_NO_REQUEST = "kind: Builder"
+_BROKEN = ("HTTP error:", "Got invalid list response")
+# What the system said, in the innermost of the parts.
+_CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
 _ERRNO_UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN})
 _ERRNO_TRANSIENT = frozenset(
     {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ESTALE,
@@ -93,31 +81,40 @@ _ERRNO_TRANSIENT = frozenset(
 
 
 def classify(err: BaseException) -> Fault:
-    """Tell what an error of a filesystem says about trying again; unknown ones are permanent."""
+    """Tell what an error of a storage says about trying again; unknown ones are permanent."""
     if isinstance(err, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return Fault.PERMANENT
+    if isinstance(err, GenericError):
+        return _classify_text(str(err))
     number = getattr(err, "errno", None)
     if number in _ERRNO_UNREACHABLE:
         return Fault.UNREACHABLE
     if number in _ERRNO_TRANSIENT or isinstance(err, (TimeoutError, ConnectionError)):
         return Fault.TRANSIENT
-    return _classify_text(_QUOTED.sub("''", str(err)))
+    return Fault.PERMANENT
 
 
 def _classify_text(text: str) -> Fault:
-    codes = [int(code) for code in _CURL.findall(text)]
-    if _CURL_PERMANENT.intersection(codes):
-        return Fault.PERMANENT
-    if _CURL_UNREACHABLE.intersection(codes) or _NO_CONNECTION.search(text):
-        return Fault.UNREACHABLE
-    transient = False
-    if match := _AWS.search(text):
-        transient = match[1] in _AWS_TRANSIENT or match[2] in _HTTP_TRANSIENT
-    elif match := _GCS.search(text):
-        transient = match[1] in _GCS_TRANSIENT
-    elif match := _AZURE.search(text):
-        transient = match[1] in _AZURE_TRANSIENT or match[2] in _HTTP_TRANSIENT or not (match[1] or match[2])
-    return Fault.TRANSIENT if transient or codes else Fault.PERMANENT
+    line, _, parts = text.partition(_DEBUG)
+    if status := _STATUS.search(line):
+        code = _CODE.search(line)
+        mends = status[1] >= "500" or status[1] in _HTTP_TRANSIENT or (code and code[1] in _CODE_TRANSIENT)
+        return Fault.TRANSIENT if mends else Fault.PERMANENT
+    if _NO_CONNECTION in parts:
+        return Fault.PERMANENT if _CERTIFICATE.search(parts) else Fault.UNREACHABLE
+    is_broken = any(words in line for words in _BROKEN) and _NO_REQUEST not in parts
+    return Fault.TRANSIENT if is_broken else Fault.PERMANENT
+
+
+def status_of(err: BaseException | None) -> str:
+    """Return the HTTP status that an error of obstore's tells of; "" where there is none."""
+    found = _STATUS.search(str(err).partition(_DEBUG)[0])
+    return found[1] if found else ""
+
+
+def is_missing(err: BaseException | None) -> bool:
+    """Tell whether an error says that a file, or the bucket that is listed, is not there."""
+    return isinstance(err, FileNotFoundError) or status_of(err) == "404"
 
 
 def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT_RETRY) -> T:
@@ -135,7 +132,7 @@ def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT
     for attempt in range(1, policy.attempts + 1):
         try:
             return operation()
-        except (OSError, pa.ArrowException) as err:
+        except (OSError, BaseError, pa.ArrowException) as err:
             fault = classify(err)
             if fault is Fault.PERMANENT:
                 raise StorageError(f"cannot {what}: {reason(err)}") from err
@@ -150,11 +147,13 @@ def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT
     raise AssertionError("unreachable")
 
 
+_KEYS = "check the credentials, and what they may do"
 _HINTS = {
-    "ACCESS_DENIED": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do",
-    "INVALID_ACCESS_KEY_ID": "check AWS_ACCESS_KEY_ID",
-    "SIGNATURE_DOES_NOT_MATCH": "check AWS_SECRET_ACCESS_KEY",
-    "NO_SUCH_BUCKET": "check the bucket's name, and AWS_ENDPOINT_URL",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "NoSuchBucket": "check the bucket's name, and AWS_ENDPOINT_URL",
+    "ContainerNotFound": "check the container's name",
+    "AuthenticationFailed": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 
 
@@ -162,16 +161,31 @@ def reason(err: BaseException) -> str:
     """Make one short line of a storage error."""
     if isinstance(err, OSError) and err.errno == errno.ENOSPC:
         return "no space left on the device"
-    text = " ".join(str(err).split())
-    if match := _AWS.search(text):
-        hint = _HINTS.get(match[1])
-        # What stands before it repeats the path.
-        text = text[match.start() :].replace(": No response body.", "")[:300]
-        return f"{text} ({hint})" if hint else text
-    if "::" in text or not isinstance(err, OSError):
-        return text[:300] or type(err).__name__
+    line, _, parts = str(err).partition(_DEBUG)
+    line = " ".join(line.split())
+    if parts or isinstance(err, BaseError):
+        return without_secrets(_reason_of_store(err, line, parts))[:300]
     if isinstance(err, FileNotFoundError):
         return "it does not exist"
     if isinstance(err, PermissionError):
         return "permission denied"
-    return (err.strerror if err.errno is not None and err.strerror else text)[:300] or type(err).__name__
+    text = err.strerror if isinstance(err, OSError) and err.errno is not None and err.strerror else line
+    return text[:300] or type(err).__name__
+
+
+def _reason_of_store(err: BaseException, line: str, parts: str) -> str:
+    if status := re.search(r"status code: (\d{3}[\w ]*)", line):
+        code, message = _CODE.search(line), _MESSAGE.search(line)
+        hint = _HINTS.get(code[1] if code else "", _KEYS if status[1][:3] in ("401", "403") else None)
+        if isinstance(err, FileNotFoundError) and hint is None:
+            return "it does not exist"
+        said = ": ".join(found[1] for found in (code, message) if found and found[1])
+        return f"{status[1].strip()}{f', {said}' if said else ''}{f' ({hint})' if hint else ''}"
+    if isinstance(err, FileNotFoundError):
+        return "it does not exist"
+    cause = _CAUSE.findall(parts)
+    if _NO_CONNECTION in parts:
+        return f"cannot connect: {cause[-1]}" if cause else "cannot connect"
+    if "kind: Timeout" in parts:
+        return "the server is silent"
+    return line.removeprefix("Generic ")

@@ -1,4 +1,4 @@
-"""Local disk, S3, GCS and Azure through pyarrow: retried reads, and writes that appear whole or not at all."""
+"""Local disks and object stores in one form: retried reads, and writes that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,79 +6,165 @@ import errno
 import os
 import stat
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow.fs as pafs
+from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
 
 from models.errors import StorageError
-from pipeline.storage.filesystems import open_filesystem, open_to_delete, split_location
-from pipeline.storage.location import FileStat, Location
-from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, reason, retried
+from pipeline.storage.location import FileStat, Location, etag_of
+from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, is_missing, reason, retried
 from pipeline.storage.stored_file import RandomFile, StoredFile
+from pipeline.storage.stores import SILENCE_S, open_store, split_location
 from pipeline.storage.streams import RetryingStream
 from pipeline.storage.uris import display_uri
+
+T = TypeVar("T")
 
 # Below DEST, so that a rename never crosses from one disk to another; readers skip names that begin with "_".
 TEMPORARY_FOLDER = "_shardlabel/tmp"
 # What a killed process left in the machine's own temporary folder is removed once it is so old.
 _STALE_S = 24 * 3600
-
+# An upload that is slower than this has stalled.
+_SLOWEST_UPLOAD = 2**20  # bytes a second
+_LARGE_UPLOAD_S = 600.0
+# How often an object is looked at anew that others write meanwhile.
+_REPLACEMENTS = 5
+# Objects of a listing that are looked at at a time, and by one request.
+_PAGE = 1000
 
 Listing = tuple[list[FileStat], list[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an object store calls one state of an object, for a write that wants to find it so.
+
+    Attributes:
+        e_tag: As the store writes it.
+        version: Of stores that count versions (GCS).
+    """
+
+    e_tag: str | None
+    version: str | None
+
+    @classmethod
+    def of(cls, found: Any) -> Version:  # noqa: ANN401 (obstore's metadata, or the result of a PUT)
+        """Take what an answer says."""
+        return cls(found["e_tag"], found["version"])
+
+
 @dataclass(frozen=True)
 class Storage(Location):
-    """A filesystem and a folder in it, to list, read and write. Paths given to its methods are relative to that folder."""
+    """A storage and a folder in it, to list, read and write. Paths given to its methods are relative to that folder."""
 
     def stat(self, name: str = "") -> FileStat | None:
         """Return a file's size and ETag, or None where there is no such file."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: _stat_local(name, self.path(name)))
-        info = self._info(name)
-        return self._file_stat(name, info) if info.type == pafs.FileType.File else None
+        if not self.key(name):
+            return None
+
+        def look() -> FileStat | None:
+            try:
+                return _stat_object(name, self.store.head(self.key(name)))
+            except (FileNotFoundError, InvalidPathError):
+                return None
+
+        return retried(f"look up {self.describe(name)}", look)
 
     def is_folder(self, name: str = "") -> bool:
         """Tell whether a folder (or, on object storage, any object below the name) is there."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: Path(self.path(name)).is_dir())
-        return bool(self._info(name).type == pafs.FileType.Directory)
+        return any(True for _ in self.pages(name, most=1))
 
     def list(self, name: str = "", *, recursive: bool = False) -> list[FileStat]:
         """List the files of a folder, sorted by path; [] where there is no such folder. All are in memory at once."""
-        files, _ = self.list_folder(name, recursive=recursive)
-        return files
+        if recursive and not self.is_local:
+            return [file for page in self.pages(name) for file in page]
+        files, folders = self.list_folder(name)
+        if recursive:
+            files += [file for folder in folders for file in self.list(folder, recursive=True)]
+        return sorted(files, key=lambda file: file.path)
 
-    def list_folder(self, name: str = "", *, recursive: bool = False) -> Listing:
+    def list_folder(self, name: str = "") -> Listing:
         """List the files and the folders of a folder, each sorted by path."""
-        selector = pafs.FileSelector(self.path(name), allow_not_found=True, recursive=recursive)
-        infos = retried(f"list {self.describe(name)}", lambda: self.fs.get_file_info(selector))
-        prefix = self.root.rstrip("/") + "/" if self.root.rstrip("/") else ""
-        files, folders = [], []
-        for info in infos:
-            path = info.path.removeprefix(prefix)
-            if info.type == pafs.FileType.File:
-                files.append(self._file_stat(path, info))
-            elif info.type == pafs.FileType.Directory:
-                folders.append(path)
+        if self.is_local:
+            return retried(f"list {self.describe(name)}", lambda: _list_local(name, self.path(name)))
+        if not self.can_list:
+            return [], []
+        found = self._listed(name, lambda: self.store.list_with_delimiter(self.key(name) or None))
+        if found is None:
+            return [], []
+        below = len(self.key()) + 1 if self.key() else 0
+        files = [_stat_object(meta["path"][below:], meta) for meta in found["objects"]]
+        folders = [path[below:] for path in found["common_prefixes"]]
         return sorted(files, key=lambda file: file.path), sorted(folders)
+
+    def pages(self, name: str = "", *, most: int = _PAGE) -> Iterator[Sequence[FileStat]]:
+        """Yield the objects below a folder of an object store, in the order of paths, in pieces of at most so many.
+
+        Raises:
+            StorageError: It cannot be listed, or a name in it is one that no path can have (`//`, `..`).
+        """
+        if not self.can_list:
+            return
+        below = len(self.key()) + 1 if self.key() else 0
+        last: str | None = None
+        stream: Iterator[Any] | None = None
+
+        def more() -> Sequence[Any]:
+            nonlocal stream
+            try:
+                stream = stream or iter(self.store.list(self.key(name) or None, offset=last, chunk_size=most))
+                return tuple(next(stream, ()))
+            except Exception:
+                stream = None  # begun anew behind what came last
+                raise
+
+        while page := self._listed(name, more):
+            last = page[-1]["path"]
+            yield [_stat_object(meta["path"][below:], meta) for meta in page]
+
+    def _listed(self, name: str, operation: Callable[[], T]) -> T | None:
+        """Call what lists; None where there is no such bucket."""
+        try:
+            return retried(f"list {self.describe(name)}", operation)
+        except StorageError as err:
+            if is_missing(err.__cause__):
+                return None
+            if isinstance(err.__cause__, InvalidPathError):
+                raise StorageError(
+                    f"cannot list {self.describe(name)}: {reason(err.__cause__)}; rename or remove that object, or name "
+                    "the files that are wanted (a list, or a range)"
+                ) from err.__cause__
+            raise
 
     def read_bytes(self, name: str) -> bytes:
         """Read a small file whole."""
-        # Not by a stream of pyarrow's: it asks for 256 kB at a time.
-        file = StoredFile(self, name)
-        try:
-            return file.read_at(0, file.size)
-        finally:
-            file.close()
+        return self.read_version(name)[0]
+
+    def read_version(self, name: str) -> tuple[bytes, Version | None]:
+        """Read a small file whole, and the version that it is; None on a local disk."""
+        if self.is_local:
+            file = StoredFile(self, name)
+            try:
+                return file.read_at(0, file.size), None
+            finally:
+                file.close()
+
+        def read() -> tuple[bytes, Version]:
+            result = self.store.get(self.key(name))
+            return result.bytes().to_bytes(), Version.of(result.meta)
+
+        return retried(f"read {self.describe(name)}", read)
 
     def open_stream(
         self, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
@@ -97,7 +183,7 @@ class Storage(Location):
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file: after this a reader sees all of it, and before it what was there, or nothing."""
         if not self.is_local:
-            self._upload(content, name)
+            self._put(name, content, "overwrite")
             return
         temporary = self.temporary_path()
         try:
@@ -106,6 +192,42 @@ class Storage(Location):
             temporary.unlink(missing_ok=True)
             raise StorageError(f"cannot write {self.describe(name)}: {reason(err)}") from err
         self.publish(temporary, name)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a small file that is not there yet.
+
+        Raises:
+            StorageError: It cannot be written; in an object store also where it is there, and has other content.
+        """
+        if self.is_local:
+            self.write_bytes(name, content)
+        elif self.put_if(name, content, None) is None:
+            raise StorageError(f"cannot write {self.describe(name)}: another run has just written it")
+
+    def put_if(self, name: str, content: bytes, before: Version | None) -> Version | None:
+        """Write an object only where it is as it was: compare and swap.
+
+        Args:
+            name: On an object store.
+            content: After a lost answer it tells whether this was written; equal content of another writer passes for it.
+            before: What must be there; None for nothing.
+
+        Returns:
+            What is there now; None where somebody else was first.
+        """
+        mode = "create" if before is None else {name: tag for name, tag in asdict(before).items() if tag is not None}
+        try:
+            return self._put(name, content, mode)
+        except StorageError as err:
+            if not isinstance(err.__cause__, (AlreadyExistsError, PreconditionError, FileNotFoundError)):
+                raise
+        try:
+            there, version = self.read_version(name)
+        except StorageError as err:
+            if isinstance(err.__cause__, FileNotFoundError):
+                return None
+            raise
+        return version if there == content else None
 
     def temporary_path(self) -> Path:
         """Return a path on a local disk for a file that `publish` then puts in its place."""
@@ -119,63 +241,92 @@ class Storage(Location):
             raise StorageError(f"cannot write {self.describe()}: {reason(err)}") from err
         return folder / f"{uuid.uuid4().hex}.tmp"
 
-    def publish(self, temporary: Path, name: str) -> None:
-        """Put a finished local file in its place, in one step, and remove it where it was."""
+    def publish(self, temporary: Path, name: str, check: Callable[[], None] = lambda: None) -> None:
+        """Put a finished local file in its place, in one step, and remove it where it was.
+
+        Args:
+            temporary: See `temporary_path`.
+            name: Its place.
+            check: Raises where this process may not write any more. An object that is there is only replaced as it was
+                before the check: what another writes after it stays.
+        """
         try:
+            check()
             if self.is_local:
                 _rename(temporary, Path(self.path(name)))
             else:
-                self._upload(temporary.read_bytes(), name)
+                self._replace(name, temporary.read_bytes(), check)
         except OSError as err:
             raise StorageError(f"cannot write {self.describe(name)}: {reason(err)}") from err
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _replace(self, name: str, content: bytes, check: Callable[[], None]) -> None:
+        before: Version | None = None
+        for _ in range(_REPLACEMENTS):
+            if self.put_if(name, content, before) is not None:
+                return
+            before = self._version(name)
+            check()
+        raise StorageError(f"cannot write {self.describe(name)}: others write it again and again")
+
+    def _version(self, name: str) -> Version | None:
+        def look() -> Version | None:
+            with suppress(FileNotFoundError):
+                return Version.of(self.store.head(self.key(name)))
+            return None
+
+        return retried(f"look up {self.describe(name)}", look)
+
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
-        fs, path = open_to_delete(self.root_uri, self.path(name))
 
         def remove() -> None:
             with suppress(FileNotFoundError):
-                fs.delete_file(path)
+                Path(self.path(name)).unlink() if self.is_local else self.store.delete(self.key(name))
 
         retried(f"delete {self.describe(name)}", remove)
 
-    def _file_stat(self, path: str, info: Any) -> FileStat:  # noqa: ANN401 (pyarrow has no types)
-        modified = info.mtime_ns
-        if modified is not None and not self.is_local:
-            # pyarrow gives 0 where it cannot parse a listing's time: that is no time at all.
-            modified = modified // 10**9 or None
-        return FileStat(path, int(info.size), "" if modified is None else f"{modified:x}")
+    def _put(self, name: str, content: bytes, mode: Any) -> Version:  # noqa: ANN401 (obstore's PutMode)
+        """Write an object by one PUT: it appears when all of it is there."""
+        is_small = len(content) <= SILENCE_S * _SLOWEST_UPLOAD
+        store = self.store if is_small else open_store(self.root_uri, _LARGE_UPLOAD_S)
 
-    def _info(self, name: str) -> Any:  # noqa: ANN401 (pyarrow has no types)
-        return retried(f"look up {self.describe(name)}", lambda: self.fs.get_file_info(self.path(name)))
+        def put() -> Version:
+            return Version.of(store.put(self.key(name), content, mode=mode, use_multipart=False))
 
-    def _upload(self, content: bytes, name: str) -> None:
-        """Write an object: one PUT, or the parts of one upload; it appears when the last of them is in."""
+        return retried(f"write {self.describe(name)}", put)
 
-        def put() -> None:
-            # pyarrow has no abort: a stream completes its object when it is closed, and its destructor closes it. After
-            # an error between two writes the half would become the object; so there is one, of all there is.
-            with self.fs.open_output_stream(self.path(name)) as stream:
-                stream.write(content)
 
-        # Not in the main thread: there Ctrl-C could come between opening and writing, and leave an empty object.
-        _off_main_thread(lambda: retried(f"write {self.describe(name)}", put))
+def _stat_object(name: str, meta: Any) -> FileStat:  # noqa: ANN401 (obstore's ObjectMeta)
+    return FileStat(name, meta["size"], etag_of(meta), meta["last_modified"].timestamp())
+
+
+def _list_local(name: str, path: str) -> Listing:
+    files, folders = [], []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        for entry in entries:
+            shown = f"{name}/{entry.name}" if name else entry.name
+            with suppress(FileNotFoundError):
+                if entry.is_dir():
+                    folders.append(shown)
+                elif (found := _stat_local(shown, entry.path)) is not None:
+                    files.append(found)
+    return sorted(files, key=lambda file: file.path), sorted(folders)
 
 
 def open_storage(uri: str) -> Storage:
-    """Open a local path or a URI that pyarrow's filesystems know (s3://, gs://, abfss://, file://).
+    """Open a local path or a URI: s3://, gs://, az:// (abfss://), file://, and http(s)://, which is only read.
 
     `s3://` honours AWS_ENDPOINT_URL, the usual credentials, and the query options of pyarrow's URI form. Nothing is
     looked up yet.
 
     Raises:
         SourceError: The URI is malformed, or its scheme or an option is unknown.
-        StorageError: The storage does not answer.
     """
     root_uri, root = split_location(uri)
-    open_filesystem(root_uri)
+    if root_uri:
+        open_store(root_uri)
     return Storage(root, display_uri(uri), root_uri)
 
 
@@ -211,7 +362,9 @@ def _stat_local(name: str, path: str) -> FileStat | None:
         if err.errno == errno.ENAMETOOLONG:
             return None
         raise
-    return FileStat(name, found.st_size, f"{found.st_mtime_ns:x}") if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return FileStat(name, found.st_size, f"{found.st_mtime_ns:x}", found.st_mtime)
 
 
 def _rename(temporary: Path, target: Path) -> None:
@@ -224,26 +377,6 @@ def _rename(temporary: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _off_main_thread(operation: Callable[[], None]) -> None:
-    """Run something that no signal may cut in two. An interrupt leaves at once; the process ends after it."""
-    if threading.current_thread() is not threading.main_thread():
-        operation()
-        return
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            operation()
-        except Exception as err:  # noqa: BLE001 (raised below, in the thread that asked)
-            failures.append(err)
-
-    thread = threading.Thread(target=run, name="upload")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
 
 
 @cache

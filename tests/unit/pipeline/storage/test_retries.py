@@ -8,87 +8,63 @@ from collections.abc import Callable
 
 import pyarrow as pa
 import pytest
+from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
 from models.errors import StorageError
 from pipeline.storage.retries import Fault, RetryPolicy, classify, reason, retried
 
 QUICK = RetryPolicy(first_wait_s=0.0001, longest_wait_s=0.001)
 
-# As pyarrow 26 gave them, when it was made to fail.
-AWS_KEY = "When reading information for key 'SLOW_DOWN/403.tar' in bucket 'bucket': AWS Error "
-GCS_END = " Permanent error, with a last message of x error_info={reason=, domain=, metadata={}})"
+SENDING = "HTTP error: error sending request"
+
+
+def generic(line: str, *parts: str) -> GenericError:
+    return GenericError(
+        "\n\nDebug source:\n".join([f"Generic S3 error: Error performing GET http://h:1/b/k in 1ms - {line}", *parts])
+    )
+
+
+def answer(status: str, body: str = "") -> str:
+    return f"Server returned non-2xx status code: {status}: {body}"
+
+
+# As obstore 0.12 gave them, when it was made to fail.
 MESSAGES: dict[str, tuple[Fault, Exception]] = {
-    "s3-slow-down": (Fault.TRANSIENT, OSError(
-        "AWS Error SLOW_DOWN during GetObject operation: Please reduce your request rate.")),
-    "s3-503-of-head": (Fault.TRANSIENT, OSError(
-        AWS_KEY + "UNKNOWN (HTTP status 503) during HeadObject operation: No response body.")),
-    "s3-500": (Fault.TRANSIENT, OSError(
-        "When listing objects under key '' in bucket 'b': AWS Error INTERNAL_FAILURE during ListObjectsV2 operation: "
-        "We encountered an internal error. Please try again.")),
-    "s3-reset": (Fault.TRANSIENT, OSError(
-        "When uploading object with key 'AccessDenied' in bucket 'b': AWS Error NETWORK_CONNECTION during PutObject "
-        "operation: curlCode: 56, Failure when receiving data from the peer; Details: Recv failure: Connection reset "
-        "by peer")),
-    "s3-cut": (Fault.TRANSIENT, OSError(
-        "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 18, Transferred a partial file; Details: "
-        "end of response with 250000 bytes missing")),
-    "s3-stall": (Fault.TRANSIENT, OSError(
-        AWS_KEY + "NETWORK_CONNECTION during HeadObject operation: curlCode: 28, Timeout was reached; Details: "
-        "Operation too slow. Less than 1 bytes/sec transferred the last 3 seconds")),
-    "s3-refused": (Fault.UNREACHABLE, OSError(
-        AWS_KEY + "NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Could not connect to server; Details: "
-        "Failed to connect to 127.0.0.1:59549 after 0 ms: Could not connect to server")),
-    "s3-no-such-host": (Fault.UNREACHABLE, OSError(
-        AWS_KEY + "NETWORK_CONNECTION during HeadObject operation: curlCode: 6, Could not resolve hostname; Details: "
-        "Could not resolve host: no-such-host.invalid")),
-    "s3-certificate": (Fault.PERMANENT, OSError(
-        AWS_KEY + "NETWORK_CONNECTION during HeadObject operation: curlCode: 60, SSL peer certificate or SSH remote "
-        "key was not OK")),
-    "s3-denied": (Fault.PERMANENT, OSError(
-        AWS_KEY + "ACCESS_DENIED during HeadObject operation: No response body.")),
-    "s3-misleading-name": (Fault.PERMANENT, OSError(
-        "When getting information for key 'AWS Error SLOW_DOWN during curlCode: 7, Could not connect' in bucket 'b': "
-        "AWS Error ACCESS_DENIED during HeadObject operation: No response body.")),
-    "s3-unknown-key": (Fault.PERMANENT, OSError(
-        "When listing objects under key '' in bucket 'b': AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 "
-        "operation: The Access Key Id you provided does not exist in our records.")),
-    "s3-wrong-secret": (Fault.PERMANENT, OSError(
-        "When uploading object with key 'x' in bucket 'b': AWS Error SIGNATURE_DOES_NOT_MATCH during PutObject "
-        "operation: The request signature we calculated does not match the signature you provided.")),
-    "s3-no-bucket": (Fault.PERMANENT, OSError(
-        "When uploading object with key 'x' in bucket 'nobucket': AWS Error NO_SUCH_BUCKET during PutObject operation: "
-        "The specified bucket does not exist")),
-    "s3-411": (Fault.PERMANENT, OSError(
-        "When uploading part for key 'w/small' in bucket 'bucket': AWS Error UNKNOWN (HTTP status 411) during "
-        "UploadPart operation: Unable to parse ExceptionName: MissingContentLength Message: MissingContentLength")),
-    "gcs-503": (Fault.TRANSIENT, OSError(
-        "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of x error_info={reason=})")),
-    "gcs-reset": (Fault.TRANSIENT, OSError(
-        "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of PerformWork() - CURL error "
-        "[56]=Failure when receiving data from the peer error_info={reason=})")),
-    "gcs-refused": (Fault.UNREACHABLE, OSError(
-        "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of PerformWork() - CURL error "
-        "[7]=Could not connect to server error_info={reason=})")),
-    "gcs-denied": (Fault.PERMANENT, PermissionError(
-        errno.EACCES, "google::cloud::Status(PERMISSION_DENIED:" + GCS_END)),
-    "gcs-not-found": (Fault.PERMANENT, FileNotFoundError(
-        errno.ENOENT, "google::cloud::Status(NOT_FOUND:" + GCS_END)),
-    "azure-busy": (Fault.TRANSIENT, OSError(
-        "Check for Hierarchical Namespace support on 'http://h/acc/cont' failed. Azure Error: [ServerBusy] 503 Service "
-        "Unavailable\n\nRequest ID: ")),
-    "azure-timed-out": (Fault.TRANSIENT, OSError(
-        "GetProperties failed for 'x'. Azure Error: [OperationTimedOut] 500 Internal Server Error\n\nRequest ID: ")),
-    "azure-reset": (Fault.TRANSIENT, OSError(
-        "Check for Hierarchical Namespace support on 'x' failed. Azure Error: [] Error while reading from network "
-        "socket. CURLE code: 56. Failure when receiving data from the peer")),
-    "azure-refused": (Fault.UNREACHABLE, OSError(
-        "Check for Hierarchical Namespace support on 'x' failed. Azure Error: [] Fail to get a new connection for: "
-        "http://127.0.0.1:1. Could not connect to server")),
-    "azure-denied": (Fault.PERMANENT, OSError(
-        "GetProperties failed for 'http://h/acc/503/a.tar'. Cannot initialise an ObjectInputFile without knowing the "
-        "file size. Azure Error: [AuthenticationFailed] 403 Forbidden\n\nRequest ID: ")),
-    "azure-no-container": (Fault.PERMANENT, OSError(
-        "UploadFrom failed for 'x'. Azure Error: [ContainerNotFound] 404 Not Found\nbecause\nRequest ID: ")),
+    "slow-down": (Fault.TRANSIENT, generic(answer(
+        "503 Service Unavailable", "<Code>SlowDown</Code><Message>Please reduce your request rate.</Message>"))),
+    "503-of-head": (Fault.TRANSIENT, generic(answer("503 Service Unavailable"))),
+    "500": (Fault.TRANSIENT, generic(answer("500 Internal Server Error", "<Error><Code>InternalError</Code></Error>"))),
+    "429": (Fault.TRANSIENT, generic(answer("429 Too Many Requests"))),
+    "slow-body": (Fault.TRANSIENT, generic(answer("400 Bad Request", "<Error><Code>RequestTimeout</Code></Error>"))),
+    "reset": (Fault.TRANSIENT, generic(SENDING, "HttpError { kind: Request, source: hyper::Error( IncompleteMessage, ), }")),
+    "cut": (Fault.TRANSIENT, GenericError(
+        "Generic S3 error: HTTP error: request or response body error\n\nDebug source:\nkind: Interrupted, IncompleteBody")),
+    "cut-listing": (Fault.TRANSIENT, GenericError(
+        "Generic S3 error: Got invalid list response: ill-formed document: start tag not closed: `</Key>` not found")),
+    "stall": (Fault.TRANSIENT, generic(SENDING, "HttpError { kind: Timeout, source: TimedOut, }")),
+    "refused": (Fault.UNREACHABLE, generic(
+        SENDING, 'HttpError { kind: Connect, ConnectError( "tcp connect error", message: "Connection refused", ), }')),
+    "no-such-host": (Fault.UNREACHABLE, generic(
+        SENDING, 'HttpError { kind: Connect, "dns error", error: "failed to lookup address information: Name or service not '
+        'known", }')),
+    "no-tls": (Fault.PERMANENT, generic(SENDING, "{ kind: Connect, error: InvalidMessage( InvalidContentType, ), }")),
+    "certificate": (Fault.PERMANENT, generic(
+        SENDING, "HttpError { kind: Connect, error: InvalidCertificate( UnknownIssuer, ), }")),
+    "no-url": (Fault.PERMANENT, generic("HTTP error: builder error", "HttpError { kind: Builder, source: BadScheme, }")),
+    "denied": (Fault.PERMANENT, PermissionDeniedError(
+        "The operation lacked the necessary privileges to complete for path 503.tar: HEAD http://h/b - "
+        + answer("403 Forbidden"))),
+    "misleading-name": (Fault.PERMANENT, PermissionDeniedError(
+        "The operation lacked the necessary privileges for path HTTP error: kind: Connect,: - " + answer("403 Forbidden"))),
+    "denied-listing": (Fault.PERMANENT, generic(answer("403 Forbidden", "<Error><Code>InvalidAccessKeyId</Code></Error>"))),
+    "no-bucket": (Fault.PERMANENT, generic(answer(
+        "404 Not Found", "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"))),
+    "redirect": (Fault.PERMANENT, generic(
+        "Received redirect without LOCATION, this normally indicates an incorrectly configured region")),
+    "no-such-key": (Fault.PERMANENT, FileNotFoundError(
+        "Object at location x not found: " + answer("404 Not Found", "<Error><Code>NoSuchKey</Code></Error>"))),
+    "bad-path": (Fault.PERMANENT, InvalidPathError("Path \"w/k//b\" contained empty path segment")),
+    "azure-container": (Fault.PERMANENT, generic(answer("404 Not Found", "<Error><Code>ContainerNotFound</Code></Error>"))),
     "local-full": (Fault.PERMANENT, OSError(errno.ENOSPC, "No space left on device")),
     "local-io": (Fault.PERMANENT, OSError(errno.EIO, "Input/output error")),
     "local-stale": (Fault.TRANSIENT, OSError(errno.ESTALE, "Stale file handle")),
@@ -112,11 +88,17 @@ def test_errors_are_told_apart_by_what_storage_says(expected: Fault, err: Except
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("s3-denied", "AWS Error ACCESS_DENIED during HeadObject operation (check AWS_ACCESS_KEY_ID"),
+        ("denied", "403 Forbidden (check the credentials, and what they may do)"),
+        ("denied-listing", "403 Forbidden, InvalidAccessKeyId (check AWS_ACCESS_KEY_ID)"),
+        ("refused", "cannot connect: Connection refused"),
+        ("no-such-host", "cannot connect: failed to lookup address information"),
+        ("stall", "the server is silent"),
+        ("no-such-key", "it does not exist"),
+        ("slow-down", "503 Service Unavailable, SlowDown: Please reduce your request rate."),
+        ("bad-path", "contained empty path segment"),
         ("local-full", "no space left on the device"),
         ("local-missing", "it does not exist"),
-        ("gcs-denied", "PERMISSION_DENIED"),
-        ("s3-no-bucket", "check the bucket's name"),
+        ("no-bucket", "check the bucket's name"),
     ],
 )
 def test_reasons_say_what_to_do(name: str, text: str) -> None:
@@ -135,21 +117,21 @@ def failing(times: int, err: Exception) -> Callable[[], str]:
 
 
 def test_transient_errors_are_tried_again() -> None:
-    assert retried("read x", failing(5, MESSAGES["s3-slow-down"][1]), QUICK) == "done"
+    assert retried("read x", failing(5, MESSAGES["slow-down"][1]), QUICK) == "done"
 
 
 def test_permanent_errors_are_not() -> None:
-    with pytest.raises(StorageError, match=r"cannot read x: AWS Error ACCESS_DENIED.*what they may do"):
-        retried("read x", failing(1, MESSAGES["s3-denied"][1]))
+    with pytest.raises(StorageError, match=r"cannot read x: 403 Forbidden.*what they may do"):
+        retried("read x", failing(1, MESSAGES["denied"][1]))
 
 
 def test_attempts_run_out() -> None:
-    with pytest.raises(StorageError, match=r"cannot read x: AWS Error SLOW_DOWN.*\(3 tries in 0 s\)") as caught:
-        retried("read x", failing(9, MESSAGES["s3-slow-down"][1]), RetryPolicy(3, 0.0001))
-    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(StorageError, match=r"cannot read x: 503 Service Unavailable.*\(3 tries in 0 s\)") as caught:
+        retried("read x", failing(9, MESSAGES["slow-down"][1]), RetryPolicy(3, 0.0001))
+    assert isinstance(caught.value.__cause__, GenericError)
 
 
-@pytest.mark.parametrize(("name", "budget"), [("s3-slow-down", "budget_s"), ("s3-refused", "unreachable_s")])
+@pytest.mark.parametrize(("name", "budget"), [("slow-down", "budget_s"), ("refused", "unreachable_s")])
 def test_patience_runs_out(name: str, budget: str) -> None:
     policy = RetryPolicy(10**6, 0.001, 0.01, **{budget: 0.15})
     started = time.perf_counter()

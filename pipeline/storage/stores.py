@@ -1,0 +1,299 @@
+"""From a path or URI to an object store and the place in it. One store per process and storage.
+
+A storage is known by a `root_uri`: scheme, bucket, and what is needed to reach it from any process. Keys and tokens come
+from the environment, profiles and the machine's identity, as obstore finds them, unless the URI itself has them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from models.errors import SourceError
+from pipeline.storage.retries import reason
+from pipeline.storage.uris import QUERY, URI, display_uri, is_cut_secret
+
+# A server that is silent for so long has stalled.
+SILENCE_S = 15
+_CONNECT_TIMEOUT_S = 5
+# Of one request, within a second or two: resets, lost answers, throttling. `retried` has the patience for more.
+_REQUEST_RETRIES = 3
+# For a whole request, however large: SILENCE_S is what ends one that stalls.
+_LONGEST_REQUEST = timedelta(days=1)
+_AZURE = ("az", "abfs", "abfss", "adl", "azure")
+_GCS = ("gs", "gcs")
+SCHEMES = ("s3", *_GCS, *_AZURE, "http", "https")
+# Query options, as pyarrow's URIs have them.
+_OPTIONS = {
+    "s3": {"region", "scheme", "endpoint_override", "anonymous", "tls_ca_file_path", "force_virtual_addressing"},
+    "gs": {"scheme", "endpoint_override", "anonymous", "retry_limit_seconds"},
+    "az": {"account_name", "account_key", "anonymous", "blob_storage_authority", "blob_storage_scheme"},
+}
+
+
+def split_location(uri: str) -> tuple[str, str]:
+    """Split a path or URI into its storage and the path in it, as written: only file:// and http:// are unescaped.
+
+    A `?` begins the query only where a name and `=` follow: `s3://b/0?.tar` is a glob.
+
+    Returns:
+        (root_uri, path): root_uri is "" for local disks, else a URI without path, with endpoint and region where the
+        environment names them; path is absolute, or begins with the bucket (container, host). No `/` at its end.
+
+    Raises:
+        SourceError: The URI is malformed, or its scheme is unknown.
+    """
+    match = URI.match(uri)
+    if match is None:
+        return "", absolute(uri)
+    scheme, authority, rest = match[1].lower(), match[2], match[3]
+    if scheme == "file":
+        if authority not in ("", "localhost"):
+            raise SourceError(
+                f"{display_uri(uri)}: a file URI is file:///folder/file, got a host: {authority.rpartition('@')[2]}"
+            )
+        return "", absolute(unquote(rest) or "/")
+    _check_remote(uri, scheme, authority, rest)
+    path, query = (*QUERY.split(rest, maxsplit=1), "")[:2]
+    if scheme.startswith("http"):
+        # Of an address with a signature, say: the query belongs to each file of it.
+        return f"{scheme}://{authority}" + (f"?{query}" if query else ""), f"{authority}{unquote(path)}".rstrip("/")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if scheme in _AZURE:
+        authority, path = _azure_container(uri, authority, path, options)
+        scheme = "az"
+    elif scheme == "s3":
+        _add_s3_defaults(options)
+    root_uri = f"{scheme}://{authority}" + (f"?{urlencode(options)}" if options else "")
+    return root_uri, f"{authority.rpartition('@')[2]}{path}".rstrip("/")
+
+
+def _check_remote(uri: str, scheme: str, authority: str, rest: str) -> None:
+    if scheme not in SCHEMES:
+        raise SourceError(f"{display_uri(uri)}: expected one of {', '.join(SCHEMES)}, or file, got {scheme}://")
+    if is_cut_secret(authority, rest):
+        raise SourceError(
+            f"{display_uri(uri)}: what stands before the @ is cut at a slash; write a secret's / as %2F, "
+            "or better put it into the environment (AWS_SECRET_ACCESS_KEY)"
+        )
+    if not authority.rpartition("@")[2]:
+        raise SourceError(f"{display_uri(uri)} names no bucket")
+    if scheme.startswith("http") and "@" in authority:
+        raise SourceError(
+            f"{display_uri(uri)}: a name and a password are not taken from the address; expected https://HOST/PATH"
+        )
+
+
+def absolute(path: str) -> str:
+    """Return a local path from the root on; `..` goes where the operating system goes, through links too."""
+    if path.startswith("/") and "/." not in path and "//" not in path:
+        return path.rstrip("/") or "/"  # most paths, and a list may hold millions
+    try:
+        whole = Path(path).expanduser().absolute()
+    except RuntimeError:  # ~nobody: a name that begins so
+        whole = Path(path).absolute()
+    parts = whole.parts
+    if ".." in parts:
+        last = len(parts) - parts[::-1].index("..")
+        whole = Path(*parts[:last]).resolve().joinpath(*parts[last:])
+    return str(whole)
+
+
+@lru_cache(maxsize=64)
+def open_store(root_uri: str, silence_s: float = SILENCE_S) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
+    """Return the obstore store of a storage; the same one at each call.
+
+    Args:
+        root_uri: See `split_location`.
+        silence_s: How long its server may say nothing. Of an upload that counts from its beginning.
+
+    Raises:
+        SourceError: An option is unknown, or what the URI or the environment says cannot be used.
+    """
+    match = URI.match(root_uri)
+    assert match is not None
+    scheme, authority = match[1], match[2]
+    options = {} if scheme.startswith("http") else dict(parse_qsl(match[3].lstrip("?"), keep_blank_values=True))
+    kind = "gs" if scheme in _GCS else scheme
+    if unknown := sorted(options.keys() - _OPTIONS.get(kind, set())):
+        known = ", ".join(sorted(_OPTIONS[kind]))
+        raise SourceError(f"cannot open {display_uri(root_uri)}: expected options among {known}, got {unknown[0]!r}")
+    for name in ("scheme", "blob_storage_scheme"):
+        if options.get(name, "https") not in ("http", "https"):
+            raise SourceError(f"cannot open {display_uri(root_uri)}: {name} is http or https")
+    user, _, place = authority.rpartition("@")
+    client: dict[str, Any] = {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=silence_s),
+        "timeout": _LONGEST_REQUEST,
+    }
+    backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1), "base": 2}
+    more = {
+        "client_options": client,
+        "retry_config": {"max_retries": _REQUEST_RETRIES, "backoff": backoff, "retry_timeout": timedelta(minutes=3)},
+    }
+    try:
+        builder: Callable[..., Any] = _BUILDERS.get(kind, _http)
+        return builder(root_uri, user, place, options, more)
+    except SourceError:
+        raise
+    except Exception as err:  # noqa: BLE001 (obstore's and those of the libraries that find credentials)
+        # Not `from err`: the text of the cause may hold a key, and a log would show it.
+        raise SourceError(f"cannot open {display_uri(root_uri)}: {_without(root_uri, reason(err))}") from None
+
+
+def _s3(root_uri: str, user: str, bucket: str, options: dict[str, str], more: dict[str, Any]) -> Any:  # noqa: ANN401
+    from obstore.store import S3Store
+
+    # Of one object, DELETE does, and needs no right that is of its own; not every server knows the other.
+    config: dict[str, Any] = {"disable_bulk_delete": True, "region": options.get("region") or _region_of_bucket(bucket)}
+    if endpoint := options.get("endpoint_override"):
+        config["endpoint"] = f"{options.get('scheme', 'https')}://{endpoint}"
+    if _is_true(options.get("force_virtual_addressing", "")):
+        config["virtual_hosted_style_request"] = True
+    if certificate := options.get("tls_ca_file_path"):
+        more["client_options"]["root_certificate"] = Path(certificate).read_text()
+    if _is_true(options.get("anonymous", "")):
+        config["skip_signature"] = True
+    elif user:
+        key_id, _, secret = user.partition(":")
+        config |= {"access_key_id": unquote(key_id), "secret_access_key": unquote(secret)}
+    elif provider := _aws_profile(root_uri):
+        return S3Store(bucket, credential_provider=provider, **config, **more)
+    return S3Store(bucket, **config, **more)
+
+
+def _gcs(root_uri: str, user: str, bucket: str, options: dict[str, str], more: dict[str, Any]) -> Any:  # noqa: ANN401
+    from obstore.store import GCSStore
+
+    config: dict[str, Any] = {}
+    endpoint = options.get("endpoint_override")
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if endpoint:
+        config["base_url"] = f"{options.get('scheme', 'https')}://{endpoint}"
+    elif emulator:
+        config["base_url"] = emulator if "://" in emulator else f"http://{emulator}"
+    if user == "anonymous" or _is_true(options.get("anonymous", "")) or (emulator and not endpoint):
+        config["skip_signature"] = True
+    return GCSStore(bucket, **config, **more)
+
+
+def _azure(root_uri: str, user: str, container: str, options: dict[str, str], more: dict[str, Any]) -> Any:  # noqa: ANN401
+    from obstore.store import AzureStore
+
+    config: dict[str, Any] = {name: options[name] for name in ("account_name", "account_key") if name in options}
+    if host := options.get("blob_storage_authority"):
+        account = options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+        config["endpoint"] = f"{options.get('blob_storage_scheme', 'https')}://{host}/{account}".rstrip("/")
+    if _is_true(options.get("anonymous", "")):
+        config["skip_signature"] = True
+    return AzureStore(container, **config, **more)
+
+
+def _http(root_uri: str, user: str, host: str, options: dict[str, str], more: dict[str, Any]) -> Any:  # noqa: ANN401
+    from obstore.store import HTTPStore
+
+    return HTTPStore(root_uri, **more)
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {"s3": _s3, "gs": _gcs, "az": _azure}
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
+
+
+def _add_s3_defaults(options: dict[str, str]) -> None:
+    """Name endpoint and region where the environment has them, so that other processes find them in the URI."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options.setdefault("endpoint_override", endpoint)
+    scheme, separator, host = options.get("endpoint_override", "").partition("://")
+    if separator:
+        options["endpoint_override"] = host.rstrip("/")
+        options.setdefault("scheme", scheme)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or "endpoint_override" in options:
+        options.setdefault("region", region or "us-east-1")
+
+
+def _region_of_bucket(bucket: str) -> str:
+    """Ask AWS where a bucket lies; it says so to anyone. us-east-1 where it does not answer."""
+    import requests
+
+    try:
+        answer = requests.head(f"https://{quote(bucket)}.s3.amazonaws.com", timeout=_CONNECT_TIMEOUT_S)
+    except requests.RequestException:
+        return "us-east-1"
+    return answer.headers.get("x-amz-bucket-region", "us-east-1")
+
+
+def _aws_profile(root_uri: str) -> Any:  # noqa: ANN401 (boto3 may not be there)
+    """Return what asks boto3 for the keys of a profile, SSO included; None where the environment has keys, or there is none.
+
+    Raises:
+        SourceError: AWS_PROFILE is set and boto3 is missing.
+    """
+    if os.environ.get("AWS_ACCESS_KEY_ID"):
+        return None
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    if not os.environ.get("AWS_PROFILE") and not file.is_file():
+        return None
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        if not os.environ.get("AWS_PROFILE"):
+            return None
+        raise SourceError(
+            f"cannot open {display_uri(root_uri)}: AWS_PROFILE is set, and profiles need boto3: pip install boto3"
+        ) from None
+    session = boto3.Session()
+    return Boto3CredentialProvider(session) if session.get_credentials() else None
+
+
+def _azure_container(uri: str, authority: str, path: str, options: dict[str, str]) -> tuple[str, str]:
+    """Return container and path of an Azure URI in any of the forms that pyarrow and fsspec know.
+
+    az://container, abfss://container@account.dfs.core.windows.net, and abfss://:key@account.blob.core.windows.net/container.
+    """
+    user, _, place = authority.rpartition("@")
+    name, _, secret = user.partition(":")
+    if secret:
+        options.setdefault("account_key", unquote(secret))
+    if ".dfs." in place or ".blob." in place:
+        options.setdefault("account_name", place.partition(".")[0])
+        if ".dfs." in place and name:
+            return name, path
+        container, _, rest = path.lstrip("/").partition("/")
+        if not container:
+            _no_container(uri)
+        return container, f"/{rest}" if rest else ""
+    if name:
+        options.setdefault("account_name", name)
+    return place, path
+
+
+def _no_container(uri: str) -> NoReturn:
+    raise SourceError(f"{display_uri(uri)} names no container; expected az://CONTAINER/PATH")
+
+
+# Shorter values of a URI's options may stand in an error: a region, a scheme.
+_SHORTEST_SECRET = 8
+
+
+def _without(root_uri: str, text: str) -> str:
+    """Return a text without what a URI has in it beside its place, in whatever pieces the text repeats it."""
+    uri = URI.match(root_uri)
+    user = uri[2].rpartition("@")[0] if uri else ""
+    options = [value for _, value in parse_qsl(uri[3].lstrip("?"))] if uri else []
+    secrets = [root_uri, user, *user.split(":"), *(value for value in options if len(value) >= _SHORTEST_SECRET)]
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text

@@ -31,6 +31,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@ \
 		|| echo "tritonclient.grpc and kserve could not be installed: their tests will be skipped"
 
+# Azure's own emulator of its Blob storage.
+.azurite/.installed:
+	mkdir -p .azurite && npm install --silent --no-audit --no-fund --prefix .azurite azurite@3.37.0 && touch $@ \
+		|| echo "azurite could not be installed: its tests will be skipped"
+
 install: $(VENV)/.installed ## Create .venv and install the project in it, at the locked versions
 
 demo: $(VENV)/.installed ## Label the bundled photographs with the bundled model and show the rows
@@ -46,13 +51,13 @@ fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.installed-dev .venv-clients/.installed ## Every test that this machine can run
+test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Every test that this machine can run
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long'
 
-test-long: $(VENV)/.installed-dev ## Proofs that take minutes each: memory under hostile input, the corpora in full
+test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minutes each: memory under hostile input, the corpora in full
 	$(BIN)/python -m pytest -m long
 
 lock: ## Resolve constraints.txt anew (needs uv)
@@ -65,4 +70,4 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
-	rm -rf $(VENV) .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .azurite .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

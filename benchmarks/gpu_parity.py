@@ -16,7 +16,6 @@ import numpy as np
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, decoded_images, load_graphs
 from models.errors import ShardlabelError
 from models.inference.classifier import Classifier, Provider
-from models.inference.gpu_classifier import GpuClassifier
 from models.session import GpuOptions, gpu_name
 from models.spec import Precision
 
@@ -35,7 +34,7 @@ def measure(options: argparse.Namespace) -> dict:
     for arithmetic in options.arithmetic.split(","):
         precision, tf32 = ARITHMETIC[arithmetic]
         try:
-            found = GpuClassifier(
+            found = Classifier(
                 graphs.spec, precision=precision, provider=PROVIDERS[options.provider], graph=graphs.of[precision],
                 gpu=GpuOptions(options.batch, tf32=tf32), top_k=1,
             ).predict(images, probabilities=True).probabilities  # fmt: skip

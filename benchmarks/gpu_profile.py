@@ -25,18 +25,18 @@ from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, load_graphs, made_up_im
 from benchmarks.gpu_end_to_end import watching_gpu
 from benchmarks.gpu_session import rate
 from models.graph.fixed_shape import fix_top_k
-from models.inference.gpu_classifier import GpuClassifier
+from models.inference.classifier import Classifier
 from models.session import GpuOptions, gpu_name, providers
 
 
-def steps(classifier: GpuClassifier, images, repeats: int) -> dict:
+def steps(classifier: Classifier, images, repeats: int) -> dict:
     """Return the median milliseconds of each step of a batch."""
-    slot = classifier._slots.get()
+    slot = classifier.runner._slots.get()
     found: dict[str, list[float]] = defaultdict(list)
     work = {
         "into_pinned": lambda: slot.pixels.array.__setitem__(slice(None), images),
         "to_gpu": lambda: slot.on_gpu.update_inplace(slot.pixels.array),
-        "compute": lambda: classifier._session.run_with_iobinding(slot.binding),
+        "compute": lambda: classifier.runner._session.run_with_iobinding(slot.binding),
         "back": lambda: (slot.ids.numpy(), slot.scores.numpy()),
     }
     for _ in range(repeats):
@@ -44,7 +44,7 @@ def steps(classifier: GpuClassifier, images, repeats: int) -> dict:
             started = time.perf_counter()
             step()
             found[name].append(1000 * (time.perf_counter() - started))
-    classifier._slots.put(slot)
+    classifier.runner._slots.put(slot)
     return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict:
     graphs = load_graphs(options.model)
     images = made_up_images(graphs.spec, options.batch)
     gpu = GpuOptions(options.batch, precision=precision, tf32=tf32)
-    classifier = GpuClassifier(
+    classifier = Classifier(
         graphs.spec,
         precision=precision,
         provider=PROVIDERS[options.provider],

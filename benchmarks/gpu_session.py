@@ -26,8 +26,7 @@ from functools import partial
 
 from benchmarks.gpu_common import ARITHMETIC, PROVIDERS, Graphs, load_graphs, made_up_images, top_k
 from models.errors import ShardlabelError
-from models.inference.classifier import Provider
-from models.inference.gpu_classifier import GpuClassifier
+from models.inference.classifier import Classifier, Provider
 from models.session import GpuOptions, gpu_name
 
 
@@ -71,9 +70,9 @@ def measure_row(graphs: Graphs, arithmetic: str, batch: int, options: argparse.N
     gpu = GpuOptions(batch, slots=options.slots, tf32=tf32)
     row: dict = {"arithmetic": arithmetic, "batch": batch}
 
-    def build(gpu: GpuOptions) -> GpuClassifier:
+    def build(gpu: GpuOptions) -> Classifier:
         graph = graphs.of[precision]
-        return GpuClassifier(
+        return Classifier(
             graphs.spec, precision=precision, provider=provider, top_k=top_k(graphs.spec), gpu=gpu, graph=graph
         )
 
@@ -82,8 +81,8 @@ def measure_row(graphs: Graphs, arithmetic: str, batch: int, options: argparse.N
 
     try:
         classifier = build(gpu)
-        row["notes"] = classifier.notes
-        plain = partial(classifier._session.run, ["top_ids", "top_scores"], {"images": images})
+        row["notes"] = classifier.runner.notes
+        plain = partial(classifier.runner._session.run, ["top_ids", "top_scores"], {"images": images})
         row["plain"] = timed(plain, 1)
         row["threads"] = timed(plain, options.slots)
         row["bound"] = timed(partial(classifier.predict, images), options.slots)

@@ -13,7 +13,8 @@ import numpy as np
 
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
-from models.inference.classifier import Classifier, UInt8Array
+from models.inference.classifier import Classifier
+from models.inference.predictions import UInt8Array
 from models.spec import Layout, Precision
 from models.store.locate import locate
 

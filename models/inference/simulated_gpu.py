@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.inference.classifier import Predictions, UInt8Array
+from models.inference.predictions import Predictions, UInt8Array
 
 # Each way across an image, so that a label costs a microsecond and not the hundred of reading 150 kB.
 GRID = 7

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InferenceError, SignatureError
-from models.inference.classifier import Float32Array, Provider
+from models.inference.classifier import Provider
 from models.inference.model_input import DTYPES
+from models.inference.predictions import Float32Array
 from models.session import build_session
 from models.spec import InputType, Layout, ModelSpec, Precision
 from models.store.locate import locate

@@ -10,10 +10,10 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+import tomli_w
 from filelock import FileLock
 
 from models.catalog import overlay_path
-from models.register.toml_text import toml_text
 from models.spec import Artifact, ModelSpec, Precision
 from models.store.files import artifact_path, disk_errors, publishing, verify_file
 
@@ -50,4 +50,4 @@ def register_artifacts(spec: ModelSpec, made: Mapping[Precision, tuple[bytes, st
     with FileLock(path.with_suffix(".lock")):
         before = tomllib.loads(path.read_text(encoding="utf-8"))["artifacts"] if path.is_file() else {}
         with publishing(path) as file:
-            file.write(toml_text({"artifacts": {**before, **entries}}).encode())
+            tomli_w.dump({"artifacts": {**before, **entries}}, file)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from filelock import FileLock
 
 from models.catalog import ENTRIES, load_spec
 from models.errors import ConfigError
 from models.register.preprocessing import Recipe
-from models.register.toml_text import toml_text
 from models.sandbox.sandbox import run_trial
 from models.spec import Artifact, ModelSpec
 from models.store.files import artifact_path, disk_errors, home, publishing, verify_file
@@ -190,7 +190,7 @@ def _publish(entry: dict[str, Any], content: bytes, folder: Path, lines: list[st
     with publishing(folder / entry["labels"]) as file:
         file.write(("\n".join(lines) + "\n").encode())
     with publishing(folder / f"{entry['name']}.toml") as file:
-        file.write(toml_text(entry).encode())
+        tomli_w.dump(entry, file)
 
 
 def remove_model(name: str) -> list[Path]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.errors import StorageError
-from models.inference.classifier import Predictions
+from models.inference.predictions import Predictions
 from pipeline.storage.retries import reason
 
 STATUS_OK = "ok"

@@ -28,7 +28,7 @@ from models.spec import Preprocessing
 
 if TYPE_CHECKING:
     # A child that decodes starts sooner without.
-    from models.inference.classifier import Labeller, Predictions, UInt8Array
+    from models.inference.predictions import Labeller, Predictions, UInt8Array
 
 _LENGTH = struct.Struct("<Q")
 # Until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
@@ -167,7 +167,7 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
             ShardlabelError: The model does not load any more.
             ChildLostError: Likewise.
         """
-        from models.inference.classifier import Predictions
+        from models.inference.predictions import Predictions
 
         with suppress(ChildLostError, InferenceError):
             return self._predict(images), {}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.inference.classifier import Predictions
+from models.inference.predictions import Predictions
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, build_batch
 from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import DecodeImages, chunk_arrays

@@ -11,8 +11,8 @@ from typing import Any
 from models.catalog import load_spec
 from models.errors import ConfigError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Classifier, DeviceChoice, Labeller, Provider
-from models.inference.gpu_classifier import GpuClassifier
+from models.inference.classifier import Classifier, DeviceChoice, Provider
+from models.inference.predictions import Labeller
 from models.inference.simulated_gpu import SimulatedClassifier
 from models.labels import check_classes, label_texts
 from models.session import GpuOptions
@@ -65,10 +65,10 @@ def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
     if provider is Provider.SIMULATED:
         assert m.choice.rate is not None
         return SimulatedClassifier(m.choice.rate * m.gpu_share, len(m.labels), m.top_k)
-    options: dict[str, Any] = {"precision": m.choice.precision, "provider": provider, "top_k": m.top_k, "graph": graph}
-    if provider is not Provider.CPU:
-        return GpuClassifier(m.spec, gpu=GpuOptions(m.batch_size, cuda_graphs=m.cuda_graphs), **options)
-    return Classifier(m.spec, num_threads=1, **options)
+    on_gpu = None if provider is Provider.CPU else GpuOptions(m.batch_size, cuda_graphs=m.cuda_graphs)
+    return Classifier(
+        m.spec, precision=m.choice.precision, provider=provider, top_k=m.top_k, num_threads=1, graph=graph, gpu=on_gpu
+    )
 
 
 def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:

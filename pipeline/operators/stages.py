@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
-from models.inference.classifier import Labeller, Predictions
+from models.inference.predictions import Labeller, Predictions
 from models.spec import Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit

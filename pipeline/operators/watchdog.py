@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from models.errors import DeviceLostError
-from models.inference.classifier import Labeller, Predictions, UInt8Array
+from models.inference.predictions import Labeller, Predictions, UInt8Array
 
 # Any nonzero codes will do: what was under way was noted before it began.
 TOO_LONG_EXIT = 75

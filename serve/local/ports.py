@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from pathlib import Path
+from typing import Any
+
+import psutil
 
 from models.errors import ConfigError
-
-_LISTENING = "0A"
 
 
 def check_free(host: str, port: int, option: str) -> None:
@@ -54,33 +54,15 @@ def _by_whom(port: int) -> str:
 
 
 def holders(port: int) -> list[tuple[int, str]]:
-    """Return (pid, whole command) of the processes that listen on a port, as far as this user may see; Linux only."""
-    inodes = _listening_inodes(port)
+    """Return (pid, whole command) of the processes that listen on a port, as far as this user may see."""
     found = []
-    for process in Path("/proc").glob("[0-9]*") if inodes else ():
-        with contextlib.suppress(OSError):  # of another user, or gone by now
-            if any(_target(fd) in inodes for fd in (process / "fd").iterdir()):
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append((int(process.name), command))
+    with contextlib.suppress(psutil.AccessDenied):
+        pids = {one.pid for one in psutil.net_connections("tcp") if _listens(one, port) and one.pid}
+        for pid in sorted(pids):
+            with contextlib.suppress(psutil.Error):  # gone by now
+                found.append((pid, " ".join(psutil.Process(pid).cmdline())))
     return found
 
 
-def _target(fd: Path) -> str:
-    try:
-        return str(fd.readlink())
-    except OSError:  # closed by now
-        return ""
-
-
-def _listening_inodes(port: int) -> set[str]:
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                inodes.add(f"socket:[{fields[9]}]")
-    return inodes
+def _listens(connection: Any, port: int) -> bool:  # noqa: ANN401 (psutil has no types)
+    return bool(connection.status == psutil.CONN_LISTEN and connection.laddr.port == port)

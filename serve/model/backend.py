@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from models.errors import InputError
-from models.inference.classifier import Float32Array, Int32Array
+from models.inference.predictions import Float32Array, Int32Array
 from models.spec import ModelSpec, Precision
 
 

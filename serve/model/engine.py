@@ -12,7 +12,8 @@ from PIL import Image
 from models.catalog import load_labels
 from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
-from models.inference.classifier import Classifier, Float32Array, Predictions, Provider, UInt8Array
+from models.inference.classifier import Classifier, Provider
+from models.inference.predictions import Float32Array, Predictions, UInt8Array
 from models.inference.tensor_model import TensorModel
 from models.labels import check_classes
 from models.malloc import tune_malloc

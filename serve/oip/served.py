@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from models.inference.classifier import Float32Array
+from models.inference.predictions import Float32Array
 from serve.http.asgi import Rejected
 from serve.http.bodies import off_the_loop
 from serve.model.backend import Backend

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from models.inference.classifier import Float32Array, Int32Array
+from models.inference.predictions import Float32Array, Int32Array
 from serve.http.bodies import from_base64
 from serve.model.backend import Backend, Labelled
 from serve.oip.datatypes import BYTES

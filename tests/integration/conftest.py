@@ -1,16 +1,22 @@
-"""Fixtures: a local Ray for a module; one S3 server for a session, a proxy before it, a folder of its bucket for a test."""
+"""Fixtures: a local Ray for a module; a server of each object store for a session, a proxy and a folder for a test."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from pipeline.session.connect import connect
 from pipeline.session.local import stop_ray
+from tests.support.azure_server import azurite, running_azure
+from tests.support.gcs_server import running_gcs
+from tests.support.object_server import ObjectServer
 from tests.support.s3_place import Place
-from tests.support.s3_server import FaultProxy, S3Server, running_proxy, running_s3, serves_s3
+from tests.support.s3_server import FaultProxy, running_proxy, running_s3, serves_s3
 
 
 @pytest.fixture(scope="module")
@@ -21,33 +27,56 @@ def one_ray() -> Iterator[None]:
     stop_ray()  # and not ray.shutdown(), which leaves our patches of Ray in this process
 
 
+@dataclass
+class Servers:
+    """One server of each kind for a session, started when it is first asked for."""
+
+    folder: Path
+    stack: ExitStack
+    running: dict[str, ObjectServer] = field(default_factory=dict)
+
+    def of(self, kind: str) -> ObjectServer:
+        if kind not in self.running:
+            missing = {"s3": not serves_s3() and "moto", "az": azurite() is None and "azurite", "gs": False}[kind]
+            if missing:
+                pytest.skip(f"{missing} is not installed (make test installs it)")
+            run = {"s3": running_s3, "az": running_azure, "gs": running_gcs}[kind]
+            self.running[kind] = self.stack.enter_context(run(self.folder / kind))
+        return self.running[kind]
+
+
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Run an S3 server with an empty bucket."""
-    if not serves_s3():
-        pytest.skip("moto is not installed (pip install 'moto[server,s3]')")
-    with running_s3(tmp_path_factory.mktemp("s3") / "data") as server:
-        yield server
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with ExitStack() as stack:
+        yield Servers(tmp_path_factory.mktemp("stores"), stack)
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+def kind() -> str:
+    """Return which object store a test is about; some have it as a parameter."""
+    return "s3"
+
+
+@pytest.fixture
+def s3(servers: Servers, kind: str, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
     """Point the environment of this process, and of those it starts, at the server."""
-    for name, value in s3_server.environment().items():
+    server = servers.of(kind)
+    for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    return s3_server
+    return server
 
 
 @pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """Put a proxy between the environment and the server; it passes all on until its rule says otherwise."""
     with running_proxy(s3) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        for name, value in running.environment().items():
+            monkeypatch.setenv(name, value)
         yield running
 
 
 @pytest.fixture
-def place(s3: S3Server, request: pytest.FixtureRequest) -> Place:
+def place(s3: ObjectServer, request: pytest.FixtureRequest) -> Place:
     """Return an empty folder of the bucket."""
     # Of the test's own name: what a proxy does to a call depends on its path, and must not on the tests before.
     name = re.sub(r"\W+", "-", request.node.name)

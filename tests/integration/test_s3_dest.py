@@ -63,6 +63,8 @@ def test_another_name_of_the_endpoint_does_not_make_dest_another_folder(s3: S3Se
     ]
 
 
+# Where a run takes part: the other two take a minute more each.
+KINDS = ["s3", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gs", "az"))]
 HOLD = """
 import sys, pipeline.dest.lease as lease
 from pipeline.storage.storage import open_storage
@@ -84,6 +86,7 @@ def holder(place: Place) -> int | None:
             return None
 
 
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
 def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor(place, monkeypatch):
     monkeypatch.setattr("pipeline.dest.lease.BEAT_S", 0.2)
     monkeypatch.setattr("pipeline.dest.lease.DEAD_S", 2.0)
@@ -106,6 +109,7 @@ def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor
         stalled.wait()
 
 
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
 def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy: FaultProxy):
     held = []
     done = threading.Barrier(2)
@@ -145,6 +149,7 @@ def part_files(place: Place, output: str) -> dict[str, bytes]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [("--overwrite",), ()], ids=["anew", "resumed"])
 def test_a_driver_that_was_stopped_publishes_nothing_once_another_took_its_place(
     place: Place, proxy: FaultProxy, tiny_model: Path, options: tuple[str, ...]

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.catalog import load_spec
 from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
-from models.inference.classifier import Float32Array
+from models.inference.predictions import Float32Array
 from models.spec import Precision
 from serve.model.backend import Labelled, Outcome
 

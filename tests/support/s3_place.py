@@ -13,19 +13,19 @@ from pipeline.sources.sample import Sample
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
-from tests.support.s3_server import BUCKET, S3Server
+from tests.support.object_server import ObjectServer
 
 
 @dataclass(frozen=True)
 class Place:
     """A folder of the bucket, by its URI and past all proxies."""
 
-    server: S3Server
+    server: ObjectServer
     name: str
 
     @property
     def uri(self) -> str:
-        return f"s3://{BUCKET}/{self.name}"
+        return self.server.uri(self.name)
 
     @property
     def storage(self) -> Storage:

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,31 +24,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.object_server import BUCKET, ObjectServer, end, free_port, wait_until_open
+
 KEY_ID = "shardlabel-test"
 SECRET = "shardlabel-test-secret"
-BUCKET = "bucket"
 # What a share of calls comes to: throttled, refused for a moment, or cut off before, in the middle of, or after them.
 FAULTS = ("slow_down", "internal", "reset", "truncate", "lost_answer")
 
 
-def free_port() -> int:
-    """Ask the operating system for a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True)
-class S3Server:
-    """A running server with one bucket, which `folder/BUCKET` shows as it was when it was last fetched."""
-
-    port: int
-    folder: Path
-
+class S3Server(ObjectServer):
     @property
-    def url(self) -> str:
-        """Return the endpoint."""
-        return f"http://127.0.0.1:{self.port}"
+    def scheme(self) -> str:
+        return "s3"
 
     @cached_property
     def client(self) -> Any:
@@ -61,43 +48,22 @@ class S3Server:
         )
 
     def put(self, key: str, content: bytes) -> None:
-        """Write an object."""
         self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
     def delete(self, key: str) -> None:
-        """Delete an object."""
         self.client.delete_object(Bucket=BUCKET, Key=key)
 
+    def get(self, key: str) -> bytes | None:
+        try:
+            return bytes(self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        except self.client.exceptions.NoSuchKey:
+            return None
+
     def keys(self, prefix: str = "") -> list[str]:
-        """List the keys that begin so, in order."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", ())]
-
-    def put_folder(self, folder: Path) -> None:
-        """Write all files of a folder."""
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                self.put(str(path.relative_to(folder)), path.read_bytes())
-
-    def fetch(self, prefix: str) -> Path:
-        """Make a folder on the disk what a folder of the bucket is, file by file, and return it."""
-        folder = self.folder / BUCKET / prefix
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = set(self.keys(f"{prefix}/"))
-        for path in [path for path in folder.rglob("*") if path.is_file()]:
-            if str(path.relative_to(self.folder / BUCKET)) not in keys:
-                path.unlink()
-        for key in sorted(keys):
-            path = self.folder / BUCKET / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(self.client.exceptions.NoSuchKey):  # deleted meanwhile
-                content = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-                path.with_name(f".{path.name}").write_bytes(content)
-                path.with_name(f".{path.name}").replace(path)
-        return folder
+        return [str(found["Key"]) for page in pages for found in page.get("Contents", ())]
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """Return what a process needs in its environment to use the server, or a proxy in front of it."""
         return {
             "AWS_ACCESS_KEY_ID": KEY_ID,
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -123,32 +89,13 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**30)},
         )  # fmt: skip
         try:
-            _wait_until_open(port, process)
+            wait_until_open(port, process)
             server = S3Server(port, folder)
             server.client.create_bucket(Bucket=BUCKET)
             server.put_folder(folder / BUCKET)
             yield server
         finally:
             end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a server."""
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.02)
-    raise RuntimeError(f"the server did not open port {port}: exit {process.poll()}")
 
 
 @dataclass(frozen=True)
@@ -199,7 +146,7 @@ class FaultProxy:
     `denied`, `secret`, `key_id` (403).
     """
 
-    upstream: S3Server
+    upstream: ObjectServer
     rule: Rule = field(default=lambda call: None)
     stall_s: float = 60.0
     port: int = 0
@@ -255,7 +202,7 @@ class FaultProxy:
 
 @contextmanager
 def running_proxy(
-    upstream: S3Server, rule: Rule | None = None, *, stall_s: float = 60.0, port: int = 0
+    upstream: ObjectServer, rule: Rule | None = None, *, stall_s: float = 60.0, port: int = 0
 ) -> Iterator[FaultProxy]:
     """Run a proxy until the block ends; at any free port, unless one is given."""
     proxy = FaultProxy(upstream, rule or (lambda call: None), stall_s)

@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_model(wanted, monkeypatch):
 
 def test_a_process_killed_before_the_entry_leaves_nothing_that_is_found(wanted, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("models.register.register.toml_text", full_disk)
+        patched.setattr("tomli_w.dump", full_disk)
         with pytest.raises(ArtifactError):
             register_model(wanted)
 

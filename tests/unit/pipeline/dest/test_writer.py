@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import StorageError
-from models.inference.classifier import Predictions
+from models.inference.predictions import Predictions
 from pipeline.dest.writer import ROW_GROUP_ROWS, OutputSpec, Row, UnitWriter, build_batch
 
 SPEC = OutputSpec(("red", "green", "blue"), {"shardlabel.model": "tiny"})

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from models.inference.classifier import Predictions
+from models.inference.predictions import Predictions
 from pipeline.operators.watchdog import PATIENCE, TOO_LONG_EXIT, WatchedLabeller
 
 HANGS = """

@@ -1,4 +1,4 @@
-"""The classifier for a GPU: batches of one fixed shape, copied from pinned memory, with what it gives kept small.
+"""A session on a GPU: batches of one fixed shape, copied from pinned memory, with what it gives kept small.
 
 What crosses the bus is uint8 pixels one way and the best k the other. A short batch is filled up with black images, so
 that every run has the same shape: kernels are chosen once, and an image's scores do not depend on how many came with it.
@@ -21,8 +21,9 @@ import numpy as np
 from models.device import Provider
 from models.errors import DeviceLostError, DeviceMemoryError, InferenceError, SignatureError
 from models.graph.fixed_shape import fix_top_k
-from models.inference.classifier import Classifier, Predictions, UInt8Array
 from models.inference.pinned_memory import PinnedBuffer
+from models.inference.predictions import Predictions, UInt8Array
+from models.inference.session_runner import SessionRunner
 from models.session import GpuOptions, build_session
 from models.spec import ModelSpec, Precision
 
@@ -49,31 +50,24 @@ class _Slot:
     binding: Any
 
 
-class GpuClassifier(Classifier):
-    """Label batches on a GPU. `predict` may be called from as many threads as there are slots, and from more.
+class GpuRunner(SessionRunner):
+    """Runs a joined graph on a GPU. `predict` may be called from as many threads as there are slots, and from more.
 
     Args:
-        spec: What to load.
-        precision: Which artifact of it.
+        spec: The model's entry.
+        graph: The joined graph's bytes.
         provider: CUDA or TensorRT; the CPU's too, for tests of this path where there is no GPU.
         top_k: Labels per image.
+        precision: Of the artifact.
         gpu: Batch size, and how the GPU is used.
-        graph: The joined graph's bytes, where the caller has them already.
 
-    Raises:
-        DeviceMemoryError: The GPU has too little memory, even for half the batch.
-        ModelError: As `Classifier`.
+    Attributes:
+        batch_size: Of every run; half of what was asked for where the GPU had too little memory.
+        notes: What to tell the user.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        precision: Precision,
-        provider: Provider = Provider.CUDA,
-        top_k: int = 5,
-        gpu: GpuOptions,
-        graph: bytes | None = None,
+        self, spec: ModelSpec, graph: bytes, provider: Provider, top_k: int, precision: Precision, gpu: GpuOptions
     ) -> None:
         self._provider = provider
         self._gpu = replace(gpu, precision=precision)
@@ -82,18 +76,13 @@ class GpuClassifier(Classifier):
         self.notes: list[str] = []
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        super().__init__(spec, precision=precision, provider=provider, top_k=top_k, graph=graph)
+        super().__init__(spec, graph, provider, top_k)
         self._halving(self._fill_slots)
 
     def predict(
         self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False, top_k: int | None = None
     ) -> Predictions:
-        """Label a batch, or several; see `Classifier.predict`.
-
-        Raises:
-            DeviceMemoryError: The GPU has too little memory, also for half of the batch that it was given.
-            DeviceLostError: The GPU failed; this process cannot use it any more.
-        """
+        """Label a batch, or several; see `Classifier.predict`."""
         if top_k is not None and top_k != self.top_k:
             return self._other_top_k(images, top_k, probabilities=probabilities, embedding=embedding)
         if probabilities or embedding:

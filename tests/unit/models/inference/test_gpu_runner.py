@@ -11,7 +11,6 @@ import pytest
 from models.catalog import load_spec
 from models.errors import DeviceLostError, DeviceMemoryError, InferenceError, SignatureError
 from models.inference.classifier import Classifier, Provider
-from models.inference.gpu_classifier import GpuClassifier
 from models.session import GpuOptions
 from models.spec import Precision
 from tests.support.tiny_model import SIDE
@@ -27,8 +26,8 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (50, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def on_cpu(tiny, **options) -> GpuClassifier:
-    return GpuClassifier(
+def on_cpu(tiny, **options) -> Classifier:
+    return Classifier(
         tiny,
         precision=Precision.FP32,
         provider=Provider.CPU,
@@ -133,8 +132,8 @@ def test_too_little_memory_halves_the_batch_once_and_says_so(tiny, images, sessi
 
     classifier = on_cpu(tiny)
 
-    assert classifier.batch_size == 8
-    assert classifier.notes == [
+    assert classifier.runner.batch_size == 8
+    assert classifier.runner.notes == [
         "the GPU has too little memory for batches of 16, which are halved; --batch-size 8 says so from the start"
     ]
     np.testing.assert_array_equal(classifier.predict(images).scores, expected.scores)
@@ -143,12 +142,12 @@ def test_too_little_memory_halves_the_batch_once_and_says_so(tiny, images, sessi
 def test_memory_that_runs_out_later_halves_the_batch_too_and_no_image_is_lost(tiny, images):
     classifier = on_cpu(tiny)
     expected = classifier.predict(images)
-    classifier._session = Faulty(classifier._session, OUT_OF_MEMORY, largest=8)
+    classifier.runner._session = Faulty(classifier.runner._session, OUT_OF_MEMORY, largest=8)
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(classifier.predict, [images] * 8))
 
-    assert classifier.batch_size == 8
+    assert classifier.runner.batch_size == 8
     assert all((result.scores == expected.scores).all() for result in results)
 
 
@@ -161,12 +160,12 @@ def test_a_second_time_is_an_error_that_names_the_option(tiny, session_that_fail
 
 def test_a_lost_gpu_and_any_other_failure_are_told_apart(tiny, images):
     classifier = on_cpu(tiny)
-    session = classifier._session
+    session = classifier.runner._session
 
-    classifier._session = Faulty(session, LOST, until=1)
+    classifier.runner._session = Faulty(session, LOST, until=1)
     with pytest.raises(DeviceLostError, match="illegal memory access"):
         classifier.predict(images)
-    classifier._session = Faulty(session, "some node has an input of the wrong shape", until=1)
+    classifier.runner._session = Faulty(session, "some node has an input of the wrong shape", until=1)
     with pytest.raises(InferenceError, match="wrong shape") as caught:
         classifier.predict(images)
 
@@ -184,6 +183,6 @@ def test_on_a_gpu_the_labels_are_those_of_the_cpu(tiny, images):
 
     for graphs in (False, True):
         gpu = GpuOptions(16, cuda_graphs=graphs)
-        found = GpuClassifier(tiny, precision=Precision.FP32, top_k=3, gpu=gpu).predict(images)
+        found = Classifier(tiny, precision=Precision.FP32, top_k=3, gpu=gpu).predict(images)
         assert (found.label_ids == expected.label_ids).all()
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

@@ -13,8 +13,9 @@ from pipeline.operators.stages import LabelBatches, UnitSettings, label_here, la
 from pipeline.operators.units import Result, results_table, units_of, why_failed
 from pipeline.operators.watchdog import WatchedLabeller
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState, StopFlag
-from pipeline.session.metrics import UnitMetrics, log_to_stderr
+from pipeline.session.metrics import UnitMetrics
 from pipeline.session.stage_clock import StageClock
+from pipeline.session.worker import prepare_worker
 from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class LabelUnits:
         self._isolate = isolate
         self._stop = StopFlag(state)
         self._clock = StageClock()
-        log_to_stderr()
+        prepare_worker()
         self._metrics = UnitMetrics(state.job, self._clock)
         labeller = WatchedLabeller(
             model.loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s

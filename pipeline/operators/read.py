@@ -176,11 +176,12 @@ def samples_table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
         [sample.error for sample in samples],
         *([sample.carried[place] for sample in samples] for place in range(len(schema) - len(SHARD_COLUMNS))),
     ]
-    arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    arrays = [column_of(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return Python values as a column."""
     # Arrow makes no dictionary of Python values by itself with indices of a type that is told.
     if pa.types.is_dictionary(kind):
         return pa.array(values, kind.value_type).dictionary_encode().cast(kind)

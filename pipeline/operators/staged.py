@@ -5,21 +5,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from models.malloc import tune_malloc
-from pipeline.operators.columns import SHARD_COLUMNS, LabelColumns
+from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import PIECE_ROWS, DecodeImages
 from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
-from pipeline.operators.read import ReadShards, in_blocks, samples_table
+from pipeline.operators.read import column_of, in_blocks
 from pipeline.operators.stages import DecodeSettings, UnitNotes, UnitSettings, read_samples
-from pipeline.operators.units import END, ROW, UNIT, End, by_unit, units_of, why_failed, with_seconds
+from pipeline.operators.units import (
+    END,
+    NO_SAMPLE,
+    ROW,
+    UNIT,
+    End,
+    by_unit,
+    units_of,
+    why_failed,
+    with_end,
+    with_seconds,
+)
 from pipeline.session.attempts import RunState, StopFlag
-from pipeline.session.metrics import log_to_stderr
 from pipeline.session.stage_clock import Stage, StageClock
+from pipeline.session.worker import prepare_worker
 from pipeline.sources.sample import Sample
 from pipeline.sources.unit import Unit
 
@@ -27,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 # A name that no carried column has.
 _IMAGE = "_shardlabel_image"
-# Status of the row that ends a unit, or that says that it failed: it has no image, and is in no output.
-_NO_SAMPLE = "end"
 
 
 def staged_columns(settings: UnitSettings) -> LabelColumns:
@@ -37,7 +47,7 @@ def staged_columns(settings: UnitSettings) -> LabelColumns:
 
 
 class ReadDecode:
-    """Operator: slices of units (`units_table`) to rows with pixels, in pieces; a row more ends each unit.
+    """Operator: slices of units (`units_table`) to rows with pixels, in pieces; the last row of a unit says that it ends.
 
     Args:
         settings: What to do.
@@ -51,11 +61,9 @@ class ReadDecode:
         self._columns = staged_columns(s)
         decoding = DecodeSettings(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
         self._decode = DecodeImages(decoding, self._columns, isolate)
-        self._schema = ReadShards(s.source, s.format, s.limits, s.columns).schema()
-        self._names = [_IMAGE if name == "bytes" else name for name in SHARD_COLUMNS]
-        self._names += [one.name for one in s.columns.carried]
+        self._carried = s.columns.carried
         self._stop = StopFlag(state)
-        log_to_stderr()
+        prepare_worker()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -73,30 +81,35 @@ class ReadDecode:
                 piece = self._piece(group, unit, rows, clock)
                 rows += piece.num_rows
                 if before is not None:
-                    yield before
+                    yield with_end(before, None)
                 before = piece
             end = End(rows, notes.told())
         except Exception as err:
             logger.exception("unit=%d failed", unit.number)
             why, stops = why_failed(err)
             before, end = None, End(why=why, stops=stops)
-        no_sample = Sample("", "", None, _NO_SAMPLE, carried=(None,) * len(self._settings.columns.carried))
-        last = self._piece([no_sample], unit, rows, clock, end)
-        # With the last piece: a block of a row costs as much as any other.
-        yield last if before is None else pa.concat_tables([before, last])
+        if before is None:
+            no_sample = Sample("", "", None, NO_SAMPLE, carried=(None,) * len(self._carried))
+            before = self._piece([no_sample], unit, rows, clock)
+        yield with_end(before, end)
 
-    def _piece(
-        self, samples: list[Sample], unit: Unit, first: int, clock: StageClock, end: End | None = None
-    ) -> pa.Table:
+    def _piece(self, samples: list[Sample], unit: Unit, first: int, clock: StageClock) -> pa.Table:
         with clock.measured(Stage.DECODE):
-            encoded = samples_table(samples, self._schema).rename_columns(self._names)
-            table = pa.concat_tables(self._decode(encoded)).drop_columns([_IMAGE])
+            decoded = self._decode.decoded(samples)
+        columns: dict[str, Any] = {
+            "shard": pa.array([sample.shard for sample in samples], pa.string()),
+            "key": pa.array([sample.key for sample in samples], pa.string()),
+        }
+        for place, kind in enumerate(self._carried):
+            columns[kind.name] = column_of([sample.carried[place] for sample in samples], kind.type)
+        columns |= decoded
+        columns[UNIT] = pa.array(np.full(len(samples), unit.number, np.int64))
+        columns[ROW] = pa.array(np.arange(first, first + len(samples), dtype=np.int64))
+        table = pa.table(columns)
         spent = clock.take()
         for stage in (Stage.READ, Stage.DECODE):
             table = with_seconds(table, stage, spent[stage])
-        table = table.append_column(UNIT, pa.array(np.full(len(samples), unit.number, np.int64)))
-        table = table.append_column(ROW, pa.array(np.arange(first, first + len(samples), dtype=np.int64)))
-        return table.append_column(END, pa.array([None if end is None else end.text()] * len(samples), pa.string()))
+        return table
 
 
 class Label:
@@ -110,7 +123,7 @@ class Label:
 
     def __init__(self, model: ModelRef, columns: LabelColumns, isolate: bool) -> None:
         self._label = LabelImages(model, columns, isolate)
-        log_to_stderr()
+        prepare_worker()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -131,6 +144,6 @@ class Label:
         except Exception as err:  # whatever it is, the driver must hear of it  # noqa: BLE001
             why, stops = why_failed(err)
             row = rows.slice(0, 1)
-            for name, text in (("status", _NO_SAMPLE), (END, End(why=why, stops=stops).text())):
+            for name, text in (("status", NO_SAMPLE), (END, End(why=why, stops=stops).text())):
                 row = row.set_column(row.column_names.index(name), name, pa.array([text], pa.string()))
             return self._label(row)

@@ -33,6 +33,8 @@ _SLICES = pa.schema(
 PUBLISHING = 8
 # Beside the rows' own columns: of which unit a row is, its place in it, what ends a unit, and the seconds of each stage.
 UNIT, ROW, END = "_unit", "_row", "_end"
+# Status of a row that is no sample's: of a unit that has none, or that failed. It is in no output.
+NO_SAMPLE = "end"
 SPENT = {Stage.READ: "_read_s", Stage.DECODE: "_decode_s", Stage.LABEL: "_label_s"}
 
 
@@ -55,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What is told of a unit with its last row, which is no sample's; or where it failed, with a row in place of others.
+    """What is told of a unit with its last row; where it has none or failed, with a row that is no sample's.
 
     Attributes:
         rows: Of its samples.
@@ -121,6 +123,12 @@ def results_of(table: pa.Table) -> Iterator[Result]:
 def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:
     """Add what a stage took, divided among the rows."""
     return table.append_column(SPENT[stage], pa.array(np.full(table.num_rows, seconds / table.num_rows, np.float32)))
+
+
+def with_end(table: pa.Table, end: End | None) -> pa.Table:
+    """Add what the last row says of its unit; None where the unit goes on."""
+    texts = [None] * (table.num_rows - 1) + [None if end is None else end.text()]
+    return table.append_column(END, pa.array(texts, pa.string()))
 
 
 def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -202,7 +210,8 @@ class UnitAssembly:
         one = self._open[number]
         if ends:
             (one.end,) = ends
-            rows = rows.slice(0, rows.num_rows - 1)  # it is the last one
+            if rows["status"][-1].as_py() == NO_SAMPLE:
+                rows = rows.slice(0, rows.num_rows - 1)
         if rows.num_rows:
             one.held[rows[ROW][0].as_py()] = rows
         while (piece := one.held.pop(one.writer.rows, None)) is not None:

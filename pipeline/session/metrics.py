@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -165,14 +163,3 @@ class _CountingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._count()
-
-
-def log_to_stderr() -> None:
-    """Have what this project logs in a worker process written to its standard error, which Ray keeps as its log."""
-    for name in ("pipeline", "models"):
-        ours = logging.getLogger(name)
-        if not ours.handlers:
-            handler = logging.StreamHandler(sys.stderr)
-            handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s pid={os.getpid()} %(message)s"))
-            ours.addHandler(handler)
-            ours.setLevel(logging.INFO)

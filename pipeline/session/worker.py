@@ -1,0 +1,37 @@
+"""What every process of a pool does first."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def prepare_worker() -> None:
+    """Keep this worker's log in Ray's, and have it end with its raylet."""
+    _log_to_stderr()
+    _end_with_raylet()
+
+
+def _log_to_stderr() -> None:
+    """Have what this project logs written to standard error, which Ray keeps as the worker's log."""
+    for name in ("pipeline", "models"):
+        ours = logging.getLogger(name)
+        if not ours.handlers:
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s pid={os.getpid()} %(message)s"))
+            ours.addHandler(handler)
+            ours.setLevel(logging.INFO)
+
+
+def _end_with_raylet() -> None:
+    """Have the kernel end this process when its raylet dies.
+
+    Ray's worker ends by itself then, and of a hundred some hang in that for ever, each with its model's memory.
+    """
+    if os.environ.get("RAY_RAYLET_PID") == str(os.getppid()) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.apart import run
     from pipeline.config import LabelConfig
-    from pipeline.job import run
     from pipeline.operators.label_dataset import label
     from pipeline.operators.read import read_shards
     from pipeline.summary import RunReport
@@ -28,7 +28,7 @@ _HOMES = {
     "RunReport": "pipeline.summary",
     "label": "pipeline.operators.label_dataset",
     "read_shards": "pipeline.operators.read",
-    "run": "pipeline.job",
+    "run": "pipeline.apart",
 }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +21,11 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from models.inference.classifier import Provider
-from pipeline.operators.decode import PIECE_ROWS
 from pipeline.operators.fused import LabelUnits
 from pipeline.operators.model_ref import ModelRef
-from pipeline.operators.staged import Label, ReadDecode, staged_columns
+from pipeline.operators.staged import PIECE_ROWS, Label, ReadDecode, staged_columns
 from pipeline.operators.stages import UnitSettings
-from pipeline.operators.tasks import in_tasks
+from pipeline.operators.tasks import in_tasks, map_actors
 from pipeline.operators.units import Result, UnitAssembly, results_of, units_table
 from pipeline.operators.watch import GpuWatch
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState
@@ -110,10 +108,11 @@ def alive_nodes() -> set[str]:
 def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Iterator[Result]:
     job, pools = labelling, labelling.pools
     low, high = pools.actors[0], max(pools.actors[1], pools.growth)
-    results = _map(
+    results = map_actors(
         _handed_over(units, 1 if isolate else high, isolate=isolate),
         LabelUnits,
         (job.settings, job.model, job.state, isolate),
+        retries=0,
         compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=_in_flight(isolate)),
         batch_size=None,
         num_cpus=pools.actor_cpus,
@@ -129,12 +128,13 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
     most = max(pools.decoders, pools.growth)
     handed_over = _handed_over(units, most, isolate=isolate)
     # A piece goes on when it is decoded: Ray Data would wait for the next five to make a block of 128 MB. It cuts what
-    # is half as large again as this, so that pieces of 90 to 128 images go as they are.
+    # is half as large again as this, so that full pieces go as they are.
     handed_over.context.target_max_block_size = int(0.7 * PIECE_ROWS) * 3 * job.settings.preprocessing.crop**2
-    decoded = _map(
+    decoded = map_actors(
         handed_over,
         ReadDecode,
         (job.settings, job.state, isolate),
+        retries=0,
         compute=ActorPoolStrategy(
             min_size=pools.decoders, max_size=most, max_tasks_in_flight_per_actor=_in_flight(isolate)
         ),
@@ -142,10 +142,11 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         num_cpus=1,
     )
     in_flight = 1 if isolate or job.model.choice.provider is Provider.CPU else GPU_IN_FLIGHT
-    labelled = _map(
+    labelled = map_actors(
         decoded,
         Label,
         (job.model, columns, isolate),
+        retries=0,
         compute=ActorPoolStrategy(
             min_size=pools.actors[0],
             max_size=pools.actors[1],
@@ -190,23 +191,6 @@ def _handed_over(units: Sequence[Unit], workers: int, *, isolate: bool) -> Datas
     # It would look a task's memory up as it begins and ends: 2 % of the time of a stage of short ones.
     dataset.context.memory_usage_poll_interval_s = None
     return dataset
-
-
-def _map(dataset: Dataset, operator: type, arguments: tuple[Any, ...], **options: Any) -> Dataset:  # noqa: ANN401 (Ray's)
-    with warnings.catch_warnings():
-        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return dataset.map_batches(
-            operator,
-            fn_constructor_args=arguments,
-            batch_format="pyarrow",
-            ray_remote_args_fn=_no_retries,
-            **options,
-        )
-
-
-def _no_retries() -> dict[str, Any]:
-    return {"max_task_retries": 0}
 
 
 def _tables(dataset: Dataset) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,18 +59,16 @@ class DecodeImages:
             yield self._piece(table.slice(start, PIECE_ROWS))
 
     def _piece(self, table: pa.Table) -> pa.Table:
-        samples = [Sample("", "", *image) for image in self._images(table)]
-        table = table.drop_columns(sorted(self._columns.replaced(table.schema)))
-        for name, values in self.decoded(samples).items():
-            table = table.append_column(name if name == PIXELS else self._columns.prefix + name, values)
-        return table
-
-    def decoded(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Decode samples; return the columns that are added."""
         side = self._settings.preprocessing.crop
-        pixels = np.zeros((len(samples), side, side, 3), np.uint8)
-        rows = [decode_sample(sample, self._decode, out) for sample, out in zip(samples, pixels, strict=True)]
-        return {**row_columns(rows), PIXELS: ArrowTensorArray.from_numpy(pixels)}
+        pixels = np.zeros((table.num_rows, side, side, 3), np.uint8)
+        rows = [
+            decode_sample(Sample("", "", data, status, error), self._decode, out)
+            for (data, status, error), out in zip(self._images(table), pixels, strict=True)
+        ]
+        table = table.drop_columns(sorted(self._columns.replaced(table.schema)))
+        for name, values in row_columns(rows).items():
+            table = table.append_column(self._columns.prefix + name, values)
+        return table.append_column(PIXELS, ArrowTensorArray.from_numpy(pixels))
 
     def _images(self, table: pa.Table) -> Iterator[Encoded]:
         """Yield each row's image, or what is known of it without."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +33,7 @@ class LabelImages:
     def __init__(self, model: ModelRef, columns: LabelColumns, isolate: bool = False) -> None:
         side, self._batch_size = model.spec.preprocessing.crop, model.batch_size
         self._columns = columns
+        self._kept = threading.local()
         self._labeller: WatchedLabeller | None = None
         if isolate:
             self._isolated = IsolatedLabeller(model.loader(), START_S, embedding=columns.embeddings)
@@ -50,7 +52,7 @@ class LabelImages:
         prefix = self._columns.prefix
         told = (table[prefix + name].to_pylist() for name in ("status", "error", "width", "height"))
         rows = [Row("", "", *values) for values in zip(*told, strict=True)]
-        pixels = join([chunk_arrays(chunk) for chunk in table[PIXELS].chunks])
+        pixels = self._join([chunk_arrays(chunk) for chunk in table[PIXELS].chunks])
         is_ok = np.fromiter((row.status == STATUS_OK for row in rows), np.bool_, len(rows))
         pieces, faults = [self._nothing], dict[int, str]()
         wanted = pixels if is_ok.all() else pixels[is_ok]
@@ -63,6 +65,16 @@ class LabelImages:
         for name in self._columns.added:
             table = table.append_column(prefix + name, labelled[name])
         return table
+
+    def _join(self, arrays: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        """Put the pixels of a column's chunks behind one another, in memory that is used again; one chunk as it is."""
+        if len(arrays) == 1:
+            return arrays[0]
+        rows = sum(map(len, arrays))
+        kept = getattr(self._kept, "pixels", None)
+        if kept is None or len(kept) < rows:
+            kept = self._kept.pixels = np.empty((rows, *arrays[0].shape[1:]), np.uint8)
+        return np.concatenate(arrays, out=kept[:rows])
 
     def _predict(self, pixels: npt.NDArray[np.uint8]) -> tuple[Predictions, dict[int, str]]:
         """Return the labels of those that the model takes, and what is wrong with each other one, by its place."""
@@ -82,8 +94,3 @@ class DecodeAndLabel:
         """Yield the rows, labelled, piece by piece."""
         for piece in self._decode(table):  # Ray Data takes generators, and no other iterators
             yield self._label(piece)
-
-
-def join(arrays: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    """Put the pixels of a column's chunks behind one another; of one chunk without a copy."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from pipeline.operators.decode import DecodeImages
 from pipeline.operators.label import DecodeAndLabel, LabelImages
 from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
 from pipeline.operators.stages import DecodeSettings
+from pipeline.operators.tasks import map_actors
 
 # A block whose actor died so often fails the dataset: its images were decoded isolated, so that none of them did it.
 MAX_RETRIES = 3
@@ -95,36 +95,24 @@ def label(  # noqa: PLR0913 (the options of the command)
         columns.check(schema.base_schema)
     decoding, labelling = _settings(config, num_gpus)
     pool, cpus = _cpu_pool()
+    # Rows in = rows out: a `limit` behind it reads and labels only so many.
+    kept: dict[str, Any] = {"retries": MAX_RETRIES, "udf_modifying_row_count": False}
     if labelling.choice.provider is Provider.CPU:
         both = (decoding, labelling, columns)
-        return _map(dataset, DecodeAndLabel, both, compute=compute or pool, num_cpus=cpus)
-    decoded = _map(dataset, DecodeImages, (decoding, columns), compute=pool, num_cpus=cpus)
+        return map_actors(dataset, DecodeAndLabel, both, **kept, compute=compute or pool, num_cpus=cpus)
+    decoded = map_actors(dataset, DecodeImages, (decoding, columns), **kept, compute=pool, num_cpus=cpus)
     is_real = labelling.choice.provider is not Provider.SIMULATED
     gpus = int(ray.cluster_resources().get("GPU", 0) / labelling.gpu_share) if is_real else 1
-    return _map(
+    return map_actors(
         decoded,
         LabelImages,
         (labelling, columns),
+        **kept,
         batch_size=labelling.batch_size,
         compute=compute or ActorPoolStrategy(size=max(1, gpus)),
         num_cpus=0,
         num_gpus=labelling.gpu_share if is_real else None,
     )
-
-
-def _map(dataset: Dataset, operator: type, arguments: tuple[Any, ...], **options: Any) -> Dataset:  # noqa: ANN401 (Ray's)
-    with warnings.catch_warnings():
-        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return dataset.map_batches(
-            operator,
-            fn_constructor_args=arguments,
-            batch_format="pyarrow",
-            ray_remote_args_fn=_retries,
-            # Rows in = rows out: a `limit` behind it reads and labels only so many.
-            udf_modifying_row_count=False,
-            **options,
-        )
 
 
 def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, ModelRef]:
@@ -158,7 +146,3 @@ def _cpu_pool() -> tuple[ActorPoolStrategy, float]:
     smallest = min((cpus for cpus in nodes if cpus >= 2), default=1.0)
     share = math.floor((smallest - 1) / smallest * 10_000) / 10_000  # Ray counts ten-thousandths
     return ActorPoolStrategy(size=max(1, int(sum(nodes)))), share
-
-
-def _retries() -> dict[str, Any]:
-    return {"max_task_retries": MAX_RETRIES}

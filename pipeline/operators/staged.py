@@ -8,35 +8,35 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from ray.data.extensions import ArrowTensorArray
 
 from models.malloc import tune_malloc
-from pipeline.operators.columns import LabelColumns
-from pipeline.operators.decode import PIECE_ROWS, DecodeImages
+from pipeline.dest.writer import STATUS_OK, Row
+from pipeline.operators.columns import PIXELS, LabelColumns
+from pipeline.operators.decode import row_columns
 from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
-from pipeline.operators.read import column_of, in_blocks
-from pipeline.operators.stages import DecodeSettings, UnitNotes, UnitSettings, read_samples
-from pipeline.operators.units import (
-    END,
-    NO_SAMPLE,
-    ROW,
-    UNIT,
-    End,
-    by_unit,
-    units_of,
-    why_failed,
-    with_end,
-    with_seconds,
+from pipeline.operators.read import column_of
+from pipeline.operators.stages import (
+    DecodeSettings,
+    UnitNotes,
+    UnitSettings,
+    decode_sample,
+    open_decoder,
+    read_samples,
 )
+from pipeline.operators.units import END, NO_SAMPLE, ROW, UNIT, End, by_unit, units_of, why_failed, with_seconds
 from pipeline.session.attempts import RunState, StopFlag
 from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.session.worker import prepare_worker
-from pipeline.sources.sample import Sample
 from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 
+# Images that go on together: 38 MB of pixels of 224 x 224. What a block costs Ray Data is by then a fiftieth of decoding it.
+PIECE_ROWS = 256
 # A name that no carried column has.
 _IMAGE = "_shardlabel_image"
 
@@ -47,7 +47,9 @@ def staged_columns(settings: UnitSettings) -> LabelColumns:
 
 
 class ReadDecode:
-    """Operator: slices of units (`units_table`) to rows with pixels, in pieces; the last row of a unit says that it ends.
+    """Operator: slices of units (`units_table`) to rows with pixels, in pieces that fill across the units of a task.
+
+    The last row of a unit says that it ends; a unit without one, or that failed, has a row that is no sample's.
 
     Args:
         settings: What to do.
@@ -56,57 +58,90 @@ class ReadDecode:
     """
 
     def __init__(self, settings: UnitSettings, state: RunState, isolate: bool) -> None:
+        self._settings = settings
         s = settings
-        self._settings = s
-        self._columns = staged_columns(s)
         decoding = DecodeSettings(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
-        self._decode = DecodeImages(decoding, self._columns, isolate)
-        self._carried = s.columns.carried
+        self._decode = open_decoder(decoding, isolate=isolate).__enter__()
         self._stop = StopFlag(state)
         prepare_worker()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows of each unit; none of those that are not begun when the run is to stop."""
+        clock, piece = StageClock(), _Piece(self._settings)
         for unit in units_of(table):
-            if not self._stop.is_set():
-                yield from self._read(unit)
+            if self._stop.is_set():
+                break
+            notes, rows = UnitNotes(), 0
+            try:
+                for sample in clock.timed(Stage.READ, read_samples(self._settings, unit, notes)):
+                    if piece.is_full:
+                        yield piece.table(clock)
+                        piece = _Piece(self._settings)
+                    with clock.measured(Stage.DECODE):
+                        piece.add(unit, decode_sample(sample, self._decode, piece.next), rows)
+                    rows += 1
+                end = End(rows, notes.told())
+            except Exception as err:
+                logger.exception("unit=%d failed", unit.number)
+                why, stops = why_failed(err)
+                end = End(why=why, stops=stops)
+            if end.why or not rows:
+                if piece.is_full:
+                    yield piece.table(clock)
+                    piece = _Piece(self._settings)
+                nothing = (None,) * len(self._settings.columns.carried)
+                piece.add(unit, Row("", "", NO_SAMPLE, carried=nothing), rows)
+            piece.ends[-1] = end.text()
+        if piece.rows:
+            yield piece.table(clock)
 
-    def _read(self, unit: Unit) -> Iterator[pa.Table]:
-        clock, notes, rows = StageClock(), UnitNotes(), 0
-        before: pa.Table | None = None
-        try:
-            samples = clock.timed(Stage.READ, read_samples(self._settings, unit, notes))
-            for group in in_blocks(samples, PIECE_ROWS):
-                piece = self._piece(group, unit, rows, clock)
-                rows += piece.num_rows
-                if before is not None:
-                    yield with_end(before, None)
-                before = piece
-            end = End(rows, notes.told())
-        except Exception as err:
-            logger.exception("unit=%d failed", unit.number)
-            why, stops = why_failed(err)
-            before, end = None, End(why=why, stops=stops)
-        if before is None:
-            no_sample = Sample("", "", None, NO_SAMPLE, carried=(None,) * len(self._carried))
-            before = self._piece([no_sample], unit, rows, clock)
-        yield with_end(before, end)
 
-    def _piece(self, samples: list[Sample], unit: Unit, first: int, clock: StageClock) -> pa.Table:
-        with clock.measured(Stage.DECODE):
-            decoded = self._decode.decoded(samples)
+class _Piece:
+    """Rows that go on together, and their pixels."""
+
+    def __init__(self, settings: UnitSettings) -> None:
+        side = settings.preprocessing.crop
+        self._carried = settings.columns.carried
+        self._pixels = np.empty((PIECE_ROWS, side, side, 3), np.uint8)
+        self._units: list[int] = []
+        self._places: list[int] = []
+        self.rows: list[Row] = []
+        self.ends: list[str | None] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.rows) == PIECE_ROWS
+
+    @property
+    def next(self) -> npt.NDArray[np.uint8]:
+        """Where the next row's pixels go."""
+        pixels: npt.NDArray[np.uint8] = self._pixels[len(self.rows)]
+        return pixels
+
+    def add(self, unit: Unit, row: Row, place: int) -> None:
+        """Add a row, by its place in its unit."""
+        if row.status != STATUS_OK:
+            self.next[:] = 0
+        self.rows.append(row)
+        self._units.append(unit.number)
+        self._places.append(place)
+        self.ends.append(None)
+
+    def table(self, clock: StageClock) -> pa.Table:
+        """Return the rows as a table; what the clock has is divided among them."""
         columns: dict[str, Any] = {
-            "shard": pa.array([sample.shard for sample in samples], pa.string()),
-            "key": pa.array([sample.key for sample in samples], pa.string()),
+            "shard": pa.array([row.shard for row in self.rows], pa.string()),
+            "key": pa.array([row.key for row in self.rows], pa.string()),
         }
-        for place, kind in enumerate(self._carried):
-            columns[kind.name] = column_of([sample.carried[place] for sample in samples], kind.type)
-        columns |= decoded
-        columns[UNIT] = pa.array(np.full(len(samples), unit.number, np.int64))
-        columns[ROW] = pa.array(np.arange(first, first + len(samples), dtype=np.int64))
-        table = pa.table(columns)
-        spent = clock.take()
+        for number, kind in enumerate(self._carried):
+            columns[kind.name] = column_of([row.carried[number] for row in self.rows], kind.type)
+        columns |= row_columns(self.rows)
+        columns[PIXELS] = ArrowTensorArray.from_numpy(self._pixels[: len(self.rows)])
+        columns[UNIT] = pa.array(self._units, pa.int64())
+        columns[ROW] = pa.array(self._places, pa.int64())
+        columns[END] = pa.array(self.ends, pa.string())
+        spent, table = clock.take(), pa.table(columns)
         for stage in (Stage.READ, Stage.DECODE):
             table = with_seconds(table, stage, spent[stage])
         return table

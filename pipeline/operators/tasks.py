@@ -1,8 +1,13 @@
-"""How many units go to an actor in one task."""
+"""Operators as pools of actors, and how many units go to an actor in one task."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from ray.data import Dataset
 
 from pipeline.sources.unit import Unit
 
@@ -33,3 +38,24 @@ def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
             end += 1
         yield units[begin:end]
         begin = end
+
+
+def map_actors(
+    dataset: Dataset,
+    operator: type,
+    arguments: tuple[Any, ...],
+    *,
+    retries: int,
+    **options: Any,  # noqa: ANN401 (Ray's own)
+) -> Dataset:
+    """Add an operator to a dataset: actors of a class, each task of which Ray tries again so often."""
+    with warnings.catch_warnings():
+        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            operator,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            ray_remote_args_fn=partial(dict, max_task_retries=retries),
+            **options,
+        )

@@ -125,12 +125,6 @@ def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:
     return table.append_column(SPENT[stage], pa.array(np.full(table.num_rows, seconds / table.num_rows, np.float32)))
 
 
-def with_end(table: pa.Table, end: End | None) -> pa.Table:
-    """Add what the last row says of its unit; None where the unit goes on."""
-    texts = [None] * (table.num_rows - 1) + [None if end is None else end.text()]
-    return table.append_column(END, pa.array(texts, pa.string()))
-
-
 def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Cut a table into runs of rows that follow one another in one unit."""
     units, rows = table[UNIT].to_numpy(), table[ROW].to_numpy()

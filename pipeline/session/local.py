@@ -29,7 +29,7 @@ from pipeline.patches.start_patches import on_loopback, own_token, without_servi
 # And nobody looks at the events of a local Ray's tasks.
 _SYSTEM_CONFIG = {"prestart_worker_first_driver": False, "task_events_report_interval_ms": 0}
 # Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = float(os.environ.get("SHARDLABEL_RAY_START_S", "120"))
 # The name of a Unix socket has at most 103 bytes (107 on Linux), of which Ray's folders below ours take 66.
 _LONGEST_FOLDER = 37
 

@@ -12,7 +12,7 @@ import pytest
 
 RAYLET = """
 import os, subprocess, sys
-worker = "from pipeline.session.worker import prepare_worker; import time; prepare_worker(); print('up', flush=True); time.sleep(99)"
+worker = "import time; from pipeline.session.worker import prepare_worker as p; p(); print('up', flush=True); time.sleep(99)"
 environment = {**os.environ, "RAY_RAYLET_PID": str(os.getpid()) if sys.argv[1] == "its own" else "1"}
 child = subprocess.Popen([sys.executable, "-c", worker], env=environment)
 print(child.pid, flush=True)

@@ -188,7 +188,8 @@ def _folder(spec: _Spec, *, listed: bool) -> str:
     is_file = patterns.has_pattern(spec.path) and place.stat() is not None
     if not is_file and place.is_folder():
         return spec.path
-    return spec.path.rpartition("/")[0] if is_file else patterns.fixed_folder(spec.path)
+    folder = spec.path.rpartition("/")[0] if is_file else patterns.fixed_folder(spec.path)
+    return folder or (spec.path.partition("/")[0] if spec.root_uri else "")
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -244,6 +245,11 @@ class _Finder:
                 for name in patterns.expand_braces(spec.path)
             )
             return
+        elif not self.base.can_list:
+            raise SourceError(
+                f"SOURCE {spec.text} does not exist, or is a folder or pattern: a web server's files cannot be listed; "
+                "name them, by a range {00..99} or in a list"
+            )
         elif patterns.has_glob(path):
             found, nothing = self._glob(path), "matches no files"
         else:

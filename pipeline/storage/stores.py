@@ -67,8 +67,12 @@ def split_location(uri: str) -> tuple[str, str]:
     if scheme in _AZURE:
         authority, path = _azure_container(uri, authority, path, options)
         scheme = "az"
+        endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT") or os.environ.get("AZURE_ENDPOINT")
+        _add_endpoint(options, endpoint, "blob_storage_authority", "blob_storage_scheme")
     elif scheme == "s3":
         _add_s3_defaults(options)
+    else:
+        _add_endpoint(options, os.environ.get("STORAGE_EMULATOR_HOST"), "endpoint_override", "scheme")
     root_uri = f"{scheme}://{authority}" + (f"?{urlencode(options)}" if options else "")
     return root_uri, f"{authority.rpartition('@')[2]}{path}".rstrip("/")
 
@@ -173,13 +177,12 @@ def _gcs(root_uri: str, user: str, bucket: str, options: dict[str, str], more: d
     from obstore.store import GCSStore
 
     config: dict[str, Any] = {}
-    endpoint = options.get("endpoint_override")
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
-    if endpoint:
-        config["base_url"] = f"{options.get('scheme', 'https')}://{endpoint}"
-    elif emulator:
-        config["base_url"] = emulator if "://" in emulator else f"http://{emulator}"
-    if user == "anonymous" or _is_true(options.get("anonymous", "")) or (emulator and not endpoint):
+    if endpoint := options.get("endpoint_override"):
+        scheme = options.get("scheme", "https")
+        config["base_url"] = f"{scheme}://{endpoint}"
+        if scheme == "http":  # an emulator: it asks for no token, and Google would be asked for one
+            config["bearer_token"] = "emulator"
+    if user == "anonymous" or _is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
     return GCSStore(bucket, **config, **more)
 
@@ -189,7 +192,8 @@ def _azure(root_uri: str, user: str, container: str, options: dict[str, str], mo
 
     config: dict[str, Any] = {name: options[name] for name in ("account_name", "account_key") if name in options}
     if host := options.get("blob_storage_authority"):
-        account = options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+        # Of an emulator the account stands in the path.
+        account = "" if "/" in host else options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
         config["endpoint"] = f"{options.get('blob_storage_scheme', 'https')}://{host}/{account}".rstrip("/")
     if _is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
@@ -212,15 +216,20 @@ def _is_true(text: str) -> bool:
 def _add_s3_defaults(options: dict[str, str]) -> None:
     """Name endpoint and region where the environment has them, so that other processes find them in the URI."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options.setdefault("endpoint_override", endpoint)
-    scheme, separator, host = options.get("endpoint_override", "").partition("://")
-    if separator:
-        options["endpoint_override"] = host.rstrip("/")
-        options.setdefault("scheme", scheme)
+    _add_endpoint(options, endpoint, "endpoint_override", "scheme")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region or "endpoint_override" in options:
         options.setdefault("region", region or "us-east-1")
+
+
+def _add_endpoint(options: dict[str, str], found: str | None, host: str, scheme: str) -> None:
+    """Put an endpoint of the environment among the options, and take apart one that is written as a URL."""
+    if found:
+        options.setdefault(host, found if "://" in found else f"http://{found}")
+    before, separator, rest = options.get(host, "").partition("://")
+    if separator:
+        options[host] = rest.rstrip("/")
+        options.setdefault(scheme, before)
 
 
 def _region_of_bucket(bucket: str) -> str:

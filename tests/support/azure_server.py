@@ -74,8 +74,7 @@ def running_azure(folder: Path) -> Iterator[AzureServer]:
     assert command is not None, "azurite is missing"
     with (folder.parent / f"{folder.name}-azurite.log").open("wb") as log:
         process = subprocess.Popen(
-            [command, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location",
-             str(folder.parent / f"{folder.name}-azurite"), "--silent", "--skipApiVersionCheck",
+            [command, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", "--skipApiVersionCheck",
              "--disableTelemetry", "--inMemoryPersistence"],
             stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ),
         )  # fmt: skip

@@ -146,6 +146,16 @@ def test_split_location(uri: str, expected: tuple[str, str], monkeypatch: pytest
     assert split_location(uri) == expected
 
 
+def test_endpoints_of_emulators_travel_in_the_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:4443")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:10000/devstoreaccount1/")
+
+    assert split_location("gs://b/x")[0] == "gs://b?endpoint_override=localhost%3A4443&scheme=http"
+    assert split_location("az://c/x")[0] == (
+        "az://c?blob_storage_authority=127.0.0.1%3A10000%2Fdevstoreaccount1&blob_storage_scheme=http"
+    )
+
+
 def test_the_environment_names_endpoint_and_region(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000/")
     monkeypatch.delenv("AWS_REGION", raising=False)

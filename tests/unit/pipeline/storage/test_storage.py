@@ -16,7 +16,7 @@ from models.errors import SourceError, StorageError
 from pipeline.storage import storage as storage_module
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage, iter_lines, open_storage
-from pipeline.storage.stores import absolute, split_location
+from pipeline.storage.stores import absolute, open_store, split_location
 from pipeline.storage.uris import display_uri
 
 
@@ -234,3 +234,31 @@ def test_a_listing_and_a_look_up_agree(tmp_path: Path) -> None:
     assert storage.stat("x") is None
     assert storage.is_folder("x")
     assert not storage.is_folder("x/a")
+
+
+@pytest.fixture
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take AWS's keys out of the environment, and forget what was opened."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    open_store.cache_clear()
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_a_profiles_keys_are_used_where_boto3_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = ID\naws_secret_access_key = SECRET\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+
+    provider = open_store("s3://b?region=r").credential_provider
+
+    assert (provider()["access_key_id"], provider()["secret_access_key"]) == ("ID", "SECRET")
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_a_profile_without_boto3_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+
+    with pytest.raises(SourceError, match="AWS_PROFILE is set, and profiles need boto3: pip install boto3"):
+        open_store("s3://b?region=r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BUCKET = "bucket"
+_FETCHING = threading.Lock()
 
 
 def free_port() -> int:
@@ -69,6 +71,10 @@ class ObjectServer(ABC):
 
     def fetch(self, prefix: str) -> Path:
         """Make a folder on the disk what a folder of the bucket is, file by file, and return it."""
+        with _FETCHING:
+            return self._fetch(prefix)
+
+    def _fetch(self, prefix: str) -> Path:
         folder = self.folder / BUCKET / prefix
         folder.mkdir(parents=True, exist_ok=True)
         keys = set(self.keys(f"{prefix}/"))

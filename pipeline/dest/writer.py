@@ -25,9 +25,10 @@ STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
 ROW_GROUP_ROWS = 16_384
 # Rows that are put into one piece of memory; a row group is sixteen of them.
 CHUNK_ROWS = 1_024
-# Either ends earlier where its rows take so much: carried columns may hold anything. 2,048 features each are less.
+# Either ends earlier where its rows take so much: carried columns may hold anything. Writing a row group takes several times
+# its size. With 2,048 features a row it has 12,288 rows.
 CHUNK_BYTES = 16 * 2**20
-ROW_GROUP_BYTES = 160 * 2**20
+ROW_GROUP_BYTES = 96 * 2**20
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 # Columns that every output has; embeddings and carried columns come behind them.
 NUM_COLUMNS = 12

@@ -5,22 +5,23 @@ Ray's client ends its process where Ray's own processes die, or hangs in native 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from contextlib import suppress
+from io import FileIO
+from typing import TYPE_CHECKING
 
 from models import errors
 from models.errors import ClusterError, ShardlabelError
+from models.parent import end_with_parent
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig
     from pipeline.summary import RunReport
 
-_PR_SET_PDEATHSIG = 1
 _CHILD = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from pipeline.apart import main; main()"
 
 
@@ -51,15 +52,16 @@ def run(config: LabelConfig) -> RunReport:
     ours, theirs = os.pipe()
     # Out of this one's process group: a terminal's Ctrl-C comes once, from here.
     child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(theirs), str(os.getpid())],
+        [sys.executable, "-c", _CHILD, str(theirs)],
         stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    with os.fdopen(ours, "rb") as answers:
+    # Not buffered: what was read when Ctrl-C comes would be lost.
+    with os.fdopen(ours, "rb", buffering=0) as answers:
         try:
             assert child.stdin is not None
-            child.stdin.write(pickle.dumps(sys.path) + pickle.dumps(config))
-            child.stdin.close()
+            with suppress(BrokenPipeError), child.stdin as settings:  # it died already, as is told below
+                settings.write(pickle.dumps(sys.path) + pickle.dumps(config))
             return _answer(child, answers)
         finally:
             if child.poll() is None:
@@ -67,11 +69,13 @@ def run(config: LabelConfig) -> RunReport:
                 child.wait()
 
 
-def _answer(child: subprocess.Popen[bytes], answers: BinaryIO) -> RunReport:
+def _answer(child: subprocess.Popen[bytes], answers: FileIO) -> RunReport:
     """Wait for the child's report, or raise its error."""
+    content = b""
     while True:
         try:
-            content = answers.read()
+            while piece := answers.read(2**16):
+                content += piece
             child.wait()
             break
         except KeyboardInterrupt:
@@ -88,12 +92,8 @@ def _answer(child: subprocess.Popen[bytes], answers: BinaryIO) -> RunReport:
 
 def main() -> None:
     """Run what stands on standard input, and write the report to the pipe that is named."""
-    answers, parent = (int(word) for word in sys.argv[1:])
-    if sys.platform == "linux":
-        # Without its caller a run finishes what is in flight.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        return
+    answers = int(sys.argv[1])
+    end_with_parent(signal.SIGTERM)  # which finishes what is in flight
     config = pickle.load(sys.stdin.buffer)
     from pipeline.job import run as run_here
 

@@ -11,14 +11,14 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models.errors import SourceError, StorageError
 from pipeline.dest.plan import STATE_FOLDER
+from pipeline.storage.location import Version
 from pipeline.storage.retries import is_missing
-from pipeline.storage.storage import Storage, Version
+from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Lease:
         self._version: Version | None = None
         self._beats = 0
         self._renewed = 0.0
-        self._lost = ""
+        self._lost_to: str | None = None  # who has it, as far as is known
 
     def __enter__(self) -> Lease:
         if self._dest.is_local:
@@ -70,8 +70,10 @@ class Lease:
         elif self._beat.is_alive():
             self._stop.set()
             self._beat.join()
-            with suppress(StorageError):
+            try:
                 self._write(is_released=True)
+            except StorageError as err:
+                logger.warning("lease: cannot give it back, the next run waits %g s for it: %s", DEAD_S, err)
 
     def check(self) -> None:
         """Make sure that this run still holds DEST: asked before anything is written that others build on.
@@ -81,8 +83,8 @@ class Lease:
         """
         if not self._dest.is_local and time.monotonic() - self._renewed > BEAT_S:
             self._write()
-        if self._lost:
-            raise StorageError(self._lost)
+        if self._lost_to is not None:
+            raise StorageError(f"{self._lost_to} has taken {self._dest.describe()}")
 
     def _take_lock(self) -> None:
         path = Path(self._dest.path(LOCK_FILE))
@@ -123,8 +125,8 @@ class Lease:
                 )
             other = now
         self._write()
-        if self._lost:
-            raise SourceError(self._lost.replace("has taken", "has just begun to write to"))
+        if self._lost_to is not None:
+            raise SourceError(f"{self._lost_to} has just begun to write to {self._dest.describe()}")
 
     def _renew_by_time(self) -> None:
         while not self._stop.wait(BEAT_S):
@@ -136,17 +138,15 @@ class Lease:
     def _write(self, *, is_released: bool = False) -> None:
         """Write the lease anew, if it is as this run wrote or found it; else it is lost."""
         with self._writing:
-            if self._lost:
+            if self._lost_to is not None:
                 return
             began = time.monotonic()
             values = {"token": self.token, "beat": f"{self.token}-{self._beats}", "host": socket.gethostname(),
                       "boot": _boot_id(), "pid": os.getpid(), "is_released": is_released}  # fmt: skip
             version = self._dest.put_if(LEASE_FILE, json.dumps(values).encode(), self._version)
             if version is None:
-                holder, _ = _read(self._dest)
-                who = f" ({_who(holder)})" if holder else ""
-                self._lost = f"another run{who} has taken {self._dest.describe()}"
-                logger.warning("lease: %s; this one writes nothing more", self._lost)
+                self._lost_to = _other_run(_read(self._dest)[0])
+                logger.info("lease: %s has taken %s", self._lost_to, self._dest.describe())
                 return
             self._version = version
             self._renewed = began
@@ -162,8 +162,7 @@ def check_token(dest: Storage, token: str) -> None:
     if token:
         holder, _ = _read(dest)
         if holder is None or holder["token"] != token:
-            who = f" ({_who(holder)})" if holder else ""
-            raise StorageError(f"another run{who} has taken {dest.describe()}")
+            raise StorageError(f"{_other_run(holder)} has taken {dest.describe()}")
 
 
 def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
@@ -181,6 +180,10 @@ def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
     except (ValueError, KeyError, TypeError):
         return None, version
     return (None if values.get("is_released") else held), version
+
+
+def _other_run(holder: dict[str, Any] | None) -> str:
+    return f"another run ({_who(holder)})" if holder else "another run"
 
 
 def _who(lease: dict[str, Any]) -> str:

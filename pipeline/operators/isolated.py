@@ -6,7 +6,6 @@ standard output; both are pipes to the worker that started it, and nobody else's
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import select
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InferenceError, ShardlabelError, UndecodableImageError
+from models.parent import end_with_parent
 from models.spec import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _LENGTH = struct.Struct("<Q")
 # Until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
 START_S = 900.0
-_PR_SET_PDEATHSIG = 1
 
 
 class ChildLostError(Exception):
@@ -228,9 +227,7 @@ def _serve() -> None:
     """Make the function, then answer calls until the other end closes."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
-    if sys.platform == "linux":
-        # One that hangs does not see that the worker is gone, and would run for ever.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     function: Callable[[Any], Any] | None = None
     while True:
         try:

@@ -18,7 +18,7 @@ from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import row_columns
 from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
-from pipeline.operators.read import column_of
+from pipeline.operators.read import BLOCK_BYTES, column_of
 from pipeline.operators.stages import (
     DecodeSettings,
     UnitNotes,
@@ -35,7 +35,7 @@ from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 
-# Images that go on together: 38 MB of pixels of 224 x 224. What a block costs Ray Data is by then a fiftieth of decoding it.
+# Images that go on together, unless what is carried beside them is large: 38 MB of pixels of 224 x 224.
 PIECE_ROWS = 256
 # A name that no carried column has.
 _IMAGE = "_shardlabel_image"
@@ -106,12 +106,13 @@ class _Piece:
         self._pixels = np.empty((PIECE_ROWS, side, side, 3), np.uint8)
         self._units: list[int] = []
         self._places: list[int] = []
+        self._carried_bytes = 0
         self.rows: list[Row] = []
         self.ends: list[str | None] = []
 
     @property
     def is_full(self) -> bool:
-        return len(self.rows) == PIECE_ROWS
+        return len(self.rows) == PIECE_ROWS or self._carried_bytes >= BLOCK_BYTES
 
     @property
     def next(self) -> npt.NDArray[np.uint8]:
@@ -124,6 +125,7 @@ class _Piece:
         if row.status != STATUS_OK:
             self.next[:] = 0
         self.rows.append(row)
+        self._carried_bytes += row.carried_bytes
         self._units.append(unit.number)
         self._places.append(place)
         self.ends.append(None)

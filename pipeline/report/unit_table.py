@@ -97,9 +97,8 @@ def iter_new(dest: Storage, plan: Plan, table: UnitTable) -> Iterator[Commit]:
 
 def add_end_times(dest: Storage, table: UnitTable) -> None:
     """Fill in when each part file was written, from one listing of DEST."""
-    for page in (dest.list(),) if dest.is_local else dest.pages():
-        for file in page:
-            number = file.path.removeprefix("part-").removesuffix(".parquet")
-            known = number.isdecimal() and int(number) < len(table.done) and file.path == part_name(int(number))
-            if known and file.modified_s:
-                table.ended[int(number)] = file.modified_s
+    for file in dest.list():
+        number = file.path.removeprefix("part-").removesuffix(".parquet")
+        known = number.isdecimal() and int(number) < len(table.done) and file.path == part_name(int(number))
+        if known and file.modified_s:
+            table.ended[int(number)] = file.modified_s

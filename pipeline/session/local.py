@@ -21,6 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from models.errors import ConfigError
 from pipeline.patches.patch import check_switch
 from pipeline.patches.patches import PATCHES
 from pipeline.patches.start_patches import on_loopback, own_token, without_services
@@ -29,7 +30,8 @@ from pipeline.patches.start_patches import on_loopback, own_token, without_servi
 # And nobody looks at the events of a local Ray's tasks.
 _SYSTEM_CONFIG = {"prestart_worker_first_driver": False, "task_events_report_interval_ms": 0}
 # Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
-START_TIMEOUT_S = float(os.environ.get("SHARDLABEL_RAY_START_S", "120"))
+START_TIMEOUT_S = 120.0
+START_VARIABLE = "SHARDLABEL_RAY_START_S"
 # The name of a Unix socket has at most 103 bytes (107 on Linux), of which Ray's folders below ours take 66.
 _LONGEST_FOLDER = 37
 
@@ -45,14 +47,15 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
         options: For `ray.init`, which raises what it raises.
 
     Raises:
-        ConfigError: SHARDLABEL_RAY_PATCHES names no patch.
+        ConfigError: SHARDLABEL_RAY_PATCHES names no patch, or SHARDLABEL_RAY_START_S is no number.
         ClusterError: Ray is not the one that this is made for, and would not be closed to others.
     """
     check_switch(PATCHES)
+    seconds = _start_timeout()
     # Ray's processes take a second and a half to come up, in which this one has nothing else to do.
     warm_up = threading.Thread(target=import_module, args=(library,), name=f"import-{library}", daemon=True)
     warm_up.start()
-    watchdog = threading.Timer(START_TIMEOUT_S, _give_up)
+    watchdog = threading.Timer(seconds, _give_up, (seconds,))
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -109,10 +112,16 @@ def _own_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _give_up() -> None:
+def _start_timeout() -> float:
+    text = os.environ.get(START_VARIABLE, str(START_TIMEOUT_S))
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{START_VARIABLE}: expected seconds, got {text!r}") from None
+
+
+def _give_up(seconds: float) -> None:
     """End this process: Ray waits for ever for some of its own that died while it came up."""
-    sys.stderr.write(
-        f"shardlabel: error: Ray did not come up within {START_TIMEOUT_S:g} s; run the same command again\n"
-    )
+    sys.stderr.write(f"shardlabel: error: Ray did not come up within {seconds:g} s; run the same command again\n")
     sys.stderr.flush()
     os._exit(1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from models.parent import end_with_parent
 
 
 def prepare_worker() -> None:
@@ -31,7 +29,7 @@ def _log_to_stderr() -> None:
 def _end_with_raylet() -> None:
     """Have the kernel end this process when its raylet dies.
 
-    Ray's worker ends by itself then, and of a hundred some hang in that for ever, each with its model's memory.
+    Ray's worker ends by itself then, but some hang in that for ever, each with its model's memory.
     """
-    if os.environ.get("RAY_RAYLET_PID") == str(os.getppid()) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get("RAY_RAYLET_PID") == str(os.getppid()):
+        end_with_parent()

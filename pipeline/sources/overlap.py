@@ -14,7 +14,6 @@ from pipeline.storage.storage import Storage
 
 # Links that lead to links; more are a circle.
 _MAX_LINKS = 40
-_SAME_STORAGE = {"gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 class Overlap:
@@ -73,7 +72,7 @@ class Overlap:
 
 def _kind(storage: Storage) -> str:
     scheme = storage.root_uri.partition("://")[0]
-    return _SAME_STORAGE.get(scheme, scheme)
+    return "gs" if scheme == "gcs" else scheme
 
 
 def _object(path: str) -> str:

@@ -32,6 +32,24 @@ def etag_of(meta: Mapping[str, Any]) -> str:
     return str(tag).removeprefix("W/").strip('"') if tag else f"{int(meta['last_modified'].timestamp()):x}"
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an object store calls one state of an object, for a write that wants to find it so.
+
+    Attributes:
+        e_tag: As the store writes it.
+        version: Of stores that count versions (GCS).
+    """
+
+    e_tag: str | None
+    version: str | None
+
+    @classmethod
+    def of(cls, found: Any) -> Version:  # noqa: ANN401 (obstore's metadata, or the result of a PUT)
+        """Take what an answer says."""
+        return cls(found["e_tag"], found["version"])
+
+
 @dataclass(frozen=True)
 class Location:
     """A storage and a folder in it. Paths given to its methods are relative to that folder.

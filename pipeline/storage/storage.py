@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
 
 from models.errors import StorageError
-from pipeline.storage.location import FileStat, Location, etag_of
+from pipeline.storage.local_disk import Listing, list_folder, put_in_place, remove_stale, stat_file
+from pipeline.storage.location import FileStat, Location, Version, etag_of
 from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, is_missing, reason, retried
 from pipeline.storage.stored_file import RandomFile, StoredFile
 from pipeline.storage.stores import SILENCE_S, open_store, split_location
@@ -29,8 +25,6 @@ T = TypeVar("T")
 
 # Below DEST, so that a rename never crosses from one disk to another; readers skip names that begin with "_".
 TEMPORARY_FOLDER = "_shardlabel/tmp"
-# What a killed process left in the machine's own temporary folder is removed once it is so old.
-_STALE_S = 24 * 3600
 # An upload that is slower than this has stalled.
 _SLOWEST_UPLOAD = 2**20  # bytes a second
 _LARGE_UPLOAD_S = 600.0
@@ -38,26 +32,6 @@ _LARGE_UPLOAD_S = 600.0
 _REPLACEMENTS = 5
 # Objects of a listing that are looked at at a time, and by one request.
 _PAGE = 1000
-
-Listing = tuple[list[FileStat], list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What an object store calls one state of an object, for a write that wants to find it so.
-
-    Attributes:
-        e_tag: As the store writes it.
-        version: Of stores that count versions (GCS).
-    """
-
-    e_tag: str | None
-    version: str | None
-
-    @classmethod
-    def of(cls, found: Any) -> Version:  # noqa: ANN401 (obstore's metadata, or the result of a PUT)
-        """Take what an answer says."""
-        return cls(found["e_tag"], found["version"])
 
 
 @dataclass(frozen=True)
@@ -67,7 +41,7 @@ class Storage(Location):
     def stat(self, name: str = "") -> FileStat | None:
         """Return a file's size and ETag, or None where there is no such file."""
         if self.is_local:
-            return retried(f"look up {self.describe(name)}", lambda: _stat_local(name, self.path(name)))
+            return retried(f"look up {self.describe(name)}", lambda: stat_file(name, self.path(name)))
         if not self.key(name):
             return None
 
@@ -97,7 +71,7 @@ class Storage(Location):
     def list_folder(self, name: str = "") -> Listing:
         """List the files and the folders of a folder, each sorted by path."""
         if self.is_local:
-            return retried(f"list {self.describe(name)}", lambda: _list_local(name, self.path(name)))
+            return retried(f"list {self.describe(name)}", lambda: list_folder(name, self.path(name)))
         if not self.can_list:
             return [], []
         found = self._listed(name, lambda: self.store.list_with_delimiter(self.key(name) or None))
@@ -219,7 +193,9 @@ class Storage(Location):
         try:
             return self._put(name, content, mode)
         except StorageError as err:
-            if not isinstance(err.__cause__, (AlreadyExistsError, PreconditionError, FileNotFoundError)):
+            # An object that was to be replaced may be gone; where one was to be made it is the bucket that is missing.
+            is_gone = before is not None and isinstance(err.__cause__, FileNotFoundError)
+            if not is_gone and not isinstance(err.__cause__, (AlreadyExistsError, PreconditionError)):
                 raise
         try:
             there, version = self.read_version(name)
@@ -232,7 +208,7 @@ class Storage(Location):
     def temporary_path(self) -> Path:
         """Return a path on a local disk for a file that `publish` then puts in its place."""
         if not self.is_local:
-            _remove_stale()
+            remove_stale()
             return Path(tempfile.gettempdir()) / f"shardlabel-{uuid.uuid4().hex}.tmp"
         folder = Path(self.path(TEMPORARY_FOLDER))
         try:
@@ -253,7 +229,7 @@ class Storage(Location):
         try:
             check()
             if self.is_local:
-                _rename(temporary, Path(self.path(name)))
+                put_in_place(temporary, Path(self.path(name)))
             else:
                 self._replace(name, temporary.read_bytes(), check)
         except OSError as err:
@@ -302,19 +278,6 @@ def _stat_object(name: str, meta: Any) -> FileStat:  # noqa: ANN401 (obstore's O
     return FileStat(name, meta["size"], etag_of(meta), meta["last_modified"].timestamp())
 
 
-def _list_local(name: str, path: str) -> Listing:
-    files, folders = [], []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
-        for entry in entries:
-            shown = f"{name}/{entry.name}" if name else entry.name
-            with suppress(FileNotFoundError):
-                if entry.is_dir():
-                    folders.append(shown)
-                elif (found := _stat_local(shown, entry.path)) is not None:
-                    files.append(found)
-    return sorted(files, key=lambda file: file.path), sorted(folders)
-
-
 def open_storage(uri: str) -> Storage:
     """Open a local path or a URI: s3://, gs://, az:// (abfss://), file://, and http(s)://, which is only read.
 
@@ -350,39 +313,3 @@ def iter_lines(storage: Storage, name: str) -> Iterator[str]:
 def _text(line: bytes, *, first: bool) -> str:
     text = line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
     return text.removeprefix("\ufeff") if first else text
-
-
-def _stat_local(name: str, path: str) -> FileStat | None:
-    # Not through pyarrow: it refuses names that are no UTF-8, which a look-up must be able to answer.
-    try:
-        found = Path(path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as err:
-        if err.errno == errno.ENAMETOOLONG:
-            return None
-        raise
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return FileStat(name, found.st_size, f"{found.st_mtime_ns:x}", found.st_mtime)
-
-
-def _rename(temporary: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@cache
-def _remove_stale() -> None:
-    """Remove what killed processes left in the temporary folder a day ago or longer. Once per process."""
-    for path in Path(tempfile.gettempdir()).glob("shardlabel-*.tmp"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                path.unlink()

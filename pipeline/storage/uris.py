@@ -9,8 +9,8 @@ URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)$", re.DOTALL)
 QUERY = re.compile(r"\?(?=[A-Za-z_][\w-]*=)")
 # Up to a blank, a quote, a comma behind which another begins, or the sentence's own punctuation.
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?!,[a-z][a-z0-9+.-]*://)[^\s'\"`<>])+(?<![.,:;)])")
-# In these a name before the @ is a container (abfs) or nothing secret (gs://anonymous@); a secret comes behind a colon.
-_NAMED = ("abfs", "gs", "gcs")
+# In these a name before the @ is a container or an account, or no secret (gs://anonymous@); a secret comes behind a colon.
+_NAMED = ("abfs", "az", "adl", "gs", "gcs")
 # Of pyarrow's URI forms, of signed URLs of S3, GCS and Azure.
 _SECRET_OPTION = re.compile(
     r"[?&#;](?:[\w-]*(?:key|token|secret|passw|signature|credential)[\w-]*|sig)=", re.IGNORECASE
@@ -31,7 +31,7 @@ def display_uri(uri: str) -> str:
         return f"{scheme}://{host}{'@' if rest else ''}{rest}"
     if scheme.lower().startswith(("http", "ws")):
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    if at and scheme.lower().startswith("abfs") and ":" not in name:
+    if at and scheme.lower().startswith(("abfs", "az", "adl")) and ":" not in name:
         host = authority
     return f"{scheme}://{host}{rest}"
 

@@ -22,16 +22,15 @@ not started, and a file `refused` beside the configuration says why.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from models.errors import ClusterError
+from models.parent import end_with_parent
 from serve.http.asgi import OWN_TIMEOUT_HEADER
 
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
@@ -46,7 +45,6 @@ BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
 _LOOPBACK = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
 
 _GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
 # HAProxy's code: the status, reason and text that are sent for it.
@@ -198,11 +196,6 @@ def main() -> None:
         except ClusterError as err:
             (path.parent / REFUSED).write_text(str(err))
             sys.exit(str(err))
-    if sys.platform == "linux":
-        # Survives the exec. The parent is Ray's proxy actor; it may be gone already.
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+    end_with_parent()  # Ray's proxy actor
     binary = _binary()
     os.execv(binary, [binary, *arguments])

@@ -58,7 +58,7 @@ def kind() -> str:
 
 
 @pytest.fixture
-def s3(servers: Servers, kind: str, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
+def store(servers: Servers, kind: str, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
     """Point the environment of this process, and of those it starts, at the server."""
     server = servers.of(kind)
     for name, value in server.environment().items():
@@ -67,17 +67,17 @@ def s3(servers: Servers, kind: str, monkeypatch: pytest.MonkeyPatch) -> ObjectSe
 
 
 @pytest.fixture
-def proxy(s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(store: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """Put a proxy between the environment and the server; it passes all on until its rule says otherwise."""
-    with running_proxy(s3) as running:
+    with running_proxy(store) as running:
         for name, value in running.environment().items():
             monkeypatch.setenv(name, value)
         yield running
 
 
 @pytest.fixture
-def place(s3: ObjectServer, request: pytest.FixtureRequest) -> Place:
+def place(store: ObjectServer, request: pytest.FixtureRequest) -> Place:
     """Return an empty folder of the bucket."""
     # Of the test's own name: what a proxy does to a call depends on its path, and must not on the tests before.
     name = re.sub(r"\W+", "-", request.node.name)
-    return Place(s3, name)
+    return Place(store, name)

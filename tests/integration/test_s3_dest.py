@@ -47,8 +47,8 @@ def sourced(place: Place) -> Place:
 
 @pytest.mark.parametrize("wildcard", ["/part-*.parquet", "/part-00001.parquet", ""])
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1"])
-def test_another_name_of_the_endpoint_does_not_make_dest_another_folder(s3: S3Server, sourced, host, wildcard):
-    other = f"{sourced.uri}?endpoint_override={host}:{s3.port}&scheme=http"
+def test_another_name_of_the_endpoint_does_not_make_dest_another_folder(store: S3Server, sourced, host, wildcard):
+    other = f"{sourced.uri}?endpoint_override={host}:{store.port}&scheme=http"
 
     for source, dest in (
         (sourced.uri + wildcard, other),

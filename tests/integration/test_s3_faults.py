@@ -183,7 +183,7 @@ def test_wrong_keys_fail_at_once_with_path_and_reason(
     assert len(proxy.calls) == 1
 
 
-def test_a_missing_bucket_is_an_error_that_names_it(s3: S3Server) -> None:
+def test_a_missing_bucket_is_an_error_that_names_it(store: S3Server) -> None:
     with pytest.raises(StorageError, match=r"cannot write s3://nowhere/x: 404 Not Found, NoSuchBucket"):
         open_storage("s3://nowhere").write_bytes("x", b"x")
     for spec in ("s3://nowhere/a.tar", "s3://nowhere/*.tar", "s3://nowhere/folder"):
@@ -191,7 +191,7 @@ def test_a_missing_bucket_is_an_error_that_names_it(s3: S3Server) -> None:
             open_source([spec], SourceFormat.AUTO)
 
 
-def test_a_dead_endpoint_is_given_up_when_its_patience_is(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_endpoint_is_given_up_when_its_patience_is(store: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     started = time.perf_counter()
 

@@ -30,25 +30,6 @@ from tests.support.shard_factory import images, noise, parquet_bytes, tar_bytes
 MIB = 2**20
 
 
-def test_what_is_written_is_read_listed_and_deleted(place: Place) -> None:
-    storage = place.storage
-    names = ["a", "x/b c", "x/é漢.tar", "x/100%.tar", "x/#[1]{a,b}?.tar", "x/y/z"]
-
-    for number, name in enumerate(names):
-        storage.write_bytes(name, b"%d" % number)
-
-    assert [storage.read_bytes(name) for name in names] == [b"%d" % i for i in range(6)]
-    assert [file.path for file in storage.list(recursive=True)] == sorted(names)
-    assert [file.path for file in storage.list()] == ["a"]
-    assert [storage.stat(name) for name in sorted(names)] == storage.list(recursive=True)
-    storage.write_bytes("a", b"")
-    assert storage.read_bytes("a") == b""
-    storage.delete("a")
-    storage.delete("a")
-    assert storage.stat("a") is None
-    assert (storage.is_folder("x"), storage.is_folder("a"), storage.list("nowhere")) == (True, False, [])
-
-
 @pytest.mark.parametrize("folder", ["_shardlabel", "my data/é", "a+b&c=d%20/x"])
 def test_deleting_a_file_leaves_the_others_of_its_folder(proxy: FaultProxy, place: Place, folder: str) -> None:
     storage = place.storage
@@ -78,11 +59,11 @@ def test_storage_travels_to_other_processes(place: Place) -> None:
     assert done.stdout.strip() == "b'content'", done.stderr
 
 
-def test_options_and_keys_may_stand_in_the_uri(s3: S3Server, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_and_keys_may_stand_in_the_uri(store: S3Server, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.put("a", b"content")
-    for name in s3.environment():
+    for name in store.environment():
         monkeypatch.delenv(name)
-    server = f"endpoint_override=127.0.0.1:{s3.port}&scheme=http"
+    server = f"endpoint_override=127.0.0.1:{store.port}&scheme=http"
 
     storage = open_storage(f"s3://{KEY_ID}:shardlabel-test-secret@{place.uri.removeprefix('s3://')}?{server}")
 

@@ -19,8 +19,11 @@ import pytest
 
 from models.errors import SourceError, StorageError
 from pipeline.config import SourceFormat
+from pipeline.dest.lease import Lease
 from pipeline.sources.source import open_source
-from pipeline.storage.storage import Version
+from pipeline.storage.location import Version
+from pipeline.storage.storage import open_storage
+from tests.support.object_server import ObjectServer
 from tests.support.s3_place import Place, read_all, source_of
 from tests.support.s3_server import FaultProxy, share_of_faults
 from tests.support.shard_factory import images, noise, parquet_bytes, tar_bytes
@@ -42,6 +45,8 @@ def test_what_is_written_is_listed_read_and_deleted(place: Place) -> None:
     assert [storage.stat(name) for name in sorted(names)] == storage.list(recursive=True)
     assert [file.path for file in storage.list()] == ["a"]
     assert storage.list_folder("x")[1] == ["x/y"]
+    storage.write_bytes("a", b"")
+    assert storage.read_bytes("a") == b""
     for _ in range(2):
         storage.delete("a")
     assert storage.stat("a") is None
@@ -64,6 +69,17 @@ def test_of_two_writers_one_has_its_way(place: Place, proxy: FaultProxy) -> None
     refused = [answered.status for answered in proxy.calls if answered.call.method == "PUT" and answered.status >= 400]
     assert len(refused) == 3
     assert set(refused) <= {404, 409, 412}
+
+
+@KINDS
+def test_a_missing_bucket_is_said_and_is_no_other_run(store: ObjectServer) -> None:
+    missing = f"{store.scheme}://no-such-bucket/out"
+
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*no-such-bucket/out/_shardlabel/lease.json: 404"),
+        Lease(open_storage(missing)),
+    ):
+        pass
 
 
 @KINDS

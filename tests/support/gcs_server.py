@@ -101,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self.path.startswith(f"/{BUCKET}/"):
+            self._error(404, "NoSuchBucket")
+            return
         wanted = self.headers.get("x-goog-if-generation-match")
         found = self.objects.put(self._key(), content, None if wanted is None else int(wanted))
         if found is None:

@@ -14,6 +14,15 @@ def test_a_dashboard_is_no_address_of_a_driver():
         connect("http://head:8265")
 
 
+def test_a_time_to_start_that_is_none_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_RAY_START_S", "soon")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("it was started"))
+
+    with pytest.raises(ConfigError, match=r"SHARDLABEL_RAY_START_S: expected seconds, got 'soon'"):
+        connect(None)
+
+
 @pytest.mark.parametrize(
     "place", ["ray._private.utils.get_entrypoint_name", "ray._private.ray_constants.ENABLE_RAY_CLUSTER"]
 )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from models.errors import SourceError, StorageError
-from pipeline.storage import storage as storage_module
+from pipeline.storage.local_disk import remove_stale
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage, iter_lines, open_storage
 from pipeline.storage.stores import absolute, open_store, split_location
@@ -117,7 +117,7 @@ def test_files_of_dead_processes_go_after_a_day(tmp_path: Path, monkeypatch: pyt
     os.utime(old, (1, 1))
     os.utime(other, (1, 1))
 
-    storage_module._remove_stale.__wrapped__()
+    remove_stale.__wrapped__()
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["else.tmp", "shardlabel-2.tmp"]
 

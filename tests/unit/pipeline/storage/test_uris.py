@@ -21,6 +21,7 @@ WITH = {
     "s3://bucket/a?region=r&session_token=W0RDOFMOUTH": "s3://bucket/a",
     "abfss://cont@acc.dfs.core.windows.net/a?sas_token=W0RDOFMOUTH": "abfss://cont@acc.dfs.core.windows.net/a",
     "abfss://acc:W0RDOFMOUTH@cont/a": "abfss://cont/a",
+    "az://acc:W0RDOFMOUTH@cont/a": "az://cont/a",
     "https://user:W0RDOFMOUTH@host:8443/a.tar": "https://host:8443/a.tar",
     "https://b.s3.amazonaws.com/a.tar?X-Amz-Date=1&X-Amz-Signature=W0RDOFMOUTH": "https://b.s3.amazonaws.com/a.tar",
     "https://acc.blob.core.windows.net/c/a?sv=1&sig=W0RDOFMOUTH": "https://acc.blob.core.windows.net/c/a",
@@ -28,6 +29,7 @@ WITH = {
 WITHOUT = [
     "s3://b/0?.tar",
     "abfss://cont@acc.dfs.core.windows.net/a",
+    "az://acc@cont/a",
     "/a@b:c/d",
     "a?key=1",
     "s3://b/a@1:2/x",

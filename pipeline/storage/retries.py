@@ -63,7 +63,8 @@ _LOUD_ATTEMPT = 3
 _DEBUG = "\n\nDebug source:"
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+# Azure's goes on with lines that name the request.
+_MESSAGE = re.compile(r"<Message>([^<]*?)(?:\s+RequestId:[^<]*)?</Message>")
 _HTTP_TRANSIENT = frozenset({"408", "425", "429"})
 # A 400 from S3 whose request came too slowly.
 _CODE_TRANSIENT = frozenset({"RequestTimeout"})
@@ -151,8 +152,9 @@ _KEYS = "check the credentials, and what they may do"
 _HINTS = {
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
-    "NoSuchBucket": "check the bucket's name, and AWS_ENDPOINT_URL",
+    "NoSuchBucket": "check the bucket's name, and the endpoint",
     "ContainerNotFound": "check the container's name",
+    "AuthorizationFailure": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "AuthenticationFailed": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 

@@ -58,7 +58,7 @@ def test_batches_queue_behind_one_another_and_take_no_core(images):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(classifier.predict, [images] * 3))
 
-    assert 0.6 <= time.perf_counter() - started < 1.5
+    assert 0.6 <= time.perf_counter() - started < 5
     assert time.process_time() - used < 0.3
 
 

@@ -32,7 +32,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_let_in_once_it_is_kil
     started = time.perf_counter()
 
     with Lease(open_storage(str(tmp_path))):
-        assert time.perf_counter() - started < 1
+        assert time.perf_counter() - started < 5
 
 
 def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):

@@ -239,12 +239,12 @@ def test_a_name_or_pax_header_of_absurd_size_is_not_read_into_memory(kind: bytes
 def test_a_gzip_bomb_is_unpacked_in_bounded_memory() -> None:
     bomb = gzip_bomb(128 * 2**20)
 
-    started = time.perf_counter()
+    started = time.process_time()
     peak = peak_of(read_webdataset(io.BytesIO(bomb), "a.tar.gz", ShardNotes(), LIMITS))
 
     assert len(bomb) < 200_000
     assert peak < 8_000_000
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
 
 
 def test_a_gzip_damaged_in_the_middle_gives_all_before_the_damage() -> None:
@@ -314,11 +314,11 @@ def test_unique_keys_never_repeat_and_keep_the_first(names: list[str]) -> None:
 def test_unique_keys_cost_little_memory_and_no_quadratic_time() -> None:
     unique = UniqueKeys()
 
-    started = time.perf_counter()
+    started = time.process_time()
     last = [unique.unique("same") for _ in range(20_000)][-1]
 
     assert last == "same#20000"
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert unique._slots.itemsize * len(unique._slots) <= 32 * 32_768
 
 
@@ -331,10 +331,10 @@ def test_reading_costs_little_beside_the_bytes() -> None:
 
 
 def _seconds(content: bytes) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     samples, _ = read(content)
     assert len(samples) == 5_000
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_keys_of_whole_shards_are_as_webdataset_gives_them() -> None:

@@ -136,10 +136,10 @@ def test_patience_runs_out(name: str, budget: str) -> None:
     policy = RetryPolicy(10**6, 0.001, 0.01, **{budget: 0.15})
     started = time.perf_counter()
 
-    with pytest.raises(StorageError, match=r"tries in 0 s\)"):
+    with pytest.raises(StorageError, match=r"tries in \d s\)"):
         retried("read x", failing(10**6, MESSAGES[name][1]), policy)
 
-    assert 0.15 <= time.perf_counter() - started < 1
+    assert 0.15 <= time.perf_counter() - started < 5
 
 
 def test_errors_of_the_program_pass_through() -> None:

@@ -6,10 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 # Each folder may import itself and those before it.
@@ -214,6 +218,21 @@ def test_the_command_line_starts_without_ray_onnx_or_onnxruntime():
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
 
     assert done.returncode == 0, f"imported at start: {done.stderr}"
+
+
+def test_pyproject_names_every_package_that_is_imported_and_no_other():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["aws"])]
+    named = {canonicalize_name(one.name) for one in needed}
+    named_here = {canonicalize_name(one.name) for one in needed if one.marker is None or one.marker.evaluate()}
+    packages = packages_distributions()
+    roots = {module.split(".")[0] for path in MODULES.values() for module in imported_modules(path)}
+    # Packages that may bring what is imported: several share `google`.
+    brought_by = {root: {canonicalize_name(package) for package in packages.get(root, [root])}
+                  for root in roots - sys.stdlib_module_names - set(CHAIN)}  # fmt: skip
+
+    assert {root for root, any_of in brought_by.items() if not any_of & named} == set()
+    assert named_here - set().union(*brought_by.values()) == set()
 
 
 def test_nothing_prints():

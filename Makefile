@@ -9,7 +9,7 @@ OUT ?= out/demo
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help install demo check fmt test test-fast test-long lock bundle clean
+.PHONY: help install demo check fmt test test-fast test-long lock proto bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minute
 lock: ## Resolve constraints.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
+
+proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/inference.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=serve/oip/grpc \
+		--descriptor_set_out=serve/oip/grpc/inference.binpb inference.proto
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
 	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert

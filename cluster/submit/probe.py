@@ -21,6 +21,7 @@ NEEDED = (
     "onnxruntime",
     "onnx",
     "numpy",
+    "obstore",
     "PIL",
     "simplejpeg",
     "pyarrow",
@@ -28,6 +29,10 @@ NEEDED = (
     "typer",
     "yaml",
     "filelock",
+    "requests",
+    "rich",
+    "tomli_w",
+    "urllib3",
 )
 MARK = "shardlabel-probe "
 

@@ -11,7 +11,7 @@ from cluster.manifests.settings import LABEL_KEY, LABEL_VALUE
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.crds import kuberay_schemas
 from cluster.validate.documents import Document, Fault
-from cluster.validate.schema import Schema, SchemaChecker, shown
+from cluster.validate.schema import Schema, check, shown
 
 RAY_API = "ray.io/v1"
 API_VERSIONS = {
@@ -47,8 +47,7 @@ def check_resource(document: Document) -> Iterator[Fault]:
     if version != API_VERSIONS[kind]:
         got = "missing key 'apiVersion', " if version is None else f"got {shown(version)}, "
         yield document.fault(("apiVersion",), f"{got}expected {API_VERSIONS[kind]!r}")
-    checker = SchemaChecker(kuberay_schemas())
-    for path, reason in checker.check(document.value, schemas()[kind]):
+    for path, reason in check(document.value, {**schemas()[kind], "$defs": kuberay_schemas()["$defs"]}):
         if path != ("apiVersion",):
             yield document.fault(path, reason)
     yield from _metadata(document, kind)
@@ -57,14 +56,13 @@ def check_resource(document: Document) -> Iterator[Fault]:
 @cache
 def schemas() -> dict[str, Schema]:
     """Return the schema of each kind: KubeRay's own, and what its pods and policies tell of Kubernetes' others."""
-    checker = SchemaChecker(kuberay_schemas())
     kinds = {kind: _whole(schema["properties"]["spec"]) for kind, schema in kuberay_schemas()["kinds"].items()}
 
     def below(*path: str) -> Any:  # noqa: ANN401
-        schema = checker.resolve(kuberay_schemas()["kinds"]["RayCluster"])
+        schema = _resolve(kuberay_schemas()["kinds"]["RayCluster"])
         for name in path:
             below = schema if name == "items" else schema.get("properties", {})
-            schema = checker.resolve(below[name])
+            schema = _resolve(below[name])
         return schema
 
     rules = below("spec", "networkPolicy", "head")["properties"]
@@ -82,18 +80,22 @@ def schemas() -> dict[str, Schema]:
         }
     )
     volume = below("spec", "headGroupSpec", "template", "spec", "volumes", "items")
-    claim = checker.resolve(volume["properties"]["ephemeral"])["properties"]["volumeClaimTemplate"]
-    kinds["PersistentVolumeClaim"] = _whole(checker.resolve(claim)["properties"]["spec"])
-    service = checker.resolve(kuberay_schemas()["kinds"]["RayService"]["properties"]["spec"])["properties"][
-        "serveService"
-    ]
-    kinds["Service"] = _whole(checker.resolve(service)["properties"]["spec"])
+    claim = _resolve(volume["properties"]["ephemeral"])["properties"]["volumeClaimTemplate"]
+    kinds["PersistentVolumeClaim"] = _whole(_resolve(claim)["properties"]["spec"])
+    service = _resolve(kuberay_schemas()["kinds"]["RayService"]["properties"]["spec"])["properties"]["serveService"]
+    kinds["Service"] = _whole(_resolve(service)["properties"]["spec"])
     kinds |= _workloads(below("spec", "headGroupSpec", "template"), selector)
     kinds["Secret"] = _whole(None, data=TEXTS, stringData=TEXTS, type={"type": "string"}, immutable={"type": "boolean"})
     kinds["ConfigMap"] = _whole(None, data=TEXTS, binaryData=TEXTS, immutable={"type": "boolean"})
     kinds["ServiceAccount"] = _whole(None, automountServiceAccountToken={"type": "boolean"}, imagePullSecrets={})
     kinds["Namespace"] = _whole(None)
     return kinds
+
+
+def _resolve(schema: Schema) -> Schema:
+    while "$ref" in schema:
+        schema = kuberay_schemas()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+    return schema
 
 
 def _workloads(template: Schema, selector: Schema) -> dict[str, Schema]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.validate.documents import Document, Fault
-from cluster.validate.schema import Schema, SchemaChecker
+from cluster.validate.schema import Schema, check
 
 # What Prometheus 3 documents; the discovery of targets is left open.
 TOP = ("global", "rule_files", "scrape_config_files", "scrape_configs", "alerting", "remote_write", "remote_read",
@@ -44,7 +44,7 @@ SCHEMA: Schema = {
 
 def check_prometheus(document: Document) -> Iterator[Fault]:
     """Yield unknown keys and jobs of the same name."""
-    for path, reason in SchemaChecker(SCHEMA).check(document.value, SCHEMA):
+    for path, reason in check(document.value, SCHEMA):
         yield document.fault(path, reason)
     jobs = document.get("scrape_configs")
     seen: set[str] = set()

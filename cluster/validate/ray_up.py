@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.documents import Document, Fault
 from cluster.validate.ray_options import check_image
-from cluster.validate.schema import Schema, SchemaChecker, shown
+from cluster.validate.schema import Schema, check, shown
 from pipeline.patches.looks_patches import node_providers
 
 
@@ -26,8 +26,7 @@ def ray_up_schema() -> Schema:
 
 def check_ray_up(document: Document) -> Iterator[Fault]:
     """Yield what is wrong with a file of `ray up`."""
-    schema = ray_up_schema()
-    for path, reason in SchemaChecker(schema).check(document.value, schema):
+    for path, reason in check(document.value, ray_up_schema()):
         yield document.fault(path, reason)
     yield from _provider(document)
     yield from _node_types(document)

@@ -14,7 +14,7 @@ from cluster.validate.capacity import Capacity
 from cluster.validate.documents import Document, Fault, Path
 from cluster.validate.import_paths import resolve
 from cluster.validate.ray_options import check_runtime_env
-from cluster.validate.schema import Schema, SchemaChecker, shown
+from cluster.validate.schema import Schema, check, shown
 from serve.config import ServeConfig, plan_replica
 
 OURS = "serve.app.build_app"
@@ -28,8 +28,7 @@ def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool 
         capacity: Of the workers, where they are known.
         in_pods: Whether it listens in pods, where loopback is no use.
     """
-    schema = serve_schema()
-    faults = [document.fault(path, reason) for path, reason in SchemaChecker(schema).check(document.value, schema)]
+    faults = [document.fault(path, reason) for path, reason in check(document.value, serve_schema())]
     yield from faults
     if not isinstance(document.value, dict):
         return

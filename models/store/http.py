@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import email.utils
-import http.client
 import re
-import socket
-import time
-import urllib.request
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol
-from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
+
+import requests
+import urllib3
+from urllib3.exceptions import HTTPError, InvalidHeader, NameResolutionError, ReadTimeoutError
 
 # For each address of a host; short, or a firewall that drops packets would hold a start for minutes.
 CONNECT_TIMEOUT_S = 10.0
@@ -23,7 +23,6 @@ READ_TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
 
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-_RESET = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
 class SourceError(Exception):
@@ -74,7 +73,7 @@ class Answer:
         """
         try:
             return self.stream.read1(CHUNK_BYTES)
-        except (OSError, http.client.HTTPException) as err:
+        except (OSError, HTTPError) as err:
             raise _explain(err) from err
 
 
@@ -108,7 +107,7 @@ def local_path(url: str) -> Path | None:
     """Return the path that a `file:` URL or a plain path stands for; None for any other URL."""
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return Path(urllib.request.url2pathname(parts.path))
+        return Path(url2pathname(parts.path))
     is_drive = len(parts.scheme) == 1
     return Path(url).expanduser() if is_drive or not parts.scheme else None
 
@@ -124,105 +123,77 @@ def public_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
-def _request(url: str, offset: int, etag: str | None) -> http.client.HTTPResponse:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"}:
-        raise SourceError(f"must be an http, https or file URL or a folder, got {parts.scheme}://")
-    credentials, _, host = parts.netloc.rpartition("@")
-    headers = {"User-Agent": "shardlabel", "Accept": "*/*"}
+def _request(url: str, offset: int, etag: str | None) -> requests.Response:
+    scheme = urlsplit(url).scheme
+    if scheme not in {"http", "https"}:
+        raise SourceError(f"must be an http, https or file URL or a folder, got {scheme}://")
+    headers = {"User-Agent": "shardlabel", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
         # A weak ETag promises equal meaning, not equal bytes: the SHA-256 has the last word then.
         if etag and not etag.startswith("W/"):
             headers["If-Range"] = etag
+    # The system's certificates, an organisation's own among them; those of requests where there are none.
+    system = ssl.get_default_verify_paths()
     try:
-        request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
-        if credentials:
-            user, _, password = credentials.partition(":")
-            token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
-            request.add_unredirected_header("Authorization", f"Basic {token}")
-        opener = urllib.request.build_opener(_HTTPHandler, _HTTPSHandler)
-        response: http.client.HTTPResponse = opener.open(request, timeout=CONNECT_TIMEOUT_S)
-    except HTTPError as err:
-        err.close()
-        raise _explain_status(err) from err
-    except (OSError, ValueError, http.client.HTTPException) as err:
+        return requests.get(
+            url,
+            headers=headers,
+            stream=True,
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            verify=system.cafile or system.capath or True,
+        )
+    except (OSError, ValueError, HTTPError) as err:
         raise _explain(err) from err
-    return response
 
 
-def _http_answer(response: http.client.HTTPResponse, offset: int) -> Answer:
+def _http_answer(response: requests.Response, offset: int) -> Answer:
     start, whole = 0, response.headers.get("Content-Length", "")
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+    if response.status_code == HTTPStatus.PARTIAL_CONTENT:
         given = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
         if not match or int(match[1]) != offset:
             raise RangeError(f"answered with the range {given!r}, asked for bytes from {offset}", again=True)
         start, whole = offset, match[2]
-    elif response.status != http.HTTPStatus.OK:
-        raise SourceError(f"HTTP {response.status} {response.reason}")
+    elif response.status_code != HTTPStatus.OK:
+        raise _explain_status(response)
+    response.raw.enforce_content_length = False  # whoever reads it knows the size
     return Answer(
-        response,
+        response.raw,
         start=start,
         whole_bytes=int(whole) if whole.isdecimal() else None,
         etag=response.headers.get("ETag"),
-        media_type=response.headers.get_content_type(),
+        media_type=response.headers.get("Content-Type", "").partition(";")[0].strip().lower(),
     )
 
 
-def _explain_status(err: HTTPError) -> SourceError:
-    reason = f"HTTP {err.code} {err.reason}"
-    if err.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+def _explain_status(response: requests.Response) -> SourceError:
+    reason = f"HTTP {response.status_code} {response.reason}"
+    if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return RangeError(reason, again=True)
-    return SourceError(reason, again=err.code in _TRANSIENT_STATUS, wait_s=_seconds(err.headers.get("Retry-After")))
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date."""
-    if retry_after is None or retry_after.isdecimal():
-        return float(retry_after) if retry_after else None
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
+    wait_s = None
+    with contextlib.suppress(InvalidHeader):
+        wait_s = urllib3.Retry().get_retry_after(response.raw)
+    return SourceError(reason, again=response.status_code in _TRANSIENT_STATUS, wait_s=wait_s)
 
 
 def _explain(err: Exception) -> SourceError:
     """Say in a few words why there was no answer, or no more of it."""
-    cause = err.reason if isinstance(err, URLError) else err
-    if isinstance(cause, socket.gaierror):
-        return SourceError("cannot resolve the host's name", unreachable=True)
-    if isinstance(err, URLError):
-        # urllib wraps what happens before the request is sent: connecting, and TLS.
-        if isinstance(cause, TimeoutError):
-            return SourceError(f"no connection within {CONNECT_TIMEOUT_S:g} s", unreachable=True)
-        is_reset = isinstance(cause, _RESET)
-        is_os = isinstance(cause, OSError) and not is_reset
-        return SourceError(f"cannot connect: {cause}", again=is_reset, unreachable=is_os)
-    if isinstance(cause, TimeoutError):
+    if isinstance(err, requests.ConnectTimeout):
+        return SourceError(f"no connection within {CONNECT_TIMEOUT_S:g} s", unreachable=True)
+    if isinstance(err, (requests.ReadTimeout, ReadTimeoutError)):
         return SourceError(f"no data for {READ_TIMEOUT_S:g} s", again=True)
-    if isinstance(cause, ValueError):
-        return SourceError(f"not a usable URL: {cause}")
+    if isinstance(err, ValueError):
+        return SourceError("not a usable URL")  # the error repeats it, with its password
+    if isinstance(err, requests.TooManyRedirects):
+        return SourceError("redirects in a circle")
+    # What happens before the request is sent lies in a MaxRetryError of urllib3.
+    reason: Any = getattr(err.args[0] if err.args else None, "reason", None)
+    if isinstance(reason, NameResolutionError):
+        return SourceError("cannot resolve the host's name", unreachable=True)
+    if reason is not None:
+        return SourceError(f"cannot connect: {reason.__cause__ or reason}", unreachable=True)
+    cause: Any = err
+    while cause.args and isinstance(cause.args[-1], Exception):
+        cause = cause.args[-1]
     return SourceError(f"connection lost: {cause}", again=True)
-
-
-class _HTTPConnection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(READ_TIMEOUT_S)
-
-
-class _HTTPSConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(READ_TIMEOUT_S)
-
-
-class _HTTPHandler(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HTTPConnection, req)
-
-
-class _HTTPSHandler(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HTTPSConnection, req)

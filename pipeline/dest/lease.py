@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from models.errors import SourceError, StorageError
 from pipeline.dest.plan import STATE_FOLDER
@@ -47,7 +48,7 @@ class Lease:
     def __init__(self, dest: Storage) -> None:
         self.token = "" if dest.is_local else uuid.uuid4().hex
         self._dest = dest
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew_by_time, name="lease", daemon=True)
         self._writing = threading.Lock()  # of what is below
@@ -66,7 +67,7 @@ class Lease:
 
     def __exit__(self, *exc: object) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
         elif self._beat.is_alive():
             self._stop.set()
             self._beat.join()
@@ -88,27 +89,23 @@ class Lease:
 
     def _take_lock(self) -> None:
         path = Path(self._dest.path(LOCK_FILE))
+        # No soft lock, where the disk knows no other: it would outlive its process.
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Not inherited: a worker that outlives its driver must not hold DEST. And a link is not followed: what it
-            # leads to is not ours to write to.
-            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except OSError as err:
-            why = "it is a link, which is not followed; remove it" if err.errno == errno.ELOOP else err.strerror
-            raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {why}") from err
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except OSError as err:
-            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._lock)
-            self._lock = None
-            if not isinstance(err, BlockingIOError):
-                raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {err.strerror}") from err
+            lock.acquire()
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        except Timeout as err:
+            holder = path.read_text(errors="replace").strip() or "another process"
             raise SourceError(
                 f"another run is writing to {self._dest.describe()} ({holder}); wait for it, or stop it"
             ) from err
+        except OSError as err:
+            lock.release()
+            # What a link leads to is not ours to write to.
+            why = "it is a link, which is not followed; remove it" if err.errno == errno.ELOOP else err.strerror
+            raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {why}") from err
+        self._lock = lock
 
     def _take_lease(self) -> None:
         other, self._version = _read(self._dest)

@@ -225,7 +225,7 @@ def lists_for_the_index() -> Hostile:
     return packed("/v2/repository/index", filled(b'{"ready":[', b"[],", b"[]]}"))
 
 
-# gRPC: messages of ModelInfer. Field numbers are the protocol's; see serve/oip/grpc/messages.py.
+# gRPC: messages of ModelInfer. Field numbers are the protocol's; see serve/oip/grpc/inference.proto.
 
 
 def _head() -> bytes:

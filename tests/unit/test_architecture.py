@@ -6,10 +6,16 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cluster.submit.probe import NEEDED
 
 ROOT = Path(__file__).parents[2]
 # Each folder may import itself and those before it.
@@ -214,6 +220,39 @@ def test_the_command_line_starts_without_ray_onnx_or_onnxruntime():
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
 
     assert done.returncode == 0, f"imported at start: {done.stderr}"
+
+
+def third_party_roots(*folders: str) -> set[str]:
+    found = {
+        module.split(".")[0]
+        for name, path in MODULES.items()
+        if name.split(".")[0] in folders
+        for module in imported_modules(path)
+    }
+    return found - sys.stdlib_module_names - set(CHAIN)
+
+
+def test_pyproject_names_every_package_that_is_imported_and_no_other():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["aws"])]
+    named = {canonicalize_name(one.name) for one in needed}
+    named_here = {canonicalize_name(one.name) for one in needed if one.marker is None or one.marker.evaluate()}
+    packages = packages_distributions()
+    # Packages that may bring what is imported: several share `google`.
+    brought_by = {
+        root: {canonicalize_name(package) for package in packages.get(root, [root])}
+        for root in third_party_roots(*CHAIN)
+    }
+
+    assert {root for root, any_of in brought_by.items() if not any_of & named} == set()
+    assert named_here - set().union(*brought_by.values()) == set()
+
+
+def test_submit_asks_of_a_cluster_what_a_run_imports():
+    # A run does without these: profiles of AWS, and SIMD where there is a wheel.
+    optional = {"boto3", "cykooz_resizer"}
+
+    assert set(NEEDED) == third_party_roots("models", "pipeline") - optional
 
 
 def test_nothing_prints():

@@ -31,11 +31,6 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 
-# The configuration's enums, as far as models here have them.
-_CONFIG_NUMBERS = {
-    "TYPE_INT32": 8, "TYPE_FP32": 11, "TYPE_STRING": 13, "FORMAT_NONE": 0, "FORMAT_NHWC": 1, "FORMAT_NCHW": 2,
-}  # fmt: skip
-
 
 def request_from_message(message: Any) -> InferRequest:  # noqa: ANN401 (protobuf)
     """Read a ModelInferRequest.
@@ -84,18 +79,8 @@ def metadata_message(metadata: Mapping[str, Any]) -> Any:  # noqa: ANN401 (proto
 
 
 def config_message(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (protobuf)
-    """Write a ModelConfigResponse from the configuration's JSON form."""
-    numbered = {
-        key: [
-            {
-                name: _CONFIG_NUMBERS.get(value, value) if isinstance(value, str) else value
-                for name, value in tensor.items()
-            }
-            for tensor in config[key]
-        ]
-        for key in ("input", "output")
-    }
-    return message_class("ModelConfigResponse")(config={**config, **numbered})
+    """Write a ModelConfigResponse from the configuration's JSON form, whose names it shares."""
+    return message_class("ModelConfigResponse")(config=config)
 
 
 def _input(tensor: Any, raw: bytes | None) -> InputTensor:  # noqa: ANN401 (protobuf)

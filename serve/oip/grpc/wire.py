@@ -9,7 +9,7 @@ from serve.oip.faults import malformed
 
 # Smaller messages are parsed in less than 1 ms, to some megabytes at most.
 SMALL_BYTES = 32 * 1024
-# Fields that are messages in their turn, by number: see serve/oip/grpc/messages.py.
+# Fields that are messages in their turn, by number: see inference.proto.
 _CONTENTS: dict[int, Any] = {}
 _INPUT: dict[int, Any] = {4: {}, 5: _CONTENTS}
 _REQUEST: dict[int, Any] = {4: {}, 5: _INPUT, 6: {2: {}}}

@@ -41,6 +41,16 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "memory in no unit of Kubernetes": (
         "rayjob", put(*GPU_BOX, "resources", "limits", "memory", to="26GB"),
         "resources.limits.memory", "expected a quantity"),
+    "memory with a line break behind it": (
+        "rayjob", put(*GPU_BOX, "resources", "limits", "memory", to="26Gi\n"),
+        "resources.limits.memory", "expected a quantity"),
+    "a whole number with a point": (
+        "rayjob", put(*GPU, "maxReplicas", to=4.0), "workerGroupSpecs[0].maxReplicas", "expected a whole number, got 4.0"),
+    "a number that is too small": (
+        "rayjob", put("spec", "backoffLimit", to=-1), "spec.backoffLimit", "must be at least 0, got -1"),
+    "a key that is a number": (
+        "rayjob", put(*GPU_POD, "nodeSelector", to={5: "x"}),
+        "spec.nodeSelector", "keys must be text, got 5; write it in quotes"),
     "fraction of a CPU without quotes": (
         "rayjob", put("spec", "submitterPodTemplate", "spec", "containers", 0, "resources", "requests", "cpu", to=0.5),
         "resources.requests.cpu", "got 0.5"),

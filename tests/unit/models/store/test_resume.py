@@ -233,3 +233,48 @@ def test_fetch_waits_as_told_but_not_for_long(server, mirror, monkeypatch, retry
 
     assert len(mirror.requests) == (1 if "2099" in retry_after else 0)
     assert (1.0 in waits) == (retry_after == "1")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        pytest.param("http://127.0.0.1:1/some.onnx", "cannot connect: .*Connection refused", id="refused"),
+        pytest.param("http://no-such-host.invalid/some.onnx", "cannot resolve the host's name", id="no such host"),
+        pytest.param("http://user:secret@127.0.0.1:99999/some.onnx", "not a usable URL$", id="no such port"),
+        pytest.param("ftp://127.0.0.1/some.onnx", "must be an http, https or file URL or a folder", id="ftp"),
+    ],
+)
+def test_a_source_that_cannot_be_asked_says_why(url, reason):
+    with pytest.raises(http.SourceError, match=reason), http.open_source(url):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        pytest.param(Reply(BODY, hold_at=300_000), r"no data for 0\.1 s", id="silent"),
+        pytest.param(Reply(BODY, cut_at=300_000), "connection cut after 300000 of 600000 bytes", id="cut"),
+        pytest.param(Reply(status=302, headers={"Location": "/some.onnx"}), "redirects in a circle", id="circle"),
+        pytest.param(Reply(status=302, headers={"Location": "file:///etc/passwd"}), "not a usable URL", id="to a file"),
+    ],
+)
+def test_a_source_that_does_not_send_the_file_says_why(server, monkeypatch, reply, reason):
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(resume, "TRIES_PER_SOURCE", 1)
+    server.replies = [reply]
+
+    with pytest.raises(DownloadError, match=reason):
+        fetch("some", artifact_on(server))
+
+    reply.release.set()
+
+
+def test_a_password_goes_to_the_host_that_it_is_for_alone(server, mirror):
+    server.replies = [Reply(status=302, headers={"Location": mirror.url.replace("127.0.0.1", "localhost")})]
+    mirror.replies = [Reply(BODY)]
+
+    with http.open_source(server.url.replace("//", "//user:p%40ss@")) as answer:
+        answer.read()
+
+    assert server.requests[0].headers["Authorization"] == "Basic dXNlcjpwQHNz"
+    assert "Authorization" not in mirror.requests[0].headers

@@ -47,13 +47,32 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
     assert victim.read_text() == "precious"
 
 
-def test_a_lock_that_cannot_be_written_is_an_error_that_says_why(tmp_path, monkeypatch):
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("call", "code", "why"),
+    [
+        pytest.param("pathlib.Path.write_text", errno.ENOSPC, "No space left on device", id="full"),
+        pytest.param("fcntl.flock", errno.ENOSYS, "Function not implemented", id="a disk without locks"),
+    ],
+)
+def test_a_lock_that_cannot_be_had_is_an_error_that_says_why(tmp_path, monkeypatch, call, code, why):
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(SourceError, match=f"lock: {why}"), Lease(open_storage(str(tmp_path))):
+        pass
+    monkeypatch.undo()
 
-    with pytest.raises(SourceError, match="lock: No space left on device"), Lease(open_storage(str(tmp_path))):
+    with Lease(open_storage(str(tmp_path))):
+        pass
+
+
+def test_one_process_does_not_hold_a_dest_twice(tmp_path):
+    with (
+        Lease(open_storage(str(tmp_path))),
+        pytest.raises(SourceError, match=f"another run is writing.*process {os.getpid()} on"),
+        Lease(open_storage(str(tmp_path))),
+    ):
         pass
 
 

@@ -21,7 +21,7 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.messages import MESSAGES, message_class
+from serve.oip.grpc.messages import COMPILED, message_class
 from serve.oip.grpc.service import RPCS, SERVICE, add_to_server
 from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
@@ -372,9 +372,22 @@ def test_the_messages_leave_the_default_pool_alone():
     # tritonclient and kserve register the same full names there; whoever comes second would fail.
     from google.protobuf import descriptor_pool
 
-    for name in MESSAGES:
+    service = message_class("ModelInferRequest").DESCRIPTOR.file.services_by_name["GRPCInferenceService"]
+
+    assert tuple(method.name for method in service.methods) == RPCS
+    for method in service.methods:
         with pytest.raises(KeyError):
-            descriptor_pool.Default().FindMessageTypeByName(f"inference.{name}")
+            descriptor_pool.Default().FindMessageTypeByName(method.input_type.full_name)
+
+
+def test_the_compiled_messages_are_what_the_proto_file_says(tmp_path):
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (make test installs it)")
+    source, compiled = COMPILED.with_suffix(".proto"), tmp_path / COMPILED.name
+
+    status = protoc.main(["", f"--proto_path={source.parent}", f"--descriptor_set_out={compiled}", str(source)])
+
+    assert status == 0
+    assert compiled.read_bytes() == COMPILED.read_bytes(), "make proto"
 
 
 def test_what_a_proxy_imports_is_light():

@@ -61,9 +61,11 @@ class ProgressPrinter:
 
     def tick(self) -> None:
         """Print where it is time."""
-        self._bars.update(self._bar, completed=self.totals.units, description=self.line())
+        if self._is_live:
+            self._bars.update(self._bar, completed=self.totals.units, description=self.line())
+            return
         with self._lock:
-            if not self._is_live and time.perf_counter() - self._printed >= LOG_EVERY_S:
+            if time.perf_counter() - self._printed >= LOG_EVERY_S:
                 self._printed = time.perf_counter()
                 self.say(self.line())
 

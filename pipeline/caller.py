@@ -44,9 +44,12 @@ def stop_on_signal(state: RunState, printer: ProgressPrinter) -> Iterator[thread
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
+        # Not here: a signal handler must wait neither for a server nor for what it has interrupted.
+        threading.Thread(target=ask, daemon=True).start()
+
+    def ask() -> None:
         printer.say("shardlabel: stopping, what is in flight is finished (once more to leave it)")
-        # Not here: a signal handler must not wait for a server.
-        threading.Thread(target=state.request_stop, daemon=True).start()
+        state.request_stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -102,7 +102,6 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 cluster = cluster or connect(None)
                 with _ray_failures(tally):
                     _label(config, cluster, settings, (spec, choice, graph.result()), work, tally)
-            printer.close()
             report = tally.report(
                 output=dest.uri,
                 model=spec.name,

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
 
 from pipeline.config import Progress
 from pipeline.dest.commits import Commit, Totals
+from pipeline.quantities import duration_text
 
 LOG_EVERY_S = 10.0
-LIVE_EVERY_S = 0.2
+LIVE_PER_S = 2.0
 
 
-@dataclass(slots=True)
 class ProgressPrinter:
     """Print progress on standard error.
 
-    Attributes:
+    Args:
         kind: auto is a live line on a terminal, and log lines elsewhere.
         units: In the plan.
         total_bytes: Of all input.
         totals: What earlier runs finished; commits are added to it.
+        stream: Where to print in the place of standard error.
     """
 
-    kind: Progress
-    units: int
-    total_bytes: int
-    totals: Totals
-    stream: TextIO = field(default_factory=lambda: sys.stderr)
-    _live: bool = False
-    _started: float = field(default_factory=time.perf_counter)
-    _printed: float = 0.0
-    _rows_before: int = 0
-    _bytes_before: int = 0
-    _width: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._live = self.kind is Progress.AUTO and self.stream.isatty()
-        self._rows_before = self.totals.rows
-        self._bytes_before = self.totals.bytes_read
-        self._printed = time.perf_counter()
+    def __init__(
+        self, kind: Progress, units: int, total_bytes: int, totals: Totals, *, stream: TextIO | None = None
+    ) -> None:
+        self.totals = totals
+        self._units = units
+        self._total_bytes = total_bytes
+        self._rows_before = totals.rows
+        self._bytes_before = totals.bytes_read
+        self._started = self._printed = time.perf_counter()
+        self._lock = threading.Lock()
+        self._console = Console(file=stream, stderr=True, quiet=kind is Progress.NONE)
+        # Rich takes a log for a terminal where FORCE_COLOR is set.
+        self._is_live = kind is Progress.AUTO and self._console.is_interactive and self._console.file.isatty()
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        self._bars = Bars(
+            *columns,
+            console=self._console,
+            refresh_per_second=LIVE_PER_S,
+            redirect_stdout=False,  # it is the caller's: the summary as JSON
+            disable=not self._is_live,
+        )
+        self._bar = self._bars.add_task(self.line(), total=units, completed=totals.units)
 
     def add(self, commit: Commit) -> None:
         """Count a finished unit in, and print where it is time."""
@@ -54,10 +61,13 @@ class ProgressPrinter:
 
     def tick(self) -> None:
         """Print where it is time."""
-        every = LIVE_EVERY_S if self._live else LOG_EVERY_S
+        if self._is_live:
+            self._bars.update(self._bar, completed=self.totals.units, description=self.line())
+            return
         with self._lock:
-            if time.perf_counter() - self._printed >= every:
-                self._print(self.line())
+            if time.perf_counter() - self._printed >= LOG_EVERY_S:
+                self._printed = time.perf_counter()
+                self.say(self.line())
 
     @contextmanager
     def ticking(self, show: Callable[[], None]) -> Iterator[None]:
@@ -72,7 +82,11 @@ class ProgressPrinter:
         ticker = threading.Thread(target=tick, name="progress", daemon=True)
         ticker.start()
         try:
-            yield
+            with self._bars:
+                if self._is_live:
+                    # Rich hides it, and a run that is killed could not show it again.
+                    self._console.show_cursor()
+                yield
         finally:
             done.set()
             ticker.join()
@@ -80,21 +94,7 @@ class ProgressPrinter:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        if self.kind is Progress.NONE:
-            return
-        if self._live and self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
-            self._width = 0
-        self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def close(self) -> None:
-        """Leave the live line as it stands last."""
-        if self._live and self._width:
-            self._print(self.line())
-            self.stream.write("\n")
-            self.stream.flush()
-            self._width = 0
+        self._console.out(text, highlight=False)
 
     def line(self) -> str:
         """Return the line: units, images, images/s of this run, errors, and the time left by bytes."""
@@ -102,24 +102,7 @@ class ProgressPrinter:
         seconds = time.perf_counter() - self._started
         rate = (t.rows - self._rows_before) / seconds if seconds > 0 else 0.0
         read = t.bytes_read - self._bytes_before
-        left = max(0, self.total_bytes - t.bytes_read)
-        eta = f", {_duration(left / read * seconds)} left" if read and left and t.units < self.units else ""
+        left = max(0, self._total_bytes - t.bytes_read)
+        eta = f", {duration_text(left / read * seconds)} left" if read and left and t.units < self._units else ""
         errors = f", {sum(t.errors.values())} not labelled" if t.errors else ""
-        return f"{t.units}/{self.units} units, {t.rows} images, {rate:.0f} images/s{errors}{eta}"
-
-    def _print(self, text: str) -> None:
-        self._printed = time.perf_counter()
-        if self.kind is Progress.NONE:
-            return
-        if self._live:
-            self.stream.write("\r" + text.ljust(self._width))
-            self._width = max(self._width, len(text))
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, whole = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole:02d} s" if minutes else f"{whole} s"
+        return f"{t.units}/{self._units} units, {t.rows} images, {rate:.0f} images/s{errors}{eta}"

@@ -87,7 +87,7 @@ def evaluate(
     from pipeline.evaluate.results import Comparison
     from pipeline.evaluate.text import print_comparison, print_evaluation
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     if isinstance(result, Comparison):
         print_comparison(result, console)
     else:

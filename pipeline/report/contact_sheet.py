@@ -26,9 +26,9 @@ from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.unit import Unit
 from pipeline.storage.storage import Storage, open_storage
 
-SHEET_SIZE = 48
+SHEET_SIZE = 96
 SHEET_UNITS = 8
-SHEET_BAD = 8
+SHEET_BAD = 16
 THUMBNAIL_SIDE = 128
 # Units of which nothing could be read before the others are given up: each may wait for retries.
 MAX_FAILURES = 3

@@ -67,14 +67,17 @@ class Browser:
                 raise AssertionError(f"never true: {expression}\n{self.evaluate('document.body.innerText')}")
             time.sleep(0.03)
 
-    def open(self, url: str) -> None:
-        """Load a page, and wait until the server's state is on it."""
+    def load(self, url: str) -> None:
+        """Load a page."""
         self.requests.clear()
         self.complaints.clear()
         self.call("Page.navigate", url=url)
-        self.wait_for(
-            "document.readyState === 'complete' && document.getElementById('state').dataset.state !== 'waiting'"
-        )
+        self.wait_for("document.readyState === 'complete'")
+
+    def open(self, url: str) -> None:
+        """Load the page of the endpoint, and wait until the server's state is on it."""
+        self.load(url)
+        self.wait_for("document.getElementById('state').dataset.state !== 'waiting'")
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press and release one key: Tab, Enter, " " or a character."""

@@ -16,7 +16,7 @@ from models.errors import ConfigError, SourceError
 from models.inference.classifier import Device
 from pipeline.evaluate.evaluate import Measured, compare, evaluate_source
 from pipeline.evaluate.page import build_page
-from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
+from tests.support.tiny_model import build_tiny_model, colour_jpeg, colour_shards, write_tar
 
 
 def measure(model, *source, **more):
@@ -233,6 +233,18 @@ def test_a_page_escapes_what_the_source_says(tiny_model, tmp_path):
     found = measure(tiny_model, source)
 
     assert "<b>" not in build_page(found, "<b>").replace("<body>", "")
+
+
+def test_names_are_printed_as_they_are(tmp_path):
+    (tmp_path / "model").mkdir()
+    model = build_tiny_model(tmp_path / "model")
+    (tmp_path / "model" / "colours.txt").write_text("[/b]\n:car:\nblue\n")
+    source = shard(tmp_path, {"a.jpg": colour_jpeg("red"), "a.cls": b"1"})
+
+    done = run(source, "--model", model)
+
+    assert done.exit_code == 0, done.exception
+    assert re.search(r"1 :car: +0 \[/b\] +1", done.stdout)
 
 
 @pytest.mark.parametrize(

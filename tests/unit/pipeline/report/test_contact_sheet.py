@@ -18,7 +18,7 @@ from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards, write_
 
 
 def test_thumbnails_are_the_images_of_their_rows(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=3, samples=30)
+    colour_shards(tmp_path / "in", shards=3, samples=40)
     dest = make_dest(tmp_path, tiny_model)
 
     sheet = gather(dest).sheet

@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.storage.storage import open_storage
 from tests.support.tiny_dest import made_up_dest, make_dest
 from tests.support.tiny_model import build_tiny_model, colour_jpeg, colour_shards, write_tar
 
-EVIL = '<img src=x onerror="alert(1)">&\'"'
+EVIL = '</style><img src=x onerror="alert(1)">&\'"{{ 7 * 191 }}'
 
 
 class Page(HTMLParser):
@@ -110,6 +111,22 @@ def test_nothing_that_users_name_can_become_markup(tmp_path, tiny_model):
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
     assert page.words.count("onerror=") >= 3
+    assert page.words.count("{{ 7 * 191 }}") >= 3
+    assert "1337" not in page.words
+    assert EVIL in [sample["data-label"] for sample in page.all("li")]
+
+
+def test_characters_that_a_page_may_not_hold_are_replaced(tmp_path, tiny_model):
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "a.tar", {"fdp\u202egpj.jpg": b"", "bell\x07.jpg": colour_jpeg("red")})
+    make_dest(tmp_path, tiny_model)
+
+    page_of(tmp_path)
+
+    text = (tmp_path / "page.html").read_text()
+    assert "fdp�gpj" in text
+    assert "bell�" in text
+    assert not set(text) & {"\u202e", "\x07"}
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path, tiny_model):
@@ -118,10 +135,13 @@ def test_the_page_needs_nothing_from_outside(tmp_path, tiny_model):
 
     page = page_of(tmp_path)
 
-    assert not page.all("script")
+    assert page.all("script") == [{}]
     assert not page.all("link")
+    (script,) = re.findall(r"<script>(.*?)</script>", (tmp_path / "page.html").read_text(), re.DOTALL)
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
     assert "default-src 'none'" in policy
+    # No other script runs, whatever a name holds.
+    assert policy.endswith(f"script-src 'sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}'")
     assert not re.search(r"https?://", (tmp_path / "page.html").read_text())
     assert not [attrs for _, attrs in page.tags if str(attrs.get("src", "data:")).partition(":")[0] != "data"]
 

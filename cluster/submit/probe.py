@@ -29,6 +29,8 @@ NEEDED = (
     "typer",
     "yaml",
     "filelock",
+    "jinja2",
+    "markupsafe",
     "requests",
     "rich",
     "tomli_w",

@@ -146,7 +146,8 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
-    from serve.replica import APP_NAME, build_application, grpc_servicers
+    from serve.environment import GRPC_SERVICER
+    from serve.replica import APP_NAME, build_application
 
     check_grpc()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -156,7 +157,7 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
         ray_serve.start(
             proxy_location="EveryNode" if listen.address else "HeadOnly",
             http_options=HTTPOptions(host=host, port=listen.port, keep_alive_timeout_s=75),
-            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=grpc_servicers())
+            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=[GRPC_SERVICER])
             if listen.grpc_port
             else None,
             logging_config=quiet,

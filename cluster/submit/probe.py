@@ -28,6 +28,8 @@ NEEDED = (
     "typer",
     "yaml",
     "filelock",
+    "obstore",
+    "orjson",
 )
 MARK = "shardlabel-probe "
 

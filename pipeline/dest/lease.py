@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -13,6 +12,8 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from models.errors import SourceError, StorageError
 from pipeline.dest.plan import STATE_FOLDER
@@ -143,7 +144,7 @@ class Lease:
             began = time.monotonic()
             values = {"token": self.token, "beat": f"{self.token}-{self._beats}", "host": socket.gethostname(),
                       "boot": _boot_id(), "pid": os.getpid(), "is_released": is_released}  # fmt: skip
-            version = self._dest.put_if(LEASE_FILE, json.dumps(values).encode(), self._version)
+            version = self._dest.put_if(LEASE_FILE, orjson.dumps(values), self._version)
             if version is None:
                 self._lost_to = _other_run(_read(self._dest)[0])
                 logger.info("lease: %s has taken %s", self._lost_to, self._dest.describe())
@@ -175,7 +176,7 @@ def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
             return None, None
         raise
     try:
-        values = json.loads(content)
+        values = orjson.loads(content)
         held = {key: values[key] for key in ("token", "beat", "host", "boot", "pid")}
     except (ValueError, KeyError, TypeError):
         return None, version

@@ -154,7 +154,7 @@ class Application:
                 path=path,
                 status=status,
                 ms=round(1000 * seconds, 2),
-                bytes=int(length) if length.isascii() and length.isdigit() else None,
+                bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
                 request_id=headers.get("x-request-id", ""),
                 **({"error": kind} if kind else {}),
             )
@@ -163,6 +163,7 @@ class Application:
 def _path(scope: Scope) -> str:
     """Return the path below where the endpoint is mounted; the protocol's may have a slash at their end."""
     path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    path = path.encode(errors="replace").decode()  # half a surrogate has no place in JSON, and the log is JSON
     return path.rstrip("/") if path.startswith("/v2/") else path
 
 

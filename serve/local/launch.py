@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError, ShardlabelError
@@ -255,7 +256,7 @@ def _wait_until_answered(listen: Listen, folder: Path) -> None:
         _look_for_refusal(folder)
         try:
             with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5) as answer:
-                if json.load(answer) == {"status": "ok"}:
+                if orjson.loads(answer.read()) == {"status": "ok"}:
                     return
         except (OSError, ValueError) as err:
             problem = str(err)

@@ -164,12 +164,14 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
 
     asyncio.run(request(app, "POST", "/v1/classify", JPEG, x_request_id="abc", content_length="6"))
     asyncio.run(request(app, "POST", "/v1/classify", b"bad\n"))
+    asyncio.run(request(app, "POST", "/v1/\udcff", content_length="9" * 30))
     log.close()
-    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first, second, third = (json.loads(line) for line in path.read_text().splitlines())
 
     assert first.keys() == {"time", "client", "method", "path", "status", "ms", "bytes", "request_id"}
     assert (first["status"], first["request_id"], first["bytes"]) == (200, "abc", 6)
     assert (second["status"], second["error"]) == (422, "undecodable")
+    assert (third["status"], third["path"], third["bytes"]) == (404, "/v1/?", None)
 
 
 def test_the_queue_is_asked_before_a_body_is_read():

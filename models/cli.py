@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 
 from models.catalog import load_all, load_labels, load_spec
@@ -41,7 +41,7 @@ def list_models(as_json: AsJson = False) -> None:
         for spec in load_all()
     ]
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(orjson.dumps(rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -72,7 +72,7 @@ def info(name: Name, as_json: AsJson = False) -> None:
         entry["artifacts"][precision.value]["cached"] = cached
         entry["artifacts"][precision.value]["onnxruntime"] = _signature(spec, precision) if cached else None
     if as_json:
-        typer.echo(json.dumps(entry))
+        typer.echo(orjson.dumps(entry))
         return
     import yaml
 

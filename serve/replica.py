@@ -19,23 +19,22 @@ from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
 from serve.config import Plan, ServeConfig, plan_replica
-from serve.environment import GRPC_SERVICER, message_bytes
+from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
-from serve.http.application import Endpoint, Extras
-from serve.http.asgi import App
+from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
 from serve.metrics.all_replicas import MetricsShare, RayStore
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.engine import Engine
-from serve.parts import load_part
+from serve.oip.grpc.ingress import Methods
+from serve.routes import build_asgi
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "shardlabel"
 DEPLOYMENT_NAME = "Classifier"
-GRPC_PART = "serve.oip.grpc.ingress"
 
 # Serve's defaults are for models that take seconds to answer: 30 s before it adds a replica, 600 s before it takes one.
 UPSCALE_DELAY_S = 2.0
@@ -48,14 +47,10 @@ HEALTH_CHECK_PERIOD_S = 2.0
 SHUTDOWN_GRACE_S = 5.0
 
 
-def _grpc_methods() -> type:
-    """Return the class whose methods answer the RPCs; an empty one where there is none."""
-    module = load_part(GRPC_PART)
-    return object if module is None else module.Methods
-
-
-class Replica(_grpc_methods()):  # type: ignore[misc]
+class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
+
+    backend: Engine
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: ServeConfig, spec: ModelSpec, choice: DeviceChoice, plan: Plan
@@ -78,15 +73,14 @@ class Replica(_grpc_methods()):  # type: ignore[misc]
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
-        if load_part(GRPC_PART) is not None:
-            self.start_grpc(self.backend.admit)
+        self.start_grpc(self.backend.admit)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
-    def __serve_build_asgi_app__(self) -> App:
+    def __serve_build_asgi_app__(self) -> Application:
         """Return what Serve calls for each HTTP request."""
         keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
-        return Endpoint(
+        return build_asgi(
             self.backend,
             self.config,
             Extras(
@@ -207,8 +201,3 @@ def _pin_threads(cpus: int) -> None:
     """Keep numerical libraries to the replica's own CPUs: by default each replica takes them all."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(cpus))
-
-
-def grpc_servicers() -> list[str]:
-    """Return the import paths of the servicer functions that there are, for Serve's gRPC options."""
-    return [] if load_part(GRPC_PART) is None else [GRPC_SERVICER]

@@ -6,12 +6,12 @@ and descriptions; every subtree that occurs more than once is stored once and re
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from cluster.validate.crds import SCHEMA_FILE
@@ -52,12 +52,12 @@ def share(kinds: dict[str, Any]) -> dict[str, Any]:
         _count(schema, counts)
     repeated = [text for text, count in counts.items() if count > 1]
     names = {text: f"s{number}" for number, text in enumerate(sorted(repeated, key=lambda text: (len(text), text)))}
-    definitions = {name: _replace_children(json.loads(text), names) for text, name in names.items()}
+    definitions = {name: _replace_children(orjson.loads(text), names) for text, name in names.items()}
     return {"kinds": {kind: _replace(schema, names) for kind, schema in kinds.items()}, "$defs": definitions}
 
 
 def _text(node: Any) -> str:  # noqa: ANN401
-    return json.dumps(node, sort_keys=True, separators=(",", ":"))
+    return orjson.dumps(node, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _subschemas(node: dict[str, Any]) -> list[Any]:
@@ -105,7 +105,7 @@ def main(folder: Path) -> None:
     """Write the bundle."""
     bundle = share({kind: read_kind(folder / name) for kind, name in FILES.items()})
     source = "KubeRay, helm-chart/kuberay-operator/crds, version v1, trimmed; Apache-2.0, see LICENSE"
-    text = json.dumps({"source": source, **bundle}, sort_keys=True, separators=(",", ":"))
+    text = _text({"source": source, **bundle})
     SCHEMA_FILE.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(f"{SCHEMA_FILE.name}: {len(text)} bytes, {len(bundle['$defs'])} shared schemas\n")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import secrets
 import shlex
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import orjson
 
 from cluster.submit import probe as probe_script
 from cluster.submit.arguments import LabelArguments
@@ -99,7 +100,7 @@ async def probe(client: JobsClient, environment: dict[str, str]) -> ClusterPytho
     if not lines:
         last = (job.message or log).strip().splitlines()[-1:] or [job.status]
         raise ClusterError(f"the cluster does not run a line of Python: {last[0][:300]}")
-    found = json.loads(lines[-1].removeprefix(probe_script.MARK))
+    found = orjson.loads(lines[-1].removeprefix(probe_script.MARK))
     if found["missing"]:
         raise ConfigError(
             f"the cluster's Python ({found['python']}) lacks {', '.join(found['missing'])}: "

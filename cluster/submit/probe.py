@@ -31,6 +31,7 @@ NEEDED = (
     "filelock",
     "jinja2",
     "markupsafe",
+    "orjson",
     "requests",
     "rich",
     "tomli_w",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path as FilePath
+
+import orjson
 
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.documents import Document, Fault
@@ -20,7 +21,7 @@ def ray_up_schema() -> Schema:
     import ray.autoscaler
 
     file = FilePath(ray.autoscaler.__file__).parent / "ray-schema.json"
-    schema: Schema = json.loads(file.read_text(encoding="utf-8"))
+    schema: Schema = orjson.loads(file.read_bytes())
     return schema
 
 

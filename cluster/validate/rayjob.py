@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+
+import orjson
 
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.capacity import kuberay_capacity, start_param_conflicts
@@ -114,7 +115,7 @@ def _entrypoint_resources(document: Document) -> Iterator[Fault]:
     text = document.get("spec", "entrypointResources")
     if isinstance(text, str) and text:
         try:
-            is_table = isinstance(json.loads(text), dict)
+            is_table = isinstance(orjson.loads(text), dict)
         except ValueError:
             is_table = False
         if not is_table:

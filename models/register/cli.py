@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from models.errors import ConfigError
@@ -64,7 +64,7 @@ def add(  # noqa: PLR0913 (one argument an option)
     spec, remarks = register_model(wanted)
     ((precision, artifact),) = spec.artifacts.items()
     if as_json:
-        typer.echo(json.dumps(spec.model_dump(mode="json", exclude={"folder"})))
+        typer.echo(orjson.dumps(spec.model_dump(mode="json", exclude={"folder"})))
         return
     batch = "any number of images" if spec.input.batch is None else f"{spec.input.batch} at a time"
     p = spec.preprocessing

@@ -6,11 +6,12 @@ accuracy without a word.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from models.errors import ConfigError
 from models.spec import Channels, Fit, Interpolation
@@ -84,7 +85,7 @@ def load_recipe(text: str, interpolation: str | None = None) -> Recipe:
             f"(preprocessor_config.json), got {text!r}"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as err:
         raise ConfigError(f"--preprocess {text} is no JSON: {err}") from err
     if not isinstance(values, dict):

@@ -10,12 +10,12 @@ The entry comes last: a process that is killed leaves files that nobody finds, a
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import tomli_w
 from filelock import FileLock
 
@@ -113,7 +113,7 @@ def read_labels(text: str) -> list[str]:
     path = ENTRIES / "synset.txt" if text == IMAGENET_LABELS else Path(text)
     try:
         content = path.read_text(encoding="utf-8-sig")
-        lines = _json_names(json.loads(content)) if path.suffix == ".json" else content.splitlines()
+        lines = _json_names(orjson.loads(content)) if path.suffix == ".json" else content.splitlines()
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ConfigError(f"--labels {text} cannot be read: {err}") from err
     while lines and not lines[-1].strip():

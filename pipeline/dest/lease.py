@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import socket
@@ -13,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 from models.errors import SourceError, StorageError
@@ -140,7 +140,7 @@ class Lease:
             began = time.monotonic()
             values = {"token": self.token, "beat": f"{self.token}-{self._beats}", "host": socket.gethostname(),
                       "boot": _boot_id(), "pid": os.getpid(), "is_released": is_released}  # fmt: skip
-            version = self._dest.put_if(LEASE_FILE, json.dumps(values).encode(), self._version)
+            version = self._dest.put_if(LEASE_FILE, orjson.dumps(values), self._version)
             if version is None:
                 self._lost_to = _other_run(_read(self._dest)[0])
                 logger.info("lease: %s has taken %s", self._lost_to, self._dest.describe())
@@ -172,7 +172,7 @@ def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
             return None, None
         raise
     try:
-        values = json.loads(content)
+        values = orjson.loads(content)
         held = {key: values[key] for key in ("token", "beat", "host", "boot", "pid")}
     except (ValueError, KeyError, TypeError):
         return None, version

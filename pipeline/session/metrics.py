@@ -6,13 +6,14 @@ Metrics are counted once a unit, never once an image. Each node offers those of 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from pipeline.dest.commits import Commit, Totals
 from pipeline.session.stage_clock import Stage, StageClock
@@ -48,7 +49,7 @@ def scraped_names() -> list[str]:
 def job_name(environment: Mapping[str, str]) -> str:
     """Return the submission id of the job that this process is the driver of; `local` outside of jobs."""
     try:
-        config = json.loads(environment.get(JOB_VARIABLE, "{}"))
+        config = orjson.loads(environment.get(JOB_VARIABLE, "{}"))
         return str(config["metadata"]["job_submission_id"])
     except (ValueError, KeyError, TypeError):
         return "local"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
 from collections import deque
 from typing import Any
+
+import orjson
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _was_moved(path: str, fd: int) -> bool:
 
 def _as_text(line: dict[str, Any]) -> bytes:
     line["time"] = _iso(line["time"])
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _iso(seconds: float) -> str:

@@ -1,37 +1,25 @@
-"""From a request to its route: the key, the answer or the error in JSON, the count and the line in the log."""
+"""Around the router: the key, the budget of bodies, errors in JSON, the count and the line in the log."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Router
+from starlette.types import Message, Receive, Scope, Send
+
 from models.errors import InferenceError
-from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
-from serve.http.asgi import (
-    Answer,
-    App,
-    ClientGoneError,
-    Message,
-    Receive,
-    Rejected,
-    Scope,
-    Send,
-    as_rejected,
-    error_answer,
-    header,
-    json_answer,
-)
+from serve.http.asgi import Rejected, as_rejected, error_response
 from serve.http.bodies import BodyMemory, Held
-from serve.http.classify import Classify
 from serve.http.keys import ApiKeys
-from serve.http.openapi import docs_page, openapi_document
-from serve.metrics.replica_metrics import CONTENT_TYPE, ServeMetrics
-from serve.model.backend import Backend
-from serve.parts import PARTS, load_part
+from serve.metrics.replica_metrics import ServeMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +29,6 @@ OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
 ADMITTED = frozenset({"/v1/classify", "/v2/models/infer"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
-_HTML = b"text/html; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +55,11 @@ class Extras:
 class _Watched:
     """`send`, with a note of what was answered, and how long that took told to the client (Server-Timing)."""
 
-    __slots__ = ("_began", "_send", "status")
+    __slots__ = ("_began", "_has_body", "_send", "status")
 
-    def __init__(self, send: Send, began: float) -> None:
+    def __init__(self, send: Send, began: float, method: str) -> None:
         self._began = began
+        self._has_body = method != "HEAD"
         self._send = send
         self.status = 0
 
@@ -80,52 +68,38 @@ class _Watched:
             self.status = message["status"]
             spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - self._began))
             message["headers"] = [*message["headers"], (b"server-timing", spent)]
+        elif not self._has_body:
+            message["body"] = b""
         await self._send(message)
 
 
-class Endpoint:
+class Application:
     """All that HTTP reaches, as one ASGI application.
 
     Args:
-        backend: The model.
-        config: Limits and defaults.
+        routes: They may raise `Rejected` and the errors of `models.errors` until they have begun to answer.
+        memory: The budget of all bodies.
         extras: Whatever else there is.
     """
 
-    def __init__(self, backend: Backend, config: ServeConfig, extras: Extras) -> None:
-        self._backend = backend
+    def __init__(self, routes: Sequence[BaseRoute], memory: BodyMemory, extras: Extras) -> None:
+        self._router = Router(routes, redirect_slashes=False)
+        self._memory = memory
         self._extras = extras
-        self._memory = extras.memory or BodyMemory(config.max_body_memory)
-        self._classify = Classify(backend, config)
-        self._parts: dict[str, App] = {}
-        paths: dict[str, object] = {}
-        for name in dict.fromkeys(PARTS.values()):
-            module = load_part(name)
-            if module is not None:
-                part = module.build(backend, config)
-                self._parts |= {root: part for root, owner in PARTS.items() if owner == name}
-                paths |= getattr(module, "OPENAPI_PATHS", {})
-        document = openapi_document(config, backend, paths)
-        self._openapi = json_answer(document)
-        self._docs = Answer(docs_page(document), content_type=_HTML)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever becomes of it."""
-        if scope["type"] == "lifespan":
-            return await _lifespan(receive, send)
         if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1000})
+            return await self._router(scope, receive, send)
         began = time.perf_counter()
-        path = scope["path"]
-        root = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
-        path = path or "/"
+        held = Held(self._memory)
+        path = _path(scope)
+        # With "app" there, the router raises what it has no route for, where it would answer in plain text.
+        scope = {**scope, "path": path, "root_path": "", "app": self, Held.KEY: held}
         metrics = self._extras.metrics
         if metrics is not None:
             metrics.in_flight.inc()
-        watched = _Watched(send, began)
-        held = scope[Held.KEY] = Held(self._memory)
+        watched = _Watched(send, began, scope["method"])
         kind: str | None = "gone"
         try:
             kind = await self._answer(path, scope, receive, watched)
@@ -139,64 +113,32 @@ class Endpoint:
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: _Watched) -> str | None:
         """Answer one request; return the kind of its error, or None."""
         try:
-            if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
-                self._extras.keys.check(header(scope, b"authorization"))
-            if self._extras.admit is not None and scope["method"] == "POST" and route_name(path) in ADMITTED:
-                self._extras.admit(1)
-            await self._route(path, scope, receive, send)
-        except ClientGoneError:
+            self._let_in(path, scope)
+            await self._router(scope, receive, send)
+        except ClientDisconnect:
             return "gone"
         except Exception as err:  # the edge: whatever it is, the client gets JSON and no traceback
-            rejected = as_rejected(err)
+            rejected = _no_route(err, path, scope["method"]) if isinstance(err, HTTPException) else as_rejected(err)
             if rejected is None:
                 logger.exception("request failed path=%s", path)
                 text = "the model failed on this request" if isinstance(err, InferenceError) else "internal error"
                 rejected = Rejected(500, text, kind="internal")
             if send.status:
                 raise
-            await error_answer(rejected).send(send)
+            await error_response(rejected)(scope, receive, send)
             # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
             err.__traceback__ = None
             return rejected.kind
         return None if send.status < 400 else str(send.status)
 
-    async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        own = self._own(path)
-        if path == "/v1/classify":
-            _allow(scope, "POST")
-            await (await self._classify(scope, receive)).send(send)
-        elif own is not None:
-            _allow(scope, "GET", "HEAD")
-            await (await own()).send(send)
-        else:
-            part = self._parts.get(path[1:].split("/", 1)[0])
-            if part is None:
-                raise Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
-            await part(scope, receive, send)
-
-    def _own(self, path: str) -> Callable[[], Any] | None:
-        return {
-            "/openapi.json": self._give_openapi,
-            "/docs": self._give_docs,
-            "/metrics": self._give_metrics,
-            "/healthz": self._give_health,
-        }.get(path)
-
-    async def _give_openapi(self) -> Answer:
-        return self._openapi
-
-    async def _give_docs(self) -> Answer:
-        return self._docs
-
-    async def _give_health(self) -> Answer:
-        if not self._backend.is_ready:
-            raise Rejected(503, "the model is not ready yet", headers=((b"retry-after", b"1"),), kind="not_ready")
-        return json_answer({"status": "ok"})
-
-    async def _give_metrics(self) -> Answer:
-        if self._extras.render_metrics is None:
-            raise Rejected(404, "this endpoint was built without metrics", kind="no_route")
-        return Answer(await self._extras.render_metrics(), content_type=CONTENT_TYPE)
+    def _let_in(self, path: str, scope: Scope) -> None:
+        """Raise what a request is refused with before it is looked at."""
+        if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
+            self._extras.keys.check(Headers(scope=scope).get("authorization", "").encode("latin-1"))
+        if self._extras.admit is not None and scope["method"] == "POST" and route_name(path) in ADMITTED:
+            self._extras.admit(1)
+        if not path.isprintable():  # the router's patterns would let a line feed at the end pass
+            raise HTTPException(404)
 
     def _note(self, scope: Scope, path: str, status: int, seconds: float, kind: str | None) -> None:
         metrics, log = self._extras.metrics, self._extras.access_log
@@ -204,17 +146,33 @@ class Endpoint:
             metrics.request(route_name(path), status, seconds, kind)
         if log is not None:
             client = scope.get("client")
-            length = header(scope, b"content-length") or b"0"
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", "0")
             log.add(
                 client=client[0] if client else None,
                 method=scope["method"],
                 path=path,
                 status=status,
                 ms=round(1000 * seconds, 2),
-                bytes=int(length) if length.isdigit() else None,
-                request_id=(header(scope, b"x-request-id") or b"").decode("latin-1"),
+                bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
+                request_id=headers.get("x-request-id", ""),
                 **({"error": kind} if kind else {}),
             )
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below where the endpoint is mounted; the protocol's may have a slash at their end."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    path = path.encode(errors="replace").decode()  # half a surrogate has no place in JSON, and the log is JSON
+    return path.rstrip("/") if path.startswith("/v2/") else path
+
+
+def _no_route(err: HTTPException, path: str, method: str) -> Rejected:
+    if err.status_code == 405 and err.headers:
+        allow = ", ".join(sorted(err.headers["Allow"].split(", ")))
+        message = f"{path[:200]!r} takes {allow}, got {method[:20]}"
+        return Rejected(405, message, headers=((b"allow", allow.encode()),))
+    return Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
 
 
 def route_name(path: str) -> str:
@@ -226,19 +184,3 @@ def route_name(path: str) -> str:
     if path.startswith("/v2/models/"):
         return "/v2/models/infer" if path.endswith("/infer") else "/v2/models/..."
     return "/page" if path.startswith("/page/") else "other"
-
-
-def _allow(scope: Scope, *methods: str) -> None:
-    if scope["method"] not in methods:
-        allowed = ", ".join(methods)
-        raise Rejected(
-            405, f"method must be {allowed}, got {scope['method'][:20]}", headers=((b"allow", allowed.encode()),)
-        )
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

@@ -1,17 +1,18 @@
-"""What every route is made of: headers, the deadline, answers in JSON, and which error is which status.
+"""What every route is made of: the deadline, answers in JSON, and which error is which status.
 
-A route is a plain ASGI application. It may raise `Rejected`, or an error of `models.errors`, as long as it has not
-begun to answer: `serve.app` turns them into `{"error": ...}`. So no route has a table of its own.
+A route is Starlette's: it takes a request and returns a response. It may raise `Rejected`, or an error of
+`models.errors`: `serve.http.application` turns them into `{"error": ...}`. So no route has a table of its own.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
 
 from models.errors import (
     DeadlineError,
@@ -23,17 +24,8 @@ from models.errors import (
 )
 
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
-
-JSON = b"application/json"
 # Ray Serve's own name for it; see `deadline_of`. HAProxy passes it on under another, which Serve does not look at.
-TIMEOUT_HEADER = b"x-request-timeout-seconds"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
 _ANSWER_AHEAD_S = 0.02
 
@@ -48,15 +40,13 @@ class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
         kind: For the metrics; the status where it is not given.
     """
 
-    def __init__(self, status: int, message: str, *, headers: Headers = (), kind: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, headers: Iterable[tuple[bytes, bytes]] = (), kind: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = tuple(headers)
         self.kind = kind or str(status)
-
-
-class ClientGoneError(Exception):
-    """The client closed the connection before its request was whole: nobody is left to answer."""
 
 
 def as_rejected(err: Exception) -> Rejected | None:
@@ -82,27 +72,24 @@ def input_status(err: InputError) -> int:
     return 400 if isinstance(err, EmptyImageError) else 422
 
 
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """Return a request header by its lower-case name; None where there is none."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
+def not_ready(message: str) -> Rejected:
+    """Build the refusal of a request that came before the first inference had passed."""
+    return Rejected(503, message, headers=((b"retry-after", b"1"),), kind="not_ready")
 
 
-def deadline_of(scope: Scope, default_s: float) -> float:
+def deadline_of(request: Request, default_s: float) -> float:
     """Return the `time.monotonic()` until which the client waits.
 
     Args:
-        scope: Of the request; `x-request-timeout-seconds` may shorten the deadline, not extend it.
+        request: Its header `x-request-timeout-seconds` may shorten the deadline, not extend it.
         default_s: The configured deadline, seconds from now.
 
     Raises:
         Rejected: 400, the header is no positive number.
     """
-    asked, ahead = header(scope, OWN_TIMEOUT_HEADER.encode()), 0.0
+    asked, ahead = request.headers.get(OWN_TIMEOUT_HEADER), 0.0
     if asked is None:
-        asked, ahead = header(scope, TIMEOUT_HEADER), _ANSWER_AHEAD_S
+        asked, ahead = request.headers.get(TIMEOUT_HEADER), _ANSWER_AHEAD_S
     seconds = default_s
     if asked is not None:
         try:
@@ -110,48 +97,25 @@ def deadline_of(scope: Scope, default_s: float) -> float:
         except ValueError:
             given = math.nan
         if not (math.isfinite(given) and given > 0):
-            raise Rejected(
-                400, f"{TIMEOUT_HEADER.decode()} must be a positive number of seconds, got {asked.decode('latin-1')!r}"
-            )
+            raise Rejected(400, f"{TIMEOUT_HEADER} must be a positive number of seconds, got {asked!r}")
         seconds = min(default_s, given - ahead)
     return time.monotonic() + seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole response.
+class JsonResponse(Response):
+    """A value as JSON; of numpy's types, float32 is written with the fewest decimals that stand for it."""
 
-    Attributes:
-        body: Bytes of the body.
-        status: Of HTTP.
-        content_type: Of the body.
-        headers: Others.
-    """
+    media_type = "application/json"
 
-    body: bytes
-    status: int = 200
-    content_type: bytes = JSON
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-    async def send(self, send: Send) -> None:
-        """Send it."""
-        headers = [
-            (b"content-type", self.content_type),
-            (b"content-length", b"%d" % len(self.body)),
-            *self.headers,
-        ]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+    def render(self, content: object) -> bytes:
+        """Return the body."""
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def json_answer(value: object, *, status: int = 200, headers: Headers = ()) -> Answer:
-    """Return a value as JSON."""
-    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    return Answer(body, status, JSON, tuple(headers))
-
-
-def error_answer(rejected: Rejected) -> Answer:
+def error_response(rejected: Rejected) -> Response:
     """Return `{"error": ...}`, the one form of all errors."""
-    # A lone surrogate (of a name in the request, say) has no UTF-8 form; the ASCII form of JSON holds anything.
-    body = json.dumps({"error": str(rejected)}).encode()
-    return Answer(body, rejected.status, JSON, rejected.headers)
+    # A lone surrogate (of a name in the request, say) has no UTF-8 form.
+    text = str(rejected).encode(errors="replace").decode()
+    response = JsonResponse({"error": text}, rejected.status, {"X-Content-Type-Options": "nosniff"})
+    response.raw_headers += rejected.headers
+    return response

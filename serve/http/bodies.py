@@ -9,13 +9,15 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import orjson
+from starlette.requests import ClientDisconnect, Request
 
 from models.errors import DeadlineError, OverloadedError
-from serve.http.asgi import ClientGoneError, Receive, Rejected, Scope, header
+from serve.http.asgi import Rejected
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Held:
         with self.memory.lock:
             if self._is_closed:
                 # A thread that still parses what nobody waits for ends here.
-                raise ClientGoneError
+                raise ClientDisconnect
             if size > self._size:
                 self.memory.check(size - self._size)
             self.memory.used += size - self._size
@@ -161,8 +163,7 @@ async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: obje
 
 
 async def read_body(
-    scope: Scope,
-    receive: Receive,
+    request: Request,
     max_bytes: int,
     deadline: float,
     parse: Callable[[bytes], T],
@@ -171,8 +172,7 @@ async def read_body(
     """Read a whole request body, undo its Content-Encoding (gzip or deflate), and parse it.
 
     Args:
-        scope: Of the request.
-        receive: ASGI's.
+        request: Its body is not read yet.
         max_bytes: Of the body, as it was sent and after it was unpacked.
         deadline: `time.monotonic()` until which it has to be there.
         parse: Called with the body, in a thread where that is packed or large; what unpacks then is what is parsed
@@ -183,18 +183,18 @@ async def read_body(
         Rejected: 413 it is larger, 415 another encoding, 400 the packed data are broken; or as `parse` raises it.
         OverloadedError: The bodies in progress fill the memory that there is for them.
         DeadlineError: It did not arrive in time.
-        ClientGoneError: The client went away in the middle.
+        ClientDisconnect: The client went away in the middle.
     """
-    window_bits = _window_bits(scope)
-    held: Held = scope[Held.KEY]
-    length = header(scope, b"content-length")
-    if length is not None and length.isdigit():
+    window_bits = _window_bits(request.headers.get("content-encoding", ""))
+    held: Held = request.scope[Held.KEY]
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit():
         announced = int(length[:19])
         if announced > max_bytes:
             raise _too_many_bytes(announced, max_bytes)
         held.memory.check(announced)
     with _Upload(deadline):
-        body = await _received(receive, max_bytes, held)
+        body = await _received(request, max_bytes, held)
     if window_bits is not None:
         return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
     if len(body) > inline_bytes:
@@ -202,22 +202,18 @@ async def read_body(
     return parse(body)
 
 
-async def _received(receive: Receive, max_bytes: int, held: Held) -> bytes:
+async def _received(request: Request, max_bytes: int, held: Held) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        part = message.get("body", b"")
-        if part:
+    async with aclosing(request.stream()) as stream:
+        async for part in stream:
             size += len(part)
             if size > max_bytes:
                 raise _too_many_bytes(size, max_bytes)
             held.set(size)
             parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    # The last one is empty; a body that came in one piece is not copied.
+    return parts[0] if len(parts) == 2 else b"".join(parts)
 
 
 def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
@@ -226,16 +222,16 @@ def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
     )
 
 
-def _window_bits(scope: Scope) -> int | None:
-    """Return zlib's window bits for the request's Content-Encoding; None where it is not packed."""
-    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
-    if encoding in (b"identity", b""):
+def _window_bits(encoding: str) -> int | None:
+    """Return zlib's window bits for a Content-Encoding; None where nothing is packed."""
+    encoding = encoding.strip().lower()
+    if encoding in ("identity", ""):
         return None
-    if encoding in (b"gzip", b"x-gzip"):
+    if encoding in ("gzip", "x-gzip"):
         return 16 + zlib.MAX_WBITS
-    if encoding == b"deflate":
+    if encoding == "deflate":
         return zlib.MAX_WBITS
-    raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40].decode('latin-1')!r}")
+    raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
 
 
 def _unpacked(body: bytes, window_bits: int, max_bytes: int, held: Held) -> bytes:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Annotated
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
 
 from models.decode.headers import sniff_format
 from models.errors import InputError, UndecodableImageError
 from serve.config import ServeConfig
-from serve.http.asgi import Answer, Receive, Rejected, Scope, deadline_of, header, json_answer
+from serve.http.answers import ClassifyAnswer, Label, Result, TimeoutSeconds, classify_bodies
+from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
 from serve.http.bodies import Held, from_base64, load_json, read_body
 from serve.http.forms import parse_multipart
+from serve.http.openapi import BINARY, JSON, About, Operation
 from serve.model.backend import Backend, Outcome
 
 # A larger body is taken apart in a thread: base64 of 20 MB takes 30 ms, in which nothing else would be answered.
@@ -21,13 +26,41 @@ _INLINE_BYTES = 512 * 1024
 _JSON_VALUES_AN_IMAGE = 8
 _JSON_VALUES_BESIDE = 64
 
-_RAW_TYPES = (b"application/octet-stream", b"")
-_FORM = b"multipart/form-data"
-_JSON = b"application/json"
+_RAW_TYPES = (BINARY, "")
+_FORM = "multipart/form-data"
 # The body, what is cut or parsed out of it, and the images that base64 stands for.
-_HELD_TIMES = {_FORM: 2, _JSON: 3}
+_HELD_TIMES = {_FORM: 2, JSON: 3}
 # What curl's --data-binary says of any file: taken at its word only where the bytes are no image.
-_CURL = b"application/x-www-form-urlencoded"
+_CURL = "application/x-www-form-urlencoded"
+
+
+_TEXT = (
+    "The body is one image, a form with one or more fields `image`, or JSON with base64. Of several images, one that "
+    "cannot be labelled is a result with its status and error; alone, it is the answer's status. Limits: {bytes:,} bytes, "
+    "{images} images of {pixels:,} pixels, {seconds:g} s. Bodies may be packed (Content-Encoding gzip or deflate)."
+)
+
+
+def classify_route(backend: Backend, config: ServeConfig) -> Operation:
+    """Return the route, described with this endpoint's limits."""
+    num_classes = len(backend.labels)
+    most = Field(min(config.top_k, num_classes), ge=1, le=num_classes, description="Labels per image, best first.")
+    in_json, in_form = classify_bodies(config.max_images, (int, most))
+    about = About(
+        "Label images",
+        {JSON: ClassifyAnswer},
+        errors=(400, 405, 413, 415, 422, 503, 504),
+        text=_TEXT.format(
+            bytes=config.max_request_bytes,
+            images=config.max_images,
+            pixels=config.max_pixels,
+            seconds=config.deadline_s,
+        ),
+        body={"image/*": bytes, BINARY: bytes, _FORM: in_form, JSON: in_json},
+        query={"top_k": Annotated[int, most]},
+        headers={TIMEOUT_HEADER: TimeoutSeconds},
+    )
+    return Operation("POST", "/v1/classify", Classify(backend, config).answer, about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +92,7 @@ class Classify:
         self._num_classes = len(backend.labels)
         self._labels = backend.labels
 
-    async def __call__(self, scope: Scope, receive: Receive) -> Answer:
+    async def answer(self, request: Request) -> Response:
         """Answer one request.
 
         Raises:
@@ -67,26 +100,22 @@ class Classify:
             RequestError: Overloaded, or too late.
             InputError: The one image of the request cannot be labelled.
         """
-        deadline = deadline_of(scope, self._config.deadline_s)
-        asked_k = _query_top_k(scope)
-        parsed = await self._read(scope, receive, deadline)
-        top_k = self._top_k(asked_k, parsed.top_k)
+        deadline = deadline_of(request, self._config.deadline_s)
+        asked_k = request.query_params.get("top_k")
+        query_k = None if asked_k is None else _whole_number(asked_k)
+        parsed = await self._read(request, deadline)
+        top_k = self._top_k(query_k, parsed.top_k)
         outcomes = await self._label(parsed.images, top_k, deadline)
         if parsed.alone and isinstance(outcomes[0], InputError):
             raise outcomes[0]
-        return json_answer(
-            {
-                "model": self._backend.spec.name,
-                "model_version": self._backend.spec.version,
-                "results": [self._result(outcome) for outcome in outcomes],
-            }
-        )
+        spec, results = self._backend.spec, [self._result(outcome) for outcome in outcomes]
+        return JsonResponse(ClassifyAnswer(model=spec.name, model_version=spec.version, results=results))
 
-    async def _read(self, scope: Scope, receive: Receive, deadline: float) -> Parsed:
+    async def _read(self, request: Request, deadline: float) -> Parsed:
         """Read the body and take it apart; what is held afterwards is the images."""
-        content_type = header(scope, b"content-type") or b""
-        kind = content_type.split(b";", 1)[0].strip().lower()
-        held: Held = scope[Held.KEY]
+        content_type = request.headers.get("content-type", "")
+        kind = content_type.split(";", 1)[0].strip().lower()
+        held: Held = request.scope[Held.KEY]
 
         def parse(body: bytes) -> Parsed:
             held.set(_HELD_TIMES.get(kind, 1) * len(body))
@@ -96,7 +125,7 @@ class Classify:
 
         max_bytes = self._config.max_request_bytes
         inline = _INLINE_BYTES if kind in _HELD_TIMES else max_bytes
-        return await read_body(scope, receive, max_bytes, deadline, parse, inline)
+        return await read_body(request, max_bytes, deadline, parse, inline)
 
     def _top_k(self, query: int | None, body: int | None) -> int:
         if query is not None and body is not None and query != body:
@@ -115,37 +144,17 @@ class Classify:
         labelled = iter(await self._backend.label(good, top_k=top_k, deadline=deadline) if good else ())
         return [next(labelled) if isinstance(image, bytes) else image for image in images]
 
-    def _result(self, outcome: Outcome) -> dict[str, Any]:
+    def _result(self, outcome: Outcome) -> Result:
         if isinstance(outcome, InputError):
-            result: dict[str, Any] = {"status": outcome.status, "error": str(outcome)}
+            result: Result = {"status": outcome.status, "error": str(outcome)}
             if outcome.width is not None and outcome.height is not None:
                 result |= {"width": outcome.width, "height": outcome.height}
             return result
-        # By way of text: the shortest decimals that stand for the same float32, instead of sixteen digits.
-        ids, scores = outcome.label_ids.tolist(), [float(str(score)) for score in outcome.scores]
-        return {
-            "status": "ok",
-            "width": outcome.width,
-            "height": outcome.height,
-            "labels": [
-                {"label": self._labels[i], "label_id": i, "score": score} for i, score in zip(ids, scores, strict=True)
-            ],
-        }
-
-
-def _query_top_k(scope: Scope) -> int | None:
-    query = scope.get("query_string", b"")
-    if not query:
-        return None
-    try:
-        values = [
-            value for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name == "top_k"
+        labels: list[Label] = [
+            {"label": self._labels[i], "label_id": i, "score": score}
+            for i, score in zip(outcome.label_ids.tolist(), outcome.scores, strict=True)
         ]
-    except ValueError as err:
-        raise Rejected(400, f"the query cannot be read: {err}") from err
-    if not values:
-        return None
-    return _whole_number(values[-1])
+        return {"status": "ok", "width": outcome.width, "height": outcome.height, "labels": labels}
 
 
 def _whole_number(text: str) -> int:
@@ -154,20 +163,20 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _parse(kind: bytes, content_type: bytes, body: bytes, max_images: int) -> Parsed:
+def _parse(kind: str, content_type: str, body: bytes, max_images: int) -> Parsed:
     """Take a request's body apart by its type."""
-    if kind.startswith(b"image/") or kind in _RAW_TYPES:
+    if kind.startswith("image/") or kind in _RAW_TYPES:
         return Parsed([body], None, alone=True)
     if kind == _FORM:
         return _parse_form(content_type, body, max_images)
-    if kind == _JSON:
+    if kind == JSON:
         return _parse_json(body, max_images)
     if kind == _CURL and _is_image(body):
         return Parsed([body], None, alone=True)
     raise Rejected(
         415,
         "Content-Type must be image/*, application/octet-stream, multipart/form-data or application/json, "
-        f"got {kind[:60].decode('latin-1')!r}",
+        f"got {kind[:60]!r}",
     )
 
 
@@ -179,7 +188,7 @@ def _is_image(body: bytes) -> bool:
     return True
 
 
-def _parse_form(content_type: bytes, body: bytes, max_images: int) -> Parsed:
+def _parse_form(content_type: str, body: bytes, max_images: int) -> Parsed:
     images: list[bytes | InputError] = []
     top_k = None
     for part in parse_multipart(content_type, body, max_parts=max_images + 8):

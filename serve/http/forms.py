@@ -20,7 +20,7 @@ class Part:
     content: bytes
 
 
-def parse_multipart(content_type: bytes, body: bytes, *, max_parts: int) -> list[Part]:
+def parse_multipart(content_type: str, body: bytes, *, max_parts: int) -> list[Part]:
     """Split a form into its parts, in order.
 
     Args:
@@ -31,7 +31,7 @@ def parse_multipart(content_type: bytes, body: bytes, *, max_parts: int) -> list
     Raises:
         Rejected: 400 it is not of that form, 413 there are too many parts.
     """
-    _, options = parse_options_header(content_type.decode("latin-1"))
+    _, options = parse_options_header(content_type)
     if not options.get("boundary"):
         raise Rejected(400, "multipart/form-data needs a boundary in its Content-Type")
     parts: list[Part] = []

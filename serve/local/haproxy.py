@@ -22,12 +22,13 @@ not started, and a file `refused` beside the configuration says why.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+
+import orjson
 
 from models.errors import ClusterError
 from models.parent import end_with_parent
@@ -66,7 +67,7 @@ _ERRORS = {
 def error_response(code: int) -> bytes:
     """Return the whole HTTP response that HAProxy sends for one of its own errors."""
     status, reason, text = _ERRORS[code]
-    body = json.dumps({"error": text}).encode()
+    body = orjson.dumps({"error": text})
     retry = "Retry-After: 1\r\n" if status == 503 else ""
     head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
     return head.encode() + body
@@ -109,7 +110,7 @@ def edited(
         "the answer where there is no replica",
         r"^(backend default_backend\n).*\n",
         rf"\1    http-request return status 503 content-type application/json hdr Retry-After 1 "
-        rf"""string '{json.dumps({"error": _GONE})}'\n""",
+        rf"""string '{orjson.dumps({"error": _GONE}).decode()}'\n""",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError, ShardlabelError
@@ -146,7 +147,8 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
-    from serve.replica import APP_NAME, build_application, grpc_servicers
+    from serve.environment import GRPC_SERVICER
+    from serve.replica import APP_NAME, build_application
 
     check_grpc()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -156,7 +158,7 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
         ray_serve.start(
             proxy_location="EveryNode" if listen.address else "HeadOnly",
             http_options=HTTPOptions(host=host, port=listen.port, keep_alive_timeout_s=75),
-            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=grpc_servicers())
+            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=[GRPC_SERVICER])
             if listen.grpc_port
             else None,
             logging_config=quiet,
@@ -254,7 +256,7 @@ def _wait_until_answered(listen: Listen, folder: Path) -> None:
         _look_for_refusal(folder)
         try:
             with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5) as answer:
-                if json.load(answer) == {"status": "ok"}:
+                if orjson.loads(answer.read()) == {"status": "ok"}:
                     return
         except (OSError, ValueError) as err:
             problem = str(err)

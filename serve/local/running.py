@@ -92,9 +92,7 @@ class Endpoint:
 
     def sentence(self) -> str:
         """Say in a line where it is."""
-        from serve.replica import grpc_servicers
-
-        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port and grpc_servicers() else ""
+        grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port else ""
         if not self.is_local:
             return f"ready: on the Ray cluster at {self.listen.address}, port {self.listen.port} of its nodes{grpc}"
         return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"

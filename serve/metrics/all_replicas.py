@@ -7,12 +7,13 @@ stays readable for some minutes: Prometheus should see its last counts. Then ano
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
+
+import orjson
 
 from pipeline.patches import kv_patches
 
@@ -91,7 +92,7 @@ class MetricsShare:
             stamp, _, text = value.partition(b"\n")
             if name == self._replica:
                 continue
-            if time.time() - float(json.loads(stamp)) < KEEP_S:
+            if time.time() - float(orjson.loads(stamp)) < KEEP_S:
                 texts.append(text)
             else:
                 self._store.delete(name)
@@ -116,7 +117,7 @@ class MetricsShare:
                     if is_old:  # where nobody scrapes, nobody else looks for the dead
                         stale = time.monotonic()
                         self._others()
-                    self._store.put(self._replica, json.dumps(time.time()).encode() + b"\n" + text)
+                    self._store.put(self._replica, orjson.dumps(time.time()) + b"\n" + text)
                 except Exception as err:  # noqa: BLE001 (the next second tries again)
                     logger.warning("metrics cannot be shared: %s", err)
             if is_last:

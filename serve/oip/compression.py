@@ -1,4 +1,4 @@
-"""Packed answers. Requests are unpacked where bodies are read, in `serve.http.asgi`."""
+"""Packed answers. Requests are unpacked where bodies are read, in `serve.http.bodies`."""
 
 from __future__ import annotations
 

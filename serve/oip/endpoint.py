@@ -6,11 +6,18 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
 from serve.model.backend import Backend
+from serve.oip.answers import (
+    IndexEntry,
+    ModelConfig,
+    ModelMetadata,
+    ServerMetadata,
+    Statistics,
+    TensorDescription,
+)
 from serve.oip.request import InferRequest
 from serve.oip.response import InferResponse
 from serve.oip.served import ServedModel, TensorMetadata, check_ready
@@ -134,15 +141,15 @@ class Endpoint:
         statistics.succeeded(outputs[0].shape[0], _ns_since(started))
         return InferResponse(model.name, model.backend.spec.version, outputs, request.id)
 
-    def server_metadata(self) -> dict[str, Any]:
+    def server_metadata(self) -> ServerMetadata:
         """Describe the server."""
-        return {"name": SERVER_NAME, "version": _package_version(), "extensions": list(EXTENSIONS)}
+        return {"name": SERVER_NAME, "version": package_version(), "extensions": list(EXTENSIONS)}
 
     def model_names(self) -> list[str]:
         """Return the names of all models."""
         return list(self._models)
 
-    def model_metadata(self, model: ServedModel) -> dict[str, Any]:
+    def model_metadata(self, model: ServedModel) -> ModelMetadata:
         """Describe a model's tensors."""
         return {
             "name": model.name,
@@ -152,7 +159,7 @@ class Endpoint:
             "outputs": [_tensor(tensor) for tensor in model.outputs],
         }
 
-    def model_config(self, model: ServedModel) -> dict[str, Any]:
+    def model_config(self, model: ServedModel) -> ModelConfig:
         """Describe a model as a model configuration does, as far as clients read it."""
         return {
             "name": model.name,
@@ -170,7 +177,7 @@ class Endpoint:
             ],
         }
 
-    def statistics(self, names: Sequence[str]) -> dict[str, Any]:
+    def statistics(self, names: Sequence[str]) -> Statistics:
         """Return the counts of these models, as this replica knows them."""
         return {
             "model_stats": [
@@ -178,7 +185,7 @@ class Endpoint:
             ]
         }
 
-    def repository_index(self, *, only_ready: bool) -> list[dict[str, str]]:
+    def repository_index(self, *, only_ready: bool) -> list[IndexEntry]:
         """List the models with their state."""
         return [
             {
@@ -196,7 +203,7 @@ def _ns_since(started: float) -> int:
     return int((time.monotonic() - started) * 1e9)
 
 
-def _tensor(tensor: TensorMetadata) -> dict[str, Any]:
+def _tensor(tensor: TensorMetadata) -> TensorDescription:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 
@@ -204,7 +211,8 @@ def _config_type(datatype: str) -> str:
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Return the version of the installed package; "unknown" where it runs from its folder."""
     try:
         return version("shardlabel")
     except PackageNotFoundError:

@@ -29,11 +29,6 @@ def malformed(message: str) -> Rejected:
     return Rejected(400, message)
 
 
-def not_ready(message: str) -> Rejected:
-    """Build the refusal of a request that came before the first inference had passed."""
-    return Rejected(503, message, headers=((b"retry-after", b"1"),), kind="not_ready")
-
-
 def bad_image(index: int, err: InputError) -> Rejected:
     """Build the refusal of a request one of whose images cannot be labelled: the protocol has no status per image."""
     return Rejected(input_status(err), f"image {index}: {err}", kind=err.status)

@@ -1,143 +1,116 @@
-"""The protocol's HTTP routes, as an ASGI application for /v2 and everything below it."""
+"""The protocol's HTTP routes: /v2 and everything below it."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from typing import Any
 
-import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from serve.config import ServeConfig
-from serve.http.asgi import Answer, App, Receive, Rejected, Scope, Send, deadline_of, header
+from serve.http.asgi import JsonResponse, Rejected, deadline_of, not_ready
 from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
-from serve.model.backend import Backend
+from serve.http.openapi import BINARY, JSON, About, Operation
+from serve.oip import answers
 from serve.oip.compression import choose_encoding, compress
-from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.faults import malformed, not_ready, shown
-from serve.oip.openapi import PATHS
+from serve.oip.endpoint import Endpoint
+from serve.oip.faults import malformed, shown
 from serve.oip.request import InferRequest, parse_request
 from serve.oip.served import ServedModel, check_ready
 
-OPENAPI_PATHS = PATHS
-HEADER_LENGTH = b"inference-header-content-length"
-BINARY = b"application/octet-stream"
+HEADER_LENGTH = "inference-header-content-length"
 # Below this much, packing an answer is cheaper than handing it to a thread.
 _PACK_INLINE_BYTES = 256 * 1024
 # Of a request that brings no images: a name or two.
 _MAX_OPTIONS_BYTES = 64 * 1024
+# Extensions of the protocol that clients know and nobody offers here.
+_NOT_OFFERED = (
+    "/v2/logging",
+    "/v2/trace/setting",
+    "/v2/models/{model}/trace/setting",
+    "/v2/systemsharedmemory/{rest:path}",
+    "/v2/cudasharedmemory/{rest:path}",
+)
+_ABOUT_INFER = About(
+    "Infer (Open Inference Protocol v2)",
+    {JSON: answers.InferAnswer, BINARY: bytes},
+    errors=(400, 404, 405, 413, 415, 422, 503, 504),
+    text="Model M takes `image` BYTES [-1], one encoded image an element, and gives probabilities, label_ids, scores and "
+    "labels; M-tensor takes and gives the model's own tensors. A bad image refuses the request, and is named by its index.",
+    body={JSON: answers.InferRequest, BINARY: bytes},
+    headers={HEADER_LENGTH: answers.HeaderLength},
+)
+
+_Handler = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """An HTTP request, its body not yet read.
-
-    Attributes:
-        scope: ASGI's.
-        receive: ASGI's.
-        model: Of the path; "" where it has none.
-        version: Likewise; None where it has none.
-        started: `time.monotonic()` at its arrival.
-        deadline: `time.monotonic()` until which the client waits.
-    """
-
-    scope: Scope
-    receive: Receive
-    model: str
-    version: str | None
-    started: float
-    deadline: float
-
-
-_Handler = Callable[[_Request], Awaitable[Answer]]
-
-
-def build(backend: Backend, config: ServeConfig) -> App:
-    """Build the part of the endpoint that answers /v2; see `serve.app`."""
-    return HttpRoutes(Endpoint(backend, Limits.of(config)))
+def oip_routes(endpoint: Endpoint) -> list[Route]:
+    """Return the routes, in front of an endpoint. Every answer but a binary one is JSON; errors are raised."""
+    on = _Handlers(endpoint)
+    load, model = "/v2/repository/models/{model}", "/v2/models/{model}"
+    return [
+        # First what is asked for most: the router looks at one route after the other, 2 microseconds each.
+        Operation("POST", model + "/infer", on.infer, _ABOUT_INFER),
+        _get("/v2", on.server, "The server, and the protocol's extensions that it has", answers.ServerMetadata),
+        _get("/v2/health/live", on.live, "Whether the server runs", answers.Live, needs_key=False),
+        _get("/v2/health/ready", on.ready, "Whether the models are ready", answers.Ready, 503, needs_key=False),
+        _get("/v2/models", on.models, "The models' names", answers.ModelNames),
+        _get("/v2/models/stats", on.all_statistics, "Counts of all models' requests here", answers.Statistics),
+        *_routes_of_a_model(on, model),
+        Operation("POST", model + "/versions/{version}/infer", on.infer, _ABOUT_INFER),
+        *_routes_of_a_model(on, model + "/versions/{version}"),
+        _post("/v2/repository/index", on.index, "The models with their states", list[answers.IndexEntry],
+              answers.IndexRequest),
+        _post(load + "/load", on.load, "See that a model is loaded", answers.Loaded, answers.LoadRequest, 404, 503),
+        _post(load + "/unload", on.unload, "Not offered: answers 404", answers.Loaded, answers.LoadRequest, 404),
+        *(Route(path, on.not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
+    ]  # fmt: skip
 
 
-class HttpRoutes:
-    """The routes, in front of an endpoint. Every answer but a binary one is JSON; errors are raised, see `serve.http.asgi`.
+def _routes_of_a_model(on: _Handlers, path: str) -> list[Operation]:
+    return [
+        _get(path, on.model, "A model's tensors", answers.ModelMetadata, 404),
+        _get(path + "/ready", on.model_ready, "Whether a model is ready", answers.ModelReady, 404, 503),
+        _get(path + "/config", on.config, "A model's configuration", answers.ModelConfig, 404),
+        _get(path + "/stats", on.statistics, "Counts of a model's requests here", answers.Statistics, 404),
+    ]
 
-    Args:
-        endpoint: What answers.
-    """
+
+def _get(path: str, handler: _Handler, summary: str, answer: Any, *errors: int, needs_key: bool = True) -> Operation:  # noqa: ANN401 (a type)
+    return Operation("GET", path, handler, About(summary, {JSON: answer}, errors, needs_key=needs_key))
+
+
+def _post(path: str, handler: _Handler, summary: str, answer: Any, body: Any, *errors: int) -> Operation:  # noqa: ANN401 (types)
+    errors = (400, 405, 413, 415, *errors)
+    return Operation("POST", path, handler, About(summary, {JSON: answer}, errors, body={JSON: body}, needs_body=False))
+
+
+class _Handlers:
+    """What answers each route."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-        repository = r"/v2/repository/models/(?P<model>[^/]+)"
-        routes: tuple[tuple[str, str, _Handler], ...] = (
-            ("POST", model + "/infer", self._infer),
-            ("GET", "/v2/health/live", self._live),
-            ("GET", "/v2/health/ready", self._ready),
-            ("GET", "/v2", self._server_metadata),
-            ("GET", "/v2/models", self._list_models),
-            ("GET", "/v2/models/stats", self._all_statistics),
-            ("GET", model, self._model_metadata),
-            ("GET", model + "/ready", self._model_ready),
-            ("GET", model + "/config", self._model_config),
-            ("GET", model + "/stats", self._model_statistics),
-            ("POST", "/v2/repository/index", self._repository_index),
-            ("POST", repository + "/load", self._load),
-            ("POST", repository + "/unload", self._unload),
-            ("*", r"/v2/(models/[^/]+/)?trace/setting|/v2/logging|/v2/(system|cuda)sharedmemory/.+", self._not_offered),
-        )
-        self._routes = tuple((method, re.compile(pattern), handler) for method, pattern, handler in routes)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request (ASGI).
-
-        Raises:
-            Rejected, InputError, OverloadedError, DeadlineError: Before anything is sent.
-        """
+    async def infer(self, request: Request) -> Response:
         started = time.monotonic()
-        deadline = deadline_of(scope, self._endpoint.limits.deadline_s)
-        handler, found = self._find(scope["method"], _path(scope))
-        model, version = (found.groupdict().get(name) for name in ("model", "version"))
-        answer = await handler(_Request(scope, receive, model or "", version, started, deadline))
-        await answer.send(send)
-
-    def _find(self, method: str, path: str) -> tuple[_Handler, re.Match[str]]:
-        allowed: list[str] = []
-        for wanted, pattern, handler in self._routes:
-            found = pattern.fullmatch(path)
-            if found is None:
-                continue
-            if wanted in (method, "*") or (wanted, method) == ("GET", "HEAD"):
-                return handler, found
-            if wanted not in allowed:
-                allowed.append(wanted)
-        if allowed:
-            allow = ", ".join(allowed)
-            message = f"{path[:200]!r} takes {allow}, got {method}"
-            raise Rejected(405, message, headers=((b"allow", allow.encode()),))
-        raise Rejected(404, f"the Open Inference Protocol has no route {path[:200]!r}")
-
-    async def _infer(self, request: _Request) -> Answer:
+        deadline = deadline_of(request, self._endpoint.limits.deadline_s)
         model = self._model(request)
-        response = await self._endpoint.infer(
-            model,
-            lambda: self._read(model, request),
-            started=request.started,
-            deadline=request.deadline,
+        answer = await self._endpoint.infer(
+            model, lambda: self._read(model, request, deadline), started=started, deadline=deadline
         )
-        content, json_bytes = response.encode()
-        headers = []
-        if json_bytes is not None:
-            headers.append((HEADER_LENGTH, b"%d" % json_bytes))
-        encoding = choose_encoding((header(request.scope, b"accept-encoding") or b"").decode("latin-1"))
+        content, json_bytes = answer.encode()
+        headers = {} if json_bytes is None else {HEADER_LENGTH: str(json_bytes)}
+        encoding = choose_encoding(request.headers.get("accept-encoding", ""))
         if encoding is not None:
             small = len(content) <= _PACK_INLINE_BYTES
             content = compress(content, encoding) if small else await asyncio.to_thread(compress, content, encoding)
-            headers += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
-        kind = b"application/json" if json_bytes is None else BINARY
-        return Answer(content, content_type=kind, headers=tuple(headers))
+            headers |= {"content-encoding": encoding, "vary": "accept-encoding"}
+        return Response(content, headers=headers, media_type=JSON if json_bytes is None else BINARY)
 
-    async def _read(self, model: ServedModel, request: _Request) -> InferRequest:
+    async def _read(self, model: ServedModel, request: Request, deadline: float) -> InferRequest:
         length = _header_length(request)
         limits = self._endpoint.limits
         held: Held = request.scope[Held.KEY]
@@ -145,7 +118,7 @@ class HttpRoutes:
         def parse(body: bytes) -> InferRequest:
             if length == 0:
                 # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
-                as_json = b"application/json" in (header(request.scope, b"accept") or b"")
+                as_json = JSON in request.headers.get("accept", "")
                 return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
             json_bytes = len(body) if length is None else min(length, len(body))
             # Images are cut out of the body; what JSON has is parsed first, and text is base64.
@@ -154,90 +127,78 @@ class HttpRoutes:
 
         # Binary data are not parsed; only what is before them is.
         inline = INLINE_BYTES if length is None or length > INLINE_BYTES else limits.max_request_bytes
-        return await read_body(
-            request.scope, request.receive, limits.max_request_bytes, request.deadline, parse, inline
-        )
+        return await read_body(request, limits.max_request_bytes, deadline, parse, inline)
 
-    async def _options(self, request: _Request) -> dict[str, object]:
+    async def _options(self, request: Request) -> dict[str, object]:
         """Read the optional JSON body of a repository request."""
-        max_bytes = min(_MAX_OPTIONS_BYTES, self._endpoint.limits.max_request_bytes)
-        return await read_body(request.scope, request.receive, max_bytes, request.deadline, _parse_options)
+        limits = self._endpoint.limits
+        max_bytes = min(_MAX_OPTIONS_BYTES, limits.max_request_bytes)
+        return await read_body(request, max_bytes, deadline_of(request, limits.deadline_s), _parse_options)
 
-    async def _live(self, _: _Request) -> Answer:
-        return _json({"live": True})
+    async def live(self, _: Request) -> Response:
+        return JsonResponse(answers.Live(live=True))
 
-    async def _ready(self, _: _Request) -> Answer:
+    async def ready(self, _: Request) -> Response:
         if not self._endpoint.is_ready:
             raise not_ready("the model is not ready yet")
-        return _json({"ready": True})
+        return JsonResponse(answers.Ready(ready=True))
 
-    async def _server_metadata(self, _: _Request) -> Answer:
-        return _json(self._endpoint.server_metadata())
+    async def server(self, _: Request) -> Response:
+        return JsonResponse(self._endpoint.server_metadata())
 
-    async def _list_models(self, _: _Request) -> Answer:
-        return _json({"models": self._endpoint.model_names()})
+    async def models(self, _: Request) -> Response:
+        return JsonResponse(answers.ModelNames(models=self._endpoint.model_names()))
 
-    async def _all_statistics(self, _: _Request) -> Answer:
-        return _json(self._endpoint.statistics(self._endpoint.model_names()))
+    async def all_statistics(self, _: Request) -> Response:
+        return JsonResponse(self._endpoint.statistics(self._endpoint.model_names()))
 
-    async def _model_metadata(self, request: _Request) -> Answer:
-        return _json(self._endpoint.model_metadata(self._model(request)))
+    async def model(self, request: Request) -> Response:
+        return JsonResponse(self._endpoint.model_metadata(self._model(request)))
 
-    async def _model_ready(self, request: _Request) -> Answer:
+    async def model_ready(self, request: Request) -> Response:
         model = self._model(request)
         check_ready(model)
-        return _json({"name": model.name, "ready": True})
+        return JsonResponse(answers.ModelReady(name=model.name, ready=True))
 
-    async def _model_config(self, request: _Request) -> Answer:
-        return _json(self._endpoint.model_config(self._model(request)))
+    async def config(self, request: Request) -> Response:
+        return JsonResponse(self._endpoint.model_config(self._model(request)))
 
-    async def _model_statistics(self, request: _Request) -> Answer:
-        return _json(self._endpoint.statistics([self._model(request).name]))
+    async def statistics(self, request: Request) -> Response:
+        return JsonResponse(self._endpoint.statistics([self._model(request).name]))
 
-    async def _repository_index(self, request: _Request) -> Answer:
+    async def index(self, request: Request) -> Response:
         only_ready = (await self._options(request)).get("ready", False)
         if type(only_ready) is not bool:
             raise malformed(f"ready must be true or false, got {shown(only_ready)}")
-        return _json(self._endpoint.repository_index(only_ready=only_ready))
+        return JsonResponse(self._endpoint.repository_index(only_ready=only_ready))
 
-    async def _load(self, request: _Request) -> Answer:
+    async def load(self, request: Request) -> Response:
         model = self._model(request)
         if (await self._options(request)).get("parameters"):
             raise malformed("a model's configuration and files cannot be replaced by a request")
         check_ready(model)
         # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
-        return _json({"name": model.name, "state": "READY"})
+        return JsonResponse(answers.Loaded(name=model.name, state="READY"))
 
-    async def _unload(self, request: _Request) -> Answer:
+    async def unload(self, request: Request) -> Response:
         name = self._model(request).name
         raise Rejected(404, f"unload is not offered: {name!r} is served for as long as its deployment runs")
 
-    async def _not_offered(self, _: _Request) -> Answer:
+    async def not_offered(self, _: Request) -> Response:
         raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
 
-    def _model(self, request: _Request) -> ServedModel:
-        return self._endpoint.model(request.model, request.version)
+    def _model(self, request: Request) -> ServedModel:
+        return self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
 
 
-def _path(scope: Scope) -> str:
-    """Return the path below where the application is mounted, without a slash at its end."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    if root and path.startswith(root + "/"):
-        path = path[len(root) :]
-    return path.rstrip("/")
-
-
-def _header_length(request: _Request) -> int | None:
+def _header_length(request: Request) -> int | None:
     """Return the bytes of the JSON part; 0 for a raw body, None where all is JSON."""
-    text = header(request.scope, HEADER_LENGTH)
+    text = request.headers.get(HEADER_LENGTH)
     if text is None:
         return None
     # A number with more digits is larger than any body, and need not be read.
-    if not text.isdigit() or len(text) > 15:
-        raise malformed(
-            f"Inference-Header-Content-Length must be a number of bytes, got {text[:40].decode('latin-1')!r}"
-        )
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
+        raise malformed(f"Inference-Header-Content-Length must be a number of bytes, got {text[:40]!r}")
     return int(text)
 
 
@@ -248,7 +209,3 @@ def _parse_options(body: bytes) -> dict[str, object]:
     if not isinstance(document, dict):
         raise malformed("the request must be a JSON object, or empty")
     return document
-
-
-def _json(document: object) -> Answer:
-    return Answer(orjson.dumps(document))

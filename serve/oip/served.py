@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from models.inference.predictions import Float32Array
-from serve.http.asgi import Rejected
+from serve.http.asgi import Rejected, not_ready
 from serve.http.bodies import off_the_loop
 from serve.model.backend import Backend
+from serve.oip.answers import InputLayout
 from serve.oip.datatypes import BYTES
-from serve.oip.faults import malformed, not_ready, shown
+from serve.oip.faults import malformed, shown
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.response import OutputTensor
 from serve.oip.tensor import InputTensor
@@ -50,7 +51,7 @@ class ServedModel(Protocol):
             OverloadedError, DeadlineError: As `Backend.label` raises them.
         """
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> InputLayout:
         """Return what is this model's own in a model configuration: its inputs, with their format."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from models.errors import InputError
 from models.inference.predictions import Float32Array, Int32Array
 from serve.http.bodies import from_base64
 from serve.model.backend import Backend, Labelled
+from serve.oip.answers import InputLayout
 from serve.oip.datatypes import BYTES
 from serve.oip.faults import bad_image, malformed
 from serve.oip.request import InferRequest, RequestedOutput
@@ -68,7 +68,7 @@ class ServedImages:
             rows.append(outcome)
         return tuple(self._output(output, rows, top_k) for output in wanted)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> InputLayout:
         """Describe the input for a model configuration, in which the batch axis goes without saying."""
         return {"format": "FORMAT_NONE", "dims": [1]}
 

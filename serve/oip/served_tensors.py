@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from models.spec import Layout
 from serve.model.backend import Backend
+from serve.oip.answers import InputLayout
 from serve.oip.faults import malformed
 from serve.oip.request import InferRequest
 from serve.oip.response import OutputTensor
@@ -81,6 +81,6 @@ class ServedTensors:
                 outputs.append(OutputTensor(output.name, "FP32", values.shape, values, output.binary))
         return tuple(outputs)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> InputLayout:
         """Describe the input for a model configuration, in which the batch axis goes without saying."""
         return {"format": f"FORMAT_{self.backend.spec.input.layout}", "dims": list(self._row)}

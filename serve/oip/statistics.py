@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from serve.model.backend import Backend
+from serve.oip import answers
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class Duration:
         self.count += 1
         self.ns += ns
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> answers.Duration:
         """Return the protocol's form."""
         return {"count": self.count, "ns": self.ns}
 
@@ -52,7 +53,7 @@ class ModelStatistics:
         """Count a request that was not answered."""
         self.fail.add(ns)
 
-    def as_dict(self, name: str, version: str) -> dict[str, object]:
+    def as_dict(self, name: str, version: str) -> answers.ModelCounts:
         """Return the protocol's form. Stages that are not timed per request are counted zero times, not guessed."""
         untimed = dict.fromkeys(
             ("queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"),

@@ -1,4 +1,4 @@
-"""A backend whose answers can be worked out by hand, and the edge that turns errors into answers."""
+"""A backend whose answers can be worked out by hand, behind the protocol's routes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from models.errors import EmptyImageError, ImageTooLargeError, InputError, UndecodableImageError, UnsupportedImageError
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
-from serve.http.asgi import Answer, as_rejected, error_answer
-from serve.http.bodies import BodyMemory, Held
+from serve.http.application import Application, Extras
+from serve.http.bodies import BodyMemory
 from serve.model.backend import Labelled
 from serve.oip.endpoint import Endpoint, Limits
-from serve.oip.http import HttpRoutes
+from serve.oip.http import oip_routes
 
 LABELS = ("red", "green", "blue", "no colour at all")
 SIDE = 2
@@ -104,11 +104,12 @@ class Got:
 
 
 class Client:
-    """Calls the routes in this process, through an edge like the application's: any other exception escapes."""
+    """Calls the routes in this process; a fault of ours fails the test."""
 
     def __init__(self, backend: FakeBackend | None = None, limits: Limits | None = None) -> None:
         self.backend = backend or FakeBackend()
-        self.routes = HttpRoutes(Endpoint(self.backend, limits or Limits()))
+        routes = oip_routes(Endpoint(self.backend, limits or Limits()))
+        self.app = Application(routes, BodyMemory(2**30), Extras())
 
     def __call__(self, method: str, path: str, body: bytes | None = None, root: str = "", **headers: object) -> Got:
         return asyncio.run(self._call(method, path, body or b"", root, headers))
@@ -120,7 +121,6 @@ class Client:
     async def _call(self, method: str, path: str, body: bytes, root: str, headers: dict[str, object]) -> Got:
         names = [(k.replace("_", "-").encode(), str(v).encode("latin-1")) for k, v in headers.items()]
         scope = {"type": "http", "method": method, "path": root + path, "root_path": root, "headers": names}
-        scope[Held.KEY] = Held(BodyMemory(2**30))
         # In two parts, as a server may hand it over.
         parts = [
             {"type": "http.request", "body": body[:7], "more_body": True},
@@ -134,14 +134,8 @@ class Client:
         async def send(message) -> None:
             sent.append(message)
 
-        try:
-            await self.routes(scope, receive, send)
-        except Exception as err:
-            rejected = as_rejected(err)
-            if rejected is None or sent:
-                raise
-            answer: Answer = error_answer(rejected)
-            await answer.send(send)
+        await self.app(scope, receive, send)
         start, *rest = sent
+        assert start["status"] != 500
         got = {k.decode(): v.decode("latin-1") for k, v in start["headers"]}
         return Got(start["status"], got, b"".join(m["body"] for m in rest))

@@ -23,7 +23,6 @@ from models.inference.classifier import Provider
 from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
-from serve.http.asgi import App
 from serve.http.keys import ApiKeys
 from serve.model.engine import Engine
 
@@ -58,8 +57,8 @@ class PageServer:
             plan=plan_replica(config, on_gpu=False, cpus=1),
         )
         backend = _Backend(self.engine, self)
-        self._open: App = build_asgi(backend, config, Extras(admit=self._admit))
-        self._closed: App = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
+        self._open = build_asgi(backend, config, Extras(admit=self._admit))
+        self._closed = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
 
     def reset(self) -> None:
         """Be ready, open and free again."""

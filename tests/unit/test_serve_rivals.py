@@ -94,7 +94,7 @@ def test_a_body_of_each_kind_holds_the_image():
 
     assert raw == (image, "image/jpeg")
     assert base64.b64decode(json.loads(base64_json[0])["image_data"]) == image
-    (part,) = parse_multipart(form[1].encode(), form[0], max_parts=2)
+    (part,) = parse_multipart(form[1], form[0], max_parts=2)
     assert (part.name, part.content) == ("image", image)
 
 

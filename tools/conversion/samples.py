@@ -12,13 +12,13 @@ import argparse
 import hashlib
 import importlib.metadata
 import io
-import json
 import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from PIL import Image
 
 from models.catalog import load_spec
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         file.write(build_shard(PHOTOGRAPHS))
     expected = label_shard(shard, PHOTOGRAPHS)
     with publishing(folder / "expected.json") as file:
-        file.write((json.dumps(expected, indent=2) + "\n").encode())
+        file.write(orjson.dumps(expected, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     sys.stdout.write(f"{shard}: {len(expected)} photographs, {shard.stat().st_size} bytes\n")
     return 0
 

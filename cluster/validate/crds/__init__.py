@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 SCHEMA_FILE = Path(__file__).parent / "kuberay.json"
 
@@ -13,5 +14,5 @@ SCHEMA_FILE = Path(__file__).parent / "kuberay.json"
 @cache
 def kuberay_schemas() -> dict[str, Any]:
     """Return the bundle: `kinds` (name to schema), `$defs` that they refer to, and `source`."""
-    bundle: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    bundle: dict[str, Any] = orjson.loads(SCHEMA_FILE.read_bytes())
     return bundle

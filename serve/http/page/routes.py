@@ -1,4 +1,4 @@
-"""`GET /`, `/page/state`, `/page/samples`, and below it the photographs, from memory, as one ASGI application.
+"""`GET /`, `/page/state`, `/page/samples`, and below it the photographs, from memory.
 
 The page is one document with its style and script inside, and a Content-Security-Policy that allows these two by their
 hashes and nothing else: no outside asset, no inline handler, no frame around it. None of these routes needs a key: the
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any, Protocol
 
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.staticfiles import NotModifiedResponse
+from typing_extensions import TypedDict
+
+from serve.http.asgi import JsonResponse, Rejected
+from serve.http.openapi import JSON, About, Operation
 from serve.http.page.samples import Photograph, read_photographs
 from serve.model.backend import Backend
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # What every answer of these routes says to a browser.
 SECURITY_HEADERS = {
@@ -30,19 +30,11 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-SAMPLES_MAX_AGE_S = 3600
+_AN_HOUR = {"Cache-Control": "public, max-age=3600"}
 
 
-@dataclass(frozen=True, slots=True)
-class PageState:
-    """What the page shows of the server, and needs to know of it.
-
-    Attributes:
-        ready: Whether a real inference has passed on every batch shape.
-        model: Its name.
-        precision: Of the artifact in use.
-        max_request_bytes: The limit on a request's body; the page does not send what is over it.
-    """
+class PageState(TypedDict):
+    """What the page shows of the server, and needs to know of it: it does not send what is over the limit."""
 
     ready: bool
     model: str
@@ -50,69 +42,71 @@ class PageState:
     max_request_bytes: int
 
 
-class Limits(Protocol):
-    """What the page needs of `serve.config.ServeConfig`."""
+class Sample(TypedDict):
+    """One bundled photograph: whose it is, and where it and a small picture of it are."""
 
-    @property
-    def max_request_bytes(self) -> int:
-        """The limit on a request's body."""
-
-
-def build(backend: Backend, config: Limits) -> Page:
-    """Return the page of an endpoint, as an ASGI application for `/` and all below `/page/`."""
-
-    def state() -> PageState:
-        return PageState(backend.is_ready, backend.spec.name, str(backend.precision), config.max_request_bytes)
-
-    return Page(state)
+    name: str
+    title: str
+    author: str
+    source: str
+    licence: str
+    licence_url: str
+    image: str
+    thumbnail: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+class Samples(TypedDict):
+    """The bundled photographs."""
+
+    samples: list[Sample]
 
 
-class Page:
-    """Answer the page's routes. Reads and draws everything once; takes a tenth of a second.
+def page_routes(backend: Backend, max_request_bytes: int) -> list[Route]:
+    """Read and draw everything once, which takes a tenth of a second, and return the routes.
 
     Args:
-        state: Asked at every `/page/state`.
+        backend: Asked at every `/page/state`.
+        max_request_bytes: The limit on a request's body.
     """
+    photographs = read_photographs()
+    html, listing, pictures = _page(), _listing(photographs), _pictures(photographs)
 
-    def __init__(self, state: Callable[[], PageState]) -> None:
-        self._state = state
-        self._fixed = {"/": _page(), **_samples(read_photographs())}
+    async def page(request: Request) -> Response:
+        return _unless_known(request, html)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request (ASGI)."""
-        answer = self._answer(scope)
-        headers = list(answer.headers)
-        if answer.status != 304:
-            headers.append((b"content-length", str(len(answer.body)).encode()))
-        body = b"" if scope["method"] == "HEAD" else answer.body
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    async def state(_: Request) -> Response:
+        state = PageState(
+            ready=backend.is_ready,
+            model=backend.spec.name,
+            precision=str(backend.precision),
+            max_request_bytes=max_request_bytes,
+        )
+        return JsonResponse(state, headers={"Cache-Control": "no-store", **SECURITY_HEADERS})
 
-    def _answer(self, scope: Scope) -> _Answer:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if scope["method"] not in {"GET", "HEAD"}:
-            return _error(
-                405, f"{path[:200]!r} answers GET and HEAD, got {scope['method'][:20]}", {"Allow": "GET, HEAD"}
+    async def samples(request: Request) -> Response:
+        return _unless_known(request, listing)
+
+    async def picture(request: Request) -> Response:
+        path = request.scope["path"]
+        found = pictures.get(path)
+        if found is None:
+            raise Rejected(
+                404, f"there is nothing at {request.scope['path'][:200]!r}; the samples are listed at /page/samples"
             )
-        if path == "/page/state":
-            return _reply(json.dumps(asdict(self._state())).encode(), "application/json", {"Cache-Control": "no-store"})
-        answer = self._fixed.get(path)
-        if answer is None:
-            return _error(404, f"there is nothing at {path[:200]!r}; the samples are listed at /page/samples")
-        tag = dict(answer.headers)[b"etag"]
-        if any(name == b"if-none-match" and tag in value for name, value in scope["headers"]):
-            return _Answer(304, answer.headers, b"")
-        return answer
+        return _unless_known(request, found)
+
+    about_page = About("A page to label images on", {"text/html": str}, needs_key=False)
+    about_state = About("What the page shows of this endpoint", {JSON: PageState}, needs_key=False)
+    about_samples = About("The bundled photographs, and whose they are", {JSON: Samples}, needs_key=False)
+    return [
+        Operation("GET", "/", page, about_page),
+        Operation("GET", "/page/state", state, about_state),
+        Operation("GET", "/page/samples", samples, about_samples),
+        Route("/page/samples/{path:path}", picture),
+    ]
 
 
-def _page() -> _Answer:
+def _page() -> Response:
     """Put the page together: its style and script go inside, and their hashes into the policy."""
     folder = files("serve.http.page")
     parts = {
@@ -127,39 +121,47 @@ def _page() -> _Answer:
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY", "Cache-Control": "no-cache"}
-    return _reply(html.encode(), "text/html; charset=utf-8", headers)
+    return _kept(Response(html, headers=headers, media_type="text/html"))
 
 
-def _samples(photographs: list[Photograph]) -> dict[str, _Answer]:
-    """Return the listing, the files and the small pictures by path."""
-    listing = [
-        {
-            **{key: getattr(p, key) for key in ("name", "title", "author", "source", "licence", "licence_url")},
-            "image": f"page/samples/{p.name}",
-            "thumbnail": f"page/samples/small/{p.name}",
-        }
+def _listing(photographs: list[Photograph]) -> Response:
+    samples = [
+        Sample(
+            name=p.name,
+            title=p.title,
+            author=p.author,
+            source=p.source,
+            licence=p.licence,
+            licence_url=p.licence_url,
+            image=f"page/samples/{p.name}",
+            thumbnail=f"page/samples/small/{p.name}",
+        )
         for p in photographs
     ]
-    kept = {"Cache-Control": f"public, max-age={SAMPLES_MAX_AGE_S}"}
-    answers = {"/page/samples": _reply(json.dumps({"samples": listing}).encode(), "application/json", kept)}
-    for photograph in photographs:
-        answers[f"/page/samples/{photograph.name}"] = _reply(photograph.content, photograph.media_type, kept)
-        answers[f"/page/samples/small/{photograph.name}"] = _reply(photograph.thumbnail, "image/jpeg", kept)
-    return answers
+    return _kept(JsonResponse(Samples(samples=samples), headers=_AN_HOUR))
 
 
-def _reply(body: bytes, media_type: str, extra: dict[str, str], status: int = 200) -> _Answer:
-    headers = {"Content-Type": media_type, "ETag": f'"{_digest(body)}"', **SECURITY_HEADERS, **extra}
-    return _Answer(status, tuple((k.lower().encode(), v.encode()) for k, v in headers.items()), body)
+def _pictures(photographs: list[Photograph]) -> dict[str, Response]:
+    """Return the files and the small pictures by their paths."""
+    pictures = {
+        f"/page/samples/{p.name}": Response(p.content, headers=_AN_HOUR, media_type=p.media_type) for p in photographs
+    }
+    pictures |= {
+        f"/page/samples/small/{p.name}": Response(p.thumbnail, headers=_AN_HOUR, media_type="image/jpeg")
+        for p in photographs
+    }
+    return {name: _kept(response) for name, response in pictures.items()}
 
 
-def _error(status: int, message: str, extra: dict[str, str] | None = None) -> _Answer:
-    return _reply(
-        json.dumps({"error": message}).encode(),
-        "application/json",
-        {"Cache-Control": "no-store"} | (extra or {}),
-        status,
-    )
+def _kept(response: Response) -> Response:
+    """Add what every answer says, and a tag by which a browser knows it again."""
+    response.headers.update({"ETag": f'"{_digest(bytes(response.body))}"', **SECURITY_HEADERS})
+    return response
+
+
+def _unless_known(request: Request, response: Response) -> Response:
+    known = response.headers["ETag"] in request.headers.get("if-none-match", "")
+    return NotModifiedResponse(response.headers) if known else response
 
 
 def _digest(content: bytes) -> str:

@@ -1,0 +1,60 @@
+"""Every route of the endpoint, put together: what `serve.replica` hands to Ray Serve, and unit tests call."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.config import ServeConfig
+from serve.http.answers import Health
+from serve.http.application import Application, Extras
+from serve.http.asgi import JsonResponse, Rejected, not_ready
+from serve.http.bodies import BodyMemory
+from serve.http.classify import classify_route
+from serve.http.openapi import JSON, About, Operation, documented
+from serve.http.page.routes import page_routes
+from serve.metrics.replica_metrics import CONTENT_TYPE
+from serve.model.backend import Backend
+from serve.oip.endpoint import Endpoint, Limits, package_version
+from serve.oip.http import oip_routes
+
+
+def build_asgi(backend: Backend, config: ServeConfig, extras: Extras | None = None) -> Application:
+    """Return all that HTTP reaches, as one ASGI application. Needs no Ray.
+
+    Args:
+        backend: The model.
+        config: Limits and defaults.
+        extras: Whatever else there is.
+    """
+    extras = extras or Extras()
+    routes = [
+        classify_route(backend, config),
+        *_status_routes(backend, extras),
+        *oip_routes(Endpoint(backend, Limits.of(config))),
+        *page_routes(backend, config.max_request_bytes),
+    ]
+    info = {
+        "title": f"shardlabel: {backend.spec.name}",
+        "version": package_version(),
+        "description": f"Labels images with {backend.spec.name} ({backend.precision}).",
+        "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    }
+    routes = documented(routes, info, has_keys=config.api_keys_file is not None)
+    return Application(routes, extras.memory or BodyMemory(config.max_body_memory), extras)
+
+
+def _status_routes(backend: Backend, extras: Extras) -> list[Operation]:
+    async def health(_: Request) -> Response:
+        if not backend.is_ready:
+            raise not_ready("the model is not ready yet")
+        return JsonResponse(Health(status="ok"))
+
+    async def metrics(_: Request) -> Response:
+        if extras.render_metrics is None:
+            raise Rejected(404, "this endpoint was built without metrics", kind="no_route")
+        return Response(await extras.render_metrics(), media_type=CONTENT_TYPE)
+
+    about_health = About("Whether the model is ready", {JSON: Health}, errors=(503,), needs_key=False)
+    about_metrics = About("Metrics of all replicas, for Prometheus", {"text/plain": str})
+    return [Operation("GET", "/healthz", health, about_health), Operation("GET", "/metrics", metrics, about_metrics)]

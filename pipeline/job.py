@@ -27,6 +27,7 @@ from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.commits import Totals
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
+from pipeline.dest.growth import planned_first
 from pipeline.dest.lease import Lease
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, prepare
@@ -159,7 +160,9 @@ def window_units(actors: int) -> int:
 def _unit_settings(
     config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
-    columns = reader.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
+    dest = open_storage(config.output)
+    first = source if config.overwrite else planned_first(source, dest)
+    columns = reader.columns_of(first, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
     metadata = {
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
@@ -170,7 +173,7 @@ def _unit_settings(
     }
     return UnitSettings(
         source=source.base,
-        dest=open_storage(config.output),
+        dest=dest,
         format=source.format,
         preprocessing=spec.preprocessing,
         mode=config.decode,

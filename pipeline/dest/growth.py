@@ -8,19 +8,43 @@ differ, and each process hashes differently.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from models.errors import SourceError
+from pipeline.config import SourceFormat
 from pipeline.dest.fingerprint import refuse_changed
-from pipeline.dest.plan import Plan, iter_units
+from pipeline.dest.plan import Plan, iter_units, read_plan
+from pipeline.sources.source import InputFile, Source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 
 # Slices that are looked up at a time.
 _BATCH = 10_000
+# Units whose first shard is looked into for its columns.
+_LOOKED_INTO = 16
 _SHORT = 0xFFFFFFFF
+
+
+def planned_first(source: Source, dest: Storage) -> Source:
+    """Return SOURCE for who settles Parquet columns by its first files: with some that DEST's plan has in front.
+
+    What a file of today is like must not change what a column of DEST is.
+    """
+    plan = read_plan(dest) if source.format is SourceFormat.PARQUET else None
+    if plan is None:
+        return source
+
+    def files() -> Iterator[InputFile]:
+        for unit in islice(iter_units(dest, plan), _LOOKED_INTO):
+            piece = unit.slices[0]
+            if source.base.stat(piece.shard) is not None:
+                yield InputFile(piece.shard, piece.size, piece.etag)
+        yield from source.files()
+
+    return replace(source, files=files)
 
 
 class PlannedSlices:
@@ -39,7 +63,9 @@ class PlannedSlices:
         for place, (_, piece) in enumerate(self._planned()):
             names[place], sizes[place], etags[place] = _hashes(piece)
         self._order = np.argsort(names)
-        self._names, self._sizes, self._etags = names[self._order], sizes[self._order], etags[self._order]
+        self._names = names = names[self._order]
+        self._sizes = sizes = sizes[self._order]
+        self._etags = etags = etags[self._order]
         self._seen = np.zeros(plan.shards, np.bool_)  # in the plan's order
 
     def new(self, slices: Iterable[Slice], *, missing_ok: bool = False) -> Iterator[Slice]:

@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import LabelConfig
 from pipeline.dest import growth
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.growth import PlannedSlices
+from pipeline.dest.growth import PlannedSlices, planned_first
 from pipeline.dest.plan import (
     PLAN_FILE,
     SINGLE_SHARD_UNITS,
@@ -28,10 +29,11 @@ from pipeline.dest.plan import (
 )
 from pipeline.dest.resume import ResumeState, clear, prepare
 from pipeline.dest.verify import verify_dest
-from pipeline.sources.reader import slices
+from pipeline.sources.reader import columns_of, slices
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import Storage, open_storage
+from tests.support.shard_factory import parquet_bytes
 
 SETTINGS = {"model": "tiny"}
 
@@ -334,6 +336,25 @@ def test_overwrite_removes_what_a_grown_plan_names(tmp_path):
     assert planned(tmp_path) == "ab"
     left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert left == ["plan.json", "units-00000.parquet"]
+
+
+def test_the_columns_of_a_grown_dest_stay_those_of_its_first_shards(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture = pa.array([b"jpeg"], pa.binary())
+    old = {"image": picture, "n": pa.array([1], pa.int64())}
+    new = {"photo": picture, "image": pa.array(["a name"]), "n": pa.array([1], pa.int32())}
+    (tmp_path / "in/b.parquet").write_bytes(parquet_bytes(old))
+    (tmp_path / "in/c.parquet").write_bytes(parquet_bytes(old))
+    begin(tmp_path)
+    (tmp_path / "in/a.parquet").write_bytes(parquet_bytes(new))
+    (tmp_path / "in/b.parquet").unlink()
+
+    config = LabelConfig(source=str(tmp_path / "in"), output="elsewhere", carry=("n",))
+    source = open_source(config.source, config.format)
+    columns = columns_of(planned_first(source, open_storage(str(tmp_path / "out"))), config)
+
+    assert (columns.image, [field.type for field in columns.carried]) == ("image", [pa.int64()])
+    assert columns_of(planned_first(source, open_storage(config.output)), config).image == "photo"
 
 
 def test_verify_looks_for_the_units_of_all_of_a_grown_plan(dest):

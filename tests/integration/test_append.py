@@ -114,6 +114,27 @@ def test_a_feed_is_labelled_as_it_comes_and_what_was_there_stays_as_it_was(tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+def test_a_shard_that_went_before_it_was_labelled_fails_alone_and_is_named(tmp_path, tiny_model, monkeypatch):
+    source, dest = tmp_path / "in", tmp_path / "out"
+    put(tmp_path, 1)
+    label(source, dest, tiny_model)
+    put(tmp_path, 1, first=1)
+    with monkeypatch.context() as patch:  # a run that dies once it has planned
+        patch.setattr("pipeline.job._label", lambda *_: None)
+        label(source, dest, tiny_model, append=True)
+    for path in source.iterdir():
+        path.unlink()
+    put(tmp_path, 1, first=2)
+
+    report = label(source, dest, tiny_model, append=True, missing_ok=True)
+
+    assert (report.status, report.complete, report.units_done, report.units_now) == ("failed", False, 2, 1)
+    assert report.failed == {"unit 1 (shard-001.tar)": "it was never labelled, and its shard is gone"}
+    assert {shard for shard, _ in keys(dest)} == {"shard-000.tar", "shard-002.tar"}
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_an_append_that_was_killed_is_finished_by_the_same_command_without_it(tmp_path, tiny_model):
@@ -241,33 +262,22 @@ def test_an_append_in_a_store_that_was_killed_is_finished_by_the_next(place: Pla
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
-def test_a_run_whose_error_budget_cannot_be_met_stops_early_and_can_be_resumed(tmp_path, tiny_model):
-    (tmp_path / "in").mkdir()
-    bad = {f"{i}.jpg": b"no image" for i in range(300)}
+def test_a_run_whose_error_budget_cannot_be_met_stops_early_with_exit_3_and_can_be_resumed(tmp_path, tiny_model):
+    source, dest = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
     for shard in range(40):
-        write_tar(tmp_path / "in" / f"{shard:02d}.tar", bad)
-
-    report = label(tmp_path / "in", tmp_path / "out", tiny_model, max_error_rate=0.1, actors="1")
-
-    assert (report.status, report.complete) == ("stopped", False)
-    assert 1000 <= report.images < 12_000
-    assert json.loads((tmp_path / "out/_shardlabel/summary.json").read_text())["complete"] is False
-    rest = label(tmp_path / "in", tmp_path / "out", tiny_model, actors="1")
-    assert (rest.status, rest.complete, rest.images) == ("done", True, 12_000)
-    assert rest.images_now == 12_000 - report.images
-
-
-@pytest.mark.ray
-def test_stopping_early_is_exit_3(tmp_path, tiny_model):
-    (tmp_path / "in").mkdir()
-    for shard in range(30):
-        write_tar(tmp_path / "in" / f"{shard:02d}.tar", {f"{i}.jpg": b"no image" for i in range(300)})
+        write_tar(source / f"{shard:02d}.tar", {f"{i}.jpg": b"no image" for i in range(300)})
 
     done = subprocess.run(
-        words(tmp_path / "in", tmp_path / "out", tiny_model, "--max-error-rate", "0.1", "--actors", "1"),
+        words(source, dest, tiny_model, "--max-error-rate", "0.1", "--actors", "1"),
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
     assert done.returncode == 3, done.stderr
     assert "could not be labelled, beyond chance more than --max-error-rate 0.1" in done.stdout
-    assert json.loads(done.stdout.splitlines()[-1])["complete"] is False
+    summary = json.loads((dest / "_shardlabel/summary.json").read_text())
+    assert (summary["status"], summary["complete"]) == ("stopped", False)
+    assert 1000 <= summary["images"] < 12_000
+    rest = label(source, dest, tiny_model, actors="1")
+    assert (rest.status, rest.complete, rest.images) == ("done", True, 12_000)
+    assert rest.images_now == 12_000 - summary["images"]

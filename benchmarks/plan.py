@@ -1,10 +1,11 @@
-"""Plan, and resume, ten million shards: seconds, peak memory, and how many objects a resume lists and reads.
+"""Plan, resume, and append to, ten million shards: seconds, peak memory, and the objects a resume lists and reads.
 
     python -m benchmarks.plan --shards 10000000
 
 A generator stands for the listing of SOURCE: shards of 11 MB, a hundred images each, so ten million are a billion images.
 Half of the units are then given commit records, as a run of --units-per-second writes them, and a resume is what a run
-does before its first unit: read the plan and the records, and compare SOURCE with the plan. Each step is a process of its
+does before its first unit: read the plan and the records, and compare SOURCE with the plan. An append compares with a
+SOURCE that has a hundredth more, before and behind what was planned, and extends the plan. Each step is a process of its
 own, whose peak memory is the operating system's own figure. The last line of output is one JSON object.
 """
 
@@ -18,11 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from pipeline.dest.commits import COMMITS_FOLDER, MERGE_FILES, Commit, CommitLog
 from pipeline.dest.fingerprint import check_source
-from pipeline.dest.plan import PLAN_FOLDER, cut_units, iter_units, read_plan, write_plan
+from pipeline.dest.growth import PlannedSlices
+from pipeline.dest.plan import PLAN_FOLDER, cut_units, extend_plan, iter_units, read_plan, write_plan
 from pipeline.sources.unit import Slice, part_name
 from pipeline.storage.storage import Storage, open_storage
 
@@ -74,7 +77,21 @@ def resume(dest: Storage, shards: int, units_per_second: int) -> dict:
     }
 
 
-STEPS = {"plan": plan, "run_half": run_half, "resume": resume}
+def append(dest: Storage, shards: int, units_per_second: int) -> dict:
+    """Do what a run with --append does before its first unit."""
+    made = read_plan(dest)
+    half = shards // 200
+    names = (f"{place}/{number:08d}.tar" for place in ("first", "untimely") for number in range(half))
+    added = [Slice(name, SHARD_BYTES, "") for name in names]
+    planned = PlannedSlices(dest, made)
+    read_s = time.perf_counter()
+    new = planned.new(chain(added[:half], listing(shards), added[half:]))
+    grown = extend_plan(dest, made, cut_units(new, first=made.units))
+    assert grown.shards == shards + 2 * half
+    return {"new_shards": 2 * half, "compare_seconds": round(time.perf_counter() - read_s, 1)}
+
+
+STEPS = {"plan": plan, "run_half": run_half, "resume": resume, "append": append}
 
 
 def main() -> None:

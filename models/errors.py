@@ -4,6 +4,7 @@
     ├── ConfigError                    exit 2: the caller's settings
     │   └── UnknownModelError          no such model in the catalog
     ├── SourceError                    exit 2: SOURCE or DEST cannot be used as it was given
+    │   └── DestHeldError              another run writes to DEST
     ├── StorageError                   exit 1: storage failed for good, or for longer than the retries
     ├── ClusterError                   exit 1: Ray does not start, or went away
     ├── ModelError                     exit 1
@@ -52,6 +53,10 @@ class SourceError(ShardlabelError):
     """SOURCE or DEST is missing, empty, or not what it was said to be."""
 
     exit_code = 2
+
+
+class DestHeldError(SourceError):
+    """Another run writes to DEST. Says where it runs."""
 
 
 class StorageError(ShardlabelError):

@@ -46,8 +46,8 @@ def label(
 
     Run the same command again after anything went wrong: finished shards are not read again.
 
-    Exit codes: 0 done; 1 failed, can be resumed; 2 bad usage, configuration or source; 3 done, over --max-error-rate;
-    130 interrupted, can be resumed.
+    Exit codes: 0 done; 1 failed, can be resumed; 2 bad usage, configuration or source; 3 over --max-error-rate, done or
+    stopped early; 130 interrupted, can be resumed.
 
     Examples:
         shardlabel label 'shards/*.tar' --output labels --model efficientnet-lite0
@@ -55,6 +55,8 @@ def label(
         shardlabel label 's3://bucket/train-{00000..00999}.tar' --output s3://bucket/labels
 
         shardlabel label 'shards/*.tar' --output labels --dry-run --price 1.2
+
+        shardlabel label 'feed/*.tar' --output labels --append
     """
     started = time.perf_counter()
     settings = build_config(options, config)
@@ -119,7 +121,7 @@ def _exit_code(report: RunReport, max_error_rate: float) -> int:
         return EXIT_INTERRUPTED
     if report.status == "failed":
         return EXIT_FAILED
-    return EXIT_OVER_ERROR_RATE if report.error_rate > max_error_rate else 0
+    return EXIT_OVER_ERROR_RATE if report.status == "stopped" or report.error_rate > max_error_rate else 0
 
 
 def verify(

@@ -143,9 +143,16 @@ class LabelConfig(BaseModel):
     )
     limit: int | None = Field(default=None, ge=1, description="Label only so many images.")
     max_error_rate: float = Field(
-        default=1.0, ge=0, le=1, description="Exit 3 when a larger share could not be labelled."
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Exit 3 when a larger share could not be labelled; stop early once that is beyond chance.",
     )
     overwrite: bool = Field(default=False, description="Start the output anew instead of resuming it.")
+    append: bool = Field(
+        default=False, description="Also label the shards that came since; waits while another run writes there."
+    )
+    missing_ok: bool = Field(default=False, description="Shards that were planned may be gone meanwhile.")
     address: str | None = Field(
         default=None, description="Ray cluster to join. [default: $RAY_ADDRESS, else a local Ray]"
     )
@@ -169,6 +176,10 @@ class LabelConfig(BaseModel):
             raise ValueError(f"actors must be N or MIN:MAX with 1 <= MIN <= MAX, got {self.actors}")
         if self.embeddings and isinstance(self.device, SimulatedDevice):
             raise ValueError("embeddings cannot be had of a simulated device")
+        if self.append and self.overwrite:
+            raise ValueError("--append adds to what --overwrite removes: give one of them")
+        if self.append and self.limit is not None:
+            raise ValueError("--append labels all that is new: it cannot be had with --limit")
         return self
 
     def actor_bounds(self) -> tuple[int, int]:

@@ -38,6 +38,7 @@ from models.errors import ConfigError, ShardlabelError, SourceError
 from models.inference.classifier import choose
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.growth import PlannedSlices
 from pipeline.dest.plan import cut_units, read_plan
 from pipeline.dest.writer import UnitWriter
 from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
@@ -59,8 +60,9 @@ MAX_CANDIDATES = 10_000
 def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
     """Label so many images into a temporary folder that is removed, and say what all would take.
 
-    Nothing at `config.output` is read or written, and what may be finished there is not deducted. The temporary folder
-    is on this machine; where a cluster is joined, whose nodes all write, it lies beside `config.output`.
+    Nothing at `config.output` is written, and what may be finished there is not deducted; with --append all that is
+    planned there is. The temporary folder is on this machine; where a cluster is joined, whose nodes all write, it lies
+    beside `config.output`.
 
     Args:
         config: Of the whole job.
@@ -78,7 +80,8 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
     picker = ShardPicker(images, config)
     try:
         with scratch_folder(config) as folder:
-            trial = config.model_copy(update={"output": folder, "limit": None, "overwrite": False})
+            whole = {"limit": None, "overwrite": False, "append": False, "missing_ok": False, "max_error_rate": 1.0}
+            trial = config.model_copy(update={"output": folder, **whole})
             report = run(trial, started=started, pick=picker.pick)
             if report.status == "interrupted":
                 raise KeyboardInterrupt
@@ -126,6 +129,8 @@ class ShardPicker:
             slices: All of them, at least one.
             count: Counts a slice's samples, up to a number, by reading it.
         """
+        if self.config.append:
+            slices = _only_new(self.config, slices)
         drawn, self.whole = draw(slices, min(self.images, MAX_CANDIDATES), self.config.format)
         self.cluster = connect(self.config.address or os.environ.get("RAY_ADDRESS"))
         # A few images of many shards tell more than many of a few; loose images come one by one.
@@ -145,6 +150,20 @@ class ShardPicker:
                 return
         if left == self.images:
             raise SourceError(f"no images in {len(drawn)} shards of SOURCE: there is nothing to go by")
+
+
+def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
+    """Yield the slices that DEST's plan has not.
+
+    Raises:
+        SourceError: There are none.
+    """
+    dest = open_storage(config.output)
+    if (plan := read_plan(dest)) is not None:
+        slices = PlannedSlices(dest, plan).new(slices, missing_ok=config.missing_ok)
+    if (first := next(slices, None)) is None:
+        raise SourceError(f"nothing new in SOURCE: all of it is in {dest.describe()} already")
+    return chain([first], slices)
 
 
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat) -> tuple[list[Slice], Whole]:

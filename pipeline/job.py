@@ -25,11 +25,14 @@ from models.inference.classifier import Classifier, DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig, batch_size
+from pipeline.dest.commits import Totals
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
+from pipeline.dest.growth import planned_first
 from pipeline.dest.lease import Lease
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, prepare
 from pipeline.dest.writer import OutputSpec
+from pipeline.error_budget import ErrorBudget
 from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
 from pipeline.operators.stages import UnitSettings, count_samples
 from pipeline.progress import ProgressPrinter
@@ -88,7 +91,10 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
         path = model_file(spec, choice)
-        with Lease(dest) as lease, ThreadPoolExecutor(1) as background:
+        waiting = _wait_aloud(config) if config.append else None
+        with Lease(dest, waiting) as lease, ThreadPoolExecutor(1) as background:
+            if config.append:  # with what came while this run waited: another may have planned it
+                source = open_source(config.source, config.format, exclude=dest)
             settings = replace(_unit_settings(config, source, spec, choice, labels), token=lease.token)
             same = fingerprint(config, source, spec, choice, labels)
             count = partial(count_samples, settings)
@@ -96,6 +102,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             work = prepare(config, dest, same, source, slices, count, lease.check)
             printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
             tally = Tally(work.totals, printer, started)
+            _tell(work, tally)
             if not work.done.all():
                 graph = background.submit(load_model, spec, choice, path, config.top_k)
                 printer.say(f"shardlabel: {choice.reason}")
@@ -108,6 +115,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 precision=choice.arithmetic,
                 decode=config.decode.value,
                 units=work.plan.units,
+                new_units=work.new_units,
             )
             if tally.units_now or dest.stat(SUMMARY_FILE) is None:
                 lease.check()
@@ -125,6 +133,20 @@ def has_local_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
+def _wait_aloud(config: LabelConfig) -> Callable[[str], None]:
+    """Return what says for whom this run waits."""
+    printer = ProgressPrinter(config.progress, 0, 0, Totals())
+    return lambda text: printer.say(f"shardlabel: {text}")
+
+
+def _tell(work: ResumeState, tally: Tally) -> None:
+    """Say what --append found, and which units cannot be had any more."""
+    if work.new_units:
+        tally.printer.say(f"shardlabel: {work.new_units} new units behind {work.plan.units - work.new_units}")
+    for unit, shard in work.lost.items():
+        tally.add_failed(f"unit {unit} ({shard})", "it was never labelled, and its shard is gone")
+
+
 def _slices(source: Source) -> Iterator[Slice]:
     return reader.slices(source)
 
@@ -137,7 +159,9 @@ def window_units(actors: int) -> int:
 def _unit_settings(
     config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
-    columns = reader.columns_of(source, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
+    dest = open_storage(config.output)
+    first = source if config.overwrite else planned_first(source, dest)
+    columns = reader.columns_of(first, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
     metadata = {
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
@@ -148,7 +172,7 @@ def _unit_settings(
     }
     return UnitSettings(
         source=source.base,
-        dest=open_storage(config.output),
+        dest=dest,
         format=source.format,
         preprocessing=spec.preprocessing,
         mode=config.decode,
@@ -192,6 +216,7 @@ def _label(
         spec, choice, settings.output.labels, config.top_k, pools.batch_size, pools.gpu_share, ray.put(graph),
         pools.cuda_graphs, config.image_timeout_s,
     )  # fmt: skip
+    budget = ErrorBudget(config.max_error_rate, tally.totals.rows)
     labelling = Labelling(settings, ref, pools, state, tally.printer.say)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (
@@ -206,14 +231,17 @@ def _label(
                 if result.commit is not None:
                     work.log.append(result.commit)
                     tally.add(result.commit)
+                    stops = not stopped.is_set() and tally.is_over(budget)
                 else:
                     name = _unit_name(window, result.unit)
                     tally.add_failed(name, result.why)
-                    if tally.failure is None and (result.stops or tally.failed_units >= MAX_FAILED_UNITS):
+                    stops = tally.failure is None and (result.stops or tally.failed_units >= MAX_FAILED_UNITS)
+                    if stops:
                         tally.failure = f"{name}: {result.why}"
-                        tally.printer.say("shardlabel: stopping, what is in flight is finished")
-                        state.request_stop()
-                        stopped.set()
+                if stops:
+                    tally.printer.say("shardlabel: stopping, what is in flight is finished")
+                    state.request_stop()
+                    stopped.set()
             work.log.flush()
 
 

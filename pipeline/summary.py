@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.dest.commits import MAX_NAMED, Commit, Totals
 from pipeline.dest.plan import SUMMARY_FILE
+from pipeline.error_budget import ErrorBudget
 from pipeline.progress import ProgressPrinter
 from pipeline.storage.storage import Storage
 
@@ -17,7 +18,7 @@ class RunReport:
     """What a run came to. Numbers; the command line makes text of them.
 
     Attributes:
-        status: done, interrupted or failed.
+        status: done, interrupted, failed, or stopped at --max-error-rate.
         output: DEST.
         model: Name of the model, with precision and decode mode beside it.
         units: In the plan; `units_done` of them are finished, `units_now` by this run.
@@ -27,7 +28,9 @@ class RunReport:
         first_commit_s: From the start to the first finished unit of this run.
         incomplete: Shards of which something is missing, with what (the first hundred).
         failed: Units that failed in this run, with their shards, and why (the first hundred of `failed_units`).
-        failure: Why the run failed.
+        failure: Why the run failed or stopped.
+        complete: Whether all units are finished.
+        new_units: That --append found and put behind the others; None without it.
     """
 
     status: str
@@ -53,13 +56,16 @@ class RunReport:
     failed_units: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
+    complete: bool = True
+    new_units: int | None = None
 
     def sentences(self) -> str:
         """Return what a person wants to read."""
         errors = ", ".join(f"{count} {status}" for status, count in sorted(self.errors.items()))
         lines = []
         if self.status == "done" and not self.units_now:
-            lines.append(f"nothing to do: all {self.units} units of {self.output} are finished")
+            nothing = "nothing to do" if self.new_units is None else "nothing new in SOURCE"
+            lines.append(f"{nothing}: all {self.units} units of {self.output} are finished")
         elif self.status == "done":
             lines.append(
                 f"labelled {self.images_now} images in {self.seconds:.1f} s ({self.images_per_s:.0f} images/s) "
@@ -96,6 +102,7 @@ class Tally:
     failed_units: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
+    stopped: str | None = None
 
     def add(self, commit: Commit) -> None:
         """Count a finished unit in."""
@@ -111,14 +118,28 @@ class Tally:
             self.failed[unit] = why
         self.printer.say(f"shardlabel: {unit} failed: {why}")
 
-    def report(self, *, output: str, model: str, precision: str, decode: str, units: int) -> RunReport:
+    def is_over(self, budget: ErrorBudget) -> bool:
+        """Tell whether the failures in DEST are over a budget; `stopped` says so then."""
+        images, failed = self.totals.rows, self.totals.rows - self.totals.ok
+        if not budget.is_spent(images, failed):
+            return False
+        self.stopped = (
+            f"{failed} of the first {images} images ({failed / images:.1%}) could not be labelled, beyond chance more "
+            f"than --max-error-rate {budget.rate:g}"
+        )
+        return True
+
+    def report(
+        self, *, output: str, model: str, precision: str, decode: str, units: int, new_units: int | None = None
+    ) -> RunReport:
         """Return the report of the run as it stands."""
         totals = self.totals
         seconds = time.perf_counter() - self.started
         failure = self.failure
         if failure is None and self.failed_units:
             failure = f"{self.failed_units} of {units} units failed"
-        status = "done" if totals.units == units else "failed" if failure else "interrupted"
+        complete = totals.units == units
+        status = "done" if complete else "failed" if failure else "stopped" if self.stopped else "interrupted"
         return RunReport(
             status=status,
             output=output,
@@ -142,7 +163,9 @@ class Tally:
             incomplete=totals.incomplete_named,
             failed_units=self.failed_units,
             failed=self.failed,
-            failure=failure,
+            failure=failure or (None if complete else self.stopped),
+            complete=complete,
+            new_units=new_units,
         )
 
 

@@ -15,7 +15,8 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models.errors import ConfigError
-from pipeline.dest.plan import STATE_FOLDER
+from pipeline.dest.plan import STATE_FOLDER, Plan
 from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage
 
@@ -66,7 +67,7 @@ class Commit:
         shards: How many shards, or parts of one, it holds.
         incomplete: What is missing of which shard, in a sentence each.
         skipped: Members that gave no row, by kind.
-        plan: The id of the plan that the unit is of.
+        plan: The id of the plan that first had the unit.
         made_by: Versions and the kind of CPU, for who looks into a difference of last bits.
     """
 
@@ -133,13 +134,22 @@ class CommitLog:
         units: In its plan.
         plan: The plan's id. Records of another plan, by a driver that was thought dead, are passed over.
         check: Called before anything is written; raises where this run holds DEST no more.
+        earlier: Ids that the plan had before it grew, with the number of units then.
     """
 
-    def __init__(self, dest: Storage, units: int, plan: str = "", check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        dest: Storage,
+        units: int,
+        plan: str = "",
+        check: Callable[[], None] = lambda: None,
+        earlier: Mapping[str, int] | None = None,
+    ) -> None:
         self._dest = dest
         self._check = check
         self._units = units
-        self._plan = plan
+        self._ends = [*(earlier or {}).values()]
+        self._plans = [*(earlier or {}), plan]
         self._pending: SimpleQueue[Commit] = SimpleQueue()
         self._files: list[str] = []
         self._next = 0
@@ -148,6 +158,11 @@ class CommitLog:
         self._closed = threading.Event()
         self._threads: ThreadPoolExecutor | None = None
         self._work: list[Future[None]] = []
+
+    @classmethod
+    def of(cls, dest: Storage, plan: Plan, check: Callable[[], None] = lambda: None) -> CommitLog:
+        """Return the records of a plan's units."""
+        return cls(dest, plan.units, plan.id, check, plan.earlier)
 
     def load(self) -> tuple[npt.NDArray[np.bool_], Totals]:
         """Read what is finished.
@@ -182,7 +197,7 @@ class CommitLog:
         others = 0
         for name in self.names() if names is None else names:
             for commit in self._read(name):
-                if commit.plan == self._plan:
+                if commit.plan == self._plan_of(commit.unit):
                     yield commit
                 else:
                     others += 1
@@ -205,7 +220,7 @@ class CommitLog:
     def append(self, commit: Commit) -> None:
         """Take a record in; it is written within about a second. Raises where earlier ones could not be."""
         self._raise_failures()
-        self._pending.put(replace(commit, plan=self._plan))
+        self._pending.put(replace(commit, plan=self._plan_of(commit.unit)))
 
     def flush(self) -> None:
         """Write what is pending. After this those units are finished, whatever dies."""
@@ -235,6 +250,10 @@ class CommitLog:
             self._dest.delete(f"{COMMITS_FOLDER}/{name}")
             with self._lock:
                 self._files.remove(name)
+
+    def _plan_of(self, unit: int) -> str:
+        """Return the id of the plan that first had a unit."""
+        return self._plans[bisect_right(self._ends, unit)]
 
     def _flush_by_time(self) -> None:
         merging: Future[None] | None = None
@@ -270,7 +289,7 @@ class CommitLog:
                 _parquet_rows(content) if name.endswith(".parquet") else map(json.loads, content.splitlines())
             ):
                 commit = _RECORD.validate_python(values)
-                if commit.plan == self._plan:
+                if commit.plan == self._plan_of(commit.unit):
                     _check_unit(commit, self._units)
                 yield commit
         except (ValueError, TypeError, KeyError, OSError) as err:

@@ -16,6 +16,7 @@ from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 
+_ADVICE = "label it into another --output, or start anew with --overwrite"
 _DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSORRT: Device.TENSORRT}
 
 
@@ -102,7 +103,7 @@ def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:
     Raises:
         ConfigError: Names the first difference.
     """
-    if plan.version != PLAN_VERSION:
+    if plan.version < PLAN_VERSION:
         raise ConfigError(
             f"{dest.describe()} was begun by an older version of shardlabel, whose plan does not say all that has to be "
             "the same; finish it with that version, give another --output, or --overwrite"
@@ -129,22 +130,34 @@ def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited:
         SourceError: A shard changed, went away or came; the message names the first.
     """
     planned = (piece for unit in iter_units(dest, plan) for piece in unit.slices)
-    advice = "label it into another --output, or start anew with --overwrite"
     current = iter(slices)
     for old in planned:
         new = next(current, None)
         if new is None or new.shard != old.shard:
-            found = "nothing" if new is None else new.shard
-            raise SourceError(f"SOURCE is not what was planned: expected shard {old.shard}, found {found}; {advice}")
-        # A listing may tell no ETag: then the size has to do.
-        if new.size != old.size or (new.etag and old.etag and new.etag != old.etag):
-            what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
-            raise SourceError(f"shard {old.shard} has changed since the run began: {what}; {advice}")
-        if (new.start, new.stop) != (old.start, old.stop):
-            raise SourceError(f"shard {old.shard} has changed since the run began: it divides differently; {advice}")
+            found = "nothing" if new is None else f"{new.shard} (where that is new, --append labels it too)"
+            raise SourceError(f"SOURCE is not what was planned: expected shard {old.shard}, found {found}; {_ADVICE}")
+        refuse_changed(new, old)
     extra = None if limited else next(current, None)
     if extra is not None:
-        raise SourceError(f"SOURCE is not what was planned: shard {extra.shard} is new; {advice}")
+        refuse_new(extra)
+
+
+def refuse_new(piece: Slice) -> None:
+    """Raise a SourceError: SOURCE has what was not planned."""
+    raise SourceError(
+        f"SOURCE is not what was planned: shard {piece.shard} is new; label it too with --append, or {_ADVICE}"
+    )
+
+
+def refuse_changed(new: Slice, old: Slice | None) -> None:
+    """Raise a SourceError where a slice is not as it was planned; None for one that the plan cut otherwise."""
+    changed = f"shard {new.shard} has changed since the run began"
+    # A listing may tell no ETag: then the size has to do.
+    if old is not None and (new.size != old.size or (new.etag and old.etag and new.etag != old.etag)):
+        what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
+        raise SourceError(f"{changed}: {what}; {_ADVICE}")
+    if old is None or (new.start, new.stop) != (old.start, old.stop):
+        raise SourceError(f"{changed}: it divides differently; {_ADVICE}")
 
 
 def _short(value: object) -> str:

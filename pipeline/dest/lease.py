@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 from filelock import FileLock, Timeout
 
-from models.errors import SourceError, StorageError
+from models.errors import DestHeldError, SourceError, StorageError
 from pipeline.dest.plan import STATE_FOLDER
 from pipeline.storage.location import Version
 from pipeline.storage.retries import is_missing
@@ -28,6 +29,9 @@ LOCK_FILE = f"{STATE_FOLDER}/lock"
 # On object storage a run shows that it lives by writing its lease anew so often, and is taken for dead after DEAD_S.
 BEAT_S = 5.0
 DEAD_S = 20.0
+# How often a run that waits for another asks again.
+WAIT_S = 0.5
+_REFUSAL = "; wait for it, or stop it"
 
 
 class Lease:
@@ -38,16 +42,22 @@ class Lease:
     recognised at once, any other after DEAD_S. Who lost it, because it was stopped for so long, learns so before it
     writes anything more.
 
+    Args:
+        dest: DEST.
+        waiting: Told of each run that is waited for. Without it another run's DEST is refused.
+
     Attributes:
         token: This run's own; "" on a disk.
 
     Raises:
-        SourceError: Another run holds DEST; the message says where it runs.
+        DestHeldError: Another run holds DEST; the message says where it runs.
+        SourceError: DEST cannot be written.
     """
 
-    def __init__(self, dest: Storage) -> None:
+    def __init__(self, dest: Storage, waiting: Callable[[str], None] | None = None) -> None:
         self.token = "" if dest.is_local else uuid.uuid4().hex
         self._dest = dest
+        self._waiting = waiting
         self._lock: FileLock | None = None
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew_by_time, name="lease", daemon=True)
@@ -58,10 +68,20 @@ class Lease:
         self._lost_to: str | None = None  # who has it, as far as is known
 
     def __enter__(self) -> Lease:
-        if self._dest.is_local:
-            self._take_lock()
-        else:
-            self._take_lease()
+        told = ""
+        while True:
+            try:
+                self._take_lock() if self._dest.is_local else self._take_lease()
+            except DestHeldError as err:
+                if self._waiting is None:
+                    raise
+                if str(err) != told:
+                    self._waiting(f"{str(err).removesuffix(_REFUSAL)}; waiting for it to end")
+                told = str(err)
+                time.sleep(WAIT_S)
+            else:
+                break
+        if not self._dest.is_local:
             self._beat.start()
         return self
 
@@ -97,9 +117,7 @@ class Lease:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         except Timeout as err:
             holder = path.read_text(errors="replace").strip() or "another process"
-            raise SourceError(
-                f"another run is writing to {self._dest.describe()} ({holder}); wait for it, or stop it"
-            ) from err
+            raise DestHeldError(f"another run is writing to {self._dest.describe()} ({holder}){_REFUSAL}") from err
         except OSError as err:
             lock.release()
             # What a link leads to is not ours to write to.
@@ -108,6 +126,7 @@ class Lease:
         self._lock = lock
 
     def _take_lease(self) -> None:
+        self._lost_to = None
         other, self._version = _read(self._dest)
         seen = time.monotonic()
         while other is not None and not _is_dead_here(other):
@@ -117,13 +136,11 @@ class Lease:
             time.sleep(BEAT_S / 5)
             now, self._version = _read(self._dest)
             if now is not None and now["beat"] != other["beat"]:
-                raise SourceError(
-                    f"another run is writing to {self._dest.describe()} ({_who(now)}); wait for it, or stop it"
-                )
+                raise DestHeldError(f"another run is writing to {self._dest.describe()} ({_who(now)}){_REFUSAL}")
             other = now
         self._write()
         if self._lost_to is not None:
-            raise SourceError(f"{self._lost_to} has just begun to write to {self._dest.describe()}")
+            raise DestHeldError(f"{self._lost_to} has just begun to write to {self._dest.describe()}")
 
     def _renew_by_time(self) -> None:
         while not self._stop.wait(BEAT_S):

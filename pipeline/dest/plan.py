@@ -1,7 +1,8 @@
 """Divide SOURCE into work units, once, and keep that plan: the same unit has the same name and rows on every run.
 
 `DEST/_shardlabel/plan/` holds segments of units as Parquet and, written last, `plan.json`: a plan without it was never
-finished and is made anew. Planning streams: neither the shards nor the units are ever all in memory.
+finished and is made anew. Planning streams: neither the shards nor the units are ever all in memory. A plan grows by
+further segments, and by one write of plan.json, so that a kill leaves the old plan or the new one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.errors import ConfigError
+from models.errors import ConfigError, StorageError
 from pipeline.sources.unit import Slice, Unit
+from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +32,16 @@ PLAN_FOLDER = f"{STATE_FOLDER}/plan"
 PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
 # Version 1 has no id, and compares fewer settings: it can be read and overwritten, and is not resumed.
 PLAN_VERSION = 2
+# Of a plan that has grown: a program that knows only version 2 would take its later units for nobody's.
+GROWN_VERSION = 3
 # Up to here every shard is a unit of its own. Beyond, small shards share one up to UNIT_BYTES, so that ten million of
 # them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
 SINGLE_SHARD_UNITS = 10_000
 UNIT_BYTES = 256 * 2**20
 UNIT_IMAGES = 1_000
 SEGMENT_ROWS = 100_000
+# Segments that are fetched at a time: a plan that grew each day has hundreds, of some milliseconds each.
+SEGMENTS_AHEAD = 4
 
 _SCHEMA = pa.schema(
     [
@@ -64,6 +67,7 @@ class Plan:
         bytes: Of all input.
         segments: SHA-256 of each segment file, by name, in order of units.
         id: Of all that is above: two plans of one id are of the same units and settings.
+        earlier: The ids that it had before it grew, oldest first, with the number of units then. Written only if any.
     """
 
     settings: dict[str, Any]
@@ -73,21 +77,27 @@ class Plan:
     segments: dict[str, str] = field(default_factory=dict)
     id: str = ""
     version: int = PLAN_VERSION
+    earlier: dict[str, int] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """Return what plan.json holds."""
+        return {name: value for name, value in asdict(self).items() if name != "earlier" or value}
 
     def hashed(self) -> str:
         """Return what `id` has to be."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("id", "version")}
+        values = {name: value for name, value in self.values().items() if name not in ("id", "version")}
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def cut_units(slices: Iterable[Slice], *, images: bool = False) -> Iterator[Unit]:
+def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) -> Iterator[Unit]:
     """Group slices into units by a rule that looks at nothing but what came before.
 
     Args:
         slices: In the source's order.
         images: Whether each slice is one loose image; then a unit is up to UNIT_IMAGES of them.
+        first: Number of the first unit.
     """
-    number = 0
+    number = first
     group: list[Slice] = []
     size = 0
     for piece in slices:
@@ -109,8 +119,41 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
     Raises:
         StorageError: DEST cannot be written.
     """
-    segments: dict[str, str] = {}
-    counts = Counter(units=0, shards=0, bytes=0)
+    plan = _with_units(dest, Plan(settings, units=0, shards=0, bytes=0), units)
+    dest.create(PLAN_FILE, json.dumps(plan.values(), indent=1).encode())
+    return plan
+
+
+def extend_plan(dest: Storage, plan: Plan, units: Iterable[Unit]) -> Plan:
+    """Put units behind those of DEST's plan; where none come, nothing is written.
+
+    Args:
+        dest: DEST, held by this run.
+        plan: As it was read.
+        units: Numbered from `plan.units` on.
+
+    Raises:
+        StorageError: DEST cannot be written, or its plan is not that one any more.
+    """
+    grown = _with_units(dest, plan, units)
+    if grown.units == plan.units:
+        return plan
+    grown = replace(grown, earlier={**plan.earlier, plan.id: plan.units}, version=GROWN_VERSION)
+    grown = replace(grown, id=grown.hashed())
+    content, version = dest.read_version(PLAN_FILE)
+    written = json.dumps(grown.values(), indent=1).encode()
+    is_as_read = json.loads(content)["id"] == plan.id
+    if is_as_read and version is None:
+        dest.write_bytes(PLAN_FILE, written)
+    elif not is_as_read or dest.put_if(PLAN_FILE, written, version) is None:
+        raise StorageError(f"cannot write {dest.describe(PLAN_FILE)}: another run has just written it")
+    return grown
+
+
+def _with_units(dest: Storage, plan: Plan, units: Iterable[Unit]) -> Plan:
+    """Write segments of units; return the plan with them."""
+    segments = dict(plan.segments)
+    counts = Counter(units=plan.units, shards=plan.shards, bytes=plan.bytes)
     rows: list[tuple[Any, ...]] = []
     for unit in units:
         counts["units"] += 1
@@ -120,14 +163,12 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
             counts["bytes"] += piece.size if piece.start == 0 else 0
             rows.append((unit.number, piece.shard, piece.size, piece.etag, piece.start, piece.stop, piece.limit))
         if len(rows) >= SEGMENT_ROWS:
-            _write_segment(dest, segments, rows)
+            _write_segment(dest, segments, rows, grows=bool(plan.id))
             rows = []
     if rows:
-        _write_segment(dest, segments, rows)
-    plan = Plan(settings, counts["units"], counts["shards"], counts["bytes"], segments)
-    plan = replace(plan, id=plan.hashed())
-    dest.create(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode())
-    return plan
+        _write_segment(dest, segments, rows, grows=bool(plan.id))
+    plan = replace(plan, units=counts["units"], shards=counts["shards"], bytes=counts["bytes"], segments=segments)
+    return replace(plan, id=plan.hashed())
 
 
 def read_plan(dest: Storage) -> Plan | None:
@@ -142,10 +183,10 @@ def read_plan(dest: Storage) -> Plan | None:
         values = json.loads(dest.read_bytes(PLAN_FILE))
         if values["version"] == 1:
             values["segments"] = dict.fromkeys(values["segments"], "")
-        elif values["version"] != PLAN_VERSION:
+        elif values["version"] not in (PLAN_VERSION, GROWN_VERSION):
             raise ConfigError(
                 f"{dest.describe()} was begun by another version of shardlabel (plan version {values['version']}, "
-                f"this one knows {PLAN_VERSION}); finish it there, or give another --output"
+                f"this one knows {GROWN_VERSION}); finish it there, or give another --output"
             )
         plan = Plan(**values)
     except (ValueError, TypeError, KeyError) as err:
@@ -163,11 +204,11 @@ def _damaged(dest: Storage, how: str) -> ConfigError:
 
 
 def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
-    """Yield the plan's units in order; one segment is in memory at a time."""
+    """Yield the plan's units in order; few segments are in memory at a time."""
     group: list[Slice] = []
     current = -1
-    for name, digest in plan.segments.items():
-        for number, *values in _read_segment(dest, name, digest):
+    for content in ahead(plan.segments.items(), lambda segment: _read_segment(dest, *segment), calls=SEGMENTS_AHEAD):
+        for number, *values in _rows(content):
             if number != current and group:
                 yield Unit(current, tuple(group))
                 group = []
@@ -193,23 +234,29 @@ def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], 
             return
 
 
-def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
+def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]], *, grows: bool) -> None:
     columns = list(zip(*rows, strict=True))
     table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    name = f"units-{len(segments):05d}.parquet"
+    digest = sha256(buffer.getvalue()).hexdigest()
+    # By its content where a plan grows: a driver that was thought dead writes over nothing that the plan now names.
+    name = f"units-{len(segments):05d}{f'-{digest[:16]}' if grows else ''}.parquet"
     dest.write_bytes(f"{PLAN_FOLDER}/{name}", buffer.getvalue())
-    segments[name] = sha256(buffer.getvalue()).hexdigest()
+    segments[name] = digest
 
 
-def _read_segment(dest: Storage, name: str, digest: str) -> Iterator[tuple[Any, ...]]:
+def _read_segment(dest: Storage, name: str, digest: str) -> bytes:
     content = dest.read_bytes(f"{PLAN_FOLDER}/{name}")
     if digest and sha256(content).hexdigest() != digest:
         raise ConfigError(
             f"{dest.describe(f'{PLAN_FOLDER}/{name}')} is damaged: its SHA-256 is not that of the plan; start anew with "
             "--overwrite, or give another --output"
         )
+    return content
+
+
+def _rows(content: bytes) -> Iterator[tuple[Any, ...]]:
     file = pq.ParquetFile(io.BytesIO(content))
     for batch in file.iter_batches(batch_size=10_000):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

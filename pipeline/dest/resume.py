@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from models.errors import SourceError
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.commits import COMMITS_FOLDER, CommitLog, Totals
-from pipeline.dest.fingerprint import check_settings, check_source
+from pipeline.dest.fingerprint import check_settings, check_source, refuse_new
+from pipeline.dest.growth import PlannedSlices
 from pipeline.dest.plan import (
     PLAN_FILE,
     PLAN_FOLDER,
@@ -21,6 +22,7 @@ from pipeline.dest.plan import (
     SUMMARY_FILE,
     Plan,
     cut_units,
+    extend_plan,
     limited,
     read_plan,
     write_plan,
@@ -36,15 +38,19 @@ class ResumeState:
 
     Attributes:
         plan: The whole.
-        done: bool of shape (units,).
+        done: bool of shape (units,): what there is nothing to do for.
         log: Where records of further units go.
-        totals: Over the units that are done.
+        totals: Over the units that are finished.
+        new_units: That --append put into the plan now; None without it.
+        lost: Units that are not finished and cannot be: a shard of theirs is gone. By number, the shard.
     """
 
     plan: Plan
     done: npt.NDArray[np.bool_]
     log: CommitLog
     totals: Totals
+    new_units: int | None = None
+    lost: dict[int, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -56,10 +62,10 @@ def prepare(
     count: Callable[[Slice, int], int],
     check: Callable[[], None] = lambda: None,
 ) -> ResumeState:
-    """Make the plan, or check that the one DEST has is of the same run; read what is finished.
+    """Make the plan, or check that the one DEST has is of the same run, and extend it; read what is finished.
 
     Args:
-        config: Whether to start anew.
+        config: Whether to start anew, or to extend the plan.
         dest: DEST, held by this run.
         settings: What must be the same for a resume; see `pipeline.dest.fingerprint.fingerprint`.
         source: SOURCE.
@@ -71,25 +77,53 @@ def prepare(
         ConfigError: DEST was begun with other settings, or its state is damaged.
         SourceError: SOURCE changed since or is DEST, or DEST holds Parquet files of others.
     """
-    plan = read_plan(dest)
+    plan = before = read_plan(dest)
     if plan is None or config.overwrite:
         _refuse_foreign(dest, plan)
     if plan is not None and config.overwrite:
         _refuse_shared(dest, source)
         check()
         clear(dest, plan)
-        plan = None
+        plan = before = None
+    gone: Iterator[tuple[int, Slice]] = iter(())
+    images = source.format is SourceFormat.IMAGES
     if plan is None:
         check()
         wanted = slices() if config.limit is None else limited(slices(), config.limit, count)
-        plan = write_plan(dest, cut_units(wanted, images=source.format is SourceFormat.IMAGES), settings)
+        plan = write_plan(dest, cut_units(wanted, images=images), settings)
     else:
         check_settings(plan, settings, dest)
-        check_source(dest, plan, slices(), limited=config.limit is not None)
+        if config.append or config.missing_ok or plan.earlier:
+            check()
+            plan, gone = _compare(config, dest, plan, slices(), images=images)
+        else:
+            check_source(dest, plan, slices(), limited=config.limit is not None)
     _remove_temporaries(dest)
-    log = CommitLog(dest, plan.units, plan.id, check)
+    log = CommitLog.of(dest, plan, check)
     done, totals = log.load()
-    return ResumeState(plan, done, log, totals)
+    lost = {unit: piece.shard for unit, piece in gone if not done[unit]}
+    done[list(lost)] = True
+    new_units = plan.units - (before.units if before else 0) if config.append else None
+    return ResumeState(plan, done, log, totals, new_units, lost)
+
+
+def _compare(
+    config: LabelConfig, dest: Storage, plan: Plan, slices: Iterator[Slice], *, images: bool
+) -> tuple[Plan, Iterator[tuple[int, Slice]]]:
+    """Compare SOURCE with a plan in any order, and extend it where that is asked for.
+
+    Returns:
+        (plan, gone): With what is new; and the planned slices that are no more, with the numbers of their units.
+    """
+    planned = PlannedSlices(dest, plan)
+    new = planned.new(slices, missing_ok=config.missing_ok)
+    if config.append:
+        plan = extend_plan(dest, plan, cut_units(new, images=images, first=plan.units))
+    else:
+        for extra in new:
+            if config.limit is None:
+                refuse_new(extra)
+    return plan, planned.gone()
 
 
 def clear(dest: Storage, plan: Plan) -> None:

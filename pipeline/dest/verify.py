@@ -66,7 +66,7 @@ def verify_dest(dest: Storage) -> Verification:
     if plan is None:
         raise SourceError(f"{dest.describe()} holds no run of shardlabel: there is no plan in it")
     result = Verification(units=plan.units)
-    log = CommitLog(dest, plan.units, plan.id)
+    log = CommitLog.of(dest, plan)
     done = np.zeros(plan.units, np.bool_)
     again: dict[int, list[Commit]] = {}
     for commit in _records(log, result.blame):

@@ -92,7 +92,7 @@ class UnitTable:
 
 def iter_new(dest: Storage, plan: Plan, table: UnitTable) -> Iterator[Commit]:
     """Yield each finished unit's record once, after filling it in the table."""
-    return (commit for commit in CommitLog(dest, plan.units, plan.id).records() if table.add(commit))
+    return (commit for commit in CommitLog.of(dest, plan).records() if table.add(commit))
 
 
 def add_end_times(dest: Storage, table: UnitTable) -> None:

@@ -94,3 +94,25 @@ def test_a_lease_that_cannot_be_read_does_not_pass_for_none(monkeypatch, tmp_pat
 
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
         check_token(dest, "mine")
+
+
+def test_a_run_that_waits_says_for_whom_and_takes_over_when_it_ends(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    told: list[str] = []
+
+    def kill(text: str) -> None:
+        told.append(text)
+        first.kill()
+
+    try:
+        assert first.stdout.readline() == "held\n"
+
+        with Lease(open_storage(str(tmp_path)), kill) as lease:
+            lease.check()
+    finally:
+        first.kill()
+        first.communicate()
+
+    (text,) = told
+    assert text.startswith(f"another run is writing to {tmp_path} (process {first.pid} on ")
+    assert text.endswith("; waiting for it to end")

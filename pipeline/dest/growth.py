@@ -1,0 +1,131 @@
+"""SOURCE beside a plan that grows: which shards are new, and which of the planned ones changed or are gone.
+
+In any order: what was planned last week and what was planned today are mixed in today's listing. The planned slices are
+kept as hashes, 24 bytes each. Python's own hash will do: two names with one hash are told apart where they seem to
+differ, and each process hashes differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from models.errors import SourceError
+from pipeline.config import SourceFormat
+from pipeline.dest.fingerprint import refuse_changed
+from pipeline.dest.plan import Plan, iter_units, read_plan
+from pipeline.sources.source import InputFile, Source
+from pipeline.sources.unit import Slice
+from pipeline.storage.storage import Storage
+
+# Slices that are looked up at a time.
+_BATCH = 10_000
+# Units whose first shard is looked into for its columns.
+_LOOKED_INTO = 16
+_SHORT = 0xFFFFFFFF
+
+
+def planned_first(source: Source, dest: Storage) -> Source:
+    """Return SOURCE for who settles Parquet columns by its first files: with some that DEST's plan has in front.
+
+    What a file of today is like must not change what a column of DEST is.
+    """
+    plan = read_plan(dest) if source.format is SourceFormat.PARQUET else None
+    if plan is None:
+        return source
+
+    def files() -> Iterator[InputFile]:
+        for unit in islice(iter_units(dest, plan), _LOOKED_INTO):
+            piece = unit.slices[0]
+            if source.base.stat(piece.shard) is not None:
+                yield InputFile(piece.shard, piece.size, piece.etag)
+        yield from source.files()
+
+    return replace(source, files=files)
+
+
+class PlannedSlices:
+    """What a plan names, to compare SOURCE with.
+
+    Args:
+        dest: Holds the plan.
+        plan: Its head.
+    """
+
+    def __init__(self, dest: Storage, plan: Plan) -> None:
+        self._dest = dest
+        self._plan = plan
+        names = np.empty(plan.shards, np.int64)
+        sizes, etags = np.empty(plan.shards, np.uint32), np.empty(plan.shards, np.uint32)
+        for place, (_, piece) in enumerate(self._planned()):
+            names[place], sizes[place], etags[place] = _hashes(piece)
+        self._order = np.argsort(names)
+        self._names = names = names[self._order]
+        self._sizes = sizes = sizes[self._order]
+        self._etags = etags = etags[self._order]
+        self._seen = np.zeros(plan.shards, np.bool_)  # in the plan's order
+
+    def new(self, slices: Iterable[Slice], *, missing_ok: bool = False) -> Iterator[Slice]:
+        """Yield those that are not planned, in their order; at the end the planned ones have all been seen.
+
+        Args:
+            slices: What SOURCE is now.
+            missing_ok: Whether planned ones may be gone; see `gone`.
+
+        Raises:
+            SourceError: A shard changed, or is gone; the message names it.
+        """
+        iterator, last = iter(slices), ""
+        while batch := list(islice(iterator, _BATCH)):
+            for piece in self._unplanned(batch):
+                # The parts of a large file come one behind the other: a later one is as new as the first.
+                if piece.start and piece.shard != last:
+                    refuse_changed(piece, None)
+                last = piece.shard
+                yield piece
+        if not missing_ok and not self._seen.all():
+            first = next(self.gone())[1].shard
+            others = f", and {more} more" if (more := int((~self._seen).sum()) - 1) else ""
+            raise SourceError(
+                f"SOURCE is not what was planned: shard {first} is gone{others}; put back what is missing, or let it be "
+                "with --missing-ok"
+            )
+
+    def gone(self) -> Iterator[tuple[int, Slice]]:
+        """Yield planned slices that SOURCE has no more, each with its unit's number; call it after `new` ended."""
+        if not self._seen.all():
+            yield from (found for found, seen in zip(self._planned(), self._seen, strict=True) if not seen)
+
+    def _planned(self) -> Iterator[tuple[int, Slice]]:
+        return ((unit.number, piece) for unit in iter_units(self._dest, self._plan) for piece in unit.slices)
+
+    def _unplanned(self, batch: list[Slice]) -> Iterator[Slice]:
+        if not len(self._names):
+            yield from batch
+            return
+        names, sizes, etags = (np.array(column) for column in zip(*map(_hashes, batch), strict=True))
+        places = np.searchsorted(self._names, names).clip(max=len(self._names) - 1)
+        known = self._names[places] == names
+        # A listing may tell no ETag: then the size has to do.
+        tags = self._etags[places]
+        same = (self._sizes[places] == sizes) & ((tags == etags) | (tags == 0) | (etags == 0))
+        self._seen[self._order[places[known]]] = True
+        for index in np.flatnonzero(~(known & same)).tolist():
+            if known[index]:
+                self._refuse_changed(batch[index])
+            yield batch[index]
+
+    def _refuse_changed(self, piece: Slice) -> None:
+        """Raise where it is planned otherwise; it is not where another name has its hash."""
+        for _, old in self._planned():
+            if (old.shard, old.start) == (piece.shard, piece.start):
+                refuse_changed(piece, old)
+
+
+def _hashes(piece: Slice) -> tuple[int, int, int]:
+    """Return hashes of what names a slice, of its size, and of its ETag (0 without)."""
+    etag = hash(piece.etag) & _SHORT if piece.etag else 0
+    return hash((piece.shard, piece.start)), hash((piece.size, piece.stop)) & _SHORT, etag

@@ -90,7 +90,8 @@ def serving(folder: Path, *options: str) -> Iterator[ServeProcess]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
+                process.wait(25)
+            except subprocess.TimeoutExpired as err:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                raise AssertionError(f"the endpoint did not end:\n{endpoint.output()}") from err

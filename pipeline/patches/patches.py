@@ -1,7 +1,8 @@
 """Every patch of Ray, in one list: its name, its reason, its gain, and what of Ray it relies on.
 
 The gains are the medians, with the least and the most, of what a run of 100 images takes more where the one patch is left
-out (`python -m benchmarks.ray_patches`, two busy cores; 8.5 s of CPU with all, 20.2 with none). What has none is not here.
+out (`python -m benchmarks.ray_patches`, two quiet cores: first file after 5.2 s with all and 9.8 with none, 6.4 and 14.5 s
+of CPU). What has none is not here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MONITORS = Patch(
     "speed",
     "an autoscaler's monitor and a log monitor have nothing to do for one command; the agent's port is the same for every "
     "Ray of a machine, and beside another one it is tried in vain for 3.4 s",
-    "two processes less: 1.7 s of CPU (0.7 to 4.2)",
+    "two processes less: 0.9 s of CPU (0.0 to 1.1), exit 1.2 s sooner",
     (
         Place(
             "ray._private.parameter",
@@ -30,7 +31,7 @@ AGENTS = Patch(
     "agents",
     "speed",
     "the dashboard's and the runtime environments' agents of a node serve nobody where there are neither",
-    "two processes less, with the API server that needs them three: 3.8 s of CPU (3.2 to 4.4)",
+    "two processes less, with the API server that needs them three: 3.2 s of CPU (1.8 to 3.3), first file 3.1 s sooner",
     (
         Place("ray._private.services", "start_ray_process", ("command", "process_type")),
         # `uv run` would have the workers in an environment that an agent builds. They have this process's own.
@@ -41,21 +42,21 @@ API_SERVER = Patch(
     "api_server",
     "speed",
     "Ray starts the dashboard's server with include_dashboard=False too, and waits for it",
-    "a process less: 2.9 s of CPU (0.9 to 3.3)",
+    "a process less: 0.9 s of CPU (0.8 to 0.9), first file 1.0 s sooner",
     (Place("ray._private.node", "Node.start_api_server", ("self", "include_dashboard", "raise_on_failure")),),
 )
 DATA_STATISTICS = Patch(
     "data_statistics",
     "speed",
     "an actor that collects figures for the dashboard, of which a local Ray has none",
-    "a process less: 2.4 s of CPU (1.9 to 4.5)",
+    "a process less: 1.0 s of CPU (0.9 to 2.2)",
     (Place("ray.data._internal.stats", "get_or_create_stats_actor", ()),),
 )
 DATA_AUTOSCALER = Patch(
     "data_autoscaler",
     "speed",
     "an actor that bargains for nodes: a local Ray is one, and stays so",
-    "a process less: 3.5 s of CPU (2.2 to 3.9)",
+    "a process less: 1.3 s of CPU (0.6 to 2.4)",
     (
         Place(
             f"{_EXECUTION}.streaming_executor",
@@ -69,7 +70,7 @@ DATA_LOCATIONS = Patch(
     "data_locations",
     "speed",
     "an actor that notes on which node each actor is: a local Ray has one",
-    "a process less: 0.9 s of CPU (-0.6 to 2.5), and 0.9 to 1.2 s of its own as the kernel counts them",
+    "a process less: 0.8 s of CPU (0.0 to 1.0)",
     (
         Place(_ACTOR_POOL, "get_or_create_actor_location_tracker", ()),
         Place(_ACTOR_POOL, "get_actor_locations", ("logical_actor_ids",)),

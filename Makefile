@@ -51,8 +51,8 @@ fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Every test that this machine can run, four at a time: most of their time is waiting
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Every test that this machine can run, two at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long'

@@ -274,6 +274,7 @@ def test_a_killed_driver_is_started_anew_then_stopped_and_then_finished_under_on
     assert world.parts("again") == world.expected
 
 
+@pytest.mark.long
 def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
     world.gate.open_shards = 2
     timed = world.command("--submission-id", "late", "--timeout", "12", label=world.arguments("late"))

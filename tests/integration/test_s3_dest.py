@@ -109,7 +109,7 @@ def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor
         stalled.wait()
 
 
-@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+@pytest.mark.parametrize("kind", ["s3", "gs", pytest.param("az", marks=pytest.mark.long)])
 def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy: FaultProxy):
     held = []
     done = threading.Barrier(2)

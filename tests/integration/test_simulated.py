@@ -88,7 +88,7 @@ def test_a_lost_gpu_costs_its_actor_and_no_image(tmp_path, tiny_model, monkeypat
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(tmp_path, tiny_model, monkeypatch):
     colour_shards(tmp_path / "in", shards=2, samples=50)
 
@@ -104,7 +104,7 @@ def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(t
     assert all("4 processes ended while they had it" in why for why in report.failed.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_a_unit_that_fails_in_a_batch_with_others_the_others_are_done(tmp_path, tiny_model, monkeypatch):
     colour_shards(tmp_path / "in", shards=6, samples=20)
     label(tmp_path / "in", tmp_path / "whole", tiny_model, device="simulated:10000", shape="fused")

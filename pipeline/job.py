@@ -235,7 +235,8 @@ def _label(
                 else:
                     name = _unit_name(window, result.unit)
                     tally.add_failed(name, result.why)
-                    stops = tally.failure is None and (result.stops or tally.failed_units >= MAX_FAILED_UNITS)
+                    is_of_all = result.stops or tally.failed_units - len(work.lost) >= MAX_FAILED_UNITS
+                    stops = tally.failure is None and is_of_all
                     if stops:
                         tally.failure = f"{name}: {result.why}"
                 if stops:

@@ -78,7 +78,8 @@ def of_this_machine(host: str) -> dict[str, str]:
         # Says that a replica finds no room, which is otherwise only seen by waiting.
         "SERVE_SLOW_STARTUP_WARNING_S": "20",
         "SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "5",
-        # What ends waits so long for balancers elsewhere to know; here there are none, and 30 s would be Ctrl-C's.
+        # A replica that ends waits so long, for load balancers of other machines to notice. Here there are none, and
+        # Serve's own 30 s would be what Ctrl-C takes.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         GRPC_HOST_VARIABLE: host,
     }

@@ -21,7 +21,6 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
     ways = [found.a, found.b] if isinstance(found, Comparison) else [found]
     reported = ways[0].reported
     names = ("A", "B") if comparison else ("measured",)
-    names = ("A", "B") if comparison else ("measured",)
     marks = [(name, one.top1, one.top1_interval) for name, one in zip(names, ways, strict=True)]
     marks += [(f"reported ({number})", pair.top1, (pair.top1, pair.top1)) for number, pair in enumerate(reported, 1)]
     return pages.render(

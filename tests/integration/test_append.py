@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from pipeline.dest.lease import Lease
 from pipeline.dest.plan import cut_units, extend_plan, iter_units, read_plan, write_plan
 from pipeline.dest.verify import verify_dest
 from pipeline.dry_run import dry_run
+from pipeline.operators import dataset
 from pipeline.report.report import gather
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
@@ -125,13 +127,22 @@ def test_a_shard_that_went_before_it_was_labelled_fails_alone_and_is_named(tmp_p
         label(source, dest, tiny_model, append=True)
     for path in source.iterdir():
         path.unlink()
-    put(tmp_path, 1, first=2)
+    put(tmp_path, 2, first=2)
+    label_units = dataset.label_units
+
+    def last_fails(*args: Any) -> Iterator[dataset.Result]:
+        for result in label_units(*args):
+            yield result if result.unit != 3 else dataset.Result(3, None, "nobody thought of this")
+
+    monkeypatch.setattr(dataset, "label_units", last_fails)
+    monkeypatch.setattr("pipeline.job.MAX_FAILED_UNITS", 2)  # those that were lost before do not count
 
     report = label(source, dest, tiny_model, append=True, missing_ok=True)
 
     assert (report.status, report.complete, report.units_done, report.units_now) == ("failed", False, 2, 1)
-    assert report.failed == {"unit 1 (shard-001.tar)": "it was never labelled, and its shard is gone"}
-    assert {shard for shard, _ in keys(dest)} == {"shard-000.tar", "shard-002.tar"}
+    assert report.failed["unit 1 (shard-001.tar)"] == "it was never labelled, and its shard is gone"
+    assert report.failure == "2 of 4 units failed"
+    assert {shard for shard, _ in keys(dest)} == {"shard-000.tar", "shard-002.tar", "shard-003.tar"}
 
 
 @pytest.mark.ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,9 @@ def endpoint(request, tmp_path_factory):
     options = ["--model", MODEL, "--grpc-port", str(grpc_port), "--max-replicas", "1", request.param]
     with serving(folder, *options, "--access-log", str(folder / "access.log")) as running:
         yield running, grpc_port
+        # Ctrl-C must not take the 30 s that Serve gives load balancers to notice.
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(25)
 
 
 def call(grpc_port: int) -> bool:

@@ -90,7 +90,7 @@ def serving(folder: Path, *options: str) -> Iterator[ServeProcess]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(25)
+                process.wait(90)
             except subprocess.TimeoutExpired as err:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

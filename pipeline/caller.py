@@ -8,14 +8,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pipeline.progress import ProgressPrinter
-    from pipeline.session.attempts import RunState
 
 # Variables that a run, or Ray for it, sets.
 _OURS = ("RAY_", "AWS_REQUEST_CHECKSUM", "AWS_RESPONSE_CHECKSUM", "PYTHONDONTWRITEBYTECODE")
+
+
+class Stoppable(Protocol):
+    """What can be asked to stop."""
+
+    def request_stop(self) -> None:
+        """Begin nothing more."""
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def caller_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal(state: RunState, printer: ProgressPrinter) -> Iterator[threading.Event]:
+def stop_on_signal(state: Stoppable, printer: ProgressPrinter) -> Iterator[threading.Event]:
     """On the first SIGINT or SIGTERM finish what is in flight; on the second leave at once."""
     stopped = threading.Event()
 

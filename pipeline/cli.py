@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -15,13 +15,9 @@ from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.evaluate.cli import evaluate
 from pipeline.options import options_of
-
-if TYPE_CHECKING:
-    from pipeline.summary import RunReport
+from pipeline.relabel.cli import relabel
 
 EXIT_FAILED = 1
-EXIT_OVER_ERROR_RATE = 3
-EXIT_INTERRUPTED = 130
 DRY_RUN_IMAGES = 200
 
 
@@ -75,7 +71,7 @@ def label(
     typer.echo(report.sentences())
     if as_json:
         typer.echo(json.dumps(asdict(report)))
-    raise typer.Exit(_exit_code(report, settings.max_error_rate))
+    raise typer.Exit(report.exit_code(settings.max_error_rate))
 
 
 def _estimate(settings: LabelConfig, images: int, price: float | None, started: float, *, as_json: bool) -> None:
@@ -114,14 +110,6 @@ def parse_label(words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     app.command(cls=LabelCommand)(label)
     others = dict(typer.main.get_command(app).make_context("shardlabel label", list(words)).params)
     return {name: others.pop(name) for name in LabelConfig.model_fields}, others
-
-
-def _exit_code(report: RunReport, max_error_rate: float) -> int:
-    if report.status == "interrupted":
-        return EXIT_INTERRUPTED
-    if report.status == "failed":
-        return EXIT_FAILED
-    return EXIT_OVER_ERROR_RATE if report.status == "stopped" or report.error_rate > max_error_rate else 0
 
 
 def verify(
@@ -169,5 +157,6 @@ def register(app: typer.Typer) -> None:
     """Add this folder's commands to the console command."""
     app.command(cls=LabelCommand)(label)
     app.command()(evaluate)
+    app.command()(relabel)
     app.command()(verify)
     app.command()(report)

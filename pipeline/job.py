@@ -95,7 +95,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         with Lease(dest, waiting) as lease, ThreadPoolExecutor(1) as background:
             if config.append:  # with what came while this run waited: another may have planned it
                 source = open_source(config.source, config.format, exclude=dest)
-            settings = replace(_unit_settings(config, source, spec, choice, labels), token=lease.token)
+            settings = replace(unit_settings(config, source, spec, choice, labels), token=lease.token)
             same = fingerprint(config, source, spec, choice, labels)
             count = partial(count_samples, settings)
             slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
@@ -107,8 +107,8 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 graph = background.submit(load_model, spec, choice, path, config.top_k)
                 printer.say(f"shardlabel: {choice.reason}")
                 cluster = cluster or connect(None)
-                with _ray_failures(tally):
-                    _label(config, cluster, settings, (spec, choice, graph.result()), work, tally)
+                with ray_failures(tally):
+                    label_pending(config, cluster, settings, (spec, choice, graph.result()), work, tally)
             report = tally.report(
                 output=dest.uri,
                 model=spec.name,
@@ -156,9 +156,10 @@ def window_units(actors: int) -> int:
     return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * actors), MAX_WINDOW_UNITS)
 
 
-def _unit_settings(
+def unit_settings(
     config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
+    """Return what workers need to know, of a run's settings."""
     dest = open_storage(config.output)
     first = source if config.overwrite else planned_first(source, dest)
     columns = reader.columns_of(first, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
@@ -185,7 +186,7 @@ def _unit_settings(
     )
 
 
-def _label(
+def label_pending(
     config: LabelConfig,
     cluster: Cluster,
     settings: UnitSettings,
@@ -205,7 +206,7 @@ def _label(
     spec, choice, graph = model
     if config.embeddings:
         settings = replace(
-            settings, output=replace(settings.output, embedding_size=_embedding_size(spec, choice, graph))
+            settings, output=replace(settings.output, embedding_size=embedding_size(spec, choice, graph))
         )
     state = RunState(uuid.uuid4().hex, job_name(os.environ))
     gauges = RunGauges(state.job, work.plan.units)
@@ -270,7 +271,7 @@ def _cleared(state: RunState) -> Iterator[None]:
 
 
 @contextmanager
-def _ray_failures(tally: Tally) -> Iterator[None]:
+def ray_failures(tally: Tally) -> Iterator[None]:
     """Make what Ray raises the reason why the run failed, in one line."""
     from ray.exceptions import RayError
 
@@ -282,7 +283,7 @@ def _ray_failures(tally: Tally) -> Iterator[None]:
         tally.failure = f"Ray failed: {lines[-1] if lines else type(err).__name__}"
 
 
-def _embedding_size(spec: ModelSpec, choice: DeviceChoice, graph: bytes) -> int:
+def embedding_size(spec: ModelSpec, choice: DeviceChoice, graph: bytes) -> int:
     """Return the number of features, by asking the model about one image."""
     classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=1)
     side = spec.preprocessing.crop

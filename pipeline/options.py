@@ -26,7 +26,11 @@ HIDDEN: dict[str, JsonValue] = {"hidden": True}
 
 
 def options_of(
-    settings: type[BaseModel], *names: str, argument: str = "", short: Mapping[str, str] | None = None
+    settings: type[BaseModel],
+    *names: str,
+    argument: str = "",
+    short: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> Callable[[CommandT], CommandT]:
     """Give a command the fields of a settings class as options; what is given comes as its `**options`, else None.
 
@@ -35,13 +39,15 @@ def options_of(
         names: Fields that become options; all, where none are named.
         argument: The field that is given without a name, in several words.
         short: One-letter options, as `-o`, by field.
+        defaults: What to say of the default, by field, where the command's is another than the class's.
     """
 
     def decorate(command: CommandT) -> CommandT:
         own = inspect.signature(command, eval_str=True).parameters.values()
         made = []
         for name in names or settings.model_fields:
-            kind = _annotation(name, settings.model_fields[name], name == argument, (short or {}).get(name))
+            field, said = settings.model_fields[name], (defaults or {}).get(name)
+            kind = _annotation(name, field, name == argument, (short or {}).get(name), said)
             made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         named = [one.replace(kind=one.KEYWORD_ONLY) for one in own if one.kind is not one.VAR_KEYWORD]
         # What typer reads.
@@ -52,7 +58,7 @@ def options_of(
     return decorate
 
 
-def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | None) -> Any:  # noqa: ANN401 (of any type)
+def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | None, said: str | None) -> Any:  # noqa: ANN401
     import typer
 
     if is_argument:
@@ -60,14 +66,16 @@ def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | Non
     kind = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
     option = typer.Option(
         *(f"--{name.replace('_', '-')}", *([short] if short else [])),
-        help=_help(field),
+        help=_help(field, said),
         hidden=field.json_schema_extra == HIDDEN,
         callback=_split_at_commas if field.annotation == tuple[str, ...] else None,
     )
     return Annotated[kind | None, option]
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, said: str | None) -> str:
+    if said is not None:
+        return f"{str(field.description).partition(' [default')[0]} [default: {said}]"
     default = field.default
     if field.is_required() or isinstance(default, bool | tuple | None):
         return field.description or ""

@@ -59,6 +59,11 @@ class RunReport:
     complete: bool = True
     new_units: int | None = None
 
+    def exit_code(self, max_error_rate: float) -> int:
+        """Return what the command exits with: 0, 1 failed, 3 over --max-error-rate, 130 interrupted."""
+        over = self.status == "stopped" or self.error_rate > max_error_rate
+        return {"interrupted": 130, "failed": 1}.get(self.status, 3 if over else 0)
+
     def sentences(self) -> str:
         """Return what a person wants to read."""
         errors = ", ".join(f"{count} {status}" for status, count in sorted(self.errors.items()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,14 +77,7 @@ def prepare(
         ConfigError: DEST was begun with other settings, or its state is damaged.
         SourceError: SOURCE changed since or is DEST, or DEST holds Parquet files of others.
     """
-    plan = before = read_plan(dest)
-    if plan is None or config.overwrite:
-        _refuse_foreign(dest, plan)
-    if plan is not None and config.overwrite:
-        _refuse_shared(dest, source)
-        check()
-        clear(dest, plan)
-        plan = before = None
+    plan = before = begin(dest, (source,), check, overwrite=config.overwrite)
     gone: Iterator[tuple[int, Slice]] = iter(())
     images = source.format is SourceFormat.IMAGES
     if plan is None:
@@ -98,13 +91,44 @@ def prepare(
             plan, gone = _compare(config, dest, plan, slices(), images=images)
         else:
             check_source(dest, plan, slices(), limited=config.limit is not None)
+    work = load_state(dest, plan, check)
+    lost = {unit: piece.shard for unit, piece in gone if not work.done[unit]}
+    work.done[list(lost)] = True
+    new_units = plan.units - (before.units if before else 0) if config.append else None
+    return replace(work, new_units=new_units, lost=lost)
+
+
+def begin(dest: Storage, read: Iterable[Source], check: Callable[[], None], *, overwrite: bool) -> Plan | None:
+    """Return the plan that DEST has, or None where one is to be made: DEST is then empty of what readers see.
+
+    Args:
+        dest: DEST, held by this run.
+        read: What is read, of which nothing may lie in DEST.
+        check: Raises where this run holds DEST no more.
+        overwrite: Whether to remove what a run wrote to DEST.
+
+    Raises:
+        ConfigError: The plan is damaged.
+        SourceError: DEST holds Parquet files of others, or is what is read.
+    """
+    plan = read_plan(dest)
+    if plan is None or overwrite:
+        _refuse_foreign(dest, plan)
+    if plan is None or not overwrite:
+        return plan
+    for source in read:
+        _refuse_shared(dest, source)
+    check()
+    clear(dest, plan)
+    return None
+
+
+def load_state(dest: Storage, plan: Plan, check: Callable[[], None]) -> ResumeState:
+    """Read what is finished of a plan, and remove what killed runs left half written."""
     _remove_temporaries(dest)
     log = CommitLog.of(dest, plan, check)
     done, totals = log.load()
-    lost = {unit: piece.shard for unit, piece in gone if not done[unit]}
-    done[list(lost)] = True
-    new_units = plan.units - (before.units if before else 0) if config.append else None
-    return ResumeState(plan, done, log, totals, new_units, lost)
+    return ResumeState(plan, done, log, totals)
 
 
 def _compare(
@@ -185,8 +209,8 @@ def _refuse_shared(dest: Storage, source: Source) -> None:
         dest.delete(probe)
     if shared:
         raise SourceError(
-            f"{source.base.describe(shared[0])}, which SOURCE names files of, is DEST {dest.describe()}: a run must not "
-            "replace its source; give another --output"
+            f"{source.base.describe(shared[0])}, of which this run reads files, is DEST {dest.describe()}: a run must "
+            "not replace what it reads; give another --output"
         )
 
 

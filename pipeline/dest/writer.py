@@ -168,7 +168,15 @@ class UnitWriter:
                 self.schema,
                 compression="zstd",
                 # Random floats do not repeat: a dictionary for them only costs time and space.
-                use_dictionary=["shard", "label", "status", "error", "top_labels.list.element", "top_ids.list.element"],
+                use_dictionary=[
+                    "shard",
+                    "label",
+                    "status",
+                    "error",
+                    "top_labels.list.element",
+                    "top_ids.list.element",
+                    "model",
+                ],
             )
         return self
 

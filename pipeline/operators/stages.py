@@ -23,6 +23,7 @@ from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit
 from pipeline.dest.lease import check_token
 from pipeline.dest.made_by import made_by
+from pipeline.dest.merge import Relabelling
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
 from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
 from pipeline.operators.watchdog import Watchdog
@@ -59,6 +60,7 @@ class UnitSettings:
             down, and is then done isolated.
         columns: Of Parquet: which columns are read.
         token: By which the run holds DEST; see `pipeline.dest.lease`.
+        relabelling: Which rows of an earlier output are labelled anew; the others are copied.
     """
 
     source: Storage
@@ -73,6 +75,7 @@ class UnitSettings:
     image_timeout_s: float = 60.0
     columns: ParquetColumns = ANY_COLUMNS
     token: str = ""
+    relabelling: Relabelling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +123,14 @@ class DecodedBatch:
 
 
 def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterator[Sample]:
-    """Yield the unit's samples in input order, reading each shard once from front to back.
+    """Yield the unit's samples in input order, reading each shard once from front to back; of a relabelling those wanted.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries.
+        SourceError: It gives another number of samples than an earlier output has.
     """
-    yield from read_unit(settings, unit, notes.add)
+    wanted = None if settings.relabelling is None else settings.relabelling.wanted(unit.part)
+    yield from read_unit(settings, unit, notes.add, wanted)
 
 
 def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
@@ -314,6 +319,14 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
 
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
     """Put a unit's finished file in its place, and return the commit record that is still to be written."""
+    if settings.relabelling is not None:
+        target = settings.dest.temporary_path()
+        writer = settings.relabelling.merge(unit.part, writer.schema, writer.path, target)
+    return publish_file(settings, unit, writer, notes, started)
+
+
+def publish_file(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
+    """Publish a file as it is; see `publish_unit`."""
     size, digest = file_digest(writer.path)
     settings.dest.publish(writer.path, unit.part, lambda: check_token(settings.dest, settings.token))
     errors = {status: count for status, count in sorted(writer.statuses.items()) if status != STATUS_OK}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.errors import InferenceError, ShardlabelError
+from models.errors import InferenceError, ShardlabelError, SourceError
 from pipeline.dest.commits import Commit
 from pipeline.dest.writer import UnitWriter
 from pipeline.operators.stages import UnitNotes, UnitSettings, publish_unit
@@ -81,7 +81,7 @@ def why_failed(err: Exception) -> tuple[str, bool]:
     text = str(err) if isinstance(err, ShardlabelError) else f"unexpected {type(err).__name__}: {err}"
     if isinstance(err, OSError):
         return text, err.errno is not None
-    return text, isinstance(err, ShardlabelError) and not isinstance(err, InferenceError)
+    return text, isinstance(err, ShardlabelError) and not isinstance(err, (InferenceError, SourceError))
 
 
 def units_table(units: Sequence[Unit]) -> pa.Table:

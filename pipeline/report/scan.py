@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.errors import StorageError
 from pipeline.dest.commits import Commit
+from pipeline.dest.finished import open_part
 from pipeline.dest.writer import STATUS_OK
 from pipeline.sources.unit import part_name
 from pipeline.storage.retries import retried
@@ -34,7 +34,6 @@ LOWEST_ROWS = 12
 REACH_BYTES = 32 * 2**20
 # Part files read at a time: each waits on storage more than it computes.
 READERS = 4
-WHOLE_BYTES = 4 * 2**20
 
 _COLUMNS = ["label", "label_id", "score", "status"]
 _ROW_COLUMNS = ["shard", "key", "label", "score", "status", "error"]
@@ -117,7 +116,7 @@ def _count_part(dest: Storage, commit: Commit) -> Counts:
 def _count_rows(dest: Storage, commit: Commit) -> Counts:
     counts = Counts()
     within = reach(commit.rows, commit.bytes_read)
-    with _open_part(dest, commit.part, commit.size) as source:
+    with open_part(dest, commit.part, commit.size) as source:
         file = pq.ParquetFile(source, read_dictionary=["label", "status"])
         metadata = file.schema_arrow.metadata or {}
         counts.metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
@@ -128,13 +127,6 @@ def _count_rows(dest: Storage, commit: Commit) -> Counts:
             counts.add(_count_group(table, commit.unit, first, within))
             first += table.num_rows
     return counts
-
-
-def _open_part(dest: Storage, part: str, size: int) -> AbstractContextManager[Any]:
-    """Open a part file: a small one is read with a single request, of a large one what is asked for."""
-    if size <= WHOLE_BYTES:
-        return pa.BufferReader(dest.read_bytes(part))  # type: ignore[no-any-return]
-    return closing(dest.open_random(part))
 
 
 def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # noqa: ANN401 (pyarrow has no types)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
-from itertools import islice
+from dataclasses import replace
+from itertools import compress, islice
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
@@ -25,6 +29,7 @@ from pipeline.storage.storage import Storage
 _SCHEMA_TRIES = 16
 
 Note = Callable[[str, ShardNotes], None]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class ReadSettings(Protocol):
@@ -99,17 +104,49 @@ def slices(source: Source) -> Iterator[Slice]:
     return (piece for pieces in divided for piece in pieces)
 
 
-def read_unit(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample]:
+def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray | None = None) -> Iterator[Sample]:
     """Yield a unit's samples in input order, reading each shard once.
 
     Args:
         settings: Where and what.
         unit: What to read.
         note: Called after each shard with its name and what reading it came upon; also where reading is left early.
+        wanted: bool of shape (n_samples,): which of the unit's samples are yielded; all without it. Loose images that
+            are not wanted are not read.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
+        SourceError: The unit has another number of samples than `wanted`.
     """
+    if wanted is None:
+        yield from _read_all(settings, unit, note)
+        return
+    if settings.format is SourceFormat.IMAGES:
+        _check_count(unit, len(unit.slices), len(wanted))
+        chosen = tuple(compress(unit.slices, wanted))
+        if chosen:
+            yield from _read_all(settings, replace(unit, slices=chosen), note)
+        return
+    count = 0
+    for sample in _read_all(settings, unit, note):
+        count += 1
+        if count > len(wanted):
+            break
+        if wanted[count - 1]:
+            yield sample
+    _check_count(unit, count, len(wanted))
+
+
+def _check_count(unit: Unit, count: int, expected: int) -> None:
+    if count != expected:
+        found = f"more than {expected}" if count > expected else str(count)
+        raise SourceError(
+            f"{unit.slices[0].shard}: its unit gives {found} samples, and {expected} rows were made of it: it is not what "
+            "was labelled; label it into a DEST of its own, or leave its shards out by --where"
+        )
+
+
+def _read_all(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample]:
     if settings.format is SourceFormat.IMAGES:
         notes = ShardNotes()
         try:

@@ -123,7 +123,7 @@ def test_a_shard_that_went_before_it_was_labelled_fails_alone_and_is_named(tmp_p
     label(source, dest, tiny_model)
     put(tmp_path, 1, first=1)
     with monkeypatch.context() as patch:  # a run that dies once it has planned
-        patch.setattr("pipeline.job._label", lambda *_: None)
+        patch.setattr("pipeline.job.label_pending", lambda *_: None)
         label(source, dest, tiny_model, append=True)
     for path in source.iterdir():
         path.unlink()

@@ -32,6 +32,8 @@ FLOORS = {
         "operators",
         "html",
         "report",
+        "relabel",
+        "diff",
         "evaluate",
         "quantize",
     ),

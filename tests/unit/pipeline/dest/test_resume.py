@@ -305,7 +305,7 @@ def test_a_dest_that_is_source_under_a_name_that_shows_nothing_of_it_is_refused(
     monkeypatch.setattr(Overlap, "_within", lambda self, path: None)
     before = contents()
 
-    with pytest.raises(SourceError, match="which SOURCE names files of, is DEST out"):
+    with pytest.raises(SourceError, match="of which this run reads files, is DEST out"):
         begin([f"out/{name}" for name in names], "out", overwrite=True)
 
     assert contents() == before

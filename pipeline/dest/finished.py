@@ -1,0 +1,117 @@
+"""A DEST that is finished, for commands that read one: what it was asked for, and what is in its part files."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.errors import SourceError, StorageError
+from pipeline.dest.commits import CommitLog
+from pipeline.dest.plan import Plan, read_plan
+from pipeline.sources.unit import part_name
+from pipeline.storage.retries import retried
+from pipeline.storage.storage import Storage, open_storage
+
+# Smaller part files come by one request.
+WHOLE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedDest:
+    """A finished DEST.
+
+    Attributes:
+        dest: Where it is.
+        plan: What was asked for.
+        digest: SHA-256 over those of all part files: another one, and some row may be another.
+        rows: int64 of shape (units,): rows of each part file.
+        sizes: int64 of shape (units,): bytes of each part file.
+        bytes_read: int64 of shape (units,): bytes of input that were read for it.
+        schema: Of the first part file, with its metadata.
+    """
+
+    dest: Storage
+    plan: Plan
+    digest: str
+    rows: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    bytes_read: npt.NDArray[np.int64]
+    schema: pa.Schema
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file metadata of the first part file."""
+        pairs = (self.schema.metadata or {}).items()
+        return {key.decode(): value.decode("utf-8", "replace") for key, value in pairs}
+
+
+def open_finished(location: str) -> FinishedDest:
+    """Open a DEST that a run has finished. Reads its plan and commit records; 56 bytes of memory for a unit.
+
+    Args:
+        location: A folder or URI that `label` or `relabel` wrote to.
+
+    Raises:
+        SourceError: It is no DEST of shardlabel, or is unfinished.
+        ConfigError: Its plan or a record is damaged.
+        StorageError: It cannot be read.
+    """
+    dest = open_storage(location)
+    plan = read_plan(dest)
+    if plan is None:
+        what = "there is no plan in it" if dest.is_folder() else "there is no such folder"
+        raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
+    rows, sizes, bytes_read = (np.zeros(plan.units, np.int64) for _ in range(3))
+    digests = np.zeros((plan.units, 32), np.uint8)
+    done = np.zeros(plan.units, np.bool_)
+    for commit in CommitLog.of(dest, plan).records():
+        unit = commit.unit
+        if not done[unit]:
+            done[unit] = True
+            rows[unit], sizes[unit], bytes_read[unit] = commit.rows, commit.size, commit.bytes_read
+            digests[unit] = np.frombuffer(bytes.fromhex(commit.sha256.zfill(64)), np.uint8)
+    if not done.all():
+        raise SourceError(
+            f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; finish it first, by the command "
+            "that began it"
+        )
+    return FinishedDest(dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest))
+
+
+def open_part(dest: Storage, part: str, size: int | None = None) -> AbstractContextManager[Any]:
+    """Open a part file for pyarrow: a small one is read by one request, of others what is asked for.
+
+    Args:
+        dest: DEST.
+        part: Name of the file.
+        size: Its bytes, where they are known.
+    """
+    if dest.is_local:
+        return retried(f"read {dest.describe(part)}", lambda: pa.OSFile(dest.path(part)))
+    if size is not None and size <= WHOLE_BYTES:
+        return pa.BufferReader(dest.read_bytes(part))  # type: ignore[no-any-return]
+    return closing(dest.open_random(part))
+
+
+def unreadable(dest: Storage, part: str, err: Exception) -> StorageError:
+    """Return the error of a part file that is no Parquet of ours."""
+    why = " ".join(str(err).split())[:200] or type(err).__name__
+    return StorageError(
+        f"{dest.describe(part)} cannot be read: {why}; `shardlabel verify` says what else is wrong there"
+    )
+
+
+def _schema(dest: Storage) -> pa.Schema:
+    part = part_name(0)
+    try:
+        with open_part(dest, part) as file:
+            return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as err:
+        raise unreadable(dest, part, err) from err

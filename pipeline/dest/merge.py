@@ -1,0 +1,176 @@
+"""Rows of an earlier output that are labelled anew, put between those that stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from models.errors import SourceError
+from pipeline.dest.finished import open_part, unreadable
+from pipeline.dest.writer import UnitWriter
+from pipeline.storage.storage import Storage
+
+MODEL_COLUMN = "model"
+# Rows that are merged at a time; with 2,048 features 32 MB.
+MERGE_ROWS = 4_096
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Relabelling:
+    """Which rows of an earlier output are labelled anew. Picklable. Row n of a part file is sample n of its unit.
+
+    Attributes:
+        old: The earlier output.
+        where: An Arrow expression that is true for those rows; None for all.
+        model: What the column `model` says of rows that are labelled now.
+        old_model: Of the others, where the earlier output has no such column.
+    """
+
+    old: Storage
+    where: Any
+    model: str
+    old_model: str
+
+    def count(self, part: str, size: int) -> tuple[int, int]:
+        """Return how many rows a part file has, and how many of them are labelled anew.
+
+        Args:
+            part: Name of the file.
+            size: Its bytes.
+        """
+        try:
+            with open_part(self.old, part, size) as file:
+                fragment = ds.ParquetFileFormat().make_fragment(file)
+                rows = int(fragment.metadata.num_rows)
+                # In this thread: several parts are counted at a time.
+                return rows, rows if self.where is None else fragment.count_rows(filter=self.where, use_threads=False)
+        except (pa.ArrowException, OSError) as err:
+            raise unreadable(self.old, part, err) from err
+
+    def wanted(self, part: str) -> BoolArray:
+        """Return which rows of a part file are labelled anew; bool of shape (rows,)."""
+        try:
+            with open_part(self.old, part) as file:
+                fragment = ds.ParquetFileFormat().make_fragment(file)
+                if self.where is None:
+                    return np.ones(fragment.metadata.num_rows, np.bool_)
+                table = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_table()
+                return np.asarray(table["wanted"].fill_null(False).to_numpy(), np.bool_)
+        except (pa.ArrowException, OSError) as err:
+            raise unreadable(self.old, part, err) from err
+
+    def merge(self, part: str, schema: pa.Schema, labelled: Path | None, path: Path) -> UnitWriter:
+        """Write a part file's rows, some of them replaced, and a column `model`; return the closed writer.
+
+        Args:
+            part: Name of the file in the earlier output.
+            schema: Of the rows, without `model`.
+            labelled: A local Parquet file of the new rows, in order, which is removed; None to copy all.
+            path: The local file to write.
+
+        Raises:
+            SourceError: The new rows are of other samples.
+            StorageError: A file cannot be read or written.
+        """
+        try:
+            wanted = None if labelled is None else self.wanted(part)
+            new = _Rows(labelled, self.model)
+            with open_part(self.old, part) as file, UnitWriter(path, with_model(schema)) as writer:
+                try:
+                    for table in self._copied(file, wanted, new, part):
+                        writer.write(_encoded(table, writer.schema))
+                except (pa.ArrowException, KeyError, OSError) as err:
+                    raise unreadable(self.old, part, err) from err
+            return writer
+        finally:
+            if labelled is not None:
+                labelled.unlink(missing_ok=True)
+
+    def _copied(self, file: Any, wanted: BoolArray | None, new: _Rows, part: str) -> Iterator[pa.Table]:  # noqa: ANN401
+        """Yield the old rows with the new ones in their places."""
+        start = 0
+        for batch in pq.ParquetFile(file).iter_batches(MERGE_ROWS, use_threads=False):
+            table = _plain(pa.Table.from_batches([batch]), self.old_model)
+            here = None if wanted is None else wanted[start : start + len(table)]
+            if here is not None and here.any():
+                fresh = new.take(int(here.sum()))
+                _check_keys(table.select(["shard", "key"]).filter(pa.array(here)), fresh, part)
+                places = np.arange(len(table))
+                places[here] = len(table) + np.arange(len(fresh))
+                table = pa.concat_tables([table, fresh.select(table.column_names).cast(table.schema)]).take(places)
+            yield table
+            start += len(table)
+        if new.take(1).num_rows:
+            raise SourceError(f"{part}: SOURCE now gives more samples than the part has; {_ADVICE}")
+
+
+_ADVICE = "it is not what was labelled: label it into a DEST of its own, or leave its shards out by --where"
+
+
+def with_model(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with the column `model` behind the others."""
+    return schema.append(pa.field(MODEL_COLUMN, _DICTIONARY))
+
+
+class _Rows:
+    """The rows of a local Parquet file, one after the other; of None there are none."""
+
+    def __init__(self, path: Path | None, model: str) -> None:
+        self._batches = iter(()) if path is None else pq.ParquetFile(path).iter_batches(MERGE_ROWS, use_threads=False)
+        self._model = model
+        self._left: list[pa.Table] = []
+
+    def take(self, count: int) -> pa.Table:
+        """Return the next rows; fewer only where there are no more."""
+        while sum(map(len, self._left)) < count and (batch := next(self._batches, None)) is not None:
+            self._left.append(_plain(pa.Table.from_batches([batch]), self._model))
+        if not self._left:
+            return pa.table({"shard": pa.array([], pa.string())})
+        table = pa.concat_tables(self._left)
+        self._left = [table.slice(count)] if len(table) > count else []
+        return table.slice(0, count)
+
+
+def _plain(table: pa.Table, model: str) -> pa.Table:
+    """Return rows without dictionaries, and with a column `model`."""
+    if MODEL_COLUMN not in table.column_names:
+        table = table.append_column(MODEL_COLUMN, pa.array([model] * len(table), pa.string()))
+    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(plain))
+
+
+def _encoded(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
+    """Return rows in the types of a schema."""
+    table = table.combine_chunks()
+    columns = []
+    for kind in schema:
+        column = table[kind.name]
+        if pa.types.is_dictionary(kind.type):
+            column = column.dictionary_encode()
+        columns.append(column.cast(kind.type))
+    (batch,) = pa.Table.from_arrays(columns, schema=schema).combine_chunks().to_batches() or [
+        pa.RecordBatch.from_pylist([], schema)
+    ]
+    return batch
+
+
+def _check_keys(old: pa.Table, new: pa.Table, part: str) -> None:
+    """Raise where new rows are not of the samples that the old ones are of."""
+    if len(new) < len(old):
+        raise SourceError(f"{part}: SOURCE now gives fewer samples than the part has; {_ADVICE}")
+    for name in old.column_names:
+        if old[name] != new[name]:
+            pairs = zip(old[name].to_pylist(), new[name].to_pylist(), strict=True)
+            was, now = next(pair for pair in pairs if pair[0] != pair[1])
+            raise SourceError(f"{part}: SOURCE now gives {name} {now} where it was {was}; {_ADVICE}")

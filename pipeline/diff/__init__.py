@@ -1,0 +1,1 @@
+"""`shardlabel diff`: compare what two DESTs say of the same images."""

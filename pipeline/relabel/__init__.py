@@ -1,0 +1,1 @@
+"""`shardlabel relabel`: label some rows of a DEST anew, and copy the others."""

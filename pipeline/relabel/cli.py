@@ -1,0 +1,75 @@
+"""`shardlabel relabel`: options in, exit code and text out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pipeline.config import LabelConfig
+from pipeline.options import options_of
+
+# Of `label`; what is not given is as OLD's.
+OPTIONS = (
+    "output", "model", "precision", "device", "top_k", "labels", "embeddings", "batch_size", "preprocess_cpus", "actors",
+    "gpus_per_actor", "cuda_graphs", "decode", "max_pixels", "max_image_bytes", "image_timeout_s", "max_error_rate",
+    "overwrite", "address", "shared_filesystem", "progress",
+)  # fmt: skip
+
+
+AS_OLD = dict.fromkeys(
+    (
+        "model",
+        "precision",
+        "top_k",
+        "labels",
+        "embeddings",
+        "decode",
+        "max_pixels",
+        "max_image_bytes",
+        "image_timeout_s",
+    ),
+    "as OLD",
+)
+
+
+@options_of(LabelConfig, *OPTIONS, short={"output": "-o"}, defaults=AS_OLD)
+def relabel(
+    old: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, and finished.")],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="Which rows to label anew, by OLD's columns: comparisons, and, or, not, in, is null. [default: all]"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
+    **options: object,
+) -> None:
+    """Label rows of a finished run anew, from its own SOURCE, into another DEST; the other rows are copied.
+
+    What is not given is as it was in OLD. Of other rows than OLD's nothing is decoded, and only the shards that hold some
+    of them are read. A column `model` says which model each row is from. OLD is not changed. Run the same command again
+    after anything went wrong.
+
+    Exit codes: as for `label`.
+
+    Examples:
+        shardlabel relabel labels --output better --where "score < 0.5" --model resnet18-v2
+
+        shardlabel relabel s3://bucket/labels --output s3://bucket/again --where "status = 'unreachable'"
+    """
+    started = time.perf_counter()
+
+    from pipeline.quiet import native_errors_aside
+    from pipeline.relabel.job import relabel as run
+
+    with native_errors_aside():
+        report = run(old, options, where, started=started)
+    typer.echo(report.sentences())
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+    rate = options.get("max_error_rate")
+    raise typer.Exit(report.exit_code(float(rate) if isinstance(rate, (int, float)) else 1.0))

@@ -1,0 +1,83 @@
+"""Which units of OLD hold rows to label anew, and how the others are copied: here, without Ray, several at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import StorageError
+from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.finished import FinishedDest
+from pipeline.dest.merge import Relabelling
+from pipeline.operators.stages import UnitNotes, UnitSettings, publish_file
+from pipeline.sources.unit import Unit, part_name
+from pipeline.storage.listing import CALLS_AHEAD, ahead
+
+# Part files of a local disk that are worked on at a time; of a remote storage it is more, as most of it is waiting.
+LOCAL_PARTS = 3
+
+
+def matching_rows(old: FinishedDest, relabelling: Relabelling, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Count the rows to label anew in each unit; reads the columns that the condition names, and no others.
+
+    Args:
+        old: OLD.
+        relabelling: Which rows.
+        wanted: bool of shape (units,): which units to look at.
+
+    Returns:
+        int64 of shape (units,); 0 for those not looked at.
+
+    Raises:
+        StorageError: A part file cannot be read, or is not the one that OLD's record is of.
+    """
+
+    def count(unit: int) -> tuple[int, int]:
+        rows, found = relabelling.count(part_name(unit), int(old.sizes[unit]))
+        if rows != old.rows[unit]:
+            raise StorageError(
+                f"{old.dest.describe(part_name(unit))} holds {rows} rows, its commit record says {old.rows[unit]}; "
+                "`shardlabel verify` says what else is wrong there"
+            )
+        return unit, found
+
+    counts = np.zeros(old.plan.units, np.int64)
+    for unit, found in ahead(map(int, np.flatnonzero(wanted)), count, calls=_calls(old)):
+        counts[unit] = found
+    return counts
+
+
+def copy_units(settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np.bool_]) -> Iterator[Commit]:
+    """Copy units of OLD, and yield the commit record of each as it is published.
+
+    Args:
+        settings: As for labelling.
+        old: OLD.
+        wanted: bool of shape (units,): which units to copy.
+    """
+    relabelling = settings.relabelling
+    assert relabelling is not None
+
+    def copy(before: Commit) -> Commit:
+        started = time.perf_counter()
+        writer = relabelling.merge(before.part, settings.output.schema(), None, settings.dest.temporary_path())
+        copied = publish_file(settings, Unit(before.unit, ()), writer, UnitNotes(), started)
+        return replace(copied, shards=before.shards, incomplete=before.incomplete, skipped=before.skipped)
+
+    yield from ahead(_records(old, wanted), copy, calls=_calls(old))
+
+
+def _records(old: FinishedDest, wanted: npt.NDArray[np.bool_]) -> Iterator[Commit]:
+    left = wanted.copy()  # a merge of records that was cut short leaves some twice
+    for commit in CommitLog.of(old.dest, old.plan).records():
+        if left[commit.unit]:
+            left[commit.unit] = False
+            yield commit
+
+
+def _calls(old: FinishedDest) -> int:
+    return LOCAL_PARTS if old.dest.is_local else CALLS_AHEAD

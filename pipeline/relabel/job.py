@@ -1,0 +1,280 @@
+"""Label some rows of a finished DEST anew into another one, and copy the others. Exactly once, and safe to repeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import ConfigError, SourceError
+from models.inference.classifier import DeviceChoice
+from models.spec import ModelSpec
+from pipeline.caller import caller_as_before, stop_on_signal
+from pipeline.config import LabelConfig
+from pipeline.dest.fingerprint import check_settings, choose_as_begun, fingerprint
+from pipeline.dest.finished import FinishedDest, open_finished
+from pipeline.dest.lease import Lease
+from pipeline.dest.merge import Relabelling
+from pipeline.dest.plan import PLAN_FILE, SUMMARY_FILE, iter_units, write_plan
+from pipeline.dest.resume import ResumeState, begin, load_state
+from pipeline.job import embedding_size, has_local_gpu, label_pending, ray_failures, unit_settings
+from pipeline.operators.model_ref import load_model, model_file
+from pipeline.operators.stages import UnitSettings
+from pipeline.progress import ProgressPrinter
+from pipeline.quantities import count_text, many_text
+from pipeline.relabel.copy_units import copy_units, matching_rows
+from pipeline.relabel.like_old import (
+    MODELS_KEY,
+    check_columns,
+    check_like,
+    check_source_apart,
+    config_like,
+    model_names,
+    settle_model_like,
+    source_of,
+)
+from pipeline.relabel.report import RelabelReport, relabel_report
+from pipeline.relabel.where import Where, parse_where
+from pipeline.session.connect import Cluster, connect
+from pipeline.session.shared_disk import check_disks
+from pipeline.sources.overlap import Overlap
+from pipeline.sources.source import InputFile, Source
+from pipeline.sources.unit import Unit
+from pipeline.storage.storage import Storage, open_storage
+from pipeline.summary import Tally, write_summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was asked for, settled."""
+
+    old: FinishedDest
+    where: Where | None
+    config: LabelConfig
+    source: Source
+    dest: Storage
+
+
+@caller_as_before()
+def relabel(
+    location: str, options: Mapping[str, object], where: str | None = None, *, started: float | None = None
+) -> RelabelReport:
+    """Label rows of a finished DEST anew, from its own SOURCE, into another DEST; copy the others.
+
+    Args:
+        location: OLD: a folder or URI.
+        options: Settings by field of `LabelConfig`; what is not given, or None, is as OLD's. `output` is needed.
+        where: Which rows; see `pipeline.relabel.where`. All, without it.
+        started: `time.perf_counter()` when the command began, for the report.
+
+    Raises:
+        ConfigError: Settings that cannot be used, that OLD's rows do not go with, or that DEST was not begun with.
+        SourceError: OLD is no finished DEST, or lies in DEST; or it changed meanwhile.
+        ModelError: The model cannot be had or used.
+        StorageError: OLD cannot be read.
+    """
+    started = time.perf_counter() if started is None else started
+    old = open_finished(location)
+    condition = None if where is None else parse_where(where, old.schema)
+    config = config_like(old, options)
+    spec, labels = settle_model_like(old, config, options)
+    asked = _Asked(old, condition, config, source_of(old, config), open_storage(config.output))
+    _refuse_overlap(old, asked.dest)
+    check_source_apart(old, asked.source)
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    cluster = connect(address) if address else None
+    try:
+        for read in (asked.source.base, old.dest):
+            check_disks(cluster, read, asked.dest, is_shared=config.shared_filesystem)
+        has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
+        config, choice = choose_as_begun(config, spec, asked.dest, has_gpu=has_gpu)
+        asked = replace(asked, config=config)
+        with Lease(asked.dest) as lease:
+            same = fingerprint(config, asked.source, spec, choice, labels)
+            check_like(old, same, is_same_model=options.get("model") is None)
+            settings = replace(_unit_settings(asked, same, spec, choice, labels), token=lease.token)
+            work = _prepare(asked, same, lease.check)
+            tally = Tally(work.totals, ProgressPrinter(config.progress, work.plan.units, 0, work.totals), started)
+            counts = _matching_rows(asked, settings, work, tally)
+            stopped = _copy_others(asked, settings, work, counts, tally)
+            if not work.done.all() and not stopped:
+                cluster = cluster or connect(None)
+                fresh = replace(work, log=load_state(asked.dest, work.plan, lease.check).log)
+                _label_rest(asked, cluster, settings, (spec, choice), fresh, tally)
+            _check_unchanged(old, location)
+            report = _report(asked, work, tally, counts, choice, spec)
+            if tally.units_now or asked.dest.stat(SUMMARY_FILE) is None:
+                lease.check()
+                write_summary(asked.dest, report)
+            return report
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+def _refuse_overlap(old: FinishedDest, dest: Storage) -> None:
+    """Refuse a DEST that is OLD, or one of which the other is a part: a reader of either would read both."""
+    try:
+        Overlap(old.dest, dest).refuse(PLAN_FILE)
+        Overlap(dest, old.dest).refuse(PLAN_FILE)
+    except SourceError as err:
+        raise SourceError(
+            f"OLD {old.dest.describe()} and DEST {dest.describe()} are one folder, or one lies in the other; OLD stays as "
+            "it is: give another --output"
+        ) from err
+
+
+def _unit_settings(
+    asked: _Asked, same: dict[str, Any], spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
+) -> UnitSettings:
+    """Return what workers need to know; add to what must be the same for a resume."""
+    old, where = asked.old, asked.where
+    settings = unit_settings(asked.config, asked.source, spec, choice, labels)
+    name, own, models = model_names(old, same)
+    size = old.schema.field("embedding").type.list_size if asked.config.embeddings else None
+    metadata = {**settings.output.metadata, MODELS_KEY: json.dumps(models, sort_keys=True)}
+    output = replace(settings.output, embedding_size=size, metadata=metadata)
+    check_columns(old, output.schema())
+    same["relabelled plan"], same["relabelled rows"] = old.plan.id, old.digest
+    same["where"] = None if where is None else where.text
+    relabelling = Relabelling(old.dest, None if where is None else where.expression, name, own)
+    return replace(settings, output=output, relabelling=relabelling)
+
+
+def _prepare(asked: _Asked, same: dict[str, Any], check: Callable[[], None]) -> ResumeState:
+    """Take OLD's units for the plan, or check that the plan DEST has is of the same run; read what is finished."""
+    old, dest, source = asked.old, asked.dest, asked.source
+    overlap = Overlap(source.base, dest)
+
+    def units() -> Iterator[Unit]:
+        for unit in iter_units(old.dest, old.plan):
+            for piece in unit.slices:
+                overlap.refuse(piece.shard)
+            yield unit
+
+    def files() -> Iterator[InputFile]:
+        return (InputFile(piece.shard, piece.size, piece.etag) for unit in units() for piece in unit.slices)
+
+    plan_file = Source(old.dest, source.format, lambda: iter([InputFile(PLAN_FILE, 0, "")]))
+    plan = begin(dest, (plan_file, replace(source, files=files)), check, overwrite=asked.config.overwrite)
+    if plan is None:
+        check()
+        plan = write_plan(dest, units(), same)
+    else:
+        check_settings(plan, same, dest)
+    return load_state(dest, plan, check)
+
+
+def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState, tally: Tally) -> npt.NDArray[np.int64]:
+    """Count the rows to label anew in each unit that is not finished, and say how many there are."""
+    old = asked.old
+    assert settings.relabelling is not None
+    left = ~work.done
+    counts = matching_rows(old, settings.relabelling, left)
+    if left.any():
+        here = "" if left.all() else " that are not finished"
+        tally.printer.say(
+            f"shardlabel: relabelling {count_text(counts.sum())} rows of {count_text(old.rows[left].sum())} in "
+            f"{count_text((counts > 0).sum())} of {many_text(left.sum(), 'unit')}{here}"
+        )
+    return counts
+
+
+class _Copying:
+    """What `stop_on_signal` asks to stop, of a run that has no Ray yet."""
+
+    def request_stop(self) -> None:
+        """Nothing is to be told: the loop looks for itself."""
+
+
+def _copy_others(
+    asked: _Asked, settings: UnitSettings, work: ResumeState, counts: npt.NDArray[np.int64], tally: Tally
+) -> bool:
+    """Copy the units that hold no row to label; return whether it was stopped."""
+    with stop_on_signal(_Copying(), tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
+        for commit in copy_units(settings, asked.old, ~work.done & (counts == 0)):
+            work.log.append(commit)
+            work.done[commit.unit] = True
+            tally.add(commit)
+            if stopped.is_set():
+                return True
+    return False
+
+
+def _label_rest(
+    asked: _Asked,
+    cluster: Cluster,
+    settings: UnitSettings,
+    model: tuple[ModelSpec, DeviceChoice],
+    work: ResumeState,
+    tally: Tally,
+) -> None:
+    """Label the units that hold rows to label."""
+    spec, choice = model
+    path = model_file(spec, choice)
+    tally.printer.say(f"shardlabel: {choice.reason}")
+    graph = load_model(spec, choice, path, asked.config.top_k)
+    _check_embeddings(asked.old, asked.config, spec, choice, graph)
+    with ray_failures(tally):
+        label_pending(asked.config, cluster, settings, (spec, choice, graph), work, tally)
+
+
+def _check_embeddings(
+    old: FinishedDest, config: LabelConfig, spec: ModelSpec, choice: DeviceChoice, graph: bytes
+) -> None:
+    """Refuse a model whose embeddings are not as wide as OLD's."""
+    if config.embeddings:
+        width, now = old.schema.field("embedding").type.list_size, embedding_size(spec, choice, graph)
+        if width != now:
+            raise ConfigError(
+                f"the embeddings of {old.dest.describe()} have {width} features, and those of {spec.name} {now}; use "
+                "`label` into a DEST of its own"
+            )
+
+
+def _check_unchanged(old: FinishedDest, location: str) -> None:
+    """Raise where OLD is not what it was when this run read its records."""
+    try:
+        is_same = open_finished(location).digest == old.digest
+    except (SourceError, ConfigError):
+        is_same = False
+    if not is_same:
+        raise SourceError(
+            f"{old.dest.describe()} was labelled anew while it was read, so that DEST holds rows of either; once it is "
+            "finished, start DEST anew with --overwrite"
+        )
+
+
+def _report(
+    asked: _Asked,
+    work: ResumeState,
+    tally: Tally,
+    counts: npt.NDArray[np.int64],
+    choice: DeviceChoice,
+    spec: ModelSpec,
+) -> RelabelReport:
+    report = tally.report(
+        output=asked.dest.uri,
+        model=spec.name,
+        precision=choice.arithmetic,
+        decode=asked.config.decode.value,
+        units=work.plan.units,
+    )
+    finished = load_state(asked.dest, work.plan, lambda: None).done
+    labelled = counts[finished & (counts > 0)]
+    return relabel_report(
+        report,
+        images_per_s=round(int(labelled.sum()) / report.seconds, 1),
+        old=asked.old.dest.uri,
+        where=None if asked.where is None else asked.where.text,
+        relabelled_now=int(labelled.sum()),
+        relabelled_units_now=len(labelled),
+        copied_now=report.images_now - int(labelled.sum()),
+        source_bytes=work.plan.bytes,
+    )

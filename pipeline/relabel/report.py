@@ -1,0 +1,51 @@
+"""What a relabelling came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from pipeline.quantities import bytes_text, many_text, share_text
+from pipeline.summary import RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelReport(RunReport):
+    """What a relabelling came to; of a `RunReport`, `images_per_s` is of the rows that were labelled anew.
+
+    Attributes:
+        old: OLD.
+        where: The condition; None for all rows.
+        relabelled_now: Rows that this run labelled anew, in `relabelled_units_now` units.
+        copied_now: Rows that this run copied.
+        source_bytes: Of all of SOURCE, of which `bytes_read` were read.
+    """
+
+    old: str = ""
+    where: str | None = None
+    relabelled_now: int = 0
+    relabelled_units_now: int = 0
+    copied_now: int = 0
+    source_bytes: int = 0
+
+    def sentences(self) -> str:
+        """Return what a person wants to read."""
+        # Not super(): a dataclass with slots is a class of its own.
+        lines = RunReport.sentences(self).split("\n")
+        if self.status == "done" and self.units_now:
+            of = "" if self.where is None else f" for which {self.where}"
+            if self.relabelled_now:
+                first = (
+                    f"labelled {many_text(self.relabelled_now, 'image')}{of} anew in {self.seconds:.1f} s "
+                    f"({self.images_per_s:.0f} images/s) with {self.model} {self.precision}"
+                )
+            else:
+                first = f"there was no row to label{of}"
+            lines[0] = f"{first}, copied {many_text(self.copied_now, 'row')} of {self.old}"
+            read, whole = bytes_text(self.bytes_read), bytes_text(self.source_bytes)
+            lines.insert(1, f"read {read} of {whole} of SOURCE ({share_text(self.bytes_read, self.source_bytes)})")
+        return "\n".join(lines)
+
+
+def relabel_report(report: RunReport, **more: object) -> RelabelReport:
+    """Return a run's report with what is of a relabelling alone; see `RelabelReport`."""
+    return RelabelReport(**{**asdict(report), **more})

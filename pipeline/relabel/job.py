@@ -103,11 +103,12 @@ def relabel(
             tally = Tally(work.totals, ProgressPrinter(config.progress, work.plan.units, 0, work.totals), started)
             counts = _matching_rows(asked, settings, work, tally)
             stopped = _copy_others(asked, settings, work, counts, tally)
+            _check_unchanged(old, location)
             if not work.done.all() and not stopped:
                 cluster = cluster or connect(None)
                 fresh = replace(work, log=load_state(asked.dest, work.plan, lease.check).log)
                 _label_rest(asked, cluster, settings, (spec, choice), fresh, tally)
-            _check_unchanged(old, location)
+                _check_unchanged(old, location)
             report = _report(asked, work, tally, counts, choice, spec)
             if tally.units_now or asked.dest.stat(SUMMARY_FILE) is None:
                 lease.check()
@@ -142,7 +143,7 @@ def _unit_settings(
     output = replace(settings.output, embedding_size=size, metadata=metadata)
     check_columns(old, output.schema())
     same["relabelled plan"], same["relabelled rows"] = old.plan.id, old.digest
-    same["where"] = None if where is None else where.text
+    same["where"] = "(all rows)" if where is None else where.text
     relabelling = Relabelling(old.dest, None if where is None else where.expression, name, own)
     return replace(settings, output=output, relabelling=relabelling)
 

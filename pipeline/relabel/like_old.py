@@ -21,9 +21,9 @@ from pipeline.storage.storage import open_storage
 
 # Of a plan's settings; what is not there is of a run without it.
 SAME = ("top-k", "labels", "class names", "embeddings", "calibration", "image-column", "key-column", "carry", "limit")
-_WHY = {
-    "class names": "its model has other classes",
-    "calibration": "its scores would not compare",
+_DIFFERENT = {
+    "class names": "the model of now has other classes than OLD's",
+    "calibration": "OLD's scores are calibrated otherwise than those of now",
 }
 # Settings that say what a file held, and not where it is.
 _NOT_TAKEN = {"calibration"}
@@ -103,10 +103,9 @@ def check_like(old: FinishedDest, settings: Mapping[str, Any], *, is_same_model:
     for name in SAME:
         have, now = plan.get(name), settings.get(name)
         if have != now:
-            shown = "" if name == "class names" else f": {json.dumps(have)}, and now {json.dumps(now)}"
+            shown = _DIFFERENT.get(name, f"OLD has {json.dumps(have)}, and now it is {json.dumps(now)}")
             raise ConfigError(
-                f"the rows of {where} and new ones have to have the same {name}, and they differ{shown}"
-                f"{'; ' + _WHY[name] if name in _WHY else ''}; use `label` into a DEST of its own"
+                f"the rows of {where} and new ones have to have the same {name}: {shown}; use `label` into a DEST of its own"
             )
     if is_same_model and settings["precision"] == plan["precision"] and settings["artifact"] != plan["artifact"]:
         raise ConfigError(

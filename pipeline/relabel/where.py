@@ -194,10 +194,8 @@ class _Parser:
         if name not in self._schema.names:
             near = get_close_matches(name.lower(), self._schema.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._schema.names)}"
-            raise ConfigError(
-                f"--where, character {token.place}: there is no column {token.shown}; {hint} (text stands in 'single "
-                "quotes')"
-            )
+            hint += " (text stands in 'single quotes')" if token.kind == "quoted" else ""
+            raise ConfigError(f"--where, character {token.place}: there is no column {token.shown}; {hint}")
         kind = self._schema.field(name).type
         found = _kind(kind)
         if found is None:

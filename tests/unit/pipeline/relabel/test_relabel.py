@@ -1,0 +1,211 @@
+"""A relabelling without Ray: where all rows are copied, how new rows are put between them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from models.decode.decode import ImageLimits
+from models.errors import ConfigError, SourceError
+from pipeline.config import SourceFormat
+from pipeline.dest.merge import Relabelling
+from pipeline.dest.verify import verify_dest
+from pipeline.dest.writer import OutputSpec
+from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
+from pipeline.relabel.job import relabel
+from pipeline.sources.unit import Slice, Unit
+from pipeline.storage.storage import open_storage
+from tests.support.labelled_dest import label_without_ray
+from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
+from tests.support.tiny_variant import tiny_variant
+
+
+@pytest.fixture
+def old(tmp_path: Path, tiny_model: Path) -> Path:
+    """Return a finished DEST of three shards of five images."""
+    colour_shards(tmp_path / "in")
+    label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model)
+    return tmp_path / "old"
+
+
+def again(old: Path, model: Path | None, where: str | None = "score < 0", **options: Any):
+    given = {"output": str(old.parent / "new"), "progress": "none", **options}
+    return relabel(str(old), {"model": None if model is None else str(model), **given}, where)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_where_no_row_is_meant_all_are_copied_without_reading_source(old, tiny_model):
+    before = contents(old)
+    for shard in (old.parent / "in").iterdir():
+        shard.write_bytes(b"gone bad")
+
+    report = again(old, tiny_model)
+
+    assert (report.status, report.relabelled_now, report.copied_now, report.bytes_read) == ("done", 0, 15, 0)
+    assert report.sentences().startswith(f"there was no row to label for which score < 0, copied 15 rows of {old}\n")
+    first, second = pq.read_table(old), pq.read_table(old.parent / "new")
+    assert second.drop_columns(["model"]).equals(first)
+    assert set(second["model"].to_pylist()) == {"tiny:fp32:fast"}
+    assert verify_dest(open_storage(str(old.parent / "new"))).ok
+    assert contents(old) == before
+    assert again(old, tiny_model).sentences().startswith("nothing to do: all 3 units")
+
+
+def test_what_was_relabelled_can_be_relabelled_and_its_rows_keep_their_models(old, tiny_model):
+    again(old, tiny_model)
+    other = tiny_variant(tiny_model, old.parent / "m", 3.0)
+
+    again(old.parent / "new", other, "model != 'tiny:fp32:fast'", output=str(old.parent / "third"))
+
+    third = pq.read_table(old.parent / "third")
+    assert third.drop_columns(["model"]).equals(pq.read_table(old))
+    assert set(third["model"].to_pylist()) == {"tiny:fp32:fast"}
+    models = json.loads(third.schema.metadata[b"shardlabel.models"])
+    assert set(models) == {"tiny:fp32:fast", "other:fp32:fast"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"top_k": 2}, "have to have the same top-k: OLD has 3, and now it is 2", id="top-k"),
+        pytest.param({"labels": "all"}, 'the same labels: OLD has "name", and now it is "all"', id="labels"),
+        pytest.param({"embeddings": True}, "the same embeddings: OLD has false, and now it is true", id="embeddings"),
+        pytest.param({"model": "efficientnet-lite0"}, "class names: the model of now has other classes", id="classes"),
+        pytest.param({"output": "old"}, "OLD .*old and DEST .*old are one folder", id="one folder"),
+        pytest.param({"output": "old/new"}, "or one lies in the other", id="inside"),
+        pytest.param({"output": "."}, "or one lies in the other", id="around"),
+        pytest.param({"output": "in"}, "SOURCE names shard-000.tar, which lies in DEST", id="source"),
+        pytest.param({"model": None}, "was labelled with tiny, which the catalog does not have; give --model", id="model"),
+    ],
+)  # fmt: skip
+def test_what_cannot_stand_beside_olds_rows_is_refused_and_nothing_is_written(old, tiny_model, options, words):
+    if "output" in options:
+        options = {**options, "output": str(old.parent / options["output"])}
+    before = contents(old.parent)
+
+    with pytest.raises((ConfigError, SourceError), match=words):
+        again(old, **{"model": tiny_model, **options})
+
+    after = {name: content for name, content in contents(old.parent).items() if not name.endswith("/lock")}
+    assert after == before
+
+
+def test_a_dest_that_is_unfinished_or_none_is_refused(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in")
+    label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model, finish=2)
+    (tmp_path / "empty").mkdir()
+
+    for name, words in (("old", "is unfinished: 2 of 3 units"), ("empty", "no plan in it"), ("no", "no such folder")):
+        with pytest.raises(SourceError, match=words):
+            again(tmp_path / name, tiny_model)
+
+
+def test_dest_goes_on_with_nothing_but_the_same_old_and_condition(old, tiny_model):
+    again(old, tiny_model)
+
+    with pytest.raises(ConfigError, match=r"was begun with where score < 0, and now it is score < 0\.1"):
+        again(old, tiny_model, "score < 0.1")
+    label_without_ray(old.parent / "in", old, tiny_model, top_k=3, overwrite=True, decode="exact")
+    with pytest.raises(ConfigError, match="was begun with"):
+        again(old, tiny_model)
+
+
+def test_an_old_that_is_overwritten_meanwhile_is_noticed(old, tiny_model, monkeypatch):
+    def overwritten(*args: Any) -> Any:
+        label_without_ray(old.parent / "in", old, tiny_model, overwrite=True, decode="exact", top_k=2)
+        return matching(*args)
+
+    from pipeline.relabel import job
+
+    matching = job.matching_rows
+    monkeypatch.setattr(job, "matching_rows", overwritten)
+
+    with pytest.raises(SourceError, match="was labelled anew while it was read"):
+        again(old, tiny_model)
+
+
+def test_a_column_of_source_that_is_called_model_is_not_taken_for_ours(tmp_path, tiny_model):
+    import pyarrow as pa
+
+    (tmp_path / "in").mkdir()
+    table = pa.table({"image": [colour_jpeg("red")] * 2, "model": ["Canon", "Nikon"]})
+    pq.write_table(table, tmp_path / "in/a.parquet")
+    label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model, carry=["model"])
+
+    with pytest.raises(ConfigError, match="carries a column model of SOURCE"):
+        again(tmp_path / "old", tiny_model)
+
+
+def read(folder: Path, kind: SourceFormat, unit: Unit, old: Path, where: Any, tiny: Any = None) -> list[str]:
+    settings = UnitSettings(
+        source=open_storage(str(folder)), dest=open_storage("unused"), format=kind, preprocessing=tiny,
+        mode="fast", limits=ImageLimits(), batch_size=4, output=OutputSpec((), {}),
+        relabelling=Relabelling(open_storage(str(old)), where, "new", "old"),
+    )  # fmt: skip
+    return [sample.key for sample in read_samples(settings, unit, UnitNotes())]
+
+
+def test_only_the_samples_that_are_wanted_are_read_and_their_number_must_be_olds(old, tmp_path):
+    folder = tmp_path / "in"
+    shard = next(iter(sorted(folder.iterdir())))
+    unit = Unit(0, (Slice(shard.name, shard.stat().st_size, ""),))
+    keys = pq.read_table(old / unit.part)["key"].to_pylist()
+
+    assert read(folder, SourceFormat.WEBDATASET, unit, old, pc.field("key").isin([keys[1], keys[3]])) == keys[1::2]
+    for count, words in ((4, "gives 4 samples, and 5 rows"), (6, "gives more than 5 samples, and 5 rows")):
+        write_tar(shard, {f"{i}.jpg": b"x" for i in range(count)})
+        unit = Unit(0, (Slice(shard.name, shard.stat().st_size, ""),))
+        with pytest.raises(SourceError, match=words):
+            read(folder, SourceFormat.WEBDATASET, unit, old, None)
+
+
+def test_loose_images_that_are_not_wanted_are_not_read(tmp_path, tiny_model):
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        (tmp_path / f"in/{i}.jpg").write_bytes(colour_jpeg("red"))
+    label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model)
+    slices = tuple(Slice(f"{i}.jpg", (tmp_path / f"in/{i}.jpg").stat().st_size, "") for i in range(4))
+    for i in (0, 1, 3):
+        (tmp_path / f"in/{i}.jpg").write_bytes(b"another size")  # an error, were it read
+
+    keys = read(tmp_path / "in", SourceFormat.IMAGES, Unit(0, slices), tmp_path / "old", pc.field("key") == "2.jpg")
+
+    assert keys == ["2.jpg"]
+
+
+def test_new_rows_stand_where_the_old_ones_stood_and_must_be_of_the_same_samples(old, tmp_path, tiny_model):
+    other = tiny_variant(tiny_model, tmp_path / "m", 3.0)
+    label_without_ray(tmp_path / "in", tmp_path / "all-new", other)
+    part, where = "part-00001.parquet", pc.field("label") == "green"
+    schema = OutputSpec((), {}).schema()
+    relabelling = Relabelling(open_storage(str(old)), where, "new", "before")
+    wanted = relabelling.wanted(part)
+    before, after = pq.read_table(old / part), pq.read_table(tmp_path / "all-new" / part)
+    labelled, out = tmp_path / "labelled.parquet", tmp_path / "out.parquet"
+    pq.write_table(after.filter(wanted), labelled)
+
+    relabelling.merge(part, schema, labelled, out)
+
+    assert relabelling.count(part, 10**9) == (5, int(wanted.sum())) == (5, 2)
+    merged = pq.read_table(out)
+    for name in before.column_names:
+        pairs = zip(before[name].to_pylist(), after[name].to_pylist(), wanted, strict=True)
+        assert merged[name].to_pylist() == [now if is_new else was for was, now, is_new in pairs], name
+    assert merged["model"].to_pylist() == ["new" if one else "before" for one in wanted]
+    assert not labelled.exists()
+    pq.write_table(after.filter(~wanted), labelled)
+    with pytest.raises(SourceError, match=r"SOURCE now gives key .* where it was"):
+        relabelling.merge(part, schema, labelled, out)
+    pq.write_table(after, labelled)
+    with pytest.raises(SourceError, match="SOURCE now gives"):
+        relabelling.merge(part, schema, labelled, out)
+    assert not out.exists()
+    assert not labelled.exists()

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
+from pipeline.diff.cli import diff
 from pipeline.evaluate.cli import evaluate
 from pipeline.options import options_of
 from pipeline.relabel.cli import relabel
@@ -158,5 +159,6 @@ def register(app: typer.Typer) -> None:
     app.command(cls=LabelCommand)(label)
     app.command()(evaluate)
     app.command()(relabel)
+    app.command()(diff)
     app.command()(verify)
     app.command()(report)

@@ -69,7 +69,7 @@ def write_report(dest: str, output: str) -> str:
         # A run that is going on has merged its commit records while they were read.
         findings = gather(storage)
     page = render(findings).encode("utf-8", "replace")
-    _write(output, page)
+    write_page(output, page)
     return f"{findings.sentence()}\nreport: {output} ({bytes_text(len(page))})"
 
 
@@ -84,7 +84,16 @@ def _read_summary(dest: Storage) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def _write(output: str, content: bytes) -> None:
+def write_page(output: str, content: bytes) -> None:
+    """Write a page whole, or not at all.
+
+    Args:
+        output: A path or a URI.
+        content: The page.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     if "://" in output:
         folder, _, name = output.rpartition("/")
         open_storage(folder).write_bytes(name, content)

@@ -1,0 +1,70 @@
+"""`shardlabel diff`: options in, tables, JSON, a page and pictures out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def diff(
+    old: Annotated[str, typer.Argument(help="A folder or URI that `label` or `relabel` wrote to, and finished.")],
+    new: Annotated[str, typer.Argument(help="Another one, of the same images.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Also write an HTML page with pictures of flips, self-contained."),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write images whose label flipped, and flips.csv that lists them, into an empty folder."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: what differs as JSON.")] = False,
+) -> None:
+    """Compare what two runs say of the same images: labels that flipped, scores that shifted, rows in one only.
+
+    Rows are joined by shard and key, whatever plans the runs had. Pictures are read from OLD's SOURCE. Exit code 0, also
+    where there are differences.
+
+    Examples:
+        shardlabel diff labels-int8 labels-fp32 --output diff.html
+
+        shardlabel diff s3://bucket/labels s3://bucket/better --json
+
+        shardlabel diff labels better --examples flips
+    """
+    from rich.console import Console
+
+    from pipeline.diff.compare import compare
+    from pipeline.diff.text import print_diff
+
+    if examples is not None:
+        from pipeline.diff.pictures import check_folder
+
+        check_folder(examples)
+    found = compare(old, new)
+    print_diff(found.report, Console(markup=False, emoji=False, highlight=False))
+    if output is not None or examples is not None:
+        from pipeline.diff.pictures import read_flips, write_examples
+
+        pictures = read_flips(found, everything=examples is not None)
+        if output is not None:
+            from pipeline.diff.page import build_page
+            from pipeline.report.report import write_page
+
+            write_page(output, build_page(found, pictures).encode("utf-8", "replace"))
+            _say(f"shardlabel: wrote {output}")
+        if examples is not None:
+            _say(f"shardlabel: {write_examples(examples, pictures)}")
+        for problem in pictures.problems[:5]:
+            _say(f"shardlabel: warning: {problem}")
+    if as_json:
+        typer.echo(json.dumps(found.report.as_json()))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

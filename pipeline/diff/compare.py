@@ -1,0 +1,219 @@
+"""`shardlabel diff`: join two DESTs, and say what they differ in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from models.errors import SourceError
+from pipeline.dest.finished import FinishedDest, open_finished
+from pipeline.dest.plan import iter_units
+from pipeline.diff.difference import Difference, Flip
+from pipeline.diff.join import join_rows
+from pipeline.report.scan import reach
+
+# Pairs and classes that are named.
+TOP_PAIRS = 20
+TOP_CLASSES = 20
+SHIFT_BINS = 40
+QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPair:
+    """Images whose best label was one class and is another; without numbers where those are not the same classes'."""
+
+    old_label: str
+    new_label: str
+    old_id: int | None
+    new_id: int | None
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusPair:
+    """Images by their status in OLD and in NEW."""
+
+    old_status: str
+    new_status: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassShift:
+    """What became of the images of one class of OLD.
+
+    Attributes:
+        label: The class.
+        images: That have it in OLD, and any label in NEW.
+        agreement: Percent of them that NEW labels alike.
+        mean_shift: Of their scores, NEW's less OLD's.
+    """
+
+    label: str
+    images: int
+    agreement: float
+    mean_shift: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """What two DESTs differ in. Rates in percent, scores from 0 to 1.
+
+    Attributes:
+        old: OLD, as it was given; `new` likewise.
+        old_model: Model, precision and decode mode.
+        rows_old: Rows in OLD; `rows_new` in NEW, `both` in both by shard and key, `only_old` and `only_new` in one only.
+        both_labelled: Rows of which both have a label.
+        same_label: Of those, with the same best label; `agreement` is their share, `flipped` the others.
+        same_top_k: Percent of those whose top k are the same classes; None where they cannot be compared.
+        flips: The most frequent pairs of classes, of `flip_pairs` in all.
+        statuses: Rows whose status differs.
+        score_shift: NEW's best score less OLD's: mean, mean_abs and quantiles (to a ten-thousandth).
+        classes: OLD's classes with the most flips.
+        only_old_first: The first rows that NEW does not have, as `shard: key`; `only_new_first` likewise.
+        compared_by: id, or name where the two number their classes differently.
+    """
+
+    old: str
+    new: str
+    old_model: str
+    new_model: str
+    rows_old: int
+    rows_new: int
+    both: int
+    only_old: int
+    only_new: int
+    both_labelled: int
+    same_label: int
+    agreement: float
+    flipped: int
+    same_top_k: float | None
+    flip_pairs: int
+    flips: list[ClassPair] = field(default_factory=list)
+    statuses: list[StatusPair] = field(default_factory=list)
+    score_shift: dict[str, float] = field(default_factory=dict)
+    classes: list[ClassShift] = field(default_factory=list)
+    only_old_first: list[str] = field(default_factory=list)
+    only_new_first: list[str] = field(default_factory=list)
+    compared_by: str = "id"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison, and what pages are made of beside it.
+
+    Attributes:
+        report: What differs.
+        shifts: (from, to, images) of bins of the score's shift.
+        flips: Examples of each pair of `report.flips`, in that order.
+        source: OLD, from whose SOURCE pictures can be had.
+    """
+
+    report: DiffReport
+    shifts: list[tuple[float, float, int]]
+    flips: list[list[Flip]]
+    source: FinishedDest
+
+
+def compare(old_location: str, new_location: str) -> Compared:
+    """Compare two finished DESTs, row by row. Memory does not grow with the rows; temporary files may.
+
+    Raises:
+        SourceError: One of them is no finished DEST, or they have no row in common.
+        ConfigError: A plan or a record is damaged.
+        StorageError: A part file cannot be read.
+    """
+    old, new = open_finished(old_location), open_finished(new_location)
+    names = [dest.plan.settings.get("class names") for dest in (old, new)]
+    found = Difference(by_name=names[0] != names[1] or names[0] is None, reach=_reach(old))
+    for rows in join_rows(old, new):
+        found.add(rows)
+    if not found.both:
+        raise SourceError(
+            f"{old.dest.describe()} and {new.dest.describe()} have no row in common by shard and key: they are of other "
+            f"images ({old.plan.settings.get('source')} and {new.plan.settings.get('source')}), or SOURCE was named "
+            "from another folder"
+        )
+    pairs = sorted(found.pairs.items(), key=lambda item: (-item[1], item[0]))[:TOP_PAIRS]
+    return Compared(
+        report=_report(old, new, found),
+        shifts=found.shift_bins(SHIFT_BINS),
+        flips=[found.flips.get(pair, []) for pair, _ in pairs],
+        source=old,
+    )
+
+
+def _reach(old: FinishedDest) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return before which row of each unit pictures may be read: bounded by what has to be read for one."""
+    within = np.zeros(old.plan.units, np.int64)
+    for unit in iter_units(old.dest, old.plan):
+        size = int(old.bytes_read[unit.number]) or unit.size  # a unit that was copied read nothing
+        within[unit.number] = reach(int(old.rows[unit.number]), size)
+    return within
+
+
+def _report(old: FinishedDest, new: FinishedDest, found: Difference) -> DiffReport:
+    ok = max(1, found.both_ok)
+    label = found.label_names()
+    pairs = sorted(found.pairs.items(), key=lambda item: (-item[1], item[0]))
+    statuses = sorted(found.statuses.items(), key=lambda item: (-item[1], item[0]))
+    shift = {"mean": found.shift_sum / ok, "mean_abs": found.shift_size / ok}
+    shift |= {name: found.quantile(share) for name, share in QUANTILES.items()}
+    return DiffReport(
+        old=old.dest.uri,
+        new=new.dest.uri,
+        old_model=_model(old),
+        new_model=_model(new),
+        rows_old=int(old.rows.sum()),
+        rows_new=int(new.rows.sum()),
+        both=found.both,
+        only_old=found.only_old,
+        only_new=found.only_new,
+        both_labelled=found.both_ok,
+        same_label=found.same,
+        agreement=round(100 * found.same / ok, 4),
+        flipped=found.both_ok - found.same,
+        same_top_k=None if found.same_top is None else round(100 * found.same_top / ok, 4),
+        flip_pairs=len(pairs),
+        flips=[
+            ClassPair(label[a], label[b], None if found.by_name else a, None if found.by_name else b, count)
+            for (a, b), count in pairs[:TOP_PAIRS]
+        ],
+        statuses=[StatusPair(*pair, count) for pair, count in statuses if pair[0] != pair[1]],
+        score_shift={name: round(value, 6) for name, value in shift.items()},
+        classes=_classes(found, label),
+        only_old_first=found.keys_only_old,
+        only_new_first=found.keys_only_new,
+        compared_by="name" if found.by_name else "id",
+    )
+
+
+def _classes(found: Difference, label: dict[int, str]) -> list[ClassShift]:
+    """Return the classes with the most flips."""
+    counts = found.classes
+    flips = counts.images - counts.same
+    worst = np.argsort(-flips, kind="stable")[:TOP_CLASSES]
+    return [
+        ClassShift(
+            label[number],
+            int(counts.images[number]),
+            round(100 * float(counts.same[number] / counts.images[number]), 2),
+            round(float(counts.shift[number] / counts.images[number]), 4),
+        )
+        for number in worst.tolist()
+        if flips[number]
+    ]
+
+
+def _model(dest: FinishedDest) -> str:
+    settings = dest.plan.settings
+    name = ":".join(str(settings.get(name, "?")) for name in ("model", "precision", "decode"))
+    where = settings.get("where")
+    return f"{name} (relabelled where {where})" if where else name

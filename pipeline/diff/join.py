@@ -1,0 +1,224 @@
+"""Rows of two DESTs, joined by shard and key, in bounded memory.
+
+Where both plans have a unit of the same shards, row n of its two part files is of one sample: they are read side by side,
+and their keys compared. What is left, as where the plans differ, is written to temporary files by a hash of the key, and
+joined file by file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dest.finished import FinishedDest, open_part, unreadable
+from pipeline.dest.plan import iter_units
+from pipeline.sources.unit import Unit, part_name
+from pipeline.storage.listing import CALLS_AHEAD, ahead
+
+COLUMNS = ("shard", "key", "label", "label_id", "score", "status", "top_ids")
+# Where a row stands in its DEST.
+UNIT, ROW = "_unit", "_row"
+# Rows that are compared at a time; smaller units are read whole, several ahead.
+CHUNK_ROWS = 65_536
+# Rows that lie in memory before they are written to the temporary files, and those that such a file should hold.
+SPILL_ROWS = 131_072
+PARTITION_ROWS = 500_000
+# Each is two open files.
+MAX_PARTITIONS = 128
+LOCAL_UNITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Rows of both, by COLUMNS; row i of `old` and of `new` are of one sample.
+
+    Attributes:
+        old: Of OLD, with UNIT and ROW.
+        new: Of NEW.
+        only_old: Rows that NEW does not have.
+        only_new: Rows that OLD does not have.
+    """
+
+    old: pa.Table
+    new: pa.Table
+    only_old: pa.Table
+    only_new: pa.Table
+
+
+def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
+    """Yield all rows of both; each once.
+
+    Raises:
+        StorageError: A part file cannot be read, or the disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="shardlabel-diff-") as folder, ExitStack() as stack:
+        rows = int(old.rows.sum() + new.rows.sum())
+        count = min(MAX_PARTITIONS, 1 + rows // (2 * PARTITION_ROWS))
+        left, right = (stack.enter_context(_Spill(Path(folder), name, count)) for name in ("old", "new"))
+        nothing = _empty()
+        calls = LOCAL_UNITS if old.dest.is_local and new.dest.is_local else CALLS_AHEAD
+        for pairs in ahead(_work(old, new), lambda numbers: _side_by_side(old, new, *numbers), calls=calls):
+            for a, b in pairs:
+                if a is not None and b is not None and a["key"].equals(b["key"]) and a["shard"].equals(b["shard"]):
+                    yield Joined(a, b, nothing, nothing)
+                else:
+                    left.add(a)
+                    right.add(b)
+        for a, b in zip(left.partitions(), right.partitions(), strict=True):
+            yield _joined(a, b)
+
+
+def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, int | None]]:
+    """Yield the numbers of units that are of the same shards, and None beside those that are not."""
+
+    def held(unit: Unit) -> list[tuple[str, int, int, int]]:
+        return [(piece.shard, piece.start, piece.stop, piece.limit) for piece in unit.slices]
+
+    for a, b in zip_longest(iter_units(old.dest, old.plan), iter_units(new.dest, new.plan)):
+        if a is not None and b is not None and held(a) == held(b):
+            yield a.number, b.number
+        else:
+            if a is not None:
+                yield a.number, None
+            if b is not None:
+                yield None, b.number
+
+
+Pair = tuple[pa.Table | None, pa.Table | None]
+
+
+def _side_by_side(old: FinishedDest, new: FinishedDest, a: int | None, b: int | None) -> Iterator[Pair] | list[Pair]:
+    """Return pieces of two units, of equal lengths as long as both have rows; read now where they are small."""
+    rows = max(0 if a is None else int(old.rows[a]), 0 if b is None else int(new.rows[b]))
+    pairs = _lockstep(_rows(old, a), _rows(new, b))
+    return list(pairs) if rows <= CHUNK_ROWS else pairs
+
+
+def _lockstep(left: Iterator[pa.Table], right: Iterator[pa.Table]) -> Iterator[Pair]:
+    a, b = next(left, None), next(right, None)
+    while a is not None and b is not None:
+        size = min(len(a), len(b))
+        yield a.slice(0, size), b.slice(0, size)
+        a = a.slice(size) if len(a) > size else next(left, None)
+        b = b.slice(size) if len(b) > size else next(right, None)
+    while a is not None or b is not None:
+        yield a, b
+        a, b = next(left, None), next(right, None)
+
+
+def _rows(dest: FinishedDest, unit: int | None) -> Iterator[pa.Table]:
+    """Yield a unit's rows in pieces that are not empty."""
+    if unit is None:
+        return
+    part, start = part_name(unit), 0
+    columns = [name for name in COLUMNS if name in dest.schema.names]
+    try:
+        with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
+            for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
+                if batch.num_rows:
+                    yield _placed(pa.Table.from_batches([batch]), unit, start)
+                    start += batch.num_rows
+    except (pa.ArrowException, OSError) as err:
+        raise unreadable(dest.dest, part, err) from err
+
+
+def _placed(table: pa.Table, unit: int, start: int) -> pa.Table:
+    rows = np.arange(start, start + len(table))
+    table = table.append_column(UNIT, pa.array(np.full(len(table), unit))).append_column(ROW, pa.array(rows))
+    for name in set(COLUMNS) - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table)))
+    return table.select(_SCHEMA.names).cast(_SCHEMA)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()), ("key", pa.string()), ("label", pa.string()), ("label_id", pa.int32()),
+        ("score", pa.float32()), ("status", pa.string()), ("top_ids", pa.list_(pa.int32())),
+        (UNIT, pa.int64()), (ROW, pa.int64()),
+    ]
+)  # fmt: skip
+
+
+def _empty() -> pa.Table:
+    return _SCHEMA.empty_table()
+
+
+class _Spill:
+    """Rows in temporary files, by a hash of their key. Use as a context manager."""
+
+    def __init__(self, folder: Path, name: str, partitions: int) -> None:
+        self._paths = [folder / f"{name}-{number}.arrow" for number in range(partitions)]
+        self._writers: list[pa.RecordBatchStreamWriter] = []
+        self._waiting: list[pa.Table] = []
+        self._count = 0
+
+    def __enter__(self) -> _Spill:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()
+
+    def add(self, table: pa.Table | None) -> None:
+        """Take rows in."""
+        if table is not None:
+            self._waiting.append(table)
+            self._count += len(table)
+            if self._count >= SPILL_ROWS:
+                self._write()
+
+    def partitions(self) -> Iterator[pa.Table]:
+        """Yield what each file holds."""
+        if not self._writers:  # all fits in memory
+            table = pa.concat_tables([_empty(), *self._waiting])
+            yield from self._divided(table)
+            return
+        self._write()
+        self._close()
+        for path in self._paths:
+            with pa.OSFile(str(path)) as file:
+                yield pa.ipc.open_stream(file).read_all()
+            path.unlink()
+
+    def _divided(self, table: pa.Table) -> Iterator[pa.Table]:
+        # Python's own hash is the same for both sides, as both are of this process.
+        hashes = np.fromiter(map(hash, table["key"].to_pylist()), np.int64, len(table)) % len(self._paths)
+        table = table.take(np.argsort(hashes, kind="stable"))
+        edges = np.concatenate([[0], np.cumsum(np.bincount(hashes, minlength=len(self._paths)))])
+        for start, stop in pairwise(edges):
+            yield table.slice(start, stop - start)
+
+    def _write(self) -> None:
+        if not self._writers:
+            self._writers = [pa.ipc.new_stream(str(path), _SCHEMA) for path in self._paths]
+        for writer, table in zip(
+            self._writers, self._divided(pa.concat_tables([_empty(), *self._waiting])), strict=True
+        ):
+            writer.write_table(table)
+        self._waiting, self._count = [], 0
+
+    def _close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def _joined(old: pa.Table, new: pa.Table) -> Joined:
+    """Join the rows of one file of each. Arrow joins places, as it joins no lists."""
+    left = old.select(["shard", "key"]).append_column("a", pa.array(np.arange(len(old))))
+    right = new.select(["shard", "key"]).append_column("b", pa.array(np.arange(len(new))))
+    places = left.join(right, ["shard", "key"], join_type="full outer")
+    a, b = places["a"], places["b"]
+    both = places.filter(pa.compute.and_(a.is_valid(), b.is_valid()))
+    return Joined(
+        old.take(both["a"]),
+        new.take(both["b"]),
+        old.take(a.filter(b.is_null())),
+        new.take(b.filter(a.is_null())),
+    )

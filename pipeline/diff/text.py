@@ -1,0 +1,64 @@
+"""A comparison as tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.diff.compare import DiffReport
+from pipeline.quantities import count_text, many_text, share_text
+
+
+def print_diff(found: DiffReport, console: Console) -> None:
+    """Print the figures."""
+    console.print(f"OLD {found.old}: {found.old_model}\nNEW {found.new}: {found.new_model}", soft_wrap=True)
+    for line in sentences(found):
+        console.print(line, soft_wrap=True)
+    if found.flips:
+        title = f"flips, {_of(len(found.flips), found.flip_pairs)} pairs of classes"
+        rows = [
+            (one.old_label, one.new_label, one.images, share_text(one.images, found.flipped)) for one in found.flips
+        ]
+        _print(console, title, ("OLD", "NEW", "images", "of all flips"), rows)
+    if found.statuses:
+        rows = [
+            (one.old_status, one.new_status, one.images, share_text(one.images, found.both)) for one in found.statuses
+        ]
+        _print(console, "other status", ("OLD", "NEW", "images", "of all"), rows)
+
+
+def sentences(found: DiffReport) -> list[str]:
+    """Return what differs, in a few sentences."""
+    only = f"{count_text(found.only_old)} in OLD only, {count_text(found.only_new)} in NEW only"
+    lines = [f"{many_text(found.both, 'row')} in both, {only}"]
+    for side, some in (("OLD", found.only_old_first), ("NEW", found.only_new_first)):
+        if some:
+            lines.append(f"in {side} only, first {some[0]}")
+    if not found.both_labelled:
+        return [*lines, "no row has a label in both"]
+    by = " (compared by name: their classes are numbered differently)" if found.compared_by == "name" else ""
+    lines.append(
+        f"{share_text(found.same_label, found.both_labelled)} of {count_text(found.both_labelled)} labelled rows have the "
+        f"same label, {count_text(found.flipped)} another one{by}"
+    )
+    if found.same_top_k is not None:
+        lines.append(f"{found.same_top_k:.2f} % have the same classes among their top labels")
+    shift = found.score_shift
+    lines.append(
+        f"scores shifted by {shift['mean']:+.4f} in the mean, {shift['median']:+.4f} in the median; 90 % of them from "
+        f"{shift['p5']:+.4f} to {shift['p95']:+.4f}"
+    )
+    return lines
+
+
+def _of(some: int, all_of_them: int) -> str:
+    return f"all {some}" if some == all_of_them else f"the first {some} of {count_text(all_of_them)}"
+
+
+def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, str, int, str]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place > 1 else "left")
+    for old, new, images, share in rows:
+        table.add_row(old, new, count_text(images), share)
+    console.print(table)

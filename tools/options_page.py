@@ -10,7 +10,7 @@ import typer.main
 from cluster.cli import build_app
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
-COMMANDS = ("label", "serve", "evaluate")
+COMMANDS = ("label", "relabel", "serve", "evaluate")
 
 
 def build_page() -> str:
@@ -21,7 +21,8 @@ def build_page() -> str:
         lines += ["", f"## shardlabel {name}", "", "| | |", "|---|---|"]
         for param in app.commands[name].params:
             if param.param_type_name == "argument":
-                lines.append(f"| `{param.name.upper()}...` | {param.help} |")
+                several = "..." if param.nargs == -1 else ""
+                lines.append(f"| `{param.name.upper()}{several}` | {param.help} |")
             elif not param.hidden:
                 names = ", ".join(f"`{one}`" for one in (*param.opts, *param.secondary_opts))
                 default = "" if isinstance(param.default, bool | None) else f" [default: {param.default}]"

@@ -135,10 +135,10 @@ def _placed(table: pa.Table, unit: int, start: int) -> pa.Table:
     table = table.append_column(UNIT, pa.array(np.full(len(table), unit))).append_column(ROW, pa.array(rows))
     for name in set(COLUMNS) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table)))
-    return table.select(_SCHEMA.names).cast(_SCHEMA)
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("shard", pa.string()), ("key", pa.string()), ("label", pa.string()), ("label_id", pa.int32()),
         ("score", pa.float32()), ("status", pa.string()), ("top_ids", pa.list_(pa.int32())),
@@ -148,7 +148,7 @@ _SCHEMA = pa.schema(
 
 
 def _empty() -> pa.Table:
-    return _SCHEMA.empty_table()
+    return SCHEMA.empty_table()
 
 
 class _Spill:
@@ -197,7 +197,7 @@ class _Spill:
 
     def _write(self) -> None:
         if not self._writers:
-            self._writers = [pa.ipc.new_stream(str(path), _SCHEMA) for path in self._paths]
+            self._writers = [pa.ipc.new_stream(str(path), SCHEMA) for path in self._paths]
         for writer, table in zip(
             self._writers, self._divided(pa.concat_tables([_empty(), *self._waiting])), strict=True
         ):

@@ -25,6 +25,7 @@ _DIFFERENT = {
     "class names": "the model of now has other classes than OLD's",
     "calibration": "OLD's scores are calibrated otherwise than those of now",
 }
+_NEEDED = ("source", "format", "model", "artifact", "precision", "decode", "top-k")
 # Settings that say what a file held, and not where it is.
 _NOT_TAKEN = {"calibration"}
 MODELS_KEY = "shardlabel.models"
@@ -49,8 +50,12 @@ def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig
         setting = name.replace("_", "-")
         if setting in plan and setting not in _NOT_TAKEN:
             taken[name] = plan[setting]
-    if "source" not in taken:
-        raise ConfigError(f"{old.dest.describe()}: its plan names no source, so that nothing can be labelled anew")
+    missing = [name for name in _NEEDED if name not in plan]
+    if missing:
+        raise ConfigError(
+            f"the plan of {old.dest.describe()} does not say its {missing[0]}, as those of older versions; nothing can be "
+            "labelled anew by it: use `label` into a DEST of its own"
+        )
     # Of another model, what there is of it; of OLD's, what was used.
     if "model" in given or taken.get("precision") not in list(Precision):
         taken.pop("precision", None)

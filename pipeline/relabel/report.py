@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pipeline.quantities import bytes_text, many_text, share_text
+from pipeline.quantities import bytes_text, many_text, rate_text, share_text
 from pipeline.summary import RunReport
 
 
@@ -36,7 +36,7 @@ class RelabelReport(RunReport):
             if self.relabelled_now:
                 first = (
                     f"labelled {many_text(self.relabelled_now, 'image')}{of} anew in {self.seconds:.1f} s "
-                    f"({self.images_per_s:.0f} images/s) with {self.model} {self.precision}"
+                    f"({rate_text(self.images_per_s)} images/s) with {self.model} {self.precision}"
                 )
             else:
                 first = f"there was no row to label{of}"

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dest.merge import Relabelling
 from pipeline.dest.verify import verify_dest
+from pipeline.diff.compare import compare
 from pipeline.relabel.job import relabel
 from pipeline.relabel.report import RelabelReport
 from pipeline.storage.storage import open_storage
@@ -109,3 +112,7 @@ def test_old_and_dest_may_be_in_an_object_store(place: Place, tmp_path, tiny_mod
 
     assert (report.status, report.copied_now, report.bytes_read) == ("done", 15, 0)
     assert verify_dest(open_storage(f"{place.uri}/new")).ok
+    relabelling = Relabelling(open_storage(f"{place.uri}/old"), pc.field("label") == "green", "new", "old")
+    assert relabelling.wanted("part-00001.parquet").tolist() == [False, True, False, False, True]
+    found = compare(f"{place.uri}/old", f"{place.uri}/new").report
+    assert (found.both, found.agreement) == (15, 100)

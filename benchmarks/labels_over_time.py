@@ -160,8 +160,13 @@ def main() -> None:
     if options.step:
         started = time.perf_counter()
         figures = STEPS[options.step](options.folder)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        print(json.dumps({**figures, "seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak_mb)}))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        figures |= {
+            "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+            "peak_mb": round(used.ru_maxrss * 1024 / 1e6),
+        }
+        print(json.dumps(figures))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

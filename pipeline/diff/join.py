@@ -30,7 +30,7 @@ UNIT, ROW = "_unit", "_row"
 CHUNK_ROWS = 65_536
 # Rows that lie in memory before they are written to the temporary files, and those that such a file should hold.
 SPILL_ROWS = 131_072
-PARTITION_ROWS = 500_000
+PARTITION_ROWS = 250_000
 # Each is two open files.
 MAX_PARTITIONS = 128
 LOCAL_UNITS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +17,19 @@ from models.inference.classifier import DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig
-from pipeline.dest.fingerprint import check_settings, choose_as_begun, fingerprint
+from pipeline.dest.commits import Totals
+from pipeline.dest.fingerprint import choose_as_begun, fingerprint
 from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.dest.lease import Lease
 from pipeline.dest.merge import Relabelling
-from pipeline.dest.plan import PLAN_FILE, SUMMARY_FILE, iter_units, write_plan
-from pipeline.dest.resume import ResumeState, begin, load_state
+from pipeline.dest.plan import SUMMARY_FILE, iter_units
+from pipeline.dest.resume import ResumeState, load_state
 from pipeline.job import embedding_size, has_local_gpu, label_pending, ray_failures, unit_settings
 from pipeline.operators.model_ref import load_model, model_file
 from pipeline.operators.stages import UnitSettings
 from pipeline.progress import ProgressPrinter
 from pipeline.quantities import count_text, many_text
+from pipeline.relabel.begin import prepare, refuse_overlap
 from pipeline.relabel.copy_units import copy_units, matching_rows
 from pipeline.relabel.like_old import (
     MODELS_KEY,
@@ -43,9 +45,7 @@ from pipeline.relabel.report import RelabelReport, relabel_report
 from pipeline.relabel.where import Where, parse_where
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.shared_disk import check_disks
-from pipeline.sources.overlap import Overlap
-from pipeline.sources.source import InputFile, Source
-from pipeline.sources.unit import Unit
+from pipeline.sources.source import Source
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import Tally, write_summary
 
@@ -85,7 +85,7 @@ def relabel(
     config = config_like(old, options)
     spec, labels = settle_model_like(old, config, options)
     asked = _Asked(old, condition, config, source_of(old, config), open_storage(config.output))
-    _refuse_overlap(old, asked.dest)
+    refuse_overlap(old, asked.source, asked.dest)
     check_source_apart(old, asked.source)
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
@@ -95,13 +95,17 @@ def relabel(
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, asked.dest, has_gpu=has_gpu)
         asked = replace(asked, config=config)
+        same = fingerprint(config, asked.source, spec, choice, labels)
+        check_like(old, same, is_same_model=options.get("model") is None)
+        settings = _unit_settings(asked, same, spec, choice, labels)
         with Lease(asked.dest) as lease:
-            same = fingerprint(config, asked.source, spec, choice, labels)
-            check_like(old, same, is_same_model=options.get("model") is None)
-            settings = replace(_unit_settings(asked, same, spec, choice, labels), token=lease.token)
-            work = _prepare(asked, same, lease.check)
-            tally = Tally(work.totals, ProgressPrinter(config.progress, work.plan.units, 0, work.totals), started)
-            counts = _matching_rows(asked, settings, work, tally)
+            settings = replace(settings, token=lease.token)
+            work = prepare(old, asked.dest, asked.source, same, lease.check, overwrite=config.overwrite)
+            counts, left_bytes = _matching_rows(asked, settings, work)
+            total_bytes = work.totals.bytes_read + left_bytes
+            tally = Tally(
+                work.totals, ProgressPrinter(config.progress, work.plan.units, total_bytes, work.totals), started
+            )
             stopped = _copy_others(asked, settings, work, counts, tally)
             _check_unchanged(old, location)
             if not work.done.all() and not stopped:
@@ -117,18 +121,6 @@ def relabel(
     finally:
         if cluster is not None:
             cluster.close()
-
-
-def _refuse_overlap(old: FinishedDest, dest: Storage) -> None:
-    """Refuse a DEST that is OLD, or one of which the other is a part: a reader of either would read both."""
-    try:
-        Overlap(old.dest, dest).refuse(PLAN_FILE)
-        Overlap(dest, old.dest).refuse(PLAN_FILE)
-    except SourceError as err:
-        raise SourceError(
-            f"OLD {old.dest.describe()} and DEST {dest.describe()} are one folder, or one lies in the other; OLD stays as "
-            "it is: give another --output"
-        ) from err
 
 
 def _unit_settings(
@@ -148,43 +140,25 @@ def _unit_settings(
     return replace(settings, output=output, relabelling=relabelling)
 
 
-def _prepare(asked: _Asked, same: dict[str, Any], check: Callable[[], None]) -> ResumeState:
-    """Take OLD's units for the plan, or check that the plan DEST has is of the same run; read what is finished."""
-    old, dest, source = asked.old, asked.dest, asked.source
-    overlap = Overlap(source.base, dest)
+def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> tuple[npt.NDArray[np.int64], int]:
+    """Count the rows to label anew in each unit that is not finished, and say how many there are.
 
-    def units() -> Iterator[Unit]:
-        for unit in iter_units(old.dest, old.plan):
-            for piece in unit.slices:
-                overlap.refuse(piece.shard)
-            yield unit
-
-    def files() -> Iterator[InputFile]:
-        return (InputFile(piece.shard, piece.size, piece.etag) for unit in units() for piece in unit.slices)
-
-    plan_file = Source(old.dest, source.format, lambda: iter([InputFile(PLAN_FILE, 0, "")]))
-    plan = begin(dest, (plan_file, replace(source, files=files)), check, overwrite=asked.config.overwrite)
-    if plan is None:
-        check()
-        plan = write_plan(dest, units(), same)
-    else:
-        check_settings(plan, same, dest)
-    return load_state(dest, plan, check)
-
-
-def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState, tally: Tally) -> npt.NDArray[np.int64]:
-    """Count the rows to label anew in each unit that is not finished, and say how many there are."""
-    old = asked.old
+    Returns:
+        (counts, bytes): int64 of shape (units,), and of SOURCE what the units take that have such rows.
+    """
+    old, left = asked.old, ~work.done
     assert settings.relabelling is not None
-    left = ~work.done
     counts = matching_rows(old, settings.relabelling, left)
     if left.any():
         here = "" if left.all() else " that are not finished"
-        tally.printer.say(
+        ProgressPrinter(asked.config.progress, 0, 0, Totals()).say(
             f"shardlabel: relabelling {count_text(counts.sum())} rows of {count_text(old.rows[left].sum())} in "
             f"{count_text((counts > 0).sum())} of {many_text(left.sum(), 'unit')}{here}"
         )
-    return counts
+    units = iter_units(old.dest, old.plan) if counts.any() else ()
+    # Of a file in several units the size is the whole file's: only the first counts, as in the plan.
+    sizes = (piece.size for unit in units if counts[unit.number] for piece in unit.slices if piece.start == 0)
+    return counts, sum(sizes)
 
 
 class _Copying:

@@ -80,7 +80,7 @@ def test_how_a_part_divides_into_row_groups_makes_no_difference(tmp_path, tiny_m
 
     part = tmp_path / "out" / part_name(0)
     pq.write_table(pq.read_table(part), part, row_group_size=3)
-    monkeypatch.setattr("pipeline.report.scan.WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr("pipeline.dest.finished.WHOLE_BYTES", whole_bytes)
     after = gather(dest)
 
     assert [row.key for row in before.examples["empty"]] == ["03", "08", "13", "18"]

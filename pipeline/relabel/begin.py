@@ -1,0 +1,84 @@
+"""DEST before a relabelling: it lies apart from what is read, and its plan is OLD's units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from models.errors import SourceError
+from pipeline.dest.fingerprint import check_settings
+from pipeline.dest.finished import FinishedDest
+from pipeline.dest.plan import PLAN_FILE, iter_units, write_plan
+from pipeline.dest.resume import ResumeState, begin, load_state
+from pipeline.sources.overlap import Overlap
+from pipeline.sources.source import InputFile, Source
+from pipeline.sources.unit import Unit
+from pipeline.storage.storage import Storage
+
+
+def refuse_overlap(old: FinishedDest, source: Source, dest: Storage) -> None:
+    """Refuse a DEST that is OLD, of which one is a part of the other, or that SOURCE lies in; before it is written to.
+
+    Raises:
+        SourceError: Says which.
+    """
+    try:
+        Overlap(old.dest, dest).refuse(PLAN_FILE)
+        # A reader of OLD and all below it would read both.
+        Overlap(dest, old.dest).refuse(PLAN_FILE)
+    except SourceError as err:
+        raise SourceError(
+            f"OLD {old.dest.describe()} and DEST {dest.describe()} are one folder, or one lies in the other; OLD stays as "
+            "it is: give another --output"
+        ) from err
+    for _ in islice(_units(old, source, dest), 1):
+        pass
+
+
+def prepare(
+    old: FinishedDest,
+    dest: Storage,
+    source: Source,
+    settings: dict[str, Any],
+    check: Callable[[], None],
+    *,
+    overwrite: bool,
+) -> ResumeState:
+    """Take OLD's units for DEST's plan, or check that the plan it has is of the same run; read what is finished.
+
+    Args:
+        old: OLD.
+        dest: DEST, held by this run.
+        source: OLD's SOURCE.
+        settings: What must be the same for a resume.
+        check: Raises where this run holds DEST no more.
+        overwrite: Whether to start DEST anew.
+
+    Raises:
+        ConfigError: DEST was begun with other settings, or its state is damaged.
+        SourceError: DEST holds Parquet files of others, or what is read.
+    """
+
+    def files() -> Iterator[InputFile]:
+        units = iter_units(old.dest, old.plan)
+        return (InputFile(piece.shard, piece.size, piece.etag) for unit in units for piece in unit.slices)
+
+    plan_file = Source(old.dest, source.format, lambda: iter([InputFile(PLAN_FILE, 0, "")]))
+    plan = begin(dest, (plan_file, replace(source, files=files)), check, overwrite=overwrite)
+    if plan is None:
+        check()
+        plan = write_plan(dest, _units(old, source, dest), settings)
+    else:
+        check_settings(plan, settings, dest)
+    return load_state(dest, plan, check)
+
+
+def _units(old: FinishedDest, source: Source, dest: Storage) -> Iterator[Unit]:
+    """Yield OLD's units; raise where a shard lies in DEST."""
+    overlap = Overlap(source.base, dest)
+    for unit in iter_units(old.dest, old.plan):
+        for piece in unit.slices:
+            overlap.refuse(piece.shard)
+        yield unit

@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.decode.decode import ImageLimits
-from models.errors import ConfigError, SourceError
+from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import SourceFormat
+from pipeline.dest.finished import open_finished
 from pipeline.dest.merge import Relabelling
 from pipeline.dest.verify import verify_dest
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
 from pipeline.relabel.job import relabel
+from pipeline.relabel.like_old import check_like
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray
@@ -208,3 +210,49 @@ def test_new_rows_stand_where_the_old_ones_stood_and_must_be_of_the_same_samples
         relabelling.merge(part, schema, labelled, out)
     assert not out.exists()
     assert not labelled.exists()
+
+
+def test_what_a_copied_unit_lacked_of_its_shard_is_still_told(tmp_path, tiny_model):
+    shards = colour_shards(tmp_path / "in", shards=2, samples=9)
+    shards[1].write_bytes(shards[1].read_bytes()[:-8000])
+    label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model)
+
+    report = again(tmp_path / "old", tiny_model)
+
+    assert list(report.incomplete) == ["shard-001.tar"]
+
+
+def test_two_artifacts_of_one_name_are_told_apart(old, tiny_model):
+    first, second = (
+        tiny_variant(tiny_model, old.parent / folder, factor) for folder, factor in (("m", 3.0), ("n", 4.0))
+    )
+    label_without_ray(old.parent / "in", old, first, overwrite=True)
+
+    again(old, second)
+
+    models = json.loads(pq.read_schema(old.parent / "new/part-00000.parquet").metadata[b"shardlabel.models"])
+    name, other = models
+    assert (name, len(other)) == ("other:fp32:fast", len(name) + 9)
+    assert other == f"{name}@{models[other][:8]}"
+
+
+def test_without_a_model_it_has_to_be_the_very_file_that_old_was_labelled_with(old):
+    finished = open_finished(str(old))
+    now = {**finished.plan.settings, "artifact": "f" * 64}
+
+    check_like(finished, now, is_same_model=False)
+    with pytest.raises(ConfigError, match=r"another file of tiny \(.* and now f{8}\.\.\.\); give --model tiny"):
+        check_like(finished, now, is_same_model=True)
+
+
+def test_a_part_that_is_damaged_or_gone_is_named(old, tiny_model):
+    part = old / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(StorageError, match=r"part-00001\.parquet cannot be read: .*shardlabel verify"):
+        again(old, tiny_model)
+    part.unlink()
+    with pytest.raises(StorageError, match=r"part-00001\.parquet"):
+        again(old, tiny_model)
+    pq.write_table(pq.read_table(old / "part-00000.parquet").slice(1), part)
+    with pytest.raises(StorageError, match="holds 4 rows, its commit record says 5"):
+        again(old, tiny_model)

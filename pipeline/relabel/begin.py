@@ -7,15 +7,18 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from models.errors import SourceError
+from models.errors import ConfigError, SourceError
 from pipeline.dest.fingerprint import check_settings
 from pipeline.dest.finished import FinishedDest
-from pipeline.dest.plan import PLAN_FILE, iter_units, write_plan
+from pipeline.dest.plan import PLAN_FILE, Plan, iter_units, write_plan
 from pipeline.dest.resume import ResumeState, begin, load_state
 from pipeline.sources.overlap import Overlap
 from pipeline.sources.source import InputFile, Source
 from pipeline.sources.unit import Unit
 from pipeline.storage.storage import Storage
+
+# Among the settings of a plan: the digest of OLD's rows.
+ROWS_SETTING = "relabelled rows"
 
 
 def refuse_overlap(old: FinishedDest, source: Source, dest: Storage) -> None:
@@ -71,8 +74,18 @@ def prepare(
         check()
         plan = write_plan(dest, _units(old, source, dest), settings)
     else:
+        _check_old(old, dest, plan, settings)
         check_settings(plan, settings, dest)
     return load_state(dest, plan, check)
+
+
+def _check_old(old: FinishedDest, dest: Storage, plan: Plan, settings: dict[str, Any]) -> None:
+    """Refuse a DEST that holds something else than rows of this OLD."""
+    rows = plan.settings.get(ROWS_SETTING)
+    if rows == settings[ROWS_SETTING]:
+        return
+    what = "is of a run of `label`" if rows is None else f"was begun from other rows than {old.dest.describe()} has now"
+    raise ConfigError(f"{dest.describe()} {what}; give another --output, or --overwrite")
 
 
 def _units(old: FinishedDest, source: Source, dest: Storage) -> Iterator[Unit]:

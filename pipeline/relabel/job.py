@@ -29,7 +29,7 @@ from pipeline.operators.model_ref import load_model, model_file
 from pipeline.operators.stages import UnitSettings
 from pipeline.progress import ProgressPrinter
 from pipeline.quantities import count_text, many_text
-from pipeline.relabel.begin import prepare, refuse_overlap
+from pipeline.relabel.begin import ROWS_SETTING, prepare, refuse_overlap
 from pipeline.relabel.copy_units import copy_units, matching_rows
 from pipeline.relabel.like_old import (
     MODELS_KEY,
@@ -134,7 +134,7 @@ def _unit_settings(
     metadata = {**settings.output.metadata, MODELS_KEY: json.dumps(models, sort_keys=True)}
     output = replace(settings.output, embedding_size=size, metadata=metadata)
     check_columns(old, output.schema())
-    same["relabelled plan"], same["relabelled rows"] = old.plan.id, old.digest
+    same["relabelled plan"], same[ROWS_SETTING] = old.plan.id, old.digest
     same["where"] = "(all rows)" if where is None else where.text
     relabelling = Relabelling(old.dest, None if where is None else where.expression, name, own)
     return replace(settings, output=output, relabelling=relabelling)

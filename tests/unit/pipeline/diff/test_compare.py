@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,14 +139,22 @@ def test_a_page_escapes_what_rows_hold_and_says_what_pictures_are_missing(tmp_pa
     write_tar(tmp_path / "in/a.tar", {f"{evil}.jpg": colour_jpeg("red")})
     label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model)
     label_without_ray(tmp_path / "in", tmp_path / "new", tiny_variant(tiny_model, tmp_path / "m", -3.0))
-    (tmp_path / "in/a.tar").unlink()
     found = compare(str(tmp_path / "old"), str(tmp_path / "new"))
 
     page = build_page(found, read_flips(found))
 
     assert evil not in page
     assert "&lt;script&gt;" in page
-    assert "1 of 1 pictures are missing" in page
+    assert page.count("data:image/jpeg;base64") == 1
+    was = (tmp_path / "in/a.tar").stat()
+    write_tar(tmp_path / "in/a.tar", {f"{evil[:-1]}x.jpg": colour_jpeg("red")})
+    os.utime(tmp_path / "in/a.tar", ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert [f"SOURCE now has {evil[:-1]}x where {evil} was" in one for one in read_flips(found).problems] == [
+        True,
+        False,
+    ]
+    (tmp_path / "in/a.tar").unlink()
+    assert "1 of 1 pictures are missing" in build_page(found, read_flips(found))
 
 
 def test_outputs_without_a_row_in_common_are_refused(dests, tmp_path, tiny_model):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -114,9 +115,17 @@ def test_dest_goes_on_with_nothing_but_the_same_old_and_condition(old, tiny_mode
 
     with pytest.raises(ConfigError, match=r"was begun with where score < 0, and now it is score < 0\.1"):
         again(old, tiny_model, "score < 0.1")
-    label_without_ray(old.parent / "in", old, tiny_model, top_k=3, overwrite=True, decode="exact")
-    with pytest.raises(ConfigError, match="was begun with"):
+    other = tiny_variant(tiny_model, old.parent / "m", 3.0)
+    with pytest.raises(ConfigError, match="was begun with model tiny, and now it is other"):
+        again(old, other)
+    colour_shards(old.parent / "in", samples=4)
+    label_without_ray(old.parent / "in", old, tiny_model, overwrite=True)
+    with pytest.raises(ConfigError, match=r"new was begun from other rows than .*old has now; give another --output"):
         again(old, tiny_model)
+    label_without_ray(old.parent / "in", old.parent / "labelled", tiny_model)
+    with pytest.raises(ConfigError, match="labelled is of a run of `label`; give another --output, or --overwrite"):
+        again(old, tiny_model, output=str(old.parent / "labelled"))
+    assert again(old, tiny_model, overwrite=True).copied_now == 12
 
 
 def test_an_old_that_is_overwritten_meanwhile_is_noticed(old, tiny_model, monkeypatch):
@@ -134,8 +143,6 @@ def test_an_old_that_is_overwritten_meanwhile_is_noticed(old, tiny_model, monkey
 
 
 def test_a_column_of_source_that_is_called_model_is_not_taken_for_ours(tmp_path, tiny_model):
-    import pyarrow as pa
-
     (tmp_path / "in").mkdir()
     table = pa.table({"image": [colour_jpeg("red")] * 2, "model": ["Canon", "Nikon"]})
     pq.write_table(table, tmp_path / "in/a.parquet")
@@ -205,8 +212,8 @@ def test_new_rows_stand_where_the_old_ones_stood_and_must_be_of_the_same_samples
     pq.write_table(after.filter(~wanted), labelled)
     with pytest.raises(SourceError, match=r"SOURCE now gives key .* where it was"):
         relabelling.merge(part, schema, labelled, out)
-    pq.write_table(after, labelled)
-    with pytest.raises(SourceError, match="SOURCE now gives"):
+    pq.write_table(pa.concat_tables([after.filter(wanted), after.slice(0, 1)]), labelled)
+    with pytest.raises(SourceError, match="SOURCE now gives more samples"):
         relabelling.merge(part, schema, labelled, out)
     assert not out.exists()
     assert not labelled.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,6 +37,7 @@ class FinishedDest:
         sizes: int64 of shape (units,): bytes of each part file.
         bytes_read: int64 of shape (units,): bytes of input that were read for it.
         schema: Of the first part file, with its metadata.
+        notes: Of units that lack something or skipped something: `incomplete` and `skipped` of their records, as JSON.
     """
 
     dest: Storage
@@ -44,6 +47,7 @@ class FinishedDest:
     sizes: npt.NDArray[np.int64]
     bytes_read: npt.NDArray[np.int64]
     schema: pa.Schema
+    notes: dict[int, str]
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -70,19 +74,24 @@ def open_finished(location: str) -> FinishedDest:
         raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
     rows, sizes, bytes_read = (np.zeros(plan.units, np.int64) for _ in range(3))
     digests = np.zeros((plan.units, 32), np.uint8)
-    done = np.zeros(plan.units, np.bool_)
+    done, notes = np.zeros(plan.units, np.bool_), dict[int, str]()
     for commit in CommitLog.of(dest, plan).records():
         unit = commit.unit
         if not done[unit]:
             done[unit] = True
             rows[unit], sizes[unit], bytes_read[unit] = commit.rows, commit.size, commit.bytes_read
+            if commit.incomplete or commit.skipped:
+                told = json.dumps({"incomplete": commit.incomplete, "skipped": commit.skipped}, sort_keys=True)
+                notes[unit] = sys.intern(told)  # most are alike: the members of a kind that each tar has
             digests[unit] = np.frombuffer(bytes.fromhex(commit.sha256.zfill(64)), np.uint8)
     if not done.all():
         raise SourceError(
             f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; finish it first, by the command "
             "that began it"
         )
-    return FinishedDest(dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest))
+    return FinishedDest(
+        dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest), notes
+    )
 
 
 def open_part(dest: Storage, part: str, size: int | None = None) -> AbstractContextManager[Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import StorageError
-from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.commits import Commit
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.merge import Relabelling
+from pipeline.dest.plan import iter_units
 from pipeline.operators.stages import UnitNotes, UnitSettings, publish_file
 from pipeline.sources.unit import Unit, part_name
 from pipeline.storage.listing import CALLS_AHEAD, ahead
@@ -62,21 +63,15 @@ def copy_units(settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np
     relabelling = settings.relabelling
     assert relabelling is not None
 
-    def copy(before: Commit) -> Commit:
+    def copy(unit: Unit) -> Commit:
         started = time.perf_counter()
-        writer = relabelling.merge(before.part, settings.output.schema(), None, settings.dest.temporary_path())
-        copied = publish_file(settings, Unit(before.unit, ()), writer, UnitNotes(), started)
-        return replace(copied, shards=before.shards, incomplete=before.incomplete, skipped=before.skipped)
+        path = settings.dest.temporary_path()
+        writer = relabelling.merge(unit.part, settings.output.schema(), None, path)
+        notes = UnitNotes(**json.loads(old.notes.get(unit.number, "{}")))
+        return publish_file(settings, unit, writer, notes, started)
 
-    yield from ahead(_records(old, wanted), copy, calls=_calls(old))
-
-
-def _records(old: FinishedDest, wanted: npt.NDArray[np.bool_]) -> Iterator[Commit]:
-    left = wanted.copy()  # a merge of records that was cut short leaves some twice
-    for commit in CommitLog.of(old.dest, old.plan).records():
-        if left[commit.unit]:
-            left[commit.unit] = False
-            yield commit
+    units = (unit for unit in iter_units(old.dest, old.plan) if wanted[unit.number])
+    yield from ahead(units, copy, calls=_calls(old))
 
 
 def _calls(old: FinishedDest) -> int:

@@ -17,6 +17,7 @@ from serve.config import ServeConfig
 from serve.http.asgi import Rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.classify import Parsed
+from serve.http.keys import ApiKeys
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.hostile_requests import BOUNDARY, CORPUS, FORM, MODEL, packed
@@ -139,6 +140,16 @@ def test_a_length_that_has_no_room_is_503_before_the_body_is_read():
     response = asyncio.run(request(app, "POST", "/v1/classify", b"", gone=True, content_length="200"))
 
     assert response.status == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", f"/v2/models/{MODEL}/infer", "/v2/repository/index"])
+def test_every_route_asks_for_the_key_before_it_reads_a_body(path, tmp_path):
+    (tmp_path / "keys.txt").write_text("secret-key-1\n")
+    app = build_asgi(FakeBackend(), CONFIG, Extras(keys=ApiKeys(tmp_path / "keys.txt")))
+
+    response = asyncio.run(request(app, "POST", path, b"", gone=True))
+
+    assert response.status == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", f"/v2/models/{MODEL}/infer"])

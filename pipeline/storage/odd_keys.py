@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -79,7 +80,13 @@ def store_of(root_uri: str, key: str) -> tuple[Any, str]:
     if "//" not in key or root_uri.startswith("http"):
         return open_store(root_uri), key
     folder, _, name = key.rpartition("//")
-    return open_store(root_uri, address=f"{bucket_address(root_uri)}/{quote(folder)}/"), name
+    return _folder_store(root_uri, folder), name
+
+
+# Beside the bucket's own stores, which none of many such folders is to displace.
+@lru_cache(maxsize=64)
+def _folder_store(root_uri: str, folder: str) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
+    return open_store.__wrapped__(root_uri, address=f"{bucket_address(root_uri)}/{quote(folder)}/")
 
 
 def bucket_address(root_uri: str) -> str:

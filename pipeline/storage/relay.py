@@ -7,6 +7,7 @@ what is signed). In the answers it writes keys so that obstore takes them (`odd_
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
@@ -18,7 +19,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit
 from xml.sax.saxutils import escape, unescape
 
+import obstore
+from obstore.exceptions import BaseError
+
+from models.errors import SourceError
 from pipeline.storage.odd_keys import bucket_address, passable
+from pipeline.storage.retries import reason
 from pipeline.storage.stores import CONNECT_TIMEOUT_S, SILENCE_S, is_true, open_store
 from pipeline.storage.uris import URI
 
@@ -40,17 +46,16 @@ def relayed_store(root_uri: str) -> Any:  # noqa: ANN401 (obstore's stores have 
     assert match is not None
     options = dict(parse_qsl(match[3].lstrip("?"), keep_blank_values=True))
     is_s3 = match[1] == "s3"
-    # Who has not this key gets nothing signed.
-    token = secrets.token_hex(16)
-    forward = _signed_anew(root_uri, address, token, options) if is_s3 else _as_it_came(address)
+    # Who does not know this name gets nothing signed.
+    secret = f"/{secrets.token_hex(16)}"
+    forward = _signed_anew(root_uri, address, secret, options) if is_s3 else _as_it_came(address)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.forward, server.certificates = forward, options.get("tls_ca_file_path") or True  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, name="listing-relay", daemon=True).start()
-    relay = f"http://127.0.0.1:{server.server_port}{urlsplit(address).path}"
-    if is_s3:
-        root_uri = f"s3://{token}:{token}@{match[2].rpartition('@')[2]}?region=us-east-1"
-    return open_store(root_uri, address=relay)
+    relay = f"http://127.0.0.1:{server.server_port}{secret if is_s3 else urlsplit(address).path}"
+    asked_by = f"s3://{match[2].rpartition('@')[2]}?region=none&anonymous=true" if is_s3 else root_uri
+    return open_store.__wrapped__(asked_by, address=relay)
 
 
 def _as_it_came(address: str) -> Forward:
@@ -63,17 +68,16 @@ def _as_it_came(address: str) -> Forward:
     return forward
 
 
-def _signed_anew(root_uri: str, address: str, token: str, options: Mapping[str, str]) -> Forward:
+def _signed_anew(root_uri: str, address: str, secret: str, options: Mapping[str, str]) -> Forward:
     def forward(path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
-        if f"Credential={token}/" not in headers.get("Authorization", ""):
+        place, _, query = path.partition("?")
+        if not secrets.compare_digest(place, secret):
             return None
-        url = f"{address}?{urlsplit(path).query}&encoding-type=url"
-        if is_true(options.get("anonymous", "")):
+        url = f"{address}?{query}&encoding-type=url"
+        if is_true(options.get("anonymous") or os.environ.get("AWS_SKIP_SIGNATURE", "")):
             return url, {}
         # obstore signs objects alone. S3 passes over parameters that begin with x-, so that this names none.
         store = open_store.__wrapped__(root_uri, address=f"{url}&x-id=")
-        import obstore
-
         return obstore.sign(store, "GET", "ListObjectsV2", _SIGNED_FOR), {}
 
     return forward
@@ -90,25 +94,25 @@ class _Handler(BaseHTTPRequestHandler):
         import requests
 
         server: Any = self.server
-        forwarded = server.forward(self.path, self.headers)
-        if forwarded is None:
-            self._answer(403, b"", "text/plain")
-            return
-        url, headers = forwarded
         try:
-            answer = requests.get(
-                url, headers=headers, timeout=(CONNECT_TIMEOUT_S, SILENCE_S), verify=server.certificates
-            )
-            status, content = answer.status_code, answer.content
-        except requests.RequestException:
-            self._answer(502, b"", "text/plain")  # obstore tries again
+            forwarded = server.forward(self.path, self.headers)
+            if forwarded is None:
+                self._answer(403, b"")
+                return
+            url, headers = forwarded
+            timeout = (CONNECT_TIMEOUT_S, SILENCE_S)
+            answer = requests.get(url, headers=headers, timeout=timeout, verify=server.certificates)
+        except (BaseError, SourceError, requests.RequestException) as err:  # obstore tries again
+            # The text of the latter holds the signed address.
+            said = type(err).__name__ if isinstance(err, requests.RequestException) else reason(err)
+            text = f"<Error><Code>Relay</Code><Message>{escape(said)}</Message></Error>"
+            self._answer(502, text.encode())
             return
-        kind = answer.headers.get("Content-Type", "application/xml")
-        self._answer(status, with_passable_names(content) if answer.ok else content, kind)
+        self._answer(answer.status_code, with_passable_names(answer.content) if answer.ok else answer.content)
 
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
+    def _answer(self, status: int, content: bytes) -> None:
         self.send_response_only(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.errors import SourceError
-from pipeline.storage.odd_keys import store_of, unreadable, visible
+from pipeline.storage.odd_keys import store_behind_empty_segment, unreadable, visible
 from pipeline.storage.stores import open_store
 
 
@@ -101,7 +101,9 @@ class Location:
         """
         if why := self.unreadable(name):
             raise SourceError(f"{self.describe(name)} cannot be used: {why}")
-        return store_of(self.root_uri, self.key(name))
+        key = self.key(name)
+        is_odd = "//" in key and self.can_list
+        return store_behind_empty_segment(self.root_uri, key) if is_odd else (self.store, key)
 
     def unreadable(self, name: str) -> str | None:
         """Say why a file cannot be fetched, whatever the storage answers; None where it can."""

@@ -75,10 +75,11 @@ def is_path(key: str) -> bool:
     return passable(key) == key and not key.endswith("/")
 
 
-def store_of(root_uri: str, key: str) -> tuple[Any, str]:
-    """Return an obstore store, and what the object of a key is called there: of `a//b.jpg` it is `b.jpg`, in `a/`."""
-    if "//" not in key or root_uri.startswith("http"):
-        return open_store(root_uri), key
+def store_behind_empty_segment(root_uri: str, key: str) -> tuple[Any, str]:
+    """Return an obstore store of the folder before the last `//` of a key, and what the object is called there.
+
+    Of `a//b.jpg` it is `b.jpg`, in `a/`.
+    """
     folder, _, name = key.rpartition("//")
     return _folder_store(root_uri, folder), name
 

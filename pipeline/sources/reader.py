@@ -65,7 +65,7 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
                 f"--image-column, --key-column and --carry are for Parquet; SOURCE is {source.format.value}"
             )
         return ParquetColumns()
-    for file in islice((file for file in source.files() if not source.base.unreadable(file.shard)), _SCHEMA_TRIES):
+    for file in islice(source.fetchable(), _SCHEMA_TRIES):
         with suppress(OSError, ValueError):
             random = source.base.open_random(file.shard)
             try:

@@ -45,6 +45,10 @@ class Source:
     format: SourceFormat
     files: Callable[[], Iterator[InputFile]]
 
+    def fetchable(self) -> Iterator[InputFile]:
+        """Yield the files without those whose keys cannot be fetched; see `Location.unreadable`."""
+        return (file for file in self.files() if not self.base.unreadable(file.shard))
+
 
 @dataclass(frozen=True, slots=True)
 class _Spec:

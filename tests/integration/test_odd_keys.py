@@ -14,7 +14,7 @@ from pipeline.config import LabelConfig, SourceFormat
 from pipeline.job import run
 from pipeline.session.connect import connect
 from pipeline.session.local import stop_ray
-from pipeline.sources.reader import slices
+from pipeline.sources.reader import columns_of, slices
 from pipeline.sources.source import open_source
 from pipeline.storage import object_listing
 from tests.support.object_server import ObjectServer
@@ -128,12 +128,15 @@ def test_shards_with_odd_keys_are_read_by_name_by_list_and_by_pattern(place: Pla
 @pytest.mark.parametrize("kind", ["s3", "gs"])
 @pytest.mark.parametrize(("name", "content"), [("c.tar", tar_bytes(images(2))), ("c.parquet", parquet_bytes())])
 def test_a_shard_that_cannot_be_fetched_loses_its_own_rows_only(place: Place, name: str, content: bytes) -> None:
-    for folder in ("a", "b/..", "z"):
+    for folder in ("..", "a", "b/..", "z"):
         place.put(f"{folder}/{name}", content)
 
     source = source_of(place)
 
     assert {sample.shard for sample in read_all(source)} == {f"a/{name}", f"z/{name}"}
+    assert columns_of(source, LabelConfig(source=(place.uri,), output="out")).image == (
+        "image" if name[2] == "p" else None
+    )
 
 
 def test_a_folder_whose_name_is_no_path_is_an_error_that_says_what_to_do(place: Place) -> None:

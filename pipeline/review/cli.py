@@ -107,7 +107,7 @@ def _say_what(sampled: Sampled) -> None:
     )
     if before := len(draw.rows) - len(draw.shown):
         typer.echo(
-            f"its random stratum has {many_text(before, 'more image')} that an earlier draw gave out: score both draws' answers"
+            f"its random stratum has {many_text(before, 'more image')} that an earlier draw gave out: score both"
         )
 
 

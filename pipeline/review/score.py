@@ -130,10 +130,7 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
             random.setdefault(label_id, []).extend(used)
             all_random += available
     if not any(random.values()):
-        raise ConfigError(
-            f"no answer is of the random stratum, got {len(answers.classes)} answers; expected some of the lines whose "
-            f"stratum is {Stratum.RANDOM.value!r}: nothing else says how many labels are right"
-        )
+        raise ConfigError(_nothing_to_go_by(all_random, len(answers.classes)))
     pooled = threshold(_weighted(random, counts), target, least=LEAST_ABOVE)
     scored = []
     for label_id, (label, size) in sorted(counts.labels.items()):
@@ -156,6 +153,18 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
         target=target,
         pooled=pooled,
         classes=scored,
+    )
+
+
+def _nothing_to_go_by(random: int, answered: int) -> str:
+    if random:
+        return (
+            f"the {random} random answers do not stand for DEST: the rest of their strata was given out by other draws, and "
+            "has no answer here; give the answers of all draws"
+        )
+    return (
+        f"no answer is of the random stratum, got {answered} answers; expected some of the lines whose stratum is "
+        f"{Stratum.RANDOM.value!r}: nothing else says how many labels are right"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,21 +42,24 @@ def precision_of(right: int, images: int) -> Precision:
     return Precision(right / images, low, high)
 
 
-def overall(classes: Sequence[tuple[Precision, int]]) -> Precision:
+def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     """Return the precision over classes of different sizes: the mean of theirs, weighted by their labels.
 
-    The interval joins those of the classes (the method of variance estimates recovery, Zou and Donner 2008): each way,
-    the root of the weighted squares of their distances. Unlike a normal interval it has a width where all are right.
+    The interval is Wilson's for as many images of a plain sample as would be as sure (the effective sample size, as in
+    surveys). So that a class of few answers does not pass for sure, its spread is that of its answers and of two more
+    that are right as often as all.
 
     Args:
-        classes: Precision, and labels in DEST, of each class; at least one.
+        classes: Right answers, answers, and labels in DEST, of each class; at least one, each with an answer.
     """
-    total = sum(size for _, size in classes)
-    shares = [(one, size / total) for one, size in classes]
-    value = sum(share * one.value for one, share in shares)
-    below = math.sqrt(sum((share * (one.value - one.low)) ** 2 for one, share in shares))
-    above = math.sqrt(sum((share * (one.high - one.value)) ** 2 for one, share in shares))
-    return Precision(value, max(0.0, value - below), min(1.0, value + above))
+    right, answered, labels = (np.array(values, np.float64) for values in zip(*classes, strict=True))
+    shares = labels / labels.sum()
+    value = float((shares * right / answered).sum())
+    expected = (right + 2 * value) / (answered + 2)
+    variance = float((shares**2 * expected * (1 - expected) / answered).sum())
+    effective = value * (1 - value) / variance if variance > 0 else 1 / float((shares**2 / answered).sum())
+    low, high = wilson(value * effective, effective)
+    return Precision(value, low, high)
 
 
 def threshold(answers: Sequence[tuple[float, bool, float]], target: float, *, least: int) -> Threshold | None:

@@ -26,6 +26,8 @@ from pipeline.review.output import (
 from pipeline.review.pictures import Picture, for_browser
 
 PAGE_FILE = "index.html"
+# Images per class below which classes stand on the page without headings of their own.
+SPARSE = 4
 # Of names of files and folders: at most 4 bytes a character, and file systems take 255 bytes.
 _LONGEST_NAME = 48
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
@@ -72,6 +74,8 @@ def write_folder(material: Material, folder: Path) -> Written:
 
 def _page(material: Material, pictures: Mapping[tuple[int, int], Picture]) -> str:
     draw, names = material.draw, material.classes.names
+    by_class = shown_by_class(draw)
+    is_sparse = len(draw.shown) < SPARSE * len(by_class)
     # As JSON: what is written in HTML is cut where it is very long, and a key must come back as it is.
     rows = [(row.shard, row.key, names[row.label_id]) for row in draw.shown]
     return pages.render(
@@ -81,7 +85,8 @@ def _page(material: Material, pictures: Mapping[tuple[int, int], Picture]) -> st
         model=material.model,
         names=names,
         none=NO_CLASS,
-        classes=shown_by_class(draw),
+        num_classes=len(by_class),
+        sections={None: draw.shown} if is_sparse else by_class,
         numbers=numbered(draw),
         links={place: Markup(quote(one.file)) for place, one in pictures.items() if one.file is not None},
         why={place: one.why for place, one in pictures.items()},

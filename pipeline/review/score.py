@@ -136,7 +136,7 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
     for label_id, (label, size) in sorted(counts.labels.items()):
         name = classes.names.get(label_id, label)
         scored.append(_score_class(label_id, name, size, random.get(label_id, []), pooled, target))
-    known = [(one.precision, one.labels) for one in scored if one.precision is not None]
+    known = [(one.right, one.answered, one.labels) for one in scored if one.answered]
     used_answers = sum(map(len, random.values()))
     others = _only_uncertain(draws, answers)
     return ReviewScore(
@@ -148,7 +148,7 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
         uncertain=len(others),
         uncertain_right=sum(others),
         labels=sum(size for _, size in counts.labels.values()),
-        covered=sum(size for _, size in known),
+        covered=sum(size for *_, size in known),
         precision=overall(known),
         target=target,
         pooled=pooled,

@@ -17,6 +17,7 @@ from pipeline.review.draws import DrawnRow
 from pipeline.sources.unit import Slice, part_name
 from pipeline.storage.storage import Storage
 
+SETTINGS = {"source": "/nowhere", "format": "webdataset", "model": "made up", "max-pixels": 9, "max-image-bytes": 9}
 METADATA = {"shardlabel.version": "0", "shardlabel.preprocessing": "{}"}
 
 
@@ -58,20 +59,24 @@ def make_review_dest(
     first = before.units if before else 0
     slices = [Slice(f"{number:05d}.tar", 9, "") for number in range(first, first + units)]
     made = cut_units(slices, first=first)
-    settings = {"source": "/nowhere", "format": "webdataset", "model": "made up", "max-pixels": 9, "max-image-bytes": 9}
-    plan = write_plan(dest, made, settings) if before is None else extend_plan(dest, before, made)
+    plan = write_plan(dest, made, SETTINGS) if before is None else extend_plan(dest, before, made)
     log = CommitLog.of(dest, plan)
     log.load()
     with log:
         for unit in range(first, first + units):
             table = made_up_rows(unit, rows, **options)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd", row_group_size=group)
-            content = sink.getvalue().to_pybytes()
+            content = part_bytes(table, group)
             dest.write_bytes(part_name(unit), content)
             ok = rows - table["label_id"].null_count
             log.append(Commit(unit, part_name(unit), rows, ok, {"undecodable": rows - ok}, 1.0, 9, len(content), ""))
     return plan
+
+
+def part_bytes(table: pa.Table, group: int = ROW_GROUP_ROWS) -> bytes:
+    """Return rows as a part file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=group)
+    return sink.getvalue().to_pybytes()
 
 
 def truth_of(row: DrawnRow) -> int:

@@ -115,7 +115,7 @@ def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: floa
     draws, _ = read_draws(dest, plan)
     if not draws:
         raise ConfigError(f"{dest.describe()} has no draw to score; draw one with `shardlabel review sample`")
-    classes = Classes(plan, (row for draw in draws for row in draw.rows))
+    classes = Classes.of(dest, plan, [row for draw in draws for row in draw.rows])
     answers = read_answers(files, draws, classes)
     counts = count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units)))
     return _score(draws, answers, classes, counts, target)

@@ -40,7 +40,7 @@ def write_draw(dest: Storage, plan: Plan, draw: Draw, form: str, folder: Path) -
         SourceError: SOURCE cannot be opened, by what DEST says of it.
         StorageError: The folder cannot be written, or DEST not be read.
     """
-    classes = Classes(plan, draw.rows)
+    classes = Classes.of(dest, plan, draw.rows)
     model = str(plan.settings.get("model", "unknown"))
     if form not in _WITH_PICTURES:
         with writing_to(folder):

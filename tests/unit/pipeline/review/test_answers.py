@@ -15,6 +15,10 @@ from pipeline.review.answers import read_answers
 from pipeline.review.classes import NO_CLASS_ID, Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum
 from pipeline.review.ranking import By
+from pipeline.review.sample import draw_sample, open_plan
+from pipeline.review.select import Wanted
+from tests.support.tiny_dest import make_dest
+from tests.support.tiny_model import colour_shards
 
 NAMES = ("cat", "great white shark", "crane", "7 up, lemonade", "crane", "1990")
 
@@ -138,6 +142,18 @@ def test_classes_are_those_of_the_model_where_the_catalog_has_it():
     assert known.find("n01440764") == known.find("Tinca tinca") == 0
     assert {known.find(name): index for index, name in known.names.items()} == {i: i for i in range(1000)}
     assert other.names == {0: labels[0]}
+
+
+def test_classes_that_no_drawn_image_has_are_named_by_the_best_k_of_others(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=2, samples=6)
+    dest = make_dest(tmp_path, tiny_model)
+    draw = draw_sample(dest, open_plan(dest), Wanted(By.RANDOM, 1)).draw
+
+    classes = Classes.of(dest, open_plan(dest), [row for row in draw.rows if row.label == "red"])
+
+    assert "red" in classes.names.values()
+    assert len(classes.names) > 1
+    assert all(classes.find(name) == index for index, name in classes.names.items())
 
 
 def test_a_class_that_is_called_none_is_one():

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.review.sample import Sampled
     from pipeline.storage.storage import Storage
 
+EXIT_INTERRUPTED = 130
+
 Dest = Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")]
 
 
@@ -112,6 +114,7 @@ def _say_what(sampled: Sampled) -> None:
 
 
 def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Written:
+    from pipeline.quantities import count_text
     from pipeline.review.write import write_draw
 
     try:
@@ -122,9 +125,9 @@ def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Wri
         )
         raise
     if written.missing:
-        first = written.missing[0]
+        first, missing = written.missing[0], count_text(len(written.missing))
         _note(
-            f"shardlabel: {len(written.missing)} of {len(draw.shown)} pictures could not be had, named in "
+            f"shardlabel: {missing} of {count_text(len(draw.shown))} pictures could not be had, named in "
             f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}"
         )
     return written

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+
 from models.errors import ConfigError, StorageError
 from pipeline.operators.stages import UnitSettings
 from pipeline.review.classes import Classes
@@ -88,9 +91,11 @@ def writing_to(folder: Path) -> Iterator[None]:
 def fetch(material: Material, save: Save) -> tuple[dict[tuple[int, int], Picture], list[Picture]]:
     """Fetch the pictures of what is shown; return what became of each, by unit and position, and those missing."""
     shown = material.draw.shown
-    pictures = {
-        (one.row.unit, one.row.position): one for one in fetch_pictures(material.settings, material.units, shown, save)
-    }
+    fetched = fetch_pictures(material.settings, material.units, shown, save)
+    console = Console(stderr=True)
+    shows = console.is_interactive and console.file.isatty()
+    counted = track(fetched, "reading pictures", len(shown), console=console, transient=True, disable=not shows)
+    pictures = {(one.row.unit, one.row.position): one for one in counted}
     return pictures, [one for row in shown if (one := pictures[row.unit, row.position]).file is None]
 
 

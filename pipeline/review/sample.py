@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from pipeline.review.select import READERS, Selection, Wanted, select
 from pipeline.sources.unit import part_name
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
+
+T = TypeVar("T")
 
 _Picked = tuple[int, int, int, float, Stratum, bool]  # unit, position, class, score, stratum, is_shown
 
@@ -66,8 +70,8 @@ def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:
     """
     while True:
         draws, number = read_draws(dest, plan)
-        earlier, units = Earlier(draws), UnitTable.empty(plan.units)
-        found = select(dest, iter_new(dest, plan, units), wanted, earlier)
+        earlier = Earlier(draws)
+        found, units = while_run_goes_on(partial(_look_through, dest, plan, wanted, earlier))
         if not found.rows:
             raise SourceError(f"{dest.describe()} has no labelled image to draw: {units.totals.rows} rows, none is ok")
         rows = tuple(_with_keys(dest, list(_divide(found, wanted, earlier))))
@@ -77,6 +81,25 @@ def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:
         if not rows or record_draw(dest, draw):
             behind = _behind(draws, draw, wanted.random)
             return Sampled(draw, found.rows.total(), plan.units - finished, behind)
+
+
+def while_run_goes_on(look: Callable[[], T]) -> T:
+    """Return what look returns, which reads commit records: a run that goes on may merge them meanwhile; then again.
+
+    Raises:
+        StorageError: They, or what they name, cannot be read.
+    """
+    try:
+        return look()
+    except StorageError as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            raise
+        return look()
+
+
+def _look_through(dest: Storage, plan: Plan, wanted: Wanted, earlier: Earlier) -> tuple[Selection, UnitTable]:
+    units = UnitTable.empty(plan.units)
+    return select(dest, iter_new(dest, plan, units), wanted, earlier), units
 
 
 def _divide(found: Selection, wanted: Wanted, earlier: Earlier) -> Iterator[_Picked]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError
+from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
 from pipeline.report.scan import Counts, count_parts
 from pipeline.report.unit_table import UnitTable, iter_new
@@ -15,6 +15,7 @@ from pipeline.review.answers import Answers, read_answers
 from pipeline.review.classes import Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
 from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
+from pipeline.review.sample import while_run_goes_on
 from pipeline.storage.storage import Storage
 
 # Random answers of a class from which on it has a threshold of its own, and that a threshold has to be met by.
@@ -117,7 +118,10 @@ def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: floa
         raise ConfigError(f"{dest.describe()} has no draw to score; draw one with `shardlabel review sample`")
     classes = Classes.of(dest, plan, [row for draw in draws for row in draw.rows])
     answers = read_answers(files, draws, classes)
-    counts = count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units)))
+    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units))))
+    if counts.unreadable:
+        part, why = min(counts.unreadable.items())
+        raise StorageError(f"{why}; without {part} the classes' shares are not those of DEST: see `shardlabel verify`")
     return _score(draws, answers, classes, counts, target)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.errors import ConfigError
+from models.errors import ConfigError, StorageError
 from pipeline.evaluate.statistics import wilson
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws, record_draw
 from pipeline.review.estimate import Precision, overall, threshold
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
+from pipeline.review.sample import draw_sample, while_run_goes_on
 from pipeline.review.score import score_answers
 from pipeline.review.select import Wanted
+from pipeline.sources.unit import part_name
 from pipeline.storage.storage import open_storage
 from tests.support.review_dest import made_up_rows, make_review_dest, write_true_answers
 
@@ -132,6 +133,29 @@ def test_without_a_draw_or_an_answer_of_the_random_stratum_nothing_is_said(dest,
     unsure = [row for row in draw.shown if row.stratum is Stratum.UNCERTAIN]
     with pytest.raises(ConfigError, match="no answer is of the random stratum, got 25 answers"):
         score_answers(dest, plan, [write_true_answers(tmp_path / "a.csv", unsure)], 0.95)
+
+
+def test_a_part_that_cannot_be_read_is_an_error_and_no_other_weight(dest, tmp_path):
+    plan = make_review_dest(dest, 1, 300)
+    draw = draw_sample(dest, plan, Wanted(By.RANDOM, 10)).draw
+    answers = write_true_answers(tmp_path / "a.csv", draw.shown)
+    grown = make_review_dest(dest, 1, 300, before=plan)
+    dest.write_bytes(part_name(1), dest.read_bytes(part_name(1))[:100])
+
+    with pytest.raises(StorageError, match=r"part-00001.parquet: .* the classes' shares are not those of DEST"):
+        score_answers(dest, grown, [answers], 0.95)
+
+
+def test_records_that_a_run_merges_meanwhile_are_read_again():
+    calls = []
+
+    def look():
+        calls.append(1)
+        if len(calls) == 1:
+            raise StorageError("cannot read commits-1") from FileNotFoundError()
+        return "found"
+
+    assert while_run_goes_on(look) == "found"
 
 
 def test_draws_come_back_as_they_were_recorded(dest):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pipeline.review.sample import Sampled
     from pipeline.storage.storage import Storage
 
-EXIT_INTERRUPTED = 130
-
 Dest = Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")]
 
 
@@ -121,7 +119,7 @@ def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Wri
         written = write_draw(dest, plan, draw, to.value, folder)
     except BaseException:
         _note(
-            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} --output FOLDER"
+            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output"
         )
         raise
     if written.missing:

@@ -63,6 +63,7 @@ def _reader_settings(dest: Storage, plan: Plan, draw: Draw) -> UnitSettings:
         texts = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
         return reader_settings(dest, plan, texts)
     except (KeyError, ValueError) as err:
+        why = str(err).splitlines()[0]
         raise SourceError(
-            f"{dest.describe()} does not say how SOURCE was read ({err}), so there are no pictures; give --to csv"
+            f"{dest.describe()} does not say how SOURCE was read ({why}), so there are no pictures; give --to csv"
         ) from err

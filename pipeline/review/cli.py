@@ -90,7 +90,7 @@ def _say_what(sampled: Sampled) -> None:
 
     draw = sampled.draw
     if sampled.unfinished:
-        _note(f"shardlabel: {many_text(sampled.unfinished, 'unit')} of DEST are not finished, and not drawn from")
+        _note(f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}")
     if not draw.rows:
         typer.echo(f"nothing is left to draw: earlier draws had all of {count_text(sampled.labelled)} labelled images")
         return

@@ -123,6 +123,16 @@ def test_what_a_user_reads_from_draw_to_score(tmp_path, tiny_model):
     assert read_list(tmp_path / "d") == rows
 
 
+def test_what_is_not_finished_is_said_and_drawn_from_later(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=2, samples=6)
+    dest = make_dest(tmp_path, tiny_model, finish=1)
+
+    found, said = run("sample", dest.root, "--per-class", 100, "--to", "csv", "--output", tmp_path / "a", "--json")
+
+    assert "units of DEST that are not finished, and not drawn from: 1" in said
+    assert (found["images"], {row["shard"] for row in read_list(tmp_path / "a")}) == (6, {"shard-000.tar"})
+
+
 def test_pictures_that_are_gone_are_said_and_the_draw_can_be_written_again(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2, samples=6)
     dest = make_dest(tmp_path, tiny_model)

@@ -19,6 +19,7 @@ from serve.http.access_log import AccessLog
 from serve.http.asgi import Rejected, as_rejected, error_response
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
+from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ class Application:
                 ms=round(1000 * seconds, 2),
                 bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
                 request_id=headers.get("x-request-id", ""),
+                **trace_field(headers.getlist("traceparent")),
                 **({"error": kind} if kind else {}),
             )
 

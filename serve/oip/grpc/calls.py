@@ -15,6 +15,7 @@ from serve.http.access_log import AccessLog
 from serve.http.asgi import Rejected, as_rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
+from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import GRPC_CODES, malformed
@@ -155,6 +156,7 @@ class GrpcCalls:
                     ms=round(1000 * seconds, 2),
                     bytes=len(request),
                     request_id=sent.get("x-request-id", ""),
+                    **trace_field([value for name, value in context.invocation_metadata() if name == "traceparent"]),
                     **({"error": kind} if kind else {}),
                 )
         return answer

@@ -19,6 +19,7 @@ from serve.metrics.replica_metrics import ServeMetrics
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
 CONFIG = ServeConfig(model="efficientnet-lite0")
 
@@ -163,7 +164,7 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     app = build_asgi(FakeBackend(), CONFIG, Extras(access_log=log))
 
     asyncio.run(request(app, "POST", "/v1/classify", JPEG, x_request_id="abc", content_length="6"))
-    asyncio.run(request(app, "POST", "/v1/classify", b"bad\n"))
+    asyncio.run(request(app, "POST", "/v1/classify", b"bad\n", traceparent=TRACEPARENT))
     asyncio.run(request(app, "POST", "/v1/\udcff", content_length="9" * 30))
     log.close()
     first, second, third = (json.loads(line) for line in path.read_text().splitlines())
@@ -171,6 +172,7 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     assert first.keys() == {"time", "client", "method", "path", "status", "ms", "bytes", "request_id"}
     assert (first["status"], first["request_id"], first["bytes"]) == (200, "abc", 6)
     assert (second["status"], second["error"]) == (422, "undecodable")
+    assert second["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (third["status"], third["path"], third["bytes"]) == (404, "/v1/?", None)
 
 

@@ -185,6 +185,19 @@ def test_classification_and_parameters():
     assert ingress.backend.calls[0]["top_k"] == 2
 
 
+def test_every_output_can_be_given_as_classes():
+    names = ["probabilities", "label_ids", "scores", "labels"]
+    message = raw_images(b"G", b"B")
+    for name in names:
+        want(message, name, classification=1)
+
+    answer, _ = Ingress().infer(message)
+
+    assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [(name, "BYTES", [2, 1]) for name in names]
+    classes = bytes_element(b"0.700000:1:green") + bytes_element(b"0.700000:2:blue")
+    assert list(answer.raw_output_contents) == [classes] * 4
+
+
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 def test_the_models_own_tensor(typed):
     message = Request(model_name="tiny-tensor")
@@ -408,7 +421,8 @@ def test_what_a_proxy_imports_is_light():
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
     calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), access_log=log)
-    metadata = [("x-request-id", "r7"), *([("x-forwarded-for", forwarded)] if forwarded else [])]
+    trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
     context.address = peer
 
@@ -419,4 +433,5 @@ def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
 
     assert (live["method"], live["path"], live["status"]) == ("gRPC", "/inference.GRPCInferenceService/ServerLive", 200)
     assert (live["client"], live["request_id"], live["bytes"]) == (client, "r7", 0)
+    assert live["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (broken["status"], broken["bytes"], "error" in broken) == (400, 1, True)

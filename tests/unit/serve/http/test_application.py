@@ -156,6 +156,7 @@ def test_requests_errors_and_seconds_are_counted_by_route():
 def test_metrics_have_few_routes_whatever_is_asked_for():
     assert {route_name(f"/{i}/x") for i in range(100)} == {"other"}
     assert {route_name(f"/v2/models/{i}/infer") for i in range(9)} == {"/v2/models/infer"}
+    assert {route_name(f"/models/{i}") for i in range(9)} == {"/models"}
 
 
 def test_the_access_log_has_a_json_line_per_request(tmp_path):
@@ -176,7 +177,8 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     assert (third["status"], third["path"], third["bytes"]) == (404, "/v1/?", None)
 
 
-def test_the_queue_is_asked_before_a_body_is_read():
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/embeddings", "/models/m", "/v2/models/m/infer"])
+def test_the_queue_is_asked_before_a_body_is_read(path):
     async def never():
         raise AssertionError("the body was read")
 
@@ -191,7 +193,7 @@ def test_the_queue_is_asked_before_a_body_is_read():
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/classify", "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
     asyncio.run(app(scope, never, send))
 
     assert sent[0]["status"] == 503

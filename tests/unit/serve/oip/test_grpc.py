@@ -21,8 +21,8 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.messages import COMPILED, message_class
-from serve.oip.grpc.service import RPCS, SERVICE, add_to_server
+from serve.oip.grpc.messages import COMPILED, message_class, request_class
+from serve.oip.grpc.service import HEALTH, PATHS, RPCS, SERVICE, add_to_server
 from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
@@ -385,19 +385,24 @@ def test_the_messages_leave_the_default_pool_alone():
     # tritonclient and kserve register the same full names there; whoever comes second would fail.
     from google.protobuf import descriptor_pool
 
-    service = message_class("ModelInferRequest").DESCRIPTOR.file.services_by_name["GRPCInferenceService"]
+    services = [
+        request_class(rpc).DESCRIPTOR.file.services_by_name[name.rpartition(".")[2]]
+        for rpc, name in (("ModelInfer", SERVICE), ("Check", HEALTH))
+    ]
 
-    assert tuple(method.name for method in service.methods) == RPCS
-    for method in service.methods:
+    methods = [method for service in services for method in service.methods]
+    assert {method.name: f"/{method.containing_service.full_name}/{method.name}" for method in methods} == PATHS
+    for method in methods:
         with pytest.raises(KeyError):
             descriptor_pool.Default().FindMessageTypeByName(method.input_type.full_name)
 
 
 def test_the_compiled_messages_are_what_the_proto_file_says(tmp_path):
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (make test installs it)")
-    source, compiled = COMPILED.with_suffix(".proto"), tmp_path / COMPILED.name
+    compiled = tmp_path / COMPILED.name
 
-    status = protoc.main(["", f"--proto_path={source.parent}", f"--descriptor_set_out={compiled}", str(source)])
+    files = [str(COMPILED.with_name(name)) for name in ("inference.proto", "health.proto")]
+    status = protoc.main(["", f"--proto_path={COMPILED.parent}", f"--descriptor_set_out={compiled}", *files])
 
     assert status == 0
     assert compiled.read_bytes() == COMPILED.read_bytes(), "make proto"

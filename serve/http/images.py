@@ -77,8 +77,8 @@ async def read_images(
         elif kind.startswith("image/") or kind in _RAW_TYPES or (kind == _CURL and _is_image(body)):
             parsed = Parsed([body], None, alone=True)
         else:
-            form = f"{FORM}, " if allow_form else ""
-            raise Rejected(415, f"Content-Type must be image/*, {BINARY}, {form}or {JSON}, got {kind[:60]!r}")
+            form = f", {FORM}" if allow_form else ""
+            raise Rejected(415, f"Content-Type must be image/*, {BINARY}{form} or {JSON}, got {kind[:60]!r}")
         held.set(sum(len(image) for image in parsed.images if isinstance(image, bytes)))
         return parsed
 

@@ -197,6 +197,8 @@ class Engine:
         image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
             self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
+        if self.spec.embedding is not None:
+            self._classifier.predict(_stacked([image.pixels]), embedding=True)
         self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))
 
     def _started(self) -> Batcher:

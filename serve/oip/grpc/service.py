@@ -39,7 +39,7 @@ STREAM_IN_FLIGHT = 8
 # Of a stream that asks nothing. HAProxy would close it after 60 s, without a word.
 STREAM_IDLE_S = 50.0
 # Who watches has no key, and each holds a connection.
-WATCHES_AT_ONCE = 32
+WATCHES_AT_ONCE = 8
 
 Metadata = Sequence[tuple[str, str]]
 # A call that is refused: status, text and metadata behind it.

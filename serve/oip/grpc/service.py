@@ -33,7 +33,7 @@ RECEIVED_AT_ONCE = 2
 # For a message's turn, and to receive it.
 RECEIVE_S = 5.0
 # Streams that are open at once: each may be receiving a message that is not counted yet, and which one is, nothing tells.
-STREAMS_AT_ONCE = 8
+STREAMS_AT_ONCE = 4
 # Requests of a stream that were received and are not answered; the next is left with the client until one is.
 STREAM_IN_FLIGHT = 8
 # Of a stream that asks nothing. HAProxy would close it after 60 s, without a word.

@@ -14,7 +14,7 @@ from pipeline.dest.commits import Commit
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.merge import Relabelling
 from pipeline.dest.plan import iter_units
-from pipeline.operators.stages import UnitNotes, UnitSettings, publish_file
+from pipeline.operators.stages import UnitNotes, UnitSettings, open_writer, publish_file
 from pipeline.sources.unit import Unit, part_name
 from pipeline.storage.listing import CALLS_AHEAD, ahead
 
@@ -65,8 +65,8 @@ def copy_units(settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np
 
     def copy(unit: Unit) -> Commit:
         started = time.perf_counter()
-        path = settings.dest.temporary_path()
-        writer = relabelling.merge(unit.part, settings.output.schema(), None, path)
+        empty = open_writer(settings, unit)
+        writer = relabelling.merge(unit.part, empty.schema, None, empty.path)
         notes = UnitNotes(**json.loads(old.notes.get(unit.number, "{}")))
         return publish_file(settings, unit, writer, notes, started)
 

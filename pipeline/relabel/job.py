@@ -18,7 +18,7 @@ from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig
 from pipeline.dest.commits import Totals
-from pipeline.dest.fingerprint import choose_as_begun, fingerprint
+from pipeline.dest.fingerprint import choose_as_begun, fingerprint, rows_id
 from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.dest.lease import Lease
 from pipeline.dest.merge import Relabelling
@@ -99,7 +99,7 @@ def relabel(
         check_like(old, same, is_same_model=options.get("model") is None)
         settings = _unit_settings(asked, same, spec, choice, labels)
         with Lease(asked.dest) as lease:
-            settings = replace(settings, token=lease.token)
+            settings = replace(settings, token=lease.token, rows_id=rows_id(same))
             work = prepare(old, asked.dest, asked.source, same, lease.check, overwrite=config.overwrite)
             counts, left_bytes = _matching_rows(asked, settings, work)
             total_bytes = work.totals.bytes_read + left_bytes

@@ -21,6 +21,7 @@ class Labelled:
         label_ids: int32 of shape (k,), best first; equal scores keep the lower class index first.
         scores: float32 of shape (k,), probabilities after softmax.
         probabilities: float32 of shape (n_classes,), or None where it was not asked for.
+        embedding: float32 of shape (features,), likewise.
     """
 
     width: int
@@ -28,6 +29,7 @@ class Labelled:
     label_ids: Int32Array
     scores: Float32Array
     probabilities: Float32Array | None = None
+    embedding: Float32Array | None = None
 
 
 # An image that cannot be labelled is a value, not an exception: of several images the others are still answered.
@@ -46,7 +48,13 @@ class Backend(Protocol):
         """Tell whether a real inference has passed on every batch shape that is used."""
 
     async def label(
-        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
     ) -> list[Outcome]:
         """Label encoded images.
 
@@ -55,6 +63,7 @@ class Backend(Protocol):
             top_k: 1 <= top_k <= number of classes.
             deadline: `time.monotonic()` after which nobody waits for the answer.
             probabilities: Whether to give all classes' probabilities too.
+            embedding: Whether to give the penultimate features too; the model's entry has to name them.
 
         Returns:
             One outcome per image, in order.

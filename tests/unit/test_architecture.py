@@ -36,6 +36,7 @@ FLOORS = {
         "diff",
         "evaluate",
         "quantize",
+        "review",
     ),
     "serve": ("model", "metrics", "http", "oip", "local"),
     "cluster": ("manifests", "validate", "submit"),

@@ -20,7 +20,18 @@ from pipeline.sources.source import InputFile, Source
 from pipeline.storage.storage import open_storage
 
 # Of a plan's settings; what is not there is of a run without it.
-SAME = ("top-k", "labels", "class names", "embeddings", "calibration", "image-column", "key-column", "carry", "limit")
+SAME = (
+    "top-k",
+    "labels",
+    "class names",
+    "embeddings",
+    "calibration",
+    "image-column",
+    "uri-column",
+    "key-column",
+    "carry",
+    "limit",
+)
 _DIFFERENT = {
     "class names": "the model of now has other classes than OLD's",
     "calibration": "OLD's scores are calibrated otherwise than those of now",

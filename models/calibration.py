@@ -23,7 +23,7 @@ from models.spec import ModelSpec, Precision, Sha256
 FORMAT = "shardlabel-calibration"
 VERSION = 1
 # Temperatures that are looked at. Those of networks lie between 0.5 and 3.
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.25, 4.0
 
 Rate = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -47,6 +47,7 @@ class ClassThreshold(Threshold):
     """The threshold of one class."""
 
     id: Count = Field(description="Class index.")
+    label: str = Field(description="What the class is called, for people.")
 
 
 class Judged(_Frozen):
@@ -75,7 +76,7 @@ class Calibration(_Frozen):
     temperature: Annotated[FiniteFloat, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
     precision_target: Annotated[FiniteFloat, Field(gt=0, lt=100)] = Field(description="Percent.")
     fitted_on: Count = Field(description="Images that temperature and thresholds were fitted to.")
-    judged: Judged
+    judged: Judged | None = None
     pooled: Threshold = Field(description="Of all classes that `classes` does not name.")
     classes: tuple[ClassThreshold, ...] = Field(description="Classes with a threshold of their own, by id.")
     created_by: str

@@ -23,13 +23,14 @@ def build_calibration(
     precision: Precision = Precision.FP32,
 ) -> Calibration:
     """Return a calibration of a model, with these thresholds."""
+    names = load_labels(spec)
     return Calibration(
         model=spec.name,
         precision=precision,
         artifact_sha256=spec.artifact(precision).sha256,
         decode=DecodeMode.FAST,
         preprocessing=spec.preprocessing_id,
-        num_classes=len(load_labels(spec)),
+        num_classes=len(names),
         temperature=temperature,
         precision_target=95.0,
         fitted_on=100,
@@ -43,7 +44,10 @@ def build_calibration(
             right=59,
         ),
         pooled=Threshold(threshold=pooled, **_COUNTS),
-        classes=tuple(ClassThreshold(id=i, threshold=value, **_COUNTS) for i, value in sorted((classes or {}).items())),
+        classes=tuple(
+            ClassThreshold(id=i, label=names[i], threshold=value, **_COUNTS)
+            for i, value in sorted((classes or {}).items())
+        ),
         created_by="shardlabel tests",
     )
 

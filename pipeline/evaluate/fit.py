@@ -80,6 +80,8 @@ class Fit:
     def _thresholds(self) -> str:
         c = self.calibration
         pooled = "accept no score" if c.pooled.threshold is None else f"share the threshold {c.pooled.threshold:g}"
+        if not c.classes and self.most_images >= self.images_needed:
+            return f"thresholds: no class shows the precision by itself; all classes {pooled}"
         if not c.classes:
             return (
                 f"too few images for thresholds by class: a class needs {self.images_needed} that are given its label, and "

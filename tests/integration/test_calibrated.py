@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tarfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from models.calibration import parse_calibration
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits
 from models.errors import ConfigError
-from models.inference.classifier import Provider
+from models.inference.classifier import Device, Provider
 from models.spec import Precision
 from pipeline import label as label_dataset
 from pipeline import read_shards
+from pipeline.evaluate.evaluate import Measured, evaluate_source
 from serve.config import ServeConfig, plan_replica
+from serve.model.backend import Labelled
 from serve.model.engine import Engine
 from tests.support.calibrations import write_calibration
 from tests.support.labelling import label, parts
@@ -30,7 +33,7 @@ from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 pytestmark = [pytest.mark.ray]
 
 # Red is accepted from a score on that its images have, green never, blue by the pooled threshold, which it does not reach.
-THRESHOLDS = {"temperature": 5.0, "pooled": 0.9, "classes": {0: 0.5, 1: None}}
+THRESHOLDS = {"temperature": 4.0, "pooled": 0.9, "classes": {0: 0.5, 1: None}}
 COLOURS = ("red", "green", "blue")
 
 
@@ -72,7 +75,7 @@ def test_scores_are_calibrated_and_labels_are_those_without(tmp_path, tiny_model
     assert max(row["score"] for row in ok) < 0.9 < min(row["score"] for row in plain.to_pylist() if row["score"])
     metadata = pq.ParquetFile(bulk.dest / "part-00000.parquet").schema_arrow.metadata
     assert metadata[b"shardlabel.calibration_sha256"].decode() == parse_calibration(bulk.file.read_bytes(), "").sha256
-    assert metadata[b"shardlabel.temperature"] == b"5.0"
+    assert metadata[b"shardlabel.temperature"] == b"4.0"
     assert b"shardlabel.temperature" not in pq.ParquetFile(tmp_path / "plain" / "part-00000.parquet").metadata.metadata
 
 
@@ -123,27 +126,61 @@ def test_python_gives_what_the_command_writes(tiny_model, bulk):
     assert sorted(map(str, found.select(columns).to_pylist())) == sorted(map(str, written.select(columns).to_pylist()))
 
 
-def test_online_answers_what_bulk_writes(tiny_model, bulk):
+def ask_online(model: str, precision: Precision, file: Path, images: list[bytes], *, top_k: int) -> list[Labelled]:
+    """Return what the endpoint's engine answers."""
     engine = Engine(
-        load_spec(str(tiny_model)),
-        precision=Precision.FP32,
+        load_spec(model),
+        precision=precision,
         provider=Provider.CPU,
         mode=DecodeMode.FAST,
         limits=ImageLimits(),
-        plan=plan_replica(ServeConfig(model=str(tiny_model)), on_gpu=False, cpus=1),
-        calibration=parse_calibration(bulk.file.read_bytes(), ""),
+        plan=plan_replica(ServeConfig(model=model), on_gpu=False, cpus=1),
+        calibration=parse_calibration(file.read_bytes(), ""),
     )
 
     async def ask():
         engine.start(lambda report: None)
         try:
-            images = [colour_jpeg(name) for name in COLOURS]
-            return await engine.label(images, top_k=3, deadline=time.monotonic() + 30, probabilities=True)
+            return await engine.label(images, top_k=top_k, deadline=time.monotonic() + 60, probabilities=True)
         finally:
             engine.close()
 
-    for found, row in zip(asyncio.run(ask()), bulk.table.to_pylist(), strict=False):
+    return asyncio.run(ask())
+
+
+def test_online_answers_what_bulk_writes(tiny_model, bulk):
+    images = [colour_jpeg(name) for name in COLOURS]
+
+    answers = ask_online(str(tiny_model), Precision.FP32, bulk.file, images, top_k=3)
+
+    for found, row in zip(answers, bulk.table.to_pylist(), strict=False):
         assert found.label_ids.tolist() == row["top_ids"]
         np.testing.assert_array_equal(found.scores, np.float32(row["top_scores"]))
         np.testing.assert_array_equal(found.probabilities[found.label_ids], found.scores)
         assert found.accepted is row["accepted"]
+
+
+@pytest.mark.data
+def test_a_calibration_of_half_the_samples_holds_on_the_other_in_bulk_and_online(sample_data, tmp_path):
+    shard, file = sorted(sample_data.glob("*.tar"))[0], tmp_path / "c.json"
+    model, precision = "efficientnet-lite0", Precision.INT8
+    wanted = Measured((str(shard),), model, precision, Device.CPU)
+
+    fit = evaluate_source(replace(wanted, precision_target=80.0), lambda _: None).fit
+    file.write_text(fit.calibration.to_text())
+    label(shard, tmp_path / "out", model, precision=precision, calibration=file, top_k=5)
+
+    judged = fit.calibration.judged
+    assert (fit.calibration.fitted_on, judged.images) == (50, 50)
+    assert judged.error_after < judged.error_before
+    assert judged.log_loss_after < judged.log_loss_before
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    with tarfile.open(shard) as tar:
+        images = {m.name.partition(".")[0]: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}
+    answers = ask_online(model, precision, file, list(images.values())[:32], top_k=5)
+    for key, found in zip(images, answers, strict=False):
+        assert found.label_ids.tolist() == rows[key]["top_ids"]
+        np.testing.assert_allclose(found.scores, rows[key]["top_scores"], atol=1e-5)
+        assert found.accepted is rows[key]["accepted"]
+    accepted = evaluate_source(replace(wanted, calibration=str(file)), lambda _: None).accepted
+    assert accepted.coverage == sum(row["accepted"] for row in rows.values()) > judged.accepted > 0

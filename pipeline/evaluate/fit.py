@@ -90,8 +90,9 @@ class Fit:
         own = sum(one.threshold is not None for one in c.classes)
         rest = c.num_classes - len(c.classes)
         return (
-            f"thresholds: {count_text(own)} classes have their own, {count_text(len(c.classes) - own)} are never accepted, "
-            f"and the other {count_text(rest)}, with too few images, {pooled}"
+            f"thresholds: {many_text(own, 'class has its own', 'classes have their own')}, "
+            f"{many_text(len(c.classes) - own, 'is', 'are')} never accepted, and the other {count_text(rest)}, whose images "
+            f"tell too little, {pooled}"
         )
 
     def _drawn(self) -> list[str]:

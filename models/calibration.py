@@ -175,7 +175,7 @@ def parse_calibration(content: bytes, name: str) -> Calibration:
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        got = "" if first["type"] == "missing" or not first["loc"] else f", got {str(first['input'])[:60]!r}"
+        got = "" if first["type"] == "missing" or not first["loc"] else f", got {repr(first['input'])[:60]}"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
             f"--calibration {name} is damaged: {where}: {message[0].lower()}{message[1:]}{got}; {again}"

@@ -23,6 +23,7 @@ from models.spec import Precision
 from pipeline import label as label_dataset
 from pipeline import read_shards
 from pipeline.evaluate.evaluate import Measured, evaluate_source
+from pipeline.operators.model_ref import read_calibration
 from serve.config import ServeConfig, plan_replica
 from serve.model.backend import Labelled
 from serve.model.engine import Engine
@@ -158,6 +159,15 @@ def test_online_answers_what_bulk_writes(tiny_model, bulk):
         np.testing.assert_array_equal(found.scores, np.float32(row["top_scores"]))
         np.testing.assert_array_equal(found.probabilities[found.label_ids], found.scores)
         assert found.accepted is row["accepted"]
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_calibration_may_lie_in_an_object_store(place, bulk):
+    place.put("c.json", bulk.file.read_bytes())
+
+    assert read_calibration(f"{place.uri}/c.json") == parse_calibration(bulk.file.read_bytes(), "")
+    with pytest.raises(ConfigError, match=r"none\.json: there is no such file"):
+        read_calibration(f"{place.uri}/none.json")
 
 
 @pytest.mark.data

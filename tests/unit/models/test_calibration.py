@@ -97,7 +97,7 @@ def test_what_is_no_calibration_is_refused_in_one_line(content, message):
             {"version": 2}, "has version 2, and this shardlabel reads version 1; use the shardlabel", id="new"
         ),
         pytest.param({"version": "x" * 200}, 'has version "x{39}, and', id="version is no number"),
-        pytest.param({"temperature": 0}, "is damaged: temperature: .*, got '0'", id="temperature"),
+        pytest.param({"temperature": 0}, "is damaged: temperature: .*, got 0; make", id="temperature"),
         pytest.param({"temperature": float("nan")}, "is damaged: temperature: ", id="nan"),
         pytest.param({"temperature": "1.5"}, "is damaged: temperature: input should be a valid number", id="text"),
         pytest.param({"artifact_sha256": "abc"}, "is damaged: artifact_sha256: ", id="hash"),

@@ -171,15 +171,16 @@ def test_a_class_of_enough_images_has_a_threshold_of_its_own_and_the_rest_is_poo
 
 
 def test_a_class_that_refutes_the_pooled_threshold_is_never_accepted_and_one_of_few_images_is_not_judged():
-    best = np.repeat(np.array([1, *range(2, 42)], np.int32), [60, *[50] * 40])
+    best = np.repeat(np.array([1, *range(2, 42), 99], np.int32), [60, *[50] * 40, 5])
     right = np.ones(len(best), np.bool_)
     right[:60:4] = False
+    right[-5:] = False
     scores = np.full(len(best), 0.9)
 
     pooled, classes = choose_thresholds(best, scores, right, 0.95)
 
     assert pooled.threshold == pytest.approx(0.9)
-    assert pooled.images == 2060
+    assert pooled.images == 2065
     assert {one: found.threshold for one, found in classes.items()} == {1: None}
 
 

@@ -25,7 +25,7 @@ from pipeline.config import LabelConfig
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 
-# A hundred thousand classes with thresholds of their own make 15 MB.
+# A hundred thousand classes with thresholds of their own make 17 MB.
 MAX_CALIBRATION_BYTES = 32 * 2**20
 
 

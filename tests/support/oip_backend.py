@@ -75,7 +75,7 @@ class FakeBackend:
         values[best] = 0.7
         order = np.argsort(-values, kind="stable")[:top_k].astype(np.int32)
         accepted = None if self.calibration is None else bool(self.calibration.accepts(order[:1], values[order[:1]])[0])
-        return Labelled(4, 3, order, values[order], values if probabilities else None, accepted)
+        return Labelled(4, 3, order, values[order], values if probabilities else None, accepted=accepted)
 
     async def run_tensor(self, batch: np.ndarray, *, deadline: float) -> np.ndarray:
         self.calls.append({"batch": batch, "deadline": deadline})

@@ -64,9 +64,9 @@ lock: ## Resolve constraints.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
 
-proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/inference.proto
+proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=serve/oip/grpc \
-		--descriptor_set_out=serve/oip/grpc/inference.binpb inference.proto
+		--descriptor_set_out=serve/oip/grpc/messages.binpb inference.proto health.proto
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
 	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert

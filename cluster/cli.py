@@ -15,6 +15,7 @@ import cluster.submit.cli
 import models.cli
 import pipeline.cli
 import pipeline.quantize.cli
+import pipeline.review.cli
 import serve.cli
 from models.errors import ShardlabelError
 from pipeline.storage.uris import without_secrets
@@ -54,6 +55,7 @@ def build_app() -> typer.Typer:
         )
 
     pipeline.cli.register(app)
+    pipeline.review.cli.register(app)
     serve.cli.register(app)
     pipeline.quantize.cli.register(models.cli.register(app))
     cluster.commands.register(app)

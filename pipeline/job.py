@@ -27,7 +27,7 @@ from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.commits import Totals
-from pipeline.dest.fingerprint import choose_as_begun, fingerprint
+from pipeline.dest.fingerprint import choose_as_begun, fingerprint, rows_id
 from pipeline.dest.growth import planned_first
 from pipeline.dest.lease import Lease
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
@@ -97,8 +97,9 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         with Lease(dest, waiting) as lease, ThreadPoolExecutor(1) as background:
             if config.append:  # with what came while this run waited: another may have planned it
                 source = open_source(config.source, config.format, exclude=dest)
-            settings = replace(_unit_settings(config, source, spec, choice, labels, calibration), token=lease.token)
             same = fingerprint(config, source, spec, choice, labels, calibration)
+            settings = _unit_settings(config, source, spec, choice, labels, calibration)
+            settings = replace(settings, token=lease.token, rows_id=rows_id(same))
             count = partial(count_samples, settings)
             slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)

@@ -10,6 +10,7 @@ from pipeline.dest.commits import MAX_NAMED, Commit, Totals
 from pipeline.dest.plan import SUMMARY_FILE
 from pipeline.error_budget import ErrorBudget
 from pipeline.progress import ProgressPrinter
+from pipeline.storage.odd_keys import visible
 from pipeline.storage.storage import Storage
 
 
@@ -74,11 +75,11 @@ class RunReport:
         else:
             why = f": {self.failure}" if self.failure else ""
             lines.append(f"{self.status}{why}")
-            lines.extend(f"{unit} failed: {what}" for unit, what in self.failed.items())
+            lines.extend(f"{visible(unit)} failed: {what}" for unit, what in self.failed.items())
             lines.append(f"{self.units_done} of {self.units} units are finished; the same command does the rest")
         lines.append(f"{self.images} images in {self.output}: {self.ok} ok" + (f", {errors}" if errors else ""))
         for shard, what in self.incomplete.items():
-            lines.append(f"warning: {shard}: {what}")
+            lines.append(f"warning: {visible(shard)}: {what}")
         if self.incomplete_shards > len(self.incomplete):
             lines.append(f"warning: and {self.incomplete_shards - len(self.incomplete)} more incomplete shards")
         return "\n".join(lines)

@@ -69,7 +69,7 @@ class ServeConfig(BaseModel):
         default=20 * 2**20, ge=1, description="Of a request's body, unpacked too; beyond, 413."
     )
     max_body_memory: int = Field(
-        default=256 * 2**20, ge=1, description="Of all bodies that a replica holds; beyond, 503."
+        default=192 * 2**20, ge=1, description="Of all bodies that a replica holds; beyond, 503."
     )
     max_pixels: int = Field(default=100_000_000, ge=1, description="Of an image; beyond, 413.")
     max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request; beyond, 413.")

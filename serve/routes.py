@@ -11,6 +11,8 @@ from serve.http.application import Application, Extras
 from serve.http.asgi import JsonResponse, Rejected, not_ready
 from serve.http.bodies import BodyMemory
 from serve.http.classify import classify_route
+from serve.http.embeddings import embeddings_route
+from serve.http.huggingface import huggingface_route
 from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
 from serve.metrics.replica_metrics import CONTENT_TYPE
@@ -30,6 +32,8 @@ def build_asgi(backend: Backend, config: ServeConfig, extras: Extras | None = No
     extras = extras or Extras()
     routes = [
         classify_route(backend, config),
+        huggingface_route(backend, config),
+        embeddings_route(backend, config),
         *_status_routes(backend, extras),
         *oip_routes(Endpoint(backend, Limits.of(config))),
         *page_routes(backend, config.max_request_bytes),

@@ -42,7 +42,7 @@ FLUSH_SECONDS = 1.0
 MERGE_FILES = 256
 
 _NUMBERS = ("unit", "rows", "ok", "bytes_read", "size", "shards")
-_TEXTS = ("part", "errors", "sha256", "incomplete", "skipped", "plan", "made_by")
+_TEXTS = ("part", "errors", "sha256", "incomplete", "skipped", "plan", "token", "made_by")
 _SCHEMA = pa.schema(
     [(name, pa.int64()) for name in _NUMBERS] + [("seconds", pa.float64())] + [(name, pa.string()) for name in _TEXTS]
 )
@@ -68,6 +68,7 @@ class Commit:
         incomplete: What is missing of which shard, in a sentence each.
         skipped: Members that gave no row, by kind.
         plan: The id of the plan that first had the unit.
+        token: Of the run that made it; "" on a disk. See `pipeline.dest.lease`.
         made_by: Versions and the kind of CPU, for who looks into a difference of last bits.
     """
 
@@ -86,6 +87,7 @@ class Commit:
     incomplete: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     plan: str = ""
+    token: str = ""
     made_by: str = ""
 
 

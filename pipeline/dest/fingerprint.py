@@ -73,6 +73,12 @@ def fingerprint(
     }
 
 
+def rows_id(settings: dict[str, Any]) -> str:
+    """Return a hash of a fingerprint, wherever SOURCE lies: the same shards elsewhere give the same rows."""
+    values = {name: value for name, value in settings.items() if name != "source"}
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def choose_as_begun(
     config: LabelConfig, spec: ModelSpec, dest: Storage, *, has_gpu: bool
 ) -> tuple[LabelConfig, DeviceChoice]:

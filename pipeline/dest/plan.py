@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +39,11 @@ GROWN_VERSION = 3
 # them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
 SINGLE_SHARD_UNITS = 10_000
 UNIT_BYTES = 256 * 2**20
+# Loose images go into units of at most so many. The first units are small, so that all cores have work at once and labels
+# come early; the last ones take a share of what is left, so that all cores end together.
 UNIT_IMAGES = 1_000
+LEAST_UNIT_IMAGES = 16
+UNIT_SHARE = 32
 SEGMENT_ROWS = 100_000
 # Segments that are fetched at a time: a plan that grew each day has hundreds, of some milliseconds each.
 SEGMENTS_AHEAD = 4
@@ -90,20 +95,21 @@ class Plan:
 
 
 def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) -> Iterator[Unit]:
-    """Group slices into units by a rule that looks at nothing but what came before.
+    """Group slices into units, by their number, order and sizes alone.
 
     Args:
         slices: In the source's order.
         images: Whether each slice is one loose image; then a unit is up to UNIT_IMAGES of them.
         first: Number of the first unit.
     """
+    if images:
+        yield from _image_units(slices, first)
+        return
     number = first
     group: list[Slice] = []
     size = 0
     for piece in slices:
-        alone = not images and number < SINGLE_SHARD_UNITS
-        full = len(group) >= UNIT_IMAGES if images else size + piece.size > UNIT_BYTES
-        if group and (alone or full):
+        if group and (number < SINGLE_SHARD_UNITS or size + piece.size > UNIT_BYTES):
             yield Unit(number, tuple(group))
             number += 1
             group, size = [], 0
@@ -111,6 +117,19 @@ def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) 
         size += piece.size
     if group:
         yield Unit(number, tuple(group))
+
+
+def _image_units(slices: Iterable[Slice], first: int) -> Iterator[Unit]:
+    """Group loose images; some ten thousand are looked at in advance."""
+    rest = iter(slices)
+    known = deque(islice(rest, UNIT_SHARE * UNIT_IMAGES))
+    number = first
+    while known:
+        at_the_start, at_the_end = LEAST_UNIT_IMAGES * (number - first + 1), len(known) // UNIT_SHARE
+        size = min(UNIT_IMAGES, at_the_start, max(LEAST_UNIT_IMAGES, at_the_end), len(known))
+        yield Unit(number, tuple(known.popleft() for _ in range(size)))
+        known.extend(islice(rest, size))
+        number += 1
 
 
 def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -> Plan:

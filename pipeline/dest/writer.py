@@ -78,8 +78,8 @@ class OutputSpec:
     carried: tuple[pa.Field, ...] = ()
     calibration: Calibration | None = None
 
-    def schema(self) -> pa.Schema:
-        """Return the Arrow schema of the output."""
+    def schema(self, more: dict[str, str] | None = None) -> pa.Schema:
+        """Return the Arrow schema of the output, with more metadata where a file has some of its own."""
         fields = [
             pa.field("shard", _DICTIONARY),
             pa.field("key", pa.string()),
@@ -98,7 +98,7 @@ class OutputSpec:
             fields.append(pa.field("accepted", pa.bool_()))
         if self.embedding_size is not None:
             fields.append(pa.field("embedding", pa.list_(pa.float32(), self.embedding_size)))
-        return pa.schema([*fields, *self.carried], metadata=self.metadata)
+        return pa.schema([*fields, *self.carried], metadata={**self.metadata, **(more or {})})
 
 
 def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec, schema: pa.Schema) -> pa.RecordBatch:

@@ -81,8 +81,15 @@ class LabelledSource:
         else:
             yield from self._webdataset()
 
-    def _webdataset(self) -> Iterator[tuple[Sample, str | None]]:
+    def _fetchable(self) -> Iterator[InputFile]:
         for file in self.source.files():
+            if why := self.source.base.unreadable(file.shard):
+                self.incomplete.append(f"{file.shard}: {why}")
+            else:
+                yield file
+
+    def _webdataset(self) -> Iterator[tuple[Sample, str | None]]:
+        for file in self._fetchable():
             notes = ShardNotes()
             with self.source.base.open_stream(file.shard) as stream:
                 for sample in read_webdataset(stream, file.shard, notes, self.limits, beside=True):
@@ -90,7 +97,7 @@ class LabelledSource:
             self._note(file, notes)
 
     def _parquet(self, columns: ParquetColumns, names: list[str] | None) -> Iterator[tuple[Sample, str | None]]:
-        for file in self.source.files():
+        for file in self._fetchable():
             notes = ShardNotes()
             with closing(self.source.base.open_random(file.shard)) as random:
                 for sample in read_parquet(random, file.shard, notes, self.limits, columns):
@@ -165,7 +172,7 @@ def _columns(source: Source, image: str | None, label: str | None) -> tuple[Parq
         ConfigError: No column can be the label.
         SourceError: No file can be read.
     """
-    for file in islice(source.files(), _SCHEMA_TRIES):
+    for file in islice(source.fetchable(), _SCHEMA_TRIES):
         with suppress(OSError, ValueError), closing(source.base.open_random(file.shard)) as random:
             schema = open_parquet(random).schema_arrow
             name = label or next((one for one in LABEL_FIELDS if one in schema.names), None)

@@ -15,7 +15,7 @@ Z95 = 1.959963984540054
 CALIBRATION_BINS = 15
 
 
-def wilson(right: int, images: int, z: float = Z95) -> tuple[float, float]:
+def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
     """Return the interval that holds the true rate, as two rates between 0 and 1 (Wilson, 1927).
 
     Unlike the rate plus or minus its standard error it stays within 0 and 1, and has a width at 0 and at 1.

@@ -59,6 +59,7 @@ class UnitSettings:
             down, and is then done isolated.
         columns: Of Parquet: which columns are read.
         token: By which the run holds DEST; see `pipeline.dest.lease`.
+        rows_id: Of the settings that rows depend on; see `pipeline.dest.fingerprint`.
     """
 
     source: Storage
@@ -73,6 +74,7 @@ class UnitSettings:
     image_timeout_s: float = 60.0
     columns: ParquetColumns = ANY_COLUMNS
     token: str = ""
+    rows_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,7 @@ def label_unit(
     schema = settings.output.schema()
     samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
     batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, isolate=isolate))
-    with UnitWriter(settings.dest.temporary_path(), schema) as writer:
+    with open_writer(settings, unit) as writer:
         for rows, predictions in _gathered(label(batches)):
             with clock.measured(Stage.WRITE):
                 writer.write(build_batch(rows, predictions, settings.output, schema))
@@ -312,6 +314,13 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
         yield rows, Predictions.join(pieces)
 
 
+def open_writer(settings: UnitSettings, unit: Unit) -> UnitWriter:
+    """Return what writes a unit's file, whose metadata says of which settings and shards it is."""
+    return UnitWriter(
+        settings.dest.temporary_path(), settings.output.schema({"shardlabel.unit_id": unit.id(settings.rows_id)})
+    )
+
+
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
     """Put a unit's finished file in its place, and return the commit record that is still to be written."""
     size, digest = file_digest(writer.path)
@@ -330,5 +339,6 @@ def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: 
         shards=len(unit.slices),
         incomplete=notes.incomplete,
         skipped=notes.skipped,
+        token=settings.token,
         made_by=made_by(),
     )

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from models.errors import InferenceError, ShardlabelError
 from pipeline.dest.commits import Commit
 from pipeline.dest.writer import UnitWriter
-from pipeline.operators.stages import UnitNotes, UnitSettings, publish_unit
+from pipeline.operators.stages import UnitNotes, UnitSettings, open_writer, publish_unit
 from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.sources.unit import Slice, Unit
 
@@ -199,8 +199,8 @@ class UnitAssembly:
 
     def _write(self, number: int, rows: pa.Table, ends: list[End]) -> None:
         if number not in self._open:
-            writer = UnitWriter(self._settings.dest.temporary_path(), self._schema)
-            self._open[number] = _Open(self._units[number], writer.__enter__())
+            unit = self._units[number]
+            self._open[number] = _Open(unit, open_writer(self._settings, unit).__enter__())
         one = self._open[number]
         if ends:
             (one.end,) = ends

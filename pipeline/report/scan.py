@@ -117,7 +117,7 @@ def _count_part(dest: Storage, commit: Commit) -> Counts:
 def _count_rows(dest: Storage, commit: Commit) -> Counts:
     counts = Counts()
     within = reach(commit.rows, commit.bytes_read)
-    with _open_part(dest, commit.part, commit.size) as source:
+    with open_part(dest, commit.part, commit.size) as source:
         file = pq.ParquetFile(source, read_dictionary=["label", "status"])
         metadata = file.schema_arrow.metadata or {}
         counts.metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
@@ -130,7 +130,7 @@ def _count_rows(dest: Storage, commit: Commit) -> Counts:
     return counts
 
 
-def _open_part(dest: Storage, part: str, size: int) -> AbstractContextManager[Any]:
+def open_part(dest: Storage, part: str, size: int) -> AbstractContextManager[Any]:
     """Open a part file: a small one is read with a single request, of a large one what is asked for."""
     if size <= WHOLE_BYTES:
         return pa.BufferReader(dest.read_bytes(part))  # type: ignore[no-any-return]

@@ -25,8 +25,9 @@ AHEAD_BYTES = 64 * 2**20
 def read_images(storage: Storage, pieces: Iterable[Slice], notes: ShardNotes, limits: ImageLimits) -> Iterator[Sample]:
     """Yield a sample per file, in order.
 
-    A file that went away since the run was planned is a row, as one among millions may; one that changed is an error,
-    as for shards. A file over max_image_bytes is not read: its size is in the plan.
+    A file that cannot be fetched by its key is a row, and one that went away since the run was planned, as one among
+    millions may; one that changed is an error, as for shards. A file over max_image_bytes is not read: its size is in
+    the plan.
 
     Args:
         storage: The folder that names are relative to.
@@ -51,6 +52,8 @@ def _read(storage: Storage, piece: Slice, limits: ImageLimits) -> Sample:
     folder = piece.shard.rpartition("/")[0] or "."
     if piece.etag == NO_UTF_8:
         return Sample(folder, piece.shard, None, "unsupported", "the file's name is not UTF-8; rename the file")
+    if why := storage.unreadable(piece.shard):
+        return Sample(folder, piece.shard, None, "unsupported", why)
     if piece.size > limits.max_image_bytes:
         return Sample(folder, piece.shard, None, "too_large", too_large_error(piece.size, limits))
     try:

@@ -16,8 +16,12 @@ _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 
 
 def is_hidden(path: str) -> bool:
-    """Tell whether readers of folders pass over a path: names in it begin with . or _."""
-    return any(part.startswith(HIDDEN) for part in path.split("/"))
+    """Tell whether readers of folders pass over a path: names in it begin with . or _ (`.` and `..` are no names)."""
+    return any(_is_hidden(part) for part in path.split("/"))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(HIDDEN) and name not in (".", "..")
 
 
 def has_pattern(path: str) -> bool:
@@ -104,9 +108,9 @@ def matches(parts: list[str], pattern: list[str]) -> bool:
         return not parts
     if pattern[0] == "**":
         if len(pattern) == 1:
-            return bool(parts) and not any(part.startswith(HIDDEN) for part in parts)
+            return bool(parts) and not any(_is_hidden(part) for part in parts)
         return matches(parts, pattern[1:]) or (
-            len(parts) > 1 and not parts[0].startswith(HIDDEN) and matches(parts[1:], pattern)
+            len(parts) > 1 and not _is_hidden(parts[0]) and matches(parts[1:], pattern)
         )
     return bool(parts) and _matches_one(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
@@ -122,6 +126,6 @@ def may_match_below(folder: list[str], pattern: list[str]) -> bool:
 
 
 def _matches_one(name: str, pattern: str) -> bool:
-    if name.startswith(HIDDEN) and not pattern.startswith(name[0]):
+    if _is_hidden(name) and not pattern.startswith(name[0]):
         return False
     return fnmatch.fnmatchcase(name, pattern)

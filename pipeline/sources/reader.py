@@ -65,7 +65,7 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
                 f"--image-column, --key-column and --carry are for Parquet; SOURCE is {source.format.value}"
             )
         return ParquetColumns()
-    for file in islice(source.files(), _SCHEMA_TRIES):
+    for file in islice(source.fetchable(), _SCHEMA_TRIES):
         with suppress(OSError, ValueError):
             random = source.base.open_random(file.shard)
             try:
@@ -129,6 +129,9 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample
 
 def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Generator[Sample, None, None]:
     planned = FileStat(piece.shard, piece.size, piece.etag)
+    if why := settings.source.unreadable(piece.shard):
+        notes.lose(why)
+        return
     if settings.format is SourceFormat.PARQUET:
         file = settings.source.open_random(piece.shard, expected=planned)
         try:
@@ -146,7 +149,7 @@ def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Gene
 
 def _runs(storage: Storage, file: InputFile) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
-    if file.size <= PIECE_BYTES:
+    if file.size <= PIECE_BYTES or storage.unreadable(file.shard):
         return [(0, -1)]
     random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
     try:

@@ -19,6 +19,7 @@ from pipeline.sources.overlap import Overlap
 from pipeline.sources.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
 from pipeline.storage.listing import NO_UTF_8, Lookup, visible_name, walk
 from pipeline.storage.location import FileStat
+from pipeline.storage.odd_keys import NO_FOLDER, is_path, visible
 from pipeline.storage.storage import Storage, iter_lines
 from pipeline.storage.stores import split_location
 from pipeline.storage.uris import display_uri, without_secrets
@@ -43,6 +44,10 @@ class Source:
     base: Storage
     format: SourceFormat
     files: Callable[[], Iterator[InputFile]]
+
+    def fetchable(self) -> Iterator[InputFile]:
+        """Yield the files without those whose keys cannot be fetched; see `Location.unreadable`."""
+        return (file for file in self.files() if not self.base.unreadable(file.shard))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +258,20 @@ class _Finder:
         elif patterns.has_glob(path):
             found, nothing = self._glob(path), "matches no files"
         else:
-            raise SourceError(f"SOURCE {spec.text} does not exist{self._no_bucket()}")
+            raise SourceError(f"SOURCE {visible(spec.text)} {self._absent(path)}{self._no_bucket()}")
         first = next(found, None)
         if first is None:
             passed_over = self._dest.passed_over if self._dest is not None else ""
             raise SourceError(f"SOURCE {spec.text} {nothing}{_hint(self._wanted)}{passed_over}{self._no_bucket()}")
         yield first
         yield from found
+
+    def _absent(self, path: str) -> str:
+        """Say why there is no such file or folder."""
+        if why := self.base.unreadable(path):
+            return f"cannot be used: {why}"
+        is_odd = not self.base.is_local and not is_path(self.base.key(path))
+        return f"is no file, and {NO_FOLDER}" if is_odd else "does not exist"
 
     def _no_bucket(self) -> str:
         """Say where it is the bucket that is missing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass, replace
+from hashlib import sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ class Unit:
     def size(self) -> int:
         """Bytes of its shards."""
         return sum(piece.size for piece in self.slices)
+
+    def id(self, rows_id: str) -> str:
+        """Return a hash of its slices and of the settings that its rows depend on.
+
+        ETags are left out: what lies on a disk and in a bucket has the same id.
+        """
+        slices = [replace(piece, etag="") for piece in self.slices]
+        return sha256(json.dumps([rows_id, [astuple(piece) for piece in slices]]).encode()).hexdigest()[:32]
 
 
 def part_name(unit: int) -> str:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from models.errors import StorageError
 from pipeline.storage.location import FileStat
+from pipeline.storage.odd_keys import is_path
 from pipeline.storage.retries import reason
 from pipeline.storage.storage import Storage
 
@@ -193,7 +194,8 @@ class Lookup:
     def _list(self, folders: list[str]) -> None:
         """List those of the folders that enough files were asked of."""
         self._singles.update(folder for folder in folders if folder not in self._listings)
-        wanted = [folder for folder in dict.fromkeys(folders) if self._singles[folder] > SINGLE_LOOKUPS]
+        often = [folder for folder in dict.fromkeys(folders) if self._singles[folder] > SINGLE_LOOKUPS]
+        wanted = [folder for folder in often if is_path(self._storage.key(folder))]
         if wanted and self._kept < FILES_KEPT:
             for folder, files in zip(wanted, ahead(wanted, self._storage.list, calls=2), strict=True):
                 self._listings[folder] = {file.path.rpartition("/")[2]: file for file in files}

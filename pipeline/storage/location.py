@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.errors import SourceError
+from pipeline.storage.odd_keys import store_behind_empty_segment, unreadable, visible
 from pipeline.storage.stores import open_store
 
 
@@ -91,6 +93,22 @@ class Location:
         """Return a name as the bucket knows it."""
         return self.path(name).partition("/")[2]
 
+    def object(self, name: str) -> tuple[Any, str]:
+        """Return the obstore store to ask for an object, and the object's key there.
+
+        Raises:
+            SourceError: It cannot be asked for.
+        """
+        if why := self.unreadable(name):
+            raise SourceError(f"{self.describe(name)} cannot be used: {why}")
+        key = self.key(name)
+        is_odd = "//" in key and self.can_list
+        return store_behind_empty_segment(self.root_uri, key) if is_odd else (self.store, key)
+
+    def unreadable(self, name: str) -> str | None:
+        """Say why a file cannot be fetched, whatever the storage answers; None where it can."""
+        return None if self.is_local else unreadable(self.key(name))
+
     def describe(self, name: str = "") -> str:
         """Return a name as a user knows it."""
-        return f"{self.uri.rstrip('/')}/{name}" if name and self.uri else (name or self.uri)
+        return visible(f"{self.uri.rstrip('/')}/{name}" if name and self.uri else (name or self.uri))

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from models.errors import StorageError
+from models.errors import SourceError, StorageError
 from pipeline.storage.local_disk import Listing, list_folder, put_in_place, remove_stale, stat_file
 from pipeline.storage.location import FileStat, Location, Version, etag_of
+from pipeline.storage.object_listing import ObjectListing, list_one_folder
+from pipeline.storage.odd_keys import NO_FOLDER, is_path
 from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, is_missing, reason, retried
 from pipeline.storage.stored_file import RandomFile, StoredFile
 from pipeline.storage.stores import SILENCE_S, open_store, split_location
@@ -42,13 +44,14 @@ class Storage(Location):
         """Return a file's size and ETag, or None where there is no such file."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: stat_file(name, self.path(name)))
-        if not self.key(name):
+        if not self.key(name) or self.unreadable(name):
             return None
 
         def look() -> FileStat | None:
             try:
-                return _stat_object(name, self.store.head(self.key(name)))
-            except (FileNotFoundError, InvalidPathError):
+                store, key = self.object(name)
+                return _stat_object(name, store.head(key))
+            except FileNotFoundError:
                 return None
 
         return retried(f"look up {self.describe(name)}", look)
@@ -57,7 +60,7 @@ class Storage(Location):
         """Tell whether a folder (or, on object storage, any object below the name) is there."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: Path(self.path(name)).is_dir())
-        return any(True for _ in self.pages(name, most=1))
+        return is_path(self.key(name)) and any(True for _ in self.pages(name, most=1))
 
     def list(self, name: str = "", *, recursive: bool = False) -> list[FileStat]:
         """List the files of a folder, sorted by path; [] where there is no such folder. All are in memory at once."""
@@ -74,51 +77,37 @@ class Storage(Location):
             return retried(f"list {self.describe(name)}", lambda: list_folder(name, self.path(name)))
         if not self.can_list:
             return [], []
-        found = self._listed(name, lambda: self.store.list_with_delimiter(self.key(name) or None))
+        found = self._listed(name, lambda: list_one_folder(self, self.key(name)))
         if found is None:
             return [], []
         below = len(self.key()) + 1 if self.key() else 0
-        files = [_stat_object(meta["path"][below:], meta) for meta in found["objects"]]
-        folders = [path[below:] for path in found["common_prefixes"]]
+        files = [_stat_object(meta["path"][below:], meta) for meta in found[0]]
+        folders = [path[below:] for path in found[1]]
         return sorted(files, key=lambda file: file.path), sorted(folders)
 
     def pages(self, name: str = "", *, most: int = _PAGE) -> Iterator[Sequence[FileStat]]:
         """Yield the objects below a folder of an object store, in the order of paths, in pieces of at most so many.
 
         Raises:
-            StorageError: It cannot be listed, or a name in it is one that no path can have (`//`, `..`).
+            SourceError: The folder's name is no path.
+            StorageError: It cannot be listed.
         """
         if not self.can_list:
             return
         below = len(self.key()) + 1 if self.key() else 0
-        last: str | None = None
-        stream: Iterator[Any] | None = None
-
-        def more() -> Sequence[Any]:
-            nonlocal stream
-            try:
-                stream = stream or iter(self.store.list(self.key(name) or None, offset=last, chunk_size=most))
-                return tuple(next(stream, ()))
-            except Exception:
-                stream = None  # begun anew behind what came last
-                raise
-
-        while page := self._listed(name, more):
-            last = page[-1]["path"]
+        listing = ObjectListing(self, self.key(name), most)
+        while page := self._listed(name, listing.page):
             yield [_stat_object(meta["path"][below:], meta) for meta in page]
 
     def _listed(self, name: str, operation: Callable[[], T]) -> T | None:
         """Call what lists; None where there is no such bucket."""
+        if not is_path(self.key(name)):
+            raise SourceError(f"cannot list {self.describe(name)}: {NO_FOLDER}")
         try:
             return retried(f"list {self.describe(name)}", operation)
         except StorageError as err:
             if is_missing(err.__cause__):
                 return None
-            if isinstance(err.__cause__, InvalidPathError):
-                raise StorageError(
-                    f"cannot list {self.describe(name)}: {reason(err.__cause__)}; rename or remove that object, or name "
-                    "the files that are wanted (a list, or a range)"
-                ) from err.__cause__
             raise
 
     def read_bytes(self, name: str) -> bytes:
@@ -135,7 +124,8 @@ class Storage(Location):
                 file.close()
 
         def read() -> tuple[bytes, Version]:
-            result = self.store.get(self.key(name))
+            store, key = self.object(name)
+            result = store.get(key)
             return result.bytes().to_bytes(), Version.of(result.meta)
 
         return retried(f"read {self.describe(name)}", read)
@@ -249,7 +239,7 @@ class Storage(Location):
     def _version(self, name: str) -> Version | None:
         def look() -> Version | None:
             with suppress(FileNotFoundError):
-                return Version.of(self.store.head(self.key(name)))
+                return Version.of(self.store.head(self._own_key(name)))
             return None
 
         return retried(f"look up {self.describe(name)}", look)
@@ -259,9 +249,19 @@ class Storage(Location):
 
         def remove() -> None:
             with suppress(FileNotFoundError):
-                Path(self.path(name)).unlink() if self.is_local else self.store.delete(self.key(name))
+                Path(self.path(name)).unlink() if self.is_local else self.store.delete(self._own_key(name))
 
         retried(f"delete {self.describe(name)}", remove)
+
+    def _own_key(self, name: str) -> str:
+        """Return the key of an object that a run writes."""
+        key = self.key(name)
+        if not is_path(key):
+            raise SourceError(
+                f"cannot write {self.describe(name)}: expected a name without `//`, `.`, `..` and control characters; "
+                "choose another"
+            )
+        return key
 
     def _put(self, name: str, content: bytes, mode: Any) -> Version:  # noqa: ANN401 (obstore's PutMode)
         """Write an object by one PUT: it appears when all of it is there."""
@@ -269,7 +269,7 @@ class Storage(Location):
         store = self.store if is_small else open_store(self.root_uri, _LARGE_UPLOAD_S)
 
         def put() -> Version:
-            return Version.of(store.put(self.key(name), content, mode=mode, use_multipart=False))
+            return Version.of(store.put(self._own_key(name), content, mode=mode, use_multipart=False))
 
         return retried(f"write {self.describe(name)}", put)
 

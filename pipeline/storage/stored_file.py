@@ -93,7 +93,8 @@ class StoredFile:
             stat = os.fstat(self._descriptor)
             self._check(FileStat(self._name, stat.st_size, f"{stat.st_mtime_ns:x}"))
         else:
-            self._check_meta(self._storage.store.head(self._storage.key(self._name)))
+            store, key = self._storage.object(self._name)
+            self._check_meta(store.head(key))
 
     def _check_meta(self, meta: Mapping[str, Any]) -> None:
         self._check(FileStat(self._name, meta["size"], etag_of(meta)))
@@ -116,7 +117,8 @@ class StoredFile:
     def _get(self, range_: object) -> Any:  # noqa: ANN401 (obstore's GetResult cannot be imported)
         options = {**({"range": range_} if range_ else {}), **self._condition}
         try:
-            result = self._storage.store.get(self._storage.key(self._name), options=options)
+            store, key = self._storage.object(self._name)
+            result = store.get(key, options=options)
         except BaseError as err:
             self._explain(err)
             raise

@@ -20,7 +20,7 @@ from pipeline.storage.uris import QUERY, URI, display_uri, is_cut_secret
 
 # A server that is silent for so long has stalled.
 SILENCE_S = 15
-_CONNECT_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 5
 # Of one request, within a second or two: resets, lost answers, throttling. `retried` has the patience for more.
 _REQUEST_RETRIES = 3
 # For a whole request, however large: SILENCE_S is what ends one that stalls.
@@ -109,12 +109,13 @@ def absolute(path: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def open_store(root_uri: str, silence_s: float = SILENCE_S) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
+def open_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "") -> Any:  # noqa: ANN401 (obstore's stores have no common class)
     """Return the obstore store of a storage; the same one at each call.
 
     Args:
         root_uri: See `split_location`.
         silence_s: How long its server may say nothing. Of an upload that counts from its beginning.
+        address: A URL to be asked in place of the bucket's own: that of a folder in it, or of a relay (`odd_keys.py`).
 
     Raises:
         SourceError: An option is unknown, or what the URI or the environment says cannot be used.
@@ -133,7 +134,7 @@ def open_store(root_uri: str, silence_s: float = SILENCE_S) -> Any:  # noqa: ANN
     user, _, place = authority.rpartition("@")
     client: dict[str, Any] = {
         "allow_http": True,
-        "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=silence_s),
         "timeout": _LONGEST_REQUEST,
     }
@@ -144,7 +145,7 @@ def open_store(root_uri: str, silence_s: float = SILENCE_S) -> Any:  # noqa: ANN
     }
     try:
         builder: Callable[..., Any] = _BUILDERS.get(kind, _http)
-        return builder(root_uri, user, place, options, more)
+        return builder(root_uri, user, place, options | ({"address": address} if address else {}), more)
     except SourceError:
         raise
     except Exception as err:  # noqa: BLE001 (obstore's and those of the libraries that find credentials)
@@ -156,14 +157,16 @@ def _s3(root_uri: str, user: str, bucket: str, options: dict[str, str], more: di
     from obstore.store import S3Store
 
     # Of one object, DELETE does, and needs no right that is of its own; not every server knows the other.
-    config: dict[str, Any] = {"disable_bulk_delete": True, "region": options.get("region") or _region_of_bucket(bucket)}
+    config: dict[str, Any] = {"disable_bulk_delete": True, "region": options.get("region") or region_of_bucket(bucket)}
     if endpoint := options.get("endpoint_override"):
         config["endpoint"] = f"{options.get('scheme', 'https')}://{endpoint}"
-    if _is_true(options.get("force_virtual_addressing", "")):
+    if is_true(options.get("force_virtual_addressing", "")):
         config["virtual_hosted_style_request"] = True
+    if address := options.get("address"):  # taken as it is where the bucket is said to stand in it
+        config |= {"endpoint": address, "virtual_hosted_style_request": True}
     if certificate := options.get("tls_ca_file_path"):
         more["client_options"]["root_certificate"] = Path(certificate).read_text()
-    if _is_true(options.get("anonymous", "")):
+    if is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
     elif user:
         key_id, _, secret = user.partition(":")
@@ -182,8 +185,10 @@ def _gcs(root_uri: str, user: str, bucket: str, options: dict[str, str], more: d
         config["base_url"] = f"{scheme}://{endpoint}"
         if scheme == "http":  # an emulator: it asks for no token, and Google would be asked for one
             config["bearer_token"] = "emulator"
-    if user == "anonymous" or _is_true(options.get("anonymous", "")):
+    if user == "anonymous" or is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
+    if address := options.get("address"):
+        config["base_url"], _, bucket = address.rpartition("/")
     return GCSStore(bucket, **config, **more)
 
 
@@ -195,8 +200,10 @@ def _azure(root_uri: str, user: str, container: str, options: dict[str, str], mo
         # Of an emulator the account stands in the path.
         account = "" if "/" in host else options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
         config["endpoint"] = f"{options.get('blob_storage_scheme', 'https')}://{host}/{account}".rstrip("/")
-    if _is_true(options.get("anonymous", "")):
+    if is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
+    if address := options.get("address"):
+        config["endpoint"], _, container = address.rpartition("/")
     return AzureStore(container, **config, **more)
 
 
@@ -209,7 +216,8 @@ def _http(root_uri: str, user: str, host: str, options: dict[str, str], more: di
 _BUILDERS: dict[str, Callable[..., Any]] = {"s3": _s3, "gs": _gcs, "az": _azure}
 
 
-def _is_true(text: str) -> bool:
+def is_true(text: str) -> bool:
+    """Tell whether an option is set."""
     return text.lower() in ("true", "1", "yes")
 
 
@@ -232,12 +240,13 @@ def _add_endpoint(options: dict[str, str], found: str | None, host: str, scheme:
         options.setdefault(scheme, before)
 
 
-def _region_of_bucket(bucket: str) -> str:
+@lru_cache(maxsize=64)
+def region_of_bucket(bucket: str) -> str:
     """Ask AWS where a bucket lies; it says so to anyone. us-east-1 where it does not answer."""
     import requests
 
     try:
-        answer = requests.head(f"https://{quote(bucket)}.s3.amazonaws.com", timeout=_CONNECT_TIMEOUT_S)
+        answer = requests.head(f"https://{quote(bucket)}.s3.amazonaws.com", timeout=CONNECT_TIMEOUT_S)
     except requests.RequestException:
         return "us-east-1"
     return answer.headers.get("x-amz-bucket-region", "us-east-1")

@@ -19,6 +19,7 @@ from serve.http.access_log import AccessLog
 from serve.http.asgi import Rejected, as_rejected, error_response
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
+from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Answered without a key: who watches over the endpoint has none.
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
 # The routes that take images, as `route_name` calls them: those ask the queue before they read a body.
-ADMITTED = frozenset({"/v1/classify", "/v2/models/infer"})
+ADMITTED = frozenset({"/v1/classify", "/v1/embeddings", "/models", "/v2/models/infer"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
 
@@ -156,6 +157,7 @@ class Application:
                 ms=round(1000 * seconds, 2),
                 bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
                 request_id=headers.get("x-request-id", ""),
+                **trace_field(headers.getlist("traceparent")),
                 **({"error": kind} if kind else {}),
             )
 
@@ -177,10 +179,22 @@ def _no_route(err: HTTPException, path: str, method: str) -> Rejected:
 
 def route_name(path: str) -> str:
     """Return a path's route for the metrics: few names, whatever is asked for."""
-    if path in ("/", "/v1/classify", "/docs", "/openapi.json", "/metrics", "/healthz", "/v2", "/v2/models"):
+    if path in (
+        "/",
+        "/v1/classify",
+        "/v1/embeddings",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+        "/healthz",
+        "/v2",
+        "/v2/models",
+    ):
         return path
     if path.startswith("/v2/health/"):
         return "/v2/health"
+    if path.startswith("/models/"):
+        return "/models"
     if path.startswith("/v2/models/"):
         return "/v2/models/infer" if path.endswith("/infer") else "/v2/models/..."
     return "/page" if path.startswith("/page/") else "other"

@@ -33,6 +33,7 @@ import orjson
 from models.errors import ClusterError
 from models.parent import end_with_parent
 from serve.http.asgi import OWN_TIMEOUT_HEADER
+from serve.oip.grpc.service import STREAM
 
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
 TIMEOUT_REQUEST_S = 60
@@ -150,7 +151,8 @@ def _grpc(config: str) -> str:
         # HTTP/2 and then makes no call. Neither is for a call that waits for its answer.
         f"    timeout client {TIMEOUT_REQUEST_S}s\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
         # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
-        "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ }\n"
+        "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ } "
+        f"!{{ path_end /{STREAM} }}\n"
     )
 
 

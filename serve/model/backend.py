@@ -22,6 +22,7 @@ class Labelled:
         label_ids: int32 of shape (k,), best first; equal scores keep the lower class index first.
         scores: float32 of shape (k,), probabilities after softmax.
         probabilities: float32 of shape (n_classes,), or None where it was not asked for.
+        embedding: float32 of shape (features,), likewise.
         accepted: Whether the best label reaches the threshold of its class; None without a calibration.
     """
 
@@ -30,6 +31,7 @@ class Labelled:
     label_ids: Int32Array
     scores: Float32Array
     probabilities: Float32Array | None = None
+    embedding: Float32Array | None = None
     accepted: bool | None = None
 
 
@@ -57,7 +59,13 @@ class Backend(Protocol):
         """Tell whether a real inference has passed on every batch shape that is used."""
 
     async def label(
-        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
     ) -> list[Outcome]:
         """Label encoded images.
 
@@ -66,6 +74,7 @@ class Backend(Protocol):
             top_k: 1 <= top_k <= number of classes.
             deadline: `time.monotonic()` after which nobody waits for the answer.
             probabilities: Whether to give all classes' probabilities too.
+            embedding: Whether to give the penultimate features too; the model's entry has to name them.
 
         Returns:
             One outcome per image, in order.

@@ -38,6 +38,7 @@ class _Wanted:
 
     top_k: int
     probabilities: bool
+    embedding: bool
 
 
 class Engine:
@@ -135,10 +136,16 @@ class Engine:
         return f"a thread has been at one batch for {stuck:.0f} s" if stuck > STUCK_S else None
 
     async def label(
-        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
     ) -> list[Outcome]:
         """Label encoded images; see `serve.model.backend.Backend.label`."""
-        wanted = _Wanted(top_k, probabilities)
+        wanted = _Wanted(top_k, probabilities, embedding)
         outcomes = await self._started().submit([Item(data, 1, deadline, wanted) for data in images])
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
@@ -178,6 +185,7 @@ class Engine:
                 _stacked([jobs[i].decoded.pixels for i in images]),
                 top_k=max(w.top_k for w in wanted),
                 probabilities=any(w.probabilities for w in wanted),
+                embedding=any(w.embedding for w in wanted),
             )
             accepted = self._accepted(predictions)
             for row, i in enumerate(images):
@@ -203,6 +211,8 @@ class Engine:
         image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
             self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
+        if self.spec.embedding is not None:
+            self._classifier.predict(_stacked([image.pixels]), embedding=True)
         self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))
 
     def _started(self) -> Batcher:
@@ -226,6 +236,10 @@ def _labelled(job: Item, predictions: Predictions, row: int, accepted: bool | No
         scores=predictions.scores[row, :k],
         probabilities=predictions.probabilities[row]
         if job.options.probabilities and predictions.probabilities is not None
+        else None,
+        # A copy: it must not keep those of the whole batch.
+        embedding=predictions.embedding[row].copy()
+        if job.options.embedding and predictions.embedding is not None
         else None,
         accepted=accepted,
     )

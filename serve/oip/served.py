@@ -111,19 +111,16 @@ def check_rows(count: int, limit: int, name: str) -> None:
         )
 
 
-def wanted_outputs(
-    request: InferRequest, outputs: Sequence[TensorMetadata], model: str, *, classified: str
-) -> Sequence[RequestedOutput]:
+def wanted_outputs(request: InferRequest, outputs: Sequence[TensorMetadata], model: str) -> Sequence[RequestedOutput]:
     """Return the outputs to compute: those that were asked for, or all.
 
     Args:
         request: What was asked.
         outputs: What the model has.
         model: Its name, for the message.
-        classified: The output that holds one value per class, the only one that can be given as classes.
 
     Raises:
-        Rejected: One is unknown, or cannot be given as classes.
+        Rejected: One is unknown.
     """
     if not request.outputs:
         return [RequestedOutput(output.name, binary=request.binary_output) for output in outputs]
@@ -131,8 +128,6 @@ def wanted_outputs(
     for output in request.outputs:
         if output.name not in known:
             raise malformed(f"model {model!r} has the outputs {', '.join(known)}, got {output.name[:60]!r}")
-        if output.classification and output.name != classified:
-            raise malformed(f"classification is for the output {classified!r}, got {output.name!r}")
     return request.outputs
 
 

@@ -61,7 +61,7 @@ class ServedImages:
     async def infer(self, request: InferRequest, *, deadline: float) -> tuple[OutputTensor, ...]:
         """Label the images of a request. See `ServedModel.infer`."""
         tensor = only_input(request, self.inputs[0], self.name)
-        wanted = wanted_outputs(request, self.outputs, self.name, classified="probabilities")
+        wanted = wanted_outputs(request, self.outputs, self.name)
         top_k = self._top_k(request)
         self._check_shape(tensor)
         images = await read_values(tensor, deadline, lambda: _images(tensor))
@@ -100,6 +100,7 @@ class ServedImages:
 
     def _output(self, wanted: RequestedOutput, rows: Sequence[Labelled], top_k: int) -> OutputTensor:
         if wanted.classification:
+            # Of any output: clients of Triton's ensembles ask for the classes of all that the metadata name.
             k = min(wanted.classification, len(self._labels))
             ids = [row.label_ids[:k].tolist() for row in rows]
             return classification_output(wanted, ids, [row.scores[:k].tolist() for row in rows], self.backend.labels)

@@ -62,7 +62,7 @@ class ServedTensors:
     async def infer(self, request: InferRequest, *, deadline: float) -> tuple[OutputTensor, ...]:
         """Run the model on a batch. See `ServedModel.infer`."""
         tensor = only_input(request, self.inputs[0], self.name)
-        wanted = wanted_outputs(request, self.outputs, self.name, classified=self.outputs[0].name)
+        wanted = wanted_outputs(request, self.outputs, self.name)
         if request.top_k is not None:
             raise malformed(f"{self.name!r} gives no labels, so top_k means nothing to it; ask for classification")
         if tensor.shape[1:] != self._row or not tensor.shape:

@@ -12,6 +12,7 @@ import queue
 import sys
 from pathlib import Path
 
+import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from google.protobuf.json_format import MessageToDict
@@ -40,6 +41,47 @@ def fields(message) -> dict[str, list[object]]:
         field.name: [field.number, field.type, field.message_type.name if field.message_type else None]
         for field in message.DESCRIPTOR.fields
     }
+
+
+def ensemble_classes(client, model: str, image: bytes) -> dict[str, list[str]]:
+    """Ask for the classes of every output that the metadata name, as Triton's ensemble_image_client does."""
+    names = [output.name for output in client.get_model_metadata(model).outputs]
+    wanted = [triton.InferRequestedOutput(name, class_count=2) for name in names]
+    found = client.infer(model, [image_input(image)], outputs=wanted)
+    return {name: [element.decode() for element in found.as_numpy(name)[0]] for name in names}
+
+
+def streamed(url: str, model: str, image: bytes) -> dict[str, object]:
+    """Send requests down a stream, two of them wrong, as Triton's `image_client --streaming` does."""
+    client = triton.InferenceServerClient(url)
+    answers: queue.Queue[tuple[object, object]] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    wanted = [triton.InferRequestedOutput("labels")]
+    for number in range(20):
+        content = image[:50] if number == 7 else image
+        name = "nothing" if number == 9 else model
+        client.async_stream_infer(name, [image_input(content)], outputs=wanted, request_id=str(number))
+    got = [answers.get(timeout=30) for _ in range(20)]
+    client.stop_stream()
+    return {
+        "ids": [result.get_response().id for result, error in got if error is None],
+        "labels": sorted({result.as_numpy("labels")[0][0].decode() for result, error in got if error is None}),
+        "errors": {str(number): error.message() for number, (_, error) in enumerate(got) if error is not None},
+        "final": all(r.get_response().parameters["triton_final_response"].bool_param for r, e in got if e is None),
+    }
+
+
+def probed(url: str, *services: str) -> list[object]:
+    """Ask as Kubernetes' grpc probe does; the message is one string, and its answer one number."""
+    check = grpc.insecure_channel(url).unary_unary("/grpc.health.v1.Health/Check")
+    found: list[object] = []
+    for service in services:
+        text = service.encode()
+        try:
+            found.append(check((b"\n" + bytes([len(text)]) + text) if text else b"", timeout=10).hex())
+        except grpc.RpcError as err:
+            found.append(err.code().name)
+    return found
 
 
 def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
@@ -84,6 +126,7 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         ),
         *("InferBatchStatistics", "RepositoryIndexRequest", "RepositoryIndexResponse"),
         *("InferParameter", "InferTensorContents", "ModelInferRequest", "ModelInferResponse"),
+        "ModelStreamInferResponse",
     )
     return {
         "live": client.is_server_live(),
@@ -103,6 +146,9 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         "scores": everything.as_numpy("scores").tolist(),
         "sums": everything.as_numpy("probabilities").sum(axis=1).tolist(),
         "classes": [element.decode() for element in classes.as_numpy("probabilities").ravel()],
+        "every_output": ensemble_classes(client, model, image),
+        "streamed": streamed(url, model, image),
+        "probed": probed(url, "", model, "inference.GRPCInferenceService", "nothing"),
         "own": [own.as_numpy(tensor_out).shape, own.as_numpy(tensor_out).dtype.name],
         "later": later.get(timeout=30).as_numpy("label_ids")[0].tolist(),
         "unknown": error_of(client.infer, "nothing", [image_input(image)]),

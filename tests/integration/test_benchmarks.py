@@ -76,3 +76,13 @@ def test_the_drivers_cost_per_unit_is_measured(tmp_path):
     assert all(pool["units_per_s"] > 0 and pool["driver_cpu_ms"] > 0 for pool in answer["pools"])
     assert answer["commits"]["records"] == 800
     assert json.loads((tmp_path / "driver.json").read_text())["pools"] == answer["pools"]
+
+
+@pytest.mark.slow
+def test_drawing_from_a_made_up_dest_is_measured():
+    answer, _ = run_benchmark("review", "--rows", 3000, "--unit-rows", 1000)
+
+    assert answer["dest"]["rows"] == 3000
+    assert [draw["draw"] for draw in answer["draws"]] == [1, 2]
+    assert all(draw["seconds"] > 0 and draw["peak_mb"] > 0 for draw in (*answer["draws"], answer["score"]))
+    assert answer["score"]["interval"][0] < 80 < answer["score"]["interval"][1]

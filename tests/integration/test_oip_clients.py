@@ -138,6 +138,17 @@ def test_http_infer_without_outputs_gives_all_of_them_binary(client, server):
     assert all("binary_data_size" in output["parameters"] for output in result.get_response()["outputs"])
 
 
+def test_http_classification_of_every_output(client, server):
+    names = [output["name"] for output in client.get_model_metadata(server.model)["outputs"]]
+    wanted = [triton.InferRequestedOutput(name, class_count=2) for name in names]
+
+    result = client.infer(server.model, [images(RED, GREEN)], outputs=wanted)
+
+    for name in names:
+        assert result.as_numpy(name).shape == (2, 2)
+        assert [text.split(":")[1:] for text in texts(result.as_numpy(name))[::2]] == [["0", "red"], ["1", "green"]]
+
+
 def test_http_classification(client, server):
     wanted = triton.InferRequestedOutput("probabilities", class_count=2)
 
@@ -265,6 +276,16 @@ def check_triton_grpc(got: dict, *, model: str, classes: int, first: str, first_
     assert [row[0] for row in got["labels"]] == [first, first]
     assert got["sums"] == pytest.approx([1, 1], abs=1e-4)
     assert got["classes"][0].split(":")[1:] == [str(first_id), first]
+    assert {name: classes[0].split(":")[1:] for name, classes in got["every_output"].items()} == {
+        name: [str(first_id), first] for name in ("probabilities", "label_ids", "scores", "labels")
+    }
+    streamed = got["streamed"]
+    assert streamed["ids"] == [str(number) for number in range(20) if number not in (7, 9)]
+    assert (streamed["labels"], streamed["final"]) == ([first], True)
+    assert streamed["errors"].keys() == {"7", "9"}
+    assert "image 0" in streamed["errors"]["7"]
+    assert "no model 'nothing'" in streamed["errors"]["9"]
+    assert got["probed"] == ["0801", "0801", "0801", "NOT_FOUND"]
     assert got["own"] == [[2, classes], "float32"]
     assert got["later"][0] == first_id
     assert got["unknown"][0] == got["version"][0] == "StatusCode.NOT_FOUND"
@@ -296,6 +317,7 @@ def test_our_messages_are_the_protocols(triton_grpc):
         "InferParameter",
         "InferTensorContents",
         "ModelMetadataResponse",
+        "ModelStreamInferResponse",
     }
     assert whole < triton_grpc["messages"].keys()
 
@@ -337,6 +359,27 @@ def test_kserve_client(server, red_jpeg):
     assert rpc["id"] == "7"
     assert rpc["raw"][0] == rpc["typed"][0] == "red"
     assert rpc["unknown"] == "NOT_FOUND"
+
+
+def check_huggingface_and_openai(got: dict, *, model: str, first: str, features: int) -> None:
+    for rows in got["huggingface"].values():
+        assert rows[0][0] == first
+        assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
+    assert [len(rows) for rows in got["huggingface"].values()] == [got["default"], 2, 1]
+    assert got["errors"]["sigmoid"][:2] == ["BadRequestError", 400]
+    assert "must be softmax" in got["errors"]["sigmoid"][2]
+    assert got["errors"]["nothing"][1] == 404
+    assert "no model 'nothing'" in got["errors"]["nothing"][2]
+    assert got["embeddings"]["model"] == model
+    assert got["embeddings"]["widths"] == [features, features]
+    assert got["embeddings"]["same"] is True
+    assert got["embeddings"]["unknown"] == 404
+
+
+def test_huggingface_and_openai_clients(server, red_jpeg):
+    got = run_client("huggingface_openai.py", server.http, server.model, red_jpeg)
+
+    check_huggingface_and_openai(got, model=server.model, first="red", features=3)
 
 
 # Once more, against `shardlabel serve`: Ray Serve's ingress stands between
@@ -410,3 +453,11 @@ def test_kserve_client_through_shardlabel_serve(endpoint, cat):
     assert "cat" in got["rest"]["json"][0]
     assert got["rest"]["json"] == got["grpc"]["raw"] == got["grpc"]["typed"]
     assert got["grpc"]["unknown"] == "NOT_FOUND"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_huggingface_and_openai_clients_through_shardlabel_serve(endpoint, cat):
+    got = run_client("huggingface_openai.py", endpoint.http, endpoint.model, cat)
+
+    check_huggingface_and_openai(got, model=endpoint.model, first="tiger cat", features=1280)

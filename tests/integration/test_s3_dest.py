@@ -136,6 +136,37 @@ def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy:
     assert len(held) == 1
 
 
+def written(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    path.write_bytes(name.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+def test_a_part_that_was_under_way_as_the_lease_went_replaces_none_of_the_next_holder(place, tmp_path):
+    storage, checks = place.storage, iter([None, StorageError("another run has taken it")])
+
+    def check() -> None:
+        if (answer := next(checks)) is not None:
+            raise answer
+        # Between this look at the lease and the PUT the next run takes DEST, and is done with the part.
+        storage.publish(written(tmp_path, "next"), "part-00000.parquet")
+
+    with pytest.raises(StorageError, match="another run has taken it"):
+        storage.publish(written(tmp_path, "stalled"), "part-00000.parquet", check)
+
+    assert storage.read_bytes("part-00000.parquet") == b"next"
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+def test_a_part_of_a_run_that_lost_the_lease_is_replaced_by_the_next_holder(place, tmp_path):
+    place.storage.publish(written(tmp_path, "stalled"), "part-00000.parquet")
+
+    place.storage.publish(written(tmp_path, "next"), "part-00000.parquet")
+
+    assert place.storage.read_bytes("part-00000.parquet") == b"next"
+
+
 def label(place: Place, output: str, model: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cluster.cli", "label", f"{place.uri}/in", "--output", f"{place.uri}/{output}",
                "--model", str(model), "--top-k", "3", "--progress", "none", *options]  # fmt: skip

@@ -31,7 +31,13 @@ class FakeBackend:
         self.error: Exception | None = None
 
     async def label(
-        self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
     ) -> list[Outcome]:
         if self.error is not None:
             raise self.error
@@ -42,9 +48,9 @@ class FakeBackend:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         self.seen += images
-        return [self._outcome(image, top_k, probabilities) for image in images]
+        return [self._outcome(image, top_k, probabilities, embedding) for image in images]
 
-    def _outcome(self, image: bytes, top_k: int, probabilities: bool) -> Outcome:
+    def _outcome(self, image: bytes, top_k: int, probabilities: bool, embedding: bool) -> Outcome:
         if image.startswith(b"bad"):
             return UndecodableImageError("JPEG cannot be decoded: its data end early", width=4, height=2)
         if isinstance(error := self.error, InputError):
@@ -57,6 +63,7 @@ class FakeBackend:
             label_ids=np.array(order[:top_k], np.int32),
             scores=scores[:top_k],
             probabilities=scores[np.argsort(order)] if probabilities else None,
+            embedding=np.array([len(image), 1 / 3], np.float32) if embedding else None,
             accepted=None if self.calibration is None else order[0] != 1,
         )
 

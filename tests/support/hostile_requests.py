@@ -161,6 +161,16 @@ def deflate_bomb() -> Hostile:
 # The Open Inference Protocol.
 
 
+@_hostile
+def many_images_to_embed() -> Hostile:
+    return packed("/v1/embeddings", filled(b'{"input":[', b'"",', b'""]}'))
+
+
+@_hostile
+def many_options() -> Hostile:
+    return packed(f"/models/{MODEL}", filled(b'{"inputs":"","options":{"a":[', b"0,", b"0]}}"))
+
+
 def _tensor(name: str, datatype: str, shape: str) -> bytes:
     return f'{{"inputs":[{{"name":"{name}","datatype":"{datatype}","shape":{shape},"data":['.encode()
 

@@ -45,8 +45,8 @@ class _Servicer:
         self._ingress = ingress
 
     def __getattr__(self, rpc: str):
-        async def call(request: bytes, context: object) -> object:
-            return await getattr(self._ingress, rpc)(request, grpc_context=context)
+        def call(request: object, context: object) -> object:
+            return getattr(self._ingress, rpc)(request, grpc_context=context)
 
         return call
 

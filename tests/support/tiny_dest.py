@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,12 @@ from pipeline.storage.storage import Storage, open_storage
 
 
 def make_dest(
-    folder: Path, model: Path, *, finish: int | None = None, kind: SourceFormat = SourceFormat.WEBDATASET
+    folder: Path,
+    model: Path | str,
+    *,
+    finish: int | None = None,
+    kind: SourceFormat = SourceFormat.WEBDATASET,
+    precision: Precision = Precision.FP32,
 ) -> Storage:
     """Label what is in folder/in to folder/out; `finish` says how many units."""
     spec = load_spec(str(model))
@@ -39,13 +45,14 @@ def make_dest(
     slices = [Slice(file.path, file.size, file.etag) for file in source.list(recursive=True)]
     units = list(cut_units(slices, images=kind is SourceFormat.IMAGES))
     names = {
-        "source": source.uri, "format": kind.value, "model": "tiny", "artifact": "ab" * 32, "precision": "fp32",
+        "source": source.uri, "format": kind.value, "model": spec.name, "labels": "name",
+        "class names": sha256("\n".join(load_labels(spec)).encode()).hexdigest(), "artifact": "ab" * 32, "precision": "fp32",
         "decode": "exact", "top-k": 2, "max-pixels": 10**8, "max-image-bytes": 2**26,
     }  # fmt: skip
     plan = write_plan(dest, units, names)
     log = CommitLog(dest, plan.units, plan.id)
     log.load()
-    classifier = Classifier(spec, precision=Precision.FP32, top_k=2)
+    classifier = Classifier(spec, precision=precision, top_k=2)
     with log:
         for unit in units[:finish]:
             log.append(label_unit(settings, unit, label_here(classifier, StageClock(), embeddings=False)))

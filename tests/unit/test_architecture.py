@@ -34,6 +34,7 @@ FLOORS = {
         "report",
         "evaluate",
         "quantize",
+        "review",
     ),
     "serve": ("model", "metrics", "http", "oip", "local"),
     "cluster": ("manifests", "validate", "submit"),

@@ -1,12 +1,12 @@
-"""The RPCs of `inference.GRPCInferenceService`: bytes in, a message and a status out."""
+"""Around the RPCs: the key, the budget of bodies, bytes to messages, errors to statuses, the count and the log."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
-from urllib.parse import unquote
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,16 +18,17 @@ from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import GRPC_CODES, malformed
-from serve.oip.grpc.codec import config_message, metadata_message, request_from_message, response_message
-from serve.oip.grpc.messages import message_class
-from serve.oip.grpc.service import SERVICE, Metadata, Refusal, arrived
+from serve.oip.grpc.call import Call, Context, Message
+from serve.oip.grpc.handlers import Handlers
+from serve.oip.grpc.messages import answer_class, request_class
+from serve.oip.grpc.service import STREAM, Metadata, Refusal
 from serve.oip.grpc.wire import check_size
-from serve.oip.request import InferRequest
 
 logger = logging.getLogger(__name__)
 
 # Answered without a key, as over HTTP: who watches over the endpoint has none.
-OPEN = frozenset({"ServerLive", "ServerReady"})
+OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
+INFERS = frozenset({"ModelInfer", STREAM})
 # gRPC refuses headers of more than 8 kB in all.
 _MAX_DETAILS = 2000
 # Of every message but an inference request: a name or two.
@@ -35,32 +36,8 @@ MAX_OPTIONS_BYTES = 64 * 1024
 # What a ModelInferRequest has at most: each image is a field, or one of the raw contents; names, parameters and outputs.
 FIELDS_AN_IMAGE = 1
 FIELDS_BESIDE = 1000
-
-
-class Context(Protocol):
-    """What is used of `ray.serve.grpc_util.RayServegRPCContext`, and of gRPC's own."""
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Set the status that the caller gets."""
-
-    def set_details(self, details: str) -> None:
-        """Set its text."""
-
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
-        """Set what is sent after the answer."""
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """Return what the caller sent beside the message."""
-
-    def peer(self) -> str:
-        """Return who is at the other end of the connection, as `ipv4:127.0.0.1:50000`."""
-
-
-class Message(Protocol):
-    """What Ray Serve asks of an answer."""
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 (protobuf's name)
-        """Return the message's bytes."""
+# Between two messages of a Watch.
+WATCH_S = 5.0
 
 
 class GrpcCalls:
@@ -91,23 +68,13 @@ class GrpcCalls:
         self._metrics = metrics
         self._access_log = access_log
         self._admit = admit
-        self._handlers: dict[str, Callable[[Any], Awaitable[Message]]] = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._model_infer,
-            "ModelConfig": self._model_config,
-            "ModelStatistics": self._model_statistics,
-            "RepositoryIndex": self._repository_index,
-        }
+        self._handlers = Handlers(endpoint)
 
     def look(self, rpc: str, metadata: Metadata) -> Refusal | None:
         """Return why a call is refused before its message is received; see `service.look`."""
         try:
             self._check_key(rpc, metadata)
-            if rpc == "ModelInfer" and self._admit is not None:
+            if rpc in INFERS and self._admit is not None:
                 self._admit(1)
         except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
             rejected = self._rejected(rpc, err)
@@ -120,23 +87,88 @@ class GrpcCalls:
         """Answer one call.
 
         Args:
-            rpc: One of `service.RPCS`.
+            rpc: One of `service.RPCS`, or Check.
             request: The message as sent.
             context: Gets the status where the call fails; the message is then an empty one.
         """
+        outcome = await self._outcome(Call(rpc, request, context))
+        if not isinstance(outcome, Rejected):
+            return outcome
+        _refuse(context, outcome)
+        empty: Message = answer_class(rpc)()
+        return empty
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncGenerator[Message]:
+        """Answer the requests of a ModelStreamInfer: several at once, each with one message, in the order they came.
+
+        Args:
+            requests: The messages as sent. How many are taken before they are answered is bounded by whoever gives them.
+            context: Gets the status where there is no key; what is wrong with a request is told in its answer.
+        """
+        try:
+            self._check_key(STREAM, context.invocation_metadata())
+        except Rejected as err:
+            _refuse(context, err)
+            return
+        begun: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
+        # Those that nobody waits for are ended with the stream.
+        tasks: set[asyncio.Task[Any]] = set()
+
+        async def begin() -> None:
+            try:
+                async for request in requests:
+                    tasks.add(task := asyncio.create_task(self._streamed(Call(STREAM, request, context))))
+                    task.add_done_callback(tasks.discard)
+                    begun.put_nowait(task)
+            finally:
+                begun.put_nowait(None)
+
+        tasks.add(reader := asyncio.create_task(begin()))
+        try:
+            while (task := await begun.get()) is not None:
+                yield await task
+            await reader
+        finally:
+            for each in tasks:
+                each.cancel()
+
+    async def watch(self, request: bytes, context: Context) -> AsyncGenerator[Message]:
+        """Answer a Watch of the health protocol: the status now, and for as long as the caller listens."""
+        try:
+            message = request_class("Watch").FromString(request[:MAX_OPTIONS_BYTES])
+        except DecodeError:
+            _refuse(context, malformed("the message is not a HealthCheckRequest of the protocol"))
+            return
+        while True:
+            try:
+                status = "SERVING" if self._handlers.is_serving(message.service) else "NOT_SERVING"
+            except Rejected:
+                status = "SERVICE_UNKNOWN"  # and not an error: it may come
+            yield answer_class("Watch")(status=status)
+            # Also where nothing has changed: HAProxy would take a connection that says nothing for a dead one.
+            await asyncio.sleep(WATCH_S)
+
+    async def _streamed(self, call: Call) -> Message:
+        outcome = await self._outcome(call)
+        if isinstance(outcome, Rejected):
+            refused: Message = answer_class(STREAM)(error_message=_details(outcome), infer_response={"id": call.id})
+            return refused
+        return outcome
+
+    async def _outcome(self, call: Call) -> Message | Rejected:
+        """Answer one message, count it, and write its line in the log."""
         began = time.perf_counter()
         status = 499  # where the task is cancelled: the client has hung up
         kind: str | None = "gone"
         if self._metrics is not None:
             self._metrics.in_flight.inc()
         held = Held(self._memory)
+        outcome: Message | Rejected
         try:
-            answer = await self._answer(rpc, request, context, held)
+            outcome = await self._answer(call, held)
         except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
-            rejected = self._rejected(rpc, err)
-            status, kind = rejected.status, rejected.kind
-            _refuse(context, rejected)
-            answer = message_class(f"{rpc}Response")()
+            outcome = self._rejected(call.rpc, err)
+            status, kind = outcome.status, outcome.kind
         else:
             status, kind = 200, None
         finally:
@@ -144,20 +176,10 @@ class GrpcCalls:
             seconds = time.perf_counter() - began
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
-                self._metrics.request(f"grpc/{rpc}", status, seconds, kind)
+                self._metrics.request(f"grpc/{call.rpc}", status, seconds, kind)
             if self._access_log is not None:
-                sent = dict(context.invocation_metadata())
-                self._access_log.add(
-                    client=_client(context.peer(), sent.get("x-forwarded-for")),
-                    method="gRPC",
-                    path=f"/{SERVICE}/{rpc}",
-                    status=status,
-                    ms=round(1000 * seconds, 2),
-                    bytes=len(request),
-                    request_id=sent.get("x-request-id", ""),
-                    **({"error": kind} if kind else {}),
-                )
-        return answer
+                self._access_log.add(**call.line(status, seconds, kind))
+        return outcome
 
     @staticmethod
     def _rejected(rpc: str, err: Exception) -> Rejected:
@@ -175,88 +197,42 @@ class GrpcCalls:
             sent = dict(metadata).get("authorization")
             self._keys.check(None if sent is None else sent.encode())
 
-    async def _answer(self, rpc: str, request: bytes, context: Context, held: Held) -> Message:
+    async def _answer(self, call: Call, held: Held) -> Message:
+        rpc, request = call.rpc, call.request
         # Once more where a proxy of Serve's, which knows no keys, has received the message.
-        self._check_key(rpc, context.invocation_metadata())
+        self._check_key(rpc, call.context.invocation_metadata())
         limits = self._endpoint.limits
-        limit = limits.max_request_bytes if rpc == "ModelInfer" else min(MAX_OPTIONS_BYTES, limits.max_request_bytes)
+        limit = limits.max_request_bytes if rpc in INFERS else min(MAX_OPTIONS_BYTES, limits.max_request_bytes)
         if len(request) > limit:
             raise Rejected(413, f"the message may have at most {limit:,} bytes, got {len(request):,}")
         # As it came, parsed, and the images or numbers that are taken out of it.
         held.set(3 * len(request))
-        if rpc == "ModelInfer":
+        if rpc in INFERS:
             most_fields = FIELDS_AN_IMAGE * limits.max_images + FIELDS_BESIDE
             check_size(request, most_fields=most_fields, most_values=limits.max_values)
+        kind = request_class(rpc)
         try:
-            message = message_class(f"{rpc}Request").FromString(request)
+            message = kind.FromString(request)
         except DecodeError:
-            raise malformed(f"the message is not a {rpc}Request of the protocol") from None
-        return await self._handlers[rpc](message)
-
-    async def _server_live(self, _: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return message_class("ServerLiveResponse")(live=True)
-
-    async def _server_ready(self, _: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return message_class("ServerReadyResponse")(ready=self._endpoint.is_ready)
-
-    async def _model_ready(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        # A model that is not there is not ready: clients ask in order to wait for one, and expect no error.
-        try:
-            ready = self._endpoint.model(message.name, message.version).backend.is_ready
-        except Rejected:
-            ready = False
-        return message_class("ModelReadyResponse")(ready=ready)
-
-    async def _server_metadata(self, _: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return message_class("ServerMetadataResponse")(**self._endpoint.server_metadata())
-
-    async def _model_metadata(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return metadata_message(self._endpoint.model_metadata(self._endpoint.model(message.name, message.version)))
-
-    async def _model_infer(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        started = arrived.get(None) or time.monotonic()
-
-        async def read() -> InferRequest:
-            return request_from_message(message)
-
-        response = await self._endpoint.infer(
-            self._endpoint.model(message.model_name, message.model_version),
-            read,
-            started=started,
-            deadline=started + self._endpoint.limits.deadline_s,
-        )
-        return response_message(response)
-
-    async def _model_config(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return config_message(self._endpoint.model_config(self._endpoint.model(message.name, message.version)))
-
-    async def _model_statistics(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        names = self._endpoint.model_names()
-        if message.name:
-            names = [self._endpoint.model(message.name, message.version).name]
-        return message_class("ModelStatisticsResponse")(**self._endpoint.statistics(names))
-
-    async def _repository_index(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
-        return message_class("RepositoryIndexResponse")(
-            models=self._endpoint.repository_index(only_ready=message.ready)
-        )
+            raise malformed(f"the message is not a {kind.DESCRIPTOR.name} of the protocol") from None
+        call.id = getattr(message, "id", "")
+        if rpc == STREAM and self._admit is not None:
+            self._admit(1)
+        answer: Message = await self._handlers.by_name[rpc](message)
+        return answer
 
 
-def _client(peer: str, forwarded: str | None) -> str:
-    """Return the caller's address: a HAProxy of this machine says whose call it passes on; others might lie."""
-    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-    is_here = address.removeprefix("::ffff:").startswith("127.") or address == "::1"
-    return forwarded if forwarded and is_here else address
+def _details(rejected: Rejected) -> str:
+    # A lone surrogate has no UTF-8 form, and gRPC wants one.
+    return str(rejected)[:_MAX_DETAILS].encode("utf-8", "replace").decode()
 
 
 def _refusal(rejected: Rejected) -> Refusal:
-    # A lone surrogate has no UTF-8 form, and gRPC wants one.
-    details = str(rejected)[:_MAX_DETAILS].encode("utf-8", "replace").decode()
     # gRPC's own word for Retry-After; its clients wait as long where retries are on.
     metadata = tuple(
         ("grpc-retry-pushback-ms", str(int(value) * 1000)) for name, value in rejected.headers if name == b"retry-after"
     )
-    return grpc.StatusCode[GRPC_CODES.get(rejected.status, "INTERNAL")], details, metadata
+    return grpc.StatusCode[GRPC_CODES.get(rejected.status, "INTERNAL")], _details(rejected), metadata
 
 
 def _refuse(context: Context, rejected: Rejected) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
@@ -12,7 +13,8 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.backend import Backend
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc import service
-from serve.oip.grpc.calls import Context, GrpcCalls, Message
+from serve.oip.grpc.call import Context, Message
+from serve.oip.grpc.calls import GrpcCalls
 from serve.oip.grpc.service import add_to_server
 
 __all__ = ["Methods", "add_to_server"]
@@ -54,6 +56,24 @@ class Methods:
         """Answer an inference request."""
         return await self._answer("ModelInfer", request, grpc_context)
 
+    async def ModelStreamInfer(  # noqa: N802
+        self, request: AsyncIterator[bytes], grpc_context: Context
+    ) -> AsyncGenerator[Message]:
+        """Answer a stream of inference requests."""
+        async with aclosing(self._ready_calls().stream(request, grpc_context)) as answers:
+            async for each in answers:
+                yield each
+
+    async def Check(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Tell whether a service or a model answers, as gRPC's health protocol asks."""
+        return await self._answer("Check", request, grpc_context)
+
+    async def Watch(self, request: bytes, grpc_context: Context) -> AsyncGenerator[Message]:  # noqa: N802
+        """Tell it now, and again for as long as the caller listens."""
+        async with aclosing(self._ready_calls().watch(request, grpc_context)) as answers:
+            async for each in answers:
+                yield each
+
     async def ModelConfig(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
         """Describe a model as a configuration does."""
         return await self._answer("ModelConfig", request, grpc_context)
@@ -87,6 +107,9 @@ class Methods:
         )
 
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:
+        return await self._ready_calls().answer(rpc, request, context)
+
+    def _ready_calls(self) -> GrpcCalls:
         if self._calls is None:
             self._calls = self._build_calls()
-        return await self._calls.answer(rpc, request, context)
+        return self._calls

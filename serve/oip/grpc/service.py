@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -16,16 +17,29 @@ from typing import Any
 import grpc
 
 SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
 RPCS = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
     # Extensions that clients of Triton call.
     *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
 )
+STREAM = "ModelStreamInfer"
+# Each by its name alone: that is all that Ray Serve goes by.
+PATHS = {rpc: f"/{SERVICE}/{rpc}" for rpc in (*RPCS, STREAM)} | {rpc: f"/{HEALTH}/{rpc}" for rpc in ("Check", "Watch")}
+
 # Messages that are received at once. How long one is shows only when it is there, packed ones at their full length: so
 # this bounds what calls take before they are counted. A small message is there already, and takes its turn in no time.
 RECEIVED_AT_ONCE = 2
 # For a message's turn, and to receive it.
 RECEIVE_S = 5.0
+# Streams that are open at once: each may be receiving a message that is not counted yet, and which one is, nothing tells.
+STREAMS_AT_ONCE = 4
+# Requests of a stream that were received and are not answered; the next is left with the client until one is.
+STREAM_IN_FLIGHT = 8
+# Of a stream that asks nothing. HAProxy would close it after 60 s, without a word.
+STREAM_IDLE_S = 50.0
+# Who watches has no key, and each holds a connection.
+WATCHES_AT_ONCE = 8
 
 Metadata = Sequence[tuple[str, str]]
 # A call that is refused: status, text and metadata behind it.
@@ -43,6 +57,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         self._method_handlers = handlers
         self._turns = asyncio.Semaphore(RECEIVED_AT_ONCE)
+        self._streams = asyncio.Semaphore(STREAMS_AT_ONCE)
+        self._watches = asyncio.Semaphore(WATCHES_AT_ONCE)
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:  # noqa: ANN401 (grpc has no types)
         """Return the handler of a call whose head has arrived; None where there is no such RPC."""
@@ -50,8 +66,16 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         handler = self._method_handlers.get(name)
         if handler is None:
             return None
-        call = partial(_call, handler.unary_unary, name.rpartition("/")[2], self._turns)
-        return grpc.stream_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+        rpc = name.rpartition("/")[2]
+        call: Callable[..., Any]
+        if handler.request_streaming:
+            call = partial(_stream, handler.stream_stream, rpc, self._streams)
+        elif handler.response_streaming:
+            call = partial(_watch, handler.unary_stream, rpc, self._turns, self._watches)
+        else:
+            call = partial(_call, handler.unary_unary, rpc, self._turns)
+            return grpc.stream_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
 
 
 async def _call(
@@ -62,9 +86,63 @@ async def _call(
     context: Any,  # noqa: ANN401 (grpc has no types)
 ) -> Any:  # noqa: ANN401 (bytes for Serve, else a message)
     arrived.set(time.monotonic())
-    refused = look(rpc, context.invocation_metadata())
-    if refused is not None:
-        await context.abort(*refused)
+    return await answer(await _received(rpc, turns, context), context)
+
+
+async def _watch(
+    answer: Callable[[bytes, Any], AsyncGenerator[Any]],
+    rpc: str,
+    turns: asyncio.Semaphore,
+    watches: asyncio.Semaphore,
+    _: Any,  # noqa: ANN401
+    context: Any,  # noqa: ANN401
+) -> AsyncIterator[Any]:
+    """Answer one message with many, for as long as the caller listens."""
+    if watches.locked():
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_AT_ONCE} are watching; ask by Check")
+    async with watches, aclosing(answer(await _received(rpc, turns, context), context)) as answers:
+        async for each in answers:
+            yield each
+
+
+async def _stream(
+    answer: Callable[[AsyncIterator[bytes], Any], AsyncGenerator[Any]],
+    rpc: str,
+    streams: asyncio.Semaphore,
+    _: Any,  # noqa: ANN401
+    context: Any,  # noqa: ANN401
+) -> AsyncIterator[Any]:
+    """Answer each message of a stream with one; bounds how many are received, and not yet answered."""
+    await _look(rpc, context)
+    if streams.locked():
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE, f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
+        )
+    room = asyncio.Semaphore(STREAM_IN_FLIGHT)
+
+    async def messages() -> AsyncIterator[bytes]:
+        while True:
+            await room.acquire()
+            try:
+                async with asyncio.timeout(STREAM_IDLE_S):
+                    message = await context.read()
+            except TimeoutError:
+                context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+                context.set_details(f"the stream brought no request for {STREAM_IDLE_S:g} s; open another")
+                return
+            if message is grpc.aio.EOF:
+                return
+            yield message
+
+    async with streams, aclosing(answer(messages(), context)) as answers:
+        async for each in answers:
+            yield each
+            room.release()
+
+
+async def _received(rpc: str, turns: asyncio.Semaphore, context: Any) -> bytes:  # noqa: ANN401
+    """Return the one message of a call that is not refused at its head."""
+    await _look(rpc, context)
     try:
         async with asyncio.timeout(RECEIVE_S), turns:
             message = await context.read()
@@ -72,25 +150,33 @@ async def _call(
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message did not arrive within {RECEIVE_S:g} s")
     if message is grpc.aio.EOF:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-    return await answer(message, context)
+    received: bytes = message
+    return received
+
+
+async def _look(rpc: str, context: Any) -> None:  # noqa: ANN401
+    refused = look(rpc, context.invocation_metadata())
+    if refused is not None:
+        await context.abort(*refused)
 
 
 def add_to_server(servicer: Any, server: grpc.Server) -> None:  # noqa: ANN401 (Serve passes a mock)
-    """Register the service's handlers: what `grpc_servicer_functions` of Ray Serve names.
+    """Register the services' handlers: what `grpc_servicer_functions` of Ray Serve names.
 
     Requests stay bytes, so that a proxy neither parses nor pickles messages: the replica parses them, once. RPCs that
     are not here are answered UNIMPLEMENTED by gRPC itself.
 
     Args:
-        servicer: Has a method for each of `RPCS`; Serve puts its own in their place.
+        servicer: Has a method for each of `PATHS`; Serve puts its own in their place.
         server: To register with.
     """
+    kinds = {STREAM: grpc.stream_stream_rpc_method_handler, "Watch": grpc.unary_stream_rpc_method_handler}
     handlers = {
-        f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(
-            getattr(servicer, name),
+        path: kinds.get(rpc, grpc.unary_unary_rpc_method_handler)(
+            getattr(servicer, rpc),
             request_deserializer=None,
             response_serializer=lambda message: message.SerializeToString(),
         )
-        for name in RPCS
+        for rpc, path in PATHS.items()
     }
     server.add_generic_rpc_handlers((_Handlers(handlers),))

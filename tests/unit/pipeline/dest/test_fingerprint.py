@@ -16,7 +16,7 @@ from models.inference.classifier import Device, DeviceChoice, Provider
 from models.labels import label_texts
 from models.spec import Artifact, Layout, ModelSpec, OutputKind, Precision
 from pipeline.config import LabelConfig, SourceFormat
-from pipeline.dest.fingerprint import check_settings, choose_as_begun, fingerprint
+from pipeline.dest.fingerprint import check_settings, choose_as_begun, fingerprint, rows_id
 from pipeline.dest.plan import read_plan, write_plan
 from pipeline.sources.source import Source
 from pipeline.storage.storage import Storage, open_storage
@@ -212,6 +212,13 @@ def test_made_up_labels_are_never_resumed_as_real_ones(spec, tmp_path):
     config, choice = choose_as_begun(settings(), spec, dest, has_gpu=False)
     with pytest.raises(ConfigError, match="begun with precision simulated"):
         check_settings(read_plan(dest), of(config, spec, choice), dest)
+
+
+def test_the_same_rows_have_one_id_wherever_source_lies():
+    settings = {"source": "/data/in", "model": "a", "top-k": 5}
+
+    assert rows_id({**settings, "source": "s3://bucket/in"}) == rows_id(settings)
+    assert rows_id({**settings, "top-k": 2}) != rows_id(settings)
 
 
 def test_another_calibration_is_a_difference_and_one_that_is_laid_out_otherwise_is_none(spec, tmp_path):

@@ -19,7 +19,6 @@ from pipeline.dest.growth import PlannedSlices, planned_first
 from pipeline.dest.plan import (
     PLAN_FILE,
     SINGLE_SHARD_UNITS,
-    UNIT_IMAGES,
     Plan,
     cut_units,
     extend_plan,
@@ -93,10 +92,8 @@ def test_a_plan_that_did_not_grow_is_written_as_ever(dest):
 
 def test_units_that_are_added_are_cut_as_those_of_their_place():
     late = list(cut_units(shards("abc"), first=SINGLE_SHARD_UNITS))
-    photos = list(cut_units([shard(str(i)) for i in range(UNIT_IMAGES + 1)], images=True, first=7))
 
     assert [(unit.number, len(unit.slices)) for unit in late] == [(SINGLE_SHARD_UNITS, 3)]
-    assert [(unit.number, len(unit.slices)) for unit in photos] == [(7, UNIT_IMAGES), (8, 1)]
 
 
 def test_a_grown_plan_that_was_tampered_with_is_damaged(dest):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import heapq
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from models.errors import ConfigError, SourceError
 from pipeline.dest.fingerprint import check_settings, check_source
 from pipeline.dest.plan import SINGLE_SHARD_UNITS, UNIT_BYTES, UNIT_IMAGES, cut_units, iter_units, read_plan, write_plan
+from pipeline.operators.tasks import in_tasks
 from pipeline.sources.unit import Slice, part_name
 from pipeline.storage.storage import Storage, open_storage
 
@@ -46,9 +48,28 @@ def test_a_large_shard_is_never_joined_with_another():
     assert all(len(unit.slices) == 1 for unit in units)
 
 
-def test_loose_images_share_units_by_count_and_by_size():
-    assert [len(u.slices) for u in cut_units(slices(2 * UNIT_IMAGES + 1, 1000), images=True)] == [1000, 1000, 1]
-    assert all(len(u.slices) <= UNIT_IMAGES for u in cut_units(slices(10), images=True))
+@pytest.mark.parametrize("images", [0, 1, 15, 200, 3_000, 40_000, 100_000])
+def test_loose_images_are_in_units_each_once_and_in_order(images):
+    units = list(cut_units(slices(images), images=True, first=7))
+
+    assert [piece for unit in units for piece in unit.slices] == list(slices(images))
+    assert [unit.number for unit in units] == list(range(7, 7 + len(units)))
+    assert all(1 <= len(unit.slices) <= UNIT_IMAGES for unit in units)
+    assert len(units) <= 300 + images / UNIT_IMAGES  # each is a file for readers to open
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "at_most"),
+    [(200, 2, 1.1), (200, 16, 1.3), (3_000, 2, 1.05), (3_000, 16, 1.15), (100_000, 2, 1.01), (100_000, 16, 1.02),
+     (1_000_000, 128, 1.1)],
+)  # fmt: skip
+def test_loose_images_keep_all_workers_busy_to_the_end(images, workers, at_most):
+    ends = [0] * workers
+    for task in in_tasks(list(cut_units(slices(images, size=110_000), images=True)), workers):
+        # Whoever is free takes the next; all images take the same time.
+        heapq.heapreplace(ends, ends[0] + sum(len(unit.slices) for unit in task))
+
+    assert max(ends) <= at_most * images / workers
 
 
 def test_units_do_not_depend_on_what_comes_after():

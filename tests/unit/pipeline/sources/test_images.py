@@ -133,14 +133,6 @@ def test_a_file_that_may_not_be_read_is_a_row(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
 
 
-def test_a_folder_of_many_images_is_cut_into_units_of_a_thousand(tmp_path: Path) -> None:
-    write_images(tmp_path, *(f"{i:05d}.jpg" for i in range(1500)))
-
-    units = list(cut_units(slices(source_of(tmp_path)), images=True))
-
-    assert [len(unit.slices) for unit in units] == [1000, 500]
-
-
 def test_ahead_keeps_order_and_never_has_too_much_under_way() -> None:
     under_way: list[int] = []
     most: list[tuple[int, int]] = []

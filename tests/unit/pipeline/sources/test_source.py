@@ -16,7 +16,7 @@ from models.decode.decode import ImageLimits
 from models.errors import SourceError
 from pipeline.config import SourceFormat
 from pipeline.sources.images import read_images
-from pipeline.sources.patterns import expand_braces, fixed_folder, has_pattern, matches, may_match_below
+from pipeline.sources.patterns import expand_braces, fixed_folder, has_pattern, is_hidden, matches, may_match_below
 from pipeline.sources.sample import ShardNotes
 from pipeline.sources.source import Source, format_of, open_source
 from pipeline.sources.unit import Slice
@@ -312,6 +312,22 @@ def test_a_link_that_leads_to_itself_and_a_name_that_is_not_utf_8_are_rows(folde
     ]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/*.jpg", {"a.jpg", "b//c.jpg", "b/../d.jpg", "./e.jpg"}),
+        ("b/*/*.jpg", {"b//c.jpg", "b/../d.jpg"}),
+        ("*.jpg", {"a.jpg"}),
+        ("b//*.jpg", {"b//c.jpg"}),
+    ],
+)
+def test_empty_names_and_dots_alone_in_keys_are_not_hidden(pattern: str, expected: set[str]) -> None:
+    keys = ["a.jpg", "b//c.jpg", "b/../d.jpg", "./e.jpg", "b/.x/f.jpg", "_y/g.jpg"]
+
+    assert {key for key in keys if matches(key.split("/"), pattern.split("/"))} == expected
+    assert [key for key in keys if is_hidden(key)] == ["b/.x/f.jpg", "_y/g.jpg"]
+
+
 def test_listing_is_lazy(folder: Path) -> None:
     touch(folder, *(f"{i:03d}/x.tar" for i in range(200)))
     entered: list[str] = []
@@ -338,6 +354,9 @@ class FakeStorage:
     listed: list[str] = field(default_factory=list)
     looked_up: list[str] = field(default_factory=list)
     is_local: bool = False
+
+    def key(self, name: str) -> str:
+        return name
 
     def stat(self, name: str) -> FileStat | None:
         self.looked_up.append(name)

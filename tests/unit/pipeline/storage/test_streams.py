@@ -49,6 +49,9 @@ class FakeStorage:
     def store(self) -> FakeStorage:
         return self
 
+    def object(self, name: str) -> tuple[FakeStorage, str]:
+        return self, self.key(name)
+
     def key(self, name: str) -> str:
         return name
 

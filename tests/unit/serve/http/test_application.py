@@ -19,6 +19,7 @@ from serve.metrics.replica_metrics import ServeMetrics
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
 CONFIG = ServeConfig(model="efficientnet-lite0")
 
@@ -155,6 +156,7 @@ def test_requests_errors_and_seconds_are_counted_by_route():
 def test_metrics_have_few_routes_whatever_is_asked_for():
     assert {route_name(f"/{i}/x") for i in range(100)} == {"other"}
     assert {route_name(f"/v2/models/{i}/infer") for i in range(9)} == {"/v2/models/infer"}
+    assert {route_name(f"/models/{i}") for i in range(9)} == {"/models"}
 
 
 def test_the_access_log_has_a_json_line_per_request(tmp_path):
@@ -163,7 +165,7 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     app = build_asgi(FakeBackend(), CONFIG, Extras(access_log=log))
 
     asyncio.run(request(app, "POST", "/v1/classify", JPEG, x_request_id="abc", content_length="6"))
-    asyncio.run(request(app, "POST", "/v1/classify", b"bad\n"))
+    asyncio.run(request(app, "POST", "/v1/classify", b"bad\n", traceparent=TRACEPARENT))
     asyncio.run(request(app, "POST", "/v1/\udcff", content_length="9" * 30))
     log.close()
     first, second, third = (json.loads(line) for line in path.read_text().splitlines())
@@ -171,10 +173,12 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     assert first.keys() == {"time", "client", "method", "path", "status", "ms", "bytes", "request_id"}
     assert (first["status"], first["request_id"], first["bytes"]) == (200, "abc", 6)
     assert (second["status"], second["error"]) == (422, "undecodable")
+    assert second["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (third["status"], third["path"], third["bytes"]) == (404, "/v1/?", None)
 
 
-def test_the_queue_is_asked_before_a_body_is_read():
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/embeddings", "/models/m", "/v2/models/m/infer"])
+def test_the_queue_is_asked_before_a_body_is_read(path):
     async def never():
         raise AssertionError("the body was read")
 
@@ -189,7 +193,7 @@ def test_the_queue_is_asked_before_a_body_is_read():
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/classify", "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
     asyncio.run(app(scope, never, send))
 
     assert sent[0]["status"] == 503

@@ -16,7 +16,8 @@ from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
 from serve.http.bodies import BodyMemory, Held
-from serve.http.classify import Parsed
+from serve.http.images import Parsed
+from serve.http.keys import ApiKeys
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.hostile_requests import BOUNDARY, CORPUS, FORM, MODEL, packed
@@ -24,6 +25,7 @@ from tests.support.peak_memory import private_bytes
 
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
 CONFIG = ServeConfig(model=MODEL)
+TAKES_IMAGES = ("/v1/classify", "/v1/embeddings", f"/models/{MODEL}", f"/v2/models/{MODEL}/infer")
 # Those that are one image, of nothing: the decoder is the judge of it.
 LABELLED = {"base64_of_nothing_much", "empty_image_of_20_mib"}
 
@@ -94,10 +96,12 @@ def test_the_corpus_takes_little_memory_at_once():
         ("/v1/classify", FORM, b'--%s\r\nContent-Disposition: form-data; name="image"\r\n\r\n%s\r\n--%s--'
          % (BOUNDARY, JPEG * 300, BOUNDARY)),
         ("/v1/classify", "image/jpeg", JPEG + bytes(2000)),
+        ("/v1/embeddings", "application/json", json.dumps({"input": ["/9j/AAAA" * 200]}).encode()),
+        (f"/models/{MODEL}", "application/json", json.dumps({"inputs": "/9j/AAAA" * 200}).encode()),
         (f"/v2/models/{MODEL}/infer", "application/json", json.dumps({"inputs": [
             {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/AAAA" * 200]}]}).encode()),
     ],
-    ids=["json", "form", "raw", "oip"],
+    ids=["json", "form", "raw", "embeddings", "hugging face", "oip"],
 )  # fmt: skip
 def test_unpacked_bodies_are_counted_while_they_are_held_whatever_they_are(path, content_type, body, monkeypatch):
     held = []
@@ -141,7 +145,17 @@ def test_a_length_that_has_no_room_is_503_before_the_body_is_read():
     assert response.status == 503
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", f"/v2/models/{MODEL}/infer"])
+@pytest.mark.parametrize("path", [*TAKES_IMAGES, "/v2/repository/index"])
+def test_every_route_asks_for_the_key_before_it_reads_a_body(path, tmp_path):
+    (tmp_path / "keys.txt").write_text("secret-key-1\n")
+    app = build_asgi(FakeBackend(), CONFIG, Extras(keys=ApiKeys(tmp_path / "keys.txt")))
+
+    response = asyncio.run(request(app, "POST", path, b"", gone=True))
+
+    assert response.status == 401
+
+
+@pytest.mark.parametrize("path", TAKES_IMAGES)
 def test_every_route_asks_the_queue_before_it_reads_a_body(path):
     def full(images):
         raise OverloadedError("overloaded", retry_after_s=3.0)
@@ -153,7 +167,7 @@ def test_every_route_asks_the_queue_before_it_reads_a_body(path):
     assert (response.status, response.headers["retry-after"]) == (503, "3")
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", f"/v2/models/{MODEL}/infer"])
+@pytest.mark.parametrize("path", TAKES_IMAGES)
 def test_an_upload_is_part_of_the_deadline(path):
     backend = FakeBackend()
     app = build_asgi(backend, ServeConfig(model=MODEL, deadline_s=0.2))
@@ -181,10 +195,10 @@ def test_what_is_still_parsed_for_nobody_is_given_back_too(monkeypatch):
         parsed.set()
         return Parsed([JPEG], None, alone=True)
 
-    monkeypatch.setattr("serve.http.classify._parse", slow)
+    monkeypatch.setattr("serve.http.images._parse_form", slow)
 
     response = asyncio.run(
-        request(app, "POST", "/v1/classify", gzip.compress(JPEG * 1000), content_type="image/jpeg",
+        request(app, "POST", "/v1/classify", gzip.compress(JPEG * 1000), content_type=FORM,
                 content_encoding="gzip")
     )  # fmt: skip
 

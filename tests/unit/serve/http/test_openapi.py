@@ -18,6 +18,7 @@ JPEG = b"\xff\xd8\xff" + b"\0" * 3
 CONFIG = ServeConfig(model="efficientnet-lite0", max_images=7)
 B64 = base64.b64encode(JPEG).decode()
 IMAGES = {"images": [{"b64": B64}, {"b64": base64.b64encode(b"bad").decode()}]}
+INPUTS = {"inputs": B64, "parameters": {"top_k": 2}}
 INFER = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [B64]}], "id": "1"}
 
 
@@ -80,7 +81,12 @@ def test_the_document_has_the_endpoints_own_limits():
 @pytest.mark.parametrize("model", ["efficientnet-lite0", "efficientnet-lite0-tensor", "nothing"])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_every_answer_is_as_the_document_says(path, method, model, is_ready):
-    bodies = {"/v1/classify": IMAGES, "/v2/models/{model}/infer": INFER}
+    bodies = {
+        "/v1/classify": IMAGES,
+        "/v1/embeddings": IMAGES,
+        "/models/{model}": INPUTS,
+        "/v2/models/{model}/infer": INFER,
+    }
     body = bodies.get(path.replace("/versions/{version}", ""))
 
     got = ask(
@@ -110,6 +116,8 @@ def test_every_answer_is_as_the_document_says(path, method, model, is_ready):
 def test_the_requests_of_these_tests_are_as_the_document_says():
     check(IMAGES, {"$ref": "#/components/schemas/ClassifyRequest"})
     check(INFER, {"$ref": "#/components/schemas/InferRequest"})
+    check(INPUTS, {"$ref": "#/components/schemas/ImageClassificationRequest"})
+    check(IMAGES, DOCUMENT["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"])
 
 
 def test_a_request_that_the_document_forbids_is_refused():

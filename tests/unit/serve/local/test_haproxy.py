@@ -116,6 +116,12 @@ def test_grpc_has_a_quarter_of_the_connections(config, tmp_path):
     assert (total, grpc) == ("4096", "1024")
 
 
+def test_a_stream_of_grpc_is_passed_on_before_it_ends(config, tmp_path):
+    (rule,) = re.findall(r"http-request wait-for-body .*", edited(config, tmp_path))
+
+    assert rule.endswith("!{ path_end /ModelStreamInfer }")
+
+
 @pytest.mark.parametrize(("logs", "targets"), [(False, []), (True, ["127.0.0.1:514"])])
 def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, tmp_path, logs, targets):
     found = re.findall(r"(?m)^\s*log (\S+) ", edited(config, tmp_path, logs=logs))

@@ -96,6 +96,28 @@ def test_each_request_of_a_batch_gets_what_it_asked_for(engine):
     np.testing.assert_array_equal(three.probabilities[three.label_ids], three.scores)
 
 
+def test_embeddings_have_the_bits_that_bulk_writes_whatever_the_batch():
+    with tarfile.open(SAMPLES) as tar:
+        photos = [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")][:4]
+    engine = build("efficientnet-lite0", precision=Precision.INT8)
+    classifier = Classifier(engine.spec, precision=Precision.INT8, provider=Provider.CPU)
+
+    async def ask(e):
+        deadline = time.monotonic() + 30
+        return await asyncio.gather(
+            e.label(photos, top_k=1, deadline=deadline, embedding=True), e.label(photos[:1], top_k=1, deadline=deadline)
+        )
+
+    found, (plain,) = use(engine, ask)
+
+    for outcome, photo in zip(found, photos, strict=True):
+        image = decode_image(photo, engine.spec.preprocessing, DecodeMode.FAST, ImageLimits())
+        (alone,) = classifier.predict(image.pixels[np.newaxis], embedding=True).embedding
+        assert outcome.embedding.dtype == np.float32
+        assert outcome.embedding.tobytes() == alone.tobytes()
+    assert plain.embedding is None
+
+
 def test_the_limit_on_pixels_holds(tiny_model):
     (outcome,) = label(build(str(tiny_model), limits=ImageLimits(max_pixels=100)), colour_jpeg("red"))
 

@@ -21,8 +21,8 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.messages import COMPILED, message_class
-from serve.oip.grpc.service import RPCS, SERVICE, add_to_server
+from serve.oip.grpc.messages import COMPILED, message_class, request_class
+from serve.oip.grpc.service import HEALTH, PATHS, RPCS, SERVICE, add_to_server
 from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
@@ -183,6 +183,19 @@ def test_classification_and_parameters():
 
     assert answer.raw_output_contents[0] == bytes_element(b"0.700000:2:blue") + bytes_element(b"0.100000:0:red")
     assert ingress.backend.calls[0]["top_k"] == 2
+
+
+def test_every_output_can_be_given_as_classes():
+    names = ["probabilities", "label_ids", "scores", "labels"]
+    message = raw_images(b"G", b"B")
+    for name in names:
+        want(message, name, classification=1)
+
+    answer, _ = Ingress().infer(message)
+
+    assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [(name, "BYTES", [2, 1]) for name in names]
+    classes = bytes_element(b"0.700000:1:green") + bytes_element(b"0.700000:2:blue")
+    assert list(answer.raw_output_contents) == [classes] * 4
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
@@ -372,19 +385,24 @@ def test_the_messages_leave_the_default_pool_alone():
     # tritonclient and kserve register the same full names there; whoever comes second would fail.
     from google.protobuf import descriptor_pool
 
-    service = message_class("ModelInferRequest").DESCRIPTOR.file.services_by_name["GRPCInferenceService"]
+    services = [
+        request_class(rpc).DESCRIPTOR.file.services_by_name[name.rpartition(".")[2]]
+        for rpc, name in (("ModelInfer", SERVICE), ("Check", HEALTH))
+    ]
 
-    assert tuple(method.name for method in service.methods) == RPCS
-    for method in service.methods:
+    methods = [method for service in services for method in service.methods]
+    assert {method.name: f"/{method.containing_service.full_name}/{method.name}" for method in methods} == PATHS
+    for method in methods:
         with pytest.raises(KeyError):
             descriptor_pool.Default().FindMessageTypeByName(method.input_type.full_name)
 
 
 def test_the_compiled_messages_are_what_the_proto_file_says(tmp_path):
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed (make test installs it)")
-    source, compiled = COMPILED.with_suffix(".proto"), tmp_path / COMPILED.name
+    compiled = tmp_path / COMPILED.name
 
-    status = protoc.main(["", f"--proto_path={source.parent}", f"--descriptor_set_out={compiled}", str(source)])
+    files = [str(COMPILED.with_name(name)) for name in ("inference.proto", "health.proto")]
+    status = protoc.main(["", f"--proto_path={COMPILED.parent}", f"--descriptor_set_out={compiled}", *files])
 
     assert status == 0
     assert compiled.read_bytes() == COMPILED.read_bytes(), "make proto"
@@ -408,7 +426,8 @@ def test_what_a_proxy_imports_is_light():
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
     calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), access_log=log)
-    metadata = [("x-request-id", "r7"), *([("x-forwarded-for", forwarded)] if forwarded else [])]
+    trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
     context.address = peer
 
@@ -419,4 +438,5 @@ def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
 
     assert (live["method"], live["path"], live["status"]) == ("gRPC", "/inference.GRPCInferenceService/ServerLive", 200)
     assert (live["client"], live["request_id"], live["bytes"]) == (client, "r7", 0)
+    assert live["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (broken["status"], broken["bytes"], "error" in broken) == (400, 1, True)

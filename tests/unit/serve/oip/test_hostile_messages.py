@@ -13,7 +13,6 @@ from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
 from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.messages import message_class
 from serve.oip.grpc.service import SERVICE, add_to_server
 from tests.support.hostile_requests import GRPC_CORPUS, MODEL
 from tests.support.oip_backend import FakeBackend
@@ -24,7 +23,7 @@ from tests.unit.serve.oip.test_grpc import Context, Ingress
 def test_a_hostile_message_is_refused_before_it_is_parsed(name, monkeypatch):
     message = GRPC_CORPUS[name]()
     ingress = Ingress(model=MODEL)
-    monkeypatch.setattr("serve.oip.grpc.calls.message_class", _Unparsed)
+    monkeypatch.setattr("serve.oip.grpc.calls.request_class", _Unparsed)
     context = Context()
 
     asyncio.run(ingress.ModelInfer(message, grpc_context=context))
@@ -33,11 +32,8 @@ def test_a_hostile_message_is_refused_before_it_is_parsed(name, monkeypatch):
 
 
 class _Unparsed:
-    def __init__(self, name):
-        self._answer = message_class(name)
-
-    def __call__(self):
-        return self._answer()
+    def __init__(self, rpc):
+        assert rpc == "ModelInfer"
 
     def FromString(self, content):  # noqa: N802 (protobuf's name)
         raise AssertionError("it was parsed")

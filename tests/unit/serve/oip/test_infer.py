@@ -142,6 +142,25 @@ def test_more_classes_than_labels_give_each_what_it_asked_for():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+def test_every_output_can_be_given_as_classes(binary):
+    names = ["probabilities", "label_ids", "scores", "labels"]
+    outputs = [{"name": name, "parameters": {"classification": 2, "binary_data": binary}} for name in names]
+    client = Client()
+
+    got = client.infer(json_images(b"G", b"B", outputs=outputs, parameters={"top_k": 1}))
+
+    classes = [b"0.700000:1:green", b"0.100000:0:red", b"0.700000:2:blue", b"0.100000:0:red"]
+    if binary:
+        assert binary_outputs(got) == dict.fromkeys(names, b"".join(map(bytes_element, classes)))
+    else:
+        assert [(o["name"], o["datatype"], o["shape"]) for o in got.json["outputs"]] == [
+            (name, "BYTES", [2, 2]) for name in names
+        ]
+        assert all(o["data"] == [text.decode() for text in classes] for o in got.json["outputs"])
+    assert client.backend.calls[0]["probabilities"] is False
+
+
 def test_a_classification_of_more_classes_than_there_are_gives_all():
     outputs = [{"name": "probabilities", "parameters": {"classification": 1000}}]
 
@@ -355,7 +374,6 @@ MALFORMED = {
     "an unknown output": {"inputs": [IMAGE], "outputs": [{"name": "nothing"}]},
     "an output without a name": {"inputs": [IMAGE], "outputs": [{}]},
     "an output twice": {"inputs": [IMAGE], "outputs": [{"name": "labels"}, {"name": "labels"}]},
-    "classes of labels": {"inputs": [IMAGE], "outputs": [{"name": "labels", "parameters": {"classification": 1}}]},
     "a negative classification": {"inputs": [IMAGE],
                                   "outputs": [{"name": "probabilities", "parameters": {"classification": -1}}]},
     "top_k 0": {"inputs": [IMAGE], "parameters": {"top_k": 0}},

@@ -1,0 +1,129 @@
+"""What the classes of a DEST are called: how a class is written for a reviewer, and which class an answer means."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from hashlib import sha256
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.catalog import load_spec
+from models.errors import ConfigError, ModelError
+from models.labels import ClassFinder, ClassName, LabelText, label_texts, load_classes
+from pipeline.dest.plan import Plan
+from pipeline.review.draws import DrawnRow
+from pipeline.sources.unit import part_name
+from pipeline.storage.retries import retried
+from pipeline.storage.storage import Storage
+
+# Part files that are looked into for names of classes that no drawn image has: the k best of each row name many.
+PARTS = 8
+# An answer that says: not the predicted class, whatever else it may be.
+NO_CLASS = "none"
+NO_CLASS_ID = -1
+_WITH_ID = re.compile(r"(.*) \((\d{1,9})\)", re.DOTALL)
+
+
+class Classes:
+    """The classes of a DEST, by index: those of its model where the catalog has it, else as its rows name them.
+
+    Args:
+        plan: Of DEST.
+        rows: That were drawn; their labels come before all other names.
+        others: Names of further classes, where the catalog does not have the model.
+
+    Attributes:
+        names: What each class is called in a question and in an answer; each name once.
+    """
+
+    def __init__(self, plan: Plan, rows: Iterable[DrawnRow], others: Mapping[int, str] | None = None) -> None:
+        drawn = {row.label_id: row.label for row in rows}
+        known = of_model(plan)
+        named = {**(others or {}), **drawn}
+        classes, labels = known or _of_rows(named)
+        self._finder = ClassFinder(classes)
+        self._labels = [drawn.get(index, label) for index, label in enumerate(labels)]
+        # Without the model a number that no row has may still be a class; it has no name.
+        shown = range(len(labels)) if known else sorted(named)
+        self.names = {index: self._unique_name(index) for index in shown}
+
+    @classmethod
+    def of(cls, dest: Storage, plan: Plan, rows: Sequence[DrawnRow]) -> Classes:
+        """Return the classes of a DEST, which is looked into for their names where the catalog does not have the model.
+
+        Raises:
+            StorageError: A part file cannot be read.
+        """
+        units = sorted({row.unit for row in rows})
+        some = units[:: max(1, len(units) // PARTS)][:PARTS] if of_model(plan) is None else []
+        others: dict[int, str] = {}
+        for unit in some:
+            part = part_name(unit)
+            others |= retried(f"read {dest.describe(part)}", lambda part=part: _names_in(dest, part))  # type: ignore[misc]
+        return cls(plan, rows, others)
+
+    def find(self, text: str) -> int:
+        """Return the class that an answer means; NO_CLASS_ID for `none`.
+
+        Raises:
+            ConfigError: It is no class of DEST; the message names some that are written like it.
+        """
+        text = text.strip()
+        index = self._exact(text)
+        if index is not None:
+            return index
+        if text.casefold() == NO_CLASS:
+            return NO_CLASS_ID
+        why = self._finder.explain(text).partition(": expected")[0].replace("of this model", "of DEST")
+        like = difflib.get_close_matches(text, self.names.values(), 3) if "no class" in why else []
+        near = f"; near it are {', '.join(map(repr, like))}" if like else ""
+        raise ConfigError(f"{why}{near}; expected a class's name or number, or {NO_CLASS!r} where no class fits")
+
+    def _exact(self, text: str) -> int | None:
+        index = self._finder.find(text)
+        numbered = _WITH_ID.fullmatch(text) if index is None else None
+        if numbered and int(numbered[2]) < len(self._labels) and self._labels[int(numbered[2])] == numbered[1]:
+            return int(numbered[2])
+        return index
+
+    def _unique_name(self, index: int) -> str:
+        """Return a class's label, with its number behind it where the label alone would not tell."""
+        label = self._labels[index]
+        return label if self._finder.find(label) == index else f"{label} ({index})"
+
+
+def of_model(plan: Plan) -> tuple[list[ClassName], list[str]] | None:
+    """Return the classes of the plan's model and their labels, where the catalog has that very model."""
+    settings = plan.settings
+    try:
+        spec = load_spec(str(settings.get("model")))
+        labels = label_texts(spec, LabelText(settings.get("labels", "name")))
+        is_same = sha256("\n".join(labels).encode()).hexdigest() == settings.get("class names")
+        return (list(load_classes(spec)), list(labels)) if is_same else None
+    except (ModelError, ConfigError, ValueError):
+        return None
+
+
+def _of_rows(labels: dict[int, str]) -> tuple[list[ClassName], list[str]]:
+    """Return the classes that rows name, with a name made up for those between them."""
+    found = [labels.get(index, f"class {index}") for index in range(max(labels, default=-1) + 1)]
+    return [ClassName(None, label) for label in found], found
+
+
+def _names_in(dest: Storage, part: str) -> dict[int, str]:
+    """Return the classes that are among the k best of a row of a part file's first row group."""
+    with closing(dest.open_random(part)) as source:
+        file = pq.ParquetFile(source)
+        if not file.num_row_groups:
+            return {}
+        table = file.read_row_group(0, columns=["top_ids", "top_labels"])
+    if not {"top_ids", "top_labels"} <= set(table.column_names):
+        return {}
+    ids, first = np.unique(pc.list_flatten(table["top_ids"]).to_numpy(), return_index=True)
+    labels = pc.list_flatten(table["top_labels"]).take(first).to_pylist()
+    return dict(zip(ids.tolist(), labels, strict=True))

@@ -1,0 +1,200 @@
+"""`shardlabel review sample` and `review score`: options in, files, tables and JSON out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from models.errors import ConfigError
+from pipeline.review.ranking import By
+
+if TYPE_CHECKING:
+    from pipeline.dest.plan import Plan
+    from pipeline.review.draws import Draw
+    from pipeline.review.output import Written
+    from pipeline.review.sample import Sampled
+    from pipeline.storage.storage import Storage
+
+Dest = Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")]
+
+
+class Form(StrEnum):
+    """What a draw becomes."""
+
+    FOLDER = "folder"
+    LABEL_STUDIO = "label-studio"
+    CSV = "csv"
+
+
+def sample(  # noqa: PLR0913 (one argument an option)
+    dest: Dest,
+    output: Annotated[str, typer.Option("--output", "-o", help="A new or empty folder of this machine.")],
+    by: Annotated[
+        By,
+        typer.Option(
+            help="What is uncertain: a small margin between the best two scores, a high entropy of the top-k scores, or "
+            "a low best score. random: no uncertain stratum."
+        ),
+    ] = By.MARGIN,
+    per_class: Annotated[int, typer.Option(min=1, help="Images of each predicted class: half at random.")] = 20,
+    to: Annotated[Form, typer.Option(help="Pictures and a page, Label Studio's import, or only a list.")] = Form.FOLDER,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random order.")] = 0,
+    again: Annotated[
+        int | None, typer.Option(min=1, metavar="DRAW", help="Write that earlier draw anew, and draw nothing.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: what was drawn, as JSON.")] = False,
+) -> None:
+    """Draw images to look at, of each class that was predicted: some at random, and some that the model is unsure of.
+
+    Images that an earlier draw gave out do not come again: draws are recorded in DEST. Precision is known from the
+    random stratum alone; the uncertain images are those worth correcting.
+
+    Examples:
+        shardlabel review sample labels --per-class 20 --output look
+
+        shardlabel review sample s3://bucket/labels --by entropy --to label-studio --output look
+    """
+    started = time.perf_counter()
+    from pipeline.review.output import check_output
+    from pipeline.review.sample import draw_sample, open_plan
+    from pipeline.review.select import Wanted
+    from pipeline.storage.storage import open_storage
+
+    folder = check_output(output)
+    storage = open_storage(dest)
+    plan = open_plan(storage)
+    if again is not None:
+        from pipeline.review.draws import find_draw, read_draws
+
+        draw = find_draw(read_draws(storage, plan)[0], again)
+    else:
+        sampled = draw_sample(storage, plan, Wanted(by, per_class, seed))
+        _say_what(sampled)
+        draw = sampled.draw
+    written = _write(storage, plan, draw, to, folder) if draw.shown else None
+    if written is not None:
+        for line in written.lines:
+            typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(_as_json(draw, to, output, written, time.perf_counter() - started)))
+
+
+def _say_what(sampled: Sampled) -> None:
+    from pipeline.quantities import count_text, many_text
+
+    draw = sampled.draw
+    if sampled.unfinished:
+        _note(f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}")
+    if not draw.rows:
+        typer.echo(f"nothing is left to draw: earlier draws had all of {count_text(sampled.labelled)} labelled images")
+        return
+    if sampled.behind:
+        _note(
+            f"shardlabel: DEST has grown since an earlier draw, and of {many_text(sampled.behind, 'class', 'classes')} the "
+            "random strata do not yet stand for what is new; draw again with the seed of the first draw"
+        )
+    classes = len({row.label_id for row in draw.shown})
+    random = sum(row.stratum.value == "random" for row in draw.shown)
+    typer.echo(
+        f"draw {draw.number}: {many_text(len(draw.shown), 'image')} of {many_text(classes, 'class', 'classes')}, "
+        f"{count_text(random)} at random and {count_text(len(draw.shown) - random)} by {draw.by.value}"
+    )
+    if before := len(draw.rows) - len(draw.shown):
+        typer.echo(
+            f"its random stratum has {many_text(before, 'more image')} that an earlier draw gave out: score both"
+        )
+
+
+def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Written:
+    from pipeline.quantities import count_text
+    from pipeline.review.write import write_draw
+
+    try:
+        written = write_draw(dest, plan, draw, to.value, folder)
+    except BaseException:
+        _note(
+            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output"
+        )
+        raise
+    if written.missing:
+        first, missing = written.missing[0], count_text(len(written.missing))
+        _note(
+            f"shardlabel: {missing} of {count_text(len(draw.shown))} pictures could not be had, named in "
+            f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}"
+        )
+    return written
+
+
+def _as_json(draw: Draw, to: Form, output: str, written: Written | None, seconds: float) -> dict[str, object]:
+    random = sum(row.stratum.value == "random" for row in draw.rows)
+    return {
+        "draw": draw.number,
+        "by": draw.by.value,
+        "per_class": draw.per_class,
+        "seed": draw.seed,
+        "images": len(draw.shown),
+        "classes": len({row.label_id for row in draw.shown}),
+        "random": random,
+        "random_shown_before": len(draw.rows) - len(draw.shown),
+        "missing": len(written.missing) if written else 0,
+        "to": to.value,
+        "output": output if written else None,
+        "seconds": round(seconds, 3),
+    }
+
+
+def score(
+    dest: Dest,
+    answers: Annotated[
+        list[Path],
+        typer.Argument(help="CSV with shard, key and label, of all draws; or Label Studio's CSV or JSON-MIN."),
+    ],
+    precision_target: Annotated[
+        float, typer.Option(metavar="PERCENT", help="Say from which score on labels are right to so many percent.")
+    ] = 95.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in one line, instead of tables.")] = False,
+) -> None:
+    """Say how many labels are right, from answers: per predicted class, and over DEST weighted by the classes' shares.
+
+    An answer is a class's name, number or synset id, or `none` where no class fits; an empty one is none. All figures
+    are from the random stratum; intervals are for 95 %, Wilson's for a class.
+
+    Example:
+        shardlabel review score labels look/answers.csv
+    """
+    from pipeline.review.sample import open_plan
+    from pipeline.review.score import score_answers
+    from pipeline.storage.storage import open_storage
+
+    if not 1 < precision_target <= 100:
+        raise ConfigError(
+            f"--precision-target is in percent, expected above 1 and at most 100, got {precision_target:g}"
+        )
+    storage = open_storage(dest)
+    found = score_answers(storage, open_plan(storage), answers, precision_target / 100)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+        return
+    from rich.console import Console
+
+    from pipeline.review.text import print_score
+
+    print_score(found, Console(markup=False, emoji=False, highlight=False))
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def register(root: typer.Typer) -> None:
+    """Add these commands to the console command."""
+    app = typer.Typer(no_args_is_help=True, help="Look at labels: draw images, and score what people say of them.")
+    for command in (sample, score):
+        app.command()(command)
+    root.add_typer(app, name="review")

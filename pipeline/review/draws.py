@@ -1,0 +1,215 @@
+"""What was drawn: a Parquet file per draw in DEST, written once under the next number, so that no image comes twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from models.errors import ConfigError, SourceError
+from pipeline.dest.plan import STATE_FOLDER, Plan
+from pipeline.review.ranking import By
+from pipeline.storage.listing import ahead
+from pipeline.storage.retries import reason
+from pipeline.storage.storage import Storage
+
+REVIEWS_FOLDER = f"{STATE_FOLDER}/reviews"
+LOCK_FILE = f"{REVIEWS_FOLDER}/lock"
+# Another draw may take the number that this one would have.
+LOCK_WAIT_S = 60.0
+_FILE = re.compile(r"draw-([0-9]{5,})\.parquet")
+_METADATA = b"shardlabel.review"
+_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("position", pa.int64()),
+        ("label_id", pa.int32()),
+        ("score", pa.float32()),
+        ("stratum", pa.string()),
+        ("is_shown", pa.bool_()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("label", pa.string()),
+    ]
+)
+
+
+class Stratum(StrEnum):
+    """Why an image was drawn. Only the random stratum says anything of the images that were not drawn."""
+
+    RANDOM = "random"
+    UNCERTAIN = "uncertain"
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRow:
+    """An image of a draw, with the label that it had then.
+
+    Attributes:
+        unit: Of its row.
+        position: Of its row in the unit's part file.
+        label_id: The predicted class.
+        score: Of that class.
+        stratum: Why it was drawn.
+        is_shown: Whether this draw gave it out. Not where an earlier draw had done so for its uncertainty, and the
+            random order has now come to it: then it belongs to this draw's random stratum too, by its earlier answer.
+        shard: Its shard.
+        key: Its key.
+        label: The predicted class's name.
+    """
+
+    unit: int
+    position: int
+    label_id: int
+    score: float
+    stratum: Stratum
+    is_shown: bool
+    shard: str
+    key: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One call of `review sample`.
+
+    Attributes:
+        number: From 1.
+        by: What it ranked uncertain labels by.
+        per_class: Images per class that were asked for.
+        seed: Of its random order.
+        plan: The id of the plan then.
+        units: Finished units then.
+        id: Its own, so that no two draws have the same bytes.
+        rows: By class; in each the random stratum first, then the uncertain, least sure first.
+    """
+
+    number: int
+    by: By
+    per_class: int
+    seed: int
+    plan: str
+    units: int
+    rows: tuple[DrawnRow, ...]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def shown(self) -> list[DrawnRow]:
+        """The images that it gave out."""
+        return [row for row in self.rows if row.is_shown]
+
+
+class Earlier:
+    """Which rows of each unit were drawn before."""
+
+    def __init__(self, draws: Iterable[Draw]) -> None:
+        self._drawn: dict[int, set[int]] = {}
+        self._random: dict[int, set[int]] = {}
+        for draw in draws:
+            for row in draw.rows:
+                self._drawn.setdefault(row.unit, set()).add(row.position)
+                if row.stratum is Stratum.RANDOM:
+                    self._random.setdefault(row.unit, set()).add(row.position)
+
+    def drawn(self, unit: int) -> npt.NDArray[np.int64]:
+        """Return the positions of rows that any draw gave out."""
+        return np.array(sorted(self._drawn.get(unit, ())), np.int64)
+
+    def random(self, unit: int) -> npt.NDArray[np.int64]:
+        """Return the positions of rows in the random stratum of any draw."""
+        return np.array(sorted(self._random.get(unit, ())), np.int64)
+
+    def was_drawn(self, unit: int, position: int) -> bool:
+        """Tell whether any draw gave a row out."""
+        return position in self._drawn.get(unit, ())
+
+
+def draw_file(number: int) -> str:
+    """Return the path of a draw's file below DEST."""
+    return f"{REVIEWS_FOLDER}/draw-{number:05d}.parquet"
+
+
+def read_draws(dest: Storage, plan: Plan) -> tuple[list[Draw], int]:
+    """Read every draw from the images of a plan.
+
+    Returns:
+        (draws, next_number): In order; draws of a plan that --overwrite did away with are not among them.
+
+    Raises:
+        ConfigError: A draw's file is damaged; the message names it.
+    """
+    found = (_FILE.fullmatch(file.path.rpartition("/")[2]) for file in dest.list(REVIEWS_FOLDER))
+    numbers = sorted(int(match[1]) for match in found if match)
+    ids = {plan.id, *plan.earlier}
+    draws = [draw for draw in ahead(numbers, lambda number: _read_draw(dest, number)) if draw.plan in ids]
+    return draws, max(numbers, default=0) + 1
+
+
+def record_draw(dest: Storage, draw: Draw) -> bool:
+    """Write a draw's file; False where another draw has taken its number meanwhile.
+
+    Raises:
+        SourceError: DEST cannot be written.
+        StorageError: Storage failed.
+    """
+    name = draw_file(draw.number)
+    head = {key: value for key, value in asdict(draw).items() if key != "rows"}
+    columns = list(zip(*map(astuple, draw.rows), strict=True))
+    by_name = dict(zip(DrawnRow.__slots__, columns, strict=True))
+    table = pa.table([pa.array(by_name[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(head)}), buffer, compression="zstd")
+    if not dest.is_local:
+        return dest.put_if(name, buffer.getvalue(), None) is not None
+    path = Path(dest.path(LOCK_FILE))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path, timeout=LOCK_WAIT_S, fallback_to_soft=False):
+            if dest.stat(name) is not None:
+                return False
+            dest.write_bytes(name, buffer.getvalue())
+    except OSError as err:
+        raise SourceError(f"cannot write DEST {dest.describe(name)}, where draws are recorded: {reason(err)}") from err
+    return True
+
+
+def _read_draw(dest: Storage, number: int) -> Draw:
+    name = draw_file(number)
+    content = dest.read_bytes(name)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        head: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
+        names = table.column_names
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*(c.to_pylist() for c in table.columns), strict=True))
+        drawn = tuple(DrawnRow(**{**row, "stratum": Stratum(row["stratum"])}) for row in rows)
+        return Draw(**{**head, "by": By(head["by"])}, rows=drawn)
+    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as err:
+        raise ConfigError(
+            f"{dest.describe(name)} is damaged, or of a newer version of shardlabel: {' '.join(str(err).split())}; "
+            "restore it from a copy, or remove it, and images of that draw may come again"
+        ) from err
+
+
+def find_draw(draws: Iterable[Draw], number: int) -> Draw:
+    """Return a draw by its number.
+
+    Raises:
+        ConfigError: There is none; the message says which there are.
+    """
+    known = {draw.number: draw for draw in draws}
+    if number not in known:
+        there = f"draws {', '.join(map(str, known))}" if known else "none yet"
+        raise ConfigError(f"--again must be a draw of DEST, got {number}; there are {there}")
+    return known[number]

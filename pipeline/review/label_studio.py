@@ -1,0 +1,121 @@
+"""A draw as Label Studio imports it: tasks with the pictures in them, pre-labelled, and the labelling configuration.
+
+A picture is a `data:` URI in its task, made smaller: such a file can be dropped on any project. By the other way, local
+files, the server has to be started with a document root, and each project to be given a local storage.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+from pipeline.review.classes import NO_CLASS
+from pipeline.review.draws import DrawnRow
+from pipeline.review.output import Material, Written, fetch, numbered, write_missing, writing_to
+from pipeline.review.pictures import as_jpeg
+
+CONFIG_FILE = "labels.xml"
+# The column of answers in Label Studio's own exports is called so, and `review score` asks for `label`.
+_CONTROL = "label"
+LONGEST_SIDE = 1024
+# Label Studio takes uploads of 250 MB, and older ones 50 MB.
+MAX_FILE_BYTES = 40 * 10**6
+# Above, a list to search in stands in the place of buttons.
+MAX_BUTTONS = 20
+
+
+def write_label_studio(material: Material, folder: Path) -> Written:
+    """Write tasks and configuration.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    numbers = numbered(material.draw)
+    with writing_to(folder), tempfile.TemporaryDirectory(dir=folder, prefix="pictures-") as aside:
+
+        def save(row: DrawnRow, data: bytes) -> str:
+            path = Path(aside) / f"{numbers[row.unit, row.position]:05d}.jpg"
+            path.write_bytes(as_jpeg(data, material.settings.limits, LONGEST_SIDE))
+            return str(path)
+
+        pictures, missing = fetch(material, save)
+        files = {place: Path(one.file) for place, one in pictures.items() if one.file is not None}
+        tasks = (_task(material, row, files[row.unit, row.position].read_bytes())
+                 for row in material.draw.shown if (row.unit, row.position) in files)  # fmt: skip
+        num_files = _write_tasks(folder, tasks)
+        (folder / CONFIG_FILE).write_bytes(_config(list(material.classes.names.values())))
+        write_missing(folder, missing)
+    them = f"{folder}/tasks-*.json" if num_files > 1 else str(folder / "tasks-001.json")
+    return Written(
+        [
+            f"make a Label Studio project, paste {folder / CONFIG_FILE} as its labelling code, and import {them}",
+            "export as CSV or JSON-MIN when done: `review score` reads both",
+        ],
+        missing,
+    )
+
+
+def _task(material: Material, row: DrawnRow, jpeg: bytes) -> dict[str, Any]:
+    predicted = material.classes.names[row.label_id]
+    return {
+        "data": {
+            "image": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}",
+            "shard": row.shard,
+            "key": row.key,
+            "predicted": predicted,
+            "score": round(row.score, 6),
+            "stratum": row.stratum.value,
+            "draw": material.draw.number,
+            "about": f"{predicted}, score {row.score:.3f}: {row.key}",
+        },
+        "predictions": [
+            {
+                "model_version": material.model,
+                "score": round(row.score, 6),
+                "result": [
+                    {"id": f"{row.unit}-{row.position}", "from_name": _CONTROL, "to_name": "image", "type": "choices",
+                     "value": {"choices": [predicted]}}
+                ],
+            }
+        ],
+    }  # fmt: skip
+
+
+def _write_tasks(folder: Path, tasks: Iterator[dict[str, Any]]) -> int:
+    """Write tasks to as many files as their size asks for, one task in memory at a time; return how many files."""
+    number, lines = 0, None
+    for task in tasks:
+        text = json.dumps(task)
+        if lines is not None and lines.tell() + len(text) > MAX_FILE_BYTES:
+            lines.write("\n]\n")
+            lines.close()
+            lines = None
+        if lines is None:
+            number += 1
+            lines = (folder / f"tasks-{number:03d}.json").open("w", encoding="utf-8")
+            lines.write("[\n")
+        else:
+            lines.write(",\n")
+        lines.write(text)
+    if lines is not None:
+        lines.write("\n]\n")
+        lines.close()
+    return number
+
+
+def _config(names: list[str]) -> bytes:
+    """Return the labelling configuration: the picture, what was predicted, and a choice of one class or none."""
+    view = Xml.Element("View")
+    Xml.SubElement(view, "Image", name="image", value="$image")
+    Xml.SubElement(view, "Text", name="about", value="$about")
+    choices = Xml.SubElement(view, "Choices", name=_CONTROL, toName="image", choice="single", required="true")
+    choices.set(*("layout", "select") if len(names) > MAX_BUTTONS else ("showInline", "true"))
+    for name in dict.fromkeys([*names, NO_CLASS]):
+        Xml.SubElement(choices, "Choice", value=name)
+    Xml.indent(view)
+    return bytes(Xml.tostring(view, encoding="utf-8")) + b"\n"

@@ -1,0 +1,144 @@
+"""Two orders of a DEST's rows, from the least sure label to the surest and at random, and the first of each class in either.
+
+Memory is that of the rows that are kept, however many come.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import ConfigError
+
+Float64Array = npt.NDArray[np.float64]
+UInt64Array = npt.NDArray[np.uint64]
+
+# `order` decides between equal ranks; unit and position say where the row is.
+CANDIDATE = np.dtype(
+    [("label_id", np.int32), ("rank", np.float64), ("order", np.uint64), ("unit", np.int64), ("position", np.int64),
+     ("score", np.float32)]
+)  # fmt: skip
+Candidates = npt.NDArray[Any]  # of dtype CANDIDATE, shape (rows,)
+
+# Rows that may wait before they are sorted among those that are kept: 10 MB.
+LOOSE_ROWS = 262_144
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class By(StrEnum):
+    """What makes a label worth a look."""
+
+    MARGIN = "margin"
+    ENTROPY = "entropy"
+    LOW_SCORE = "low-score"
+    RANDOM = "random"
+
+
+def uncertainty_rank(by: By, top_scores: npt.NDArray[np.float32]) -> Float64Array:
+    """Return a number per row that is lowest where the model is least sure.
+
+    Args:
+        by: margin: the best score less the second; entropy: of the k scores, made to sum to 1, negated and divided by
+            log k; low-score: the best score.
+        top_scores: float32 of shape (rows, k), best first.
+
+    Returns:
+        float64 of shape (rows,).
+
+    Raises:
+        ConfigError: Only one score is kept for a row, and `by` compares several.
+    """
+    scores = top_scores.astype(np.float64)
+    if by is By.LOW_SCORE:
+        return scores[:, 0]
+    if scores.shape[1] < 2:
+        raise ConfigError(
+            f"--by {by.value} compares the scores of an image, and DEST keeps {scores.shape[1]} of each, expected 2 or "
+            "more; give --by low-score, or label with a larger --top-k"
+        )
+    if by is By.MARGIN:
+        return np.asarray(scores[:, 0] - scores[:, 1])
+    shares = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-300)
+    logs = np.log(np.maximum(shares, 1e-300))
+    return np.asarray((shares * logs).sum(axis=1) / np.log(scores.shape[1]))
+
+
+def random_order(seed: int, unit: int, positions: npt.NDArray[np.int64]) -> UInt64Array:
+    """Return a row's place in the random order: a hash of the seed, its unit and its position, by splitmix64.
+
+    A unit's rows are the same on every run of a plan, so the order is too, and it does not depend on what a row holds.
+
+    Args:
+        seed: 0 or more.
+        unit: Number of the row's unit.
+        positions: int64 of shape (rows,): of the rows in their part file.
+
+    Returns:
+        uint64 of shape (rows,).
+    """
+    state = _mix(np.array([seed], np.uint64) + _GOLDEN)
+    state = _mix((state ^ np.uint64(unit)) + _GOLDEN)
+    return _mix(state + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def _mix(x: UInt64Array) -> UInt64Array:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class LowestPerClass:
+    """The rows of each class with the lowest ranks.
+
+    The order in which rows come makes no difference, and the lowest of several parts' lowest are those of all.
+
+    Args:
+        count: Rows that are kept of each class.
+        limits: Of another, to begin with: see `fork`.
+    """
+
+    def __init__(self, count: int, limits: tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]] | None = None) -> None:
+        self._count = count
+        # Classes of which there are enough rows, in order, and the highest rank that still has a place.
+        self._limits = limits or (np.empty(0, np.int32), np.empty(0, np.float64))
+        self._kept: Candidates = np.empty(0, CANDIDATE)
+        self._loose: list[Candidates] = []
+        self._num_loose = 0
+
+    def fork(self) -> LowestPerClass:
+        """Return an empty one that takes no row which has no place here, for another thread to fill."""
+        return LowestPerClass(self._count, self._limits)
+
+    def add(self, rows: Candidates) -> None:
+        """Take rows in."""
+        rows = rows[self._may_have_place(rows)]
+        self._loose.append(rows)
+        self._num_loose += len(rows)
+        if self._num_loose > max(LOOSE_ROWS, len(self._kept)):
+            self._sort()
+
+    def rows(self) -> Candidates:
+        """Return what is kept, by class, and within it by rank."""
+        self._sort()
+        return self._kept
+
+    def _may_have_place(self, rows: Candidates) -> npt.NDArray[np.bool_]:
+        classes, highest = self._limits
+        if not self._count or not len(classes):
+            return np.full(len(rows), bool(self._count))
+        place = np.minimum(np.searchsorted(classes, rows["label_id"]), len(classes) - 1)
+        return np.asarray((classes[place] != rows["label_id"]) | (rows["rank"] <= highest[place]))
+
+    def _sort(self) -> None:
+        rows = np.concatenate([self._kept, *self._loose])
+        rows = rows[np.lexsort((rows["order"], rows["rank"], rows["label_id"]))]
+        _, first, sizes = np.unique(rows["label_id"], return_index=True, return_counts=True)
+        within = np.arange(len(rows)) - np.repeat(first, sizes)  # a row's number in its class
+        last = first[sizes >= self._count] + self._count - 1
+        if self._count:
+            # By the last row that is kept; of a class that is not full none is.
+            self._limits = (rows["label_id"][last].copy(), rows["rank"][last].copy())
+        self._kept, self._loose, self._num_loose = rows[within < self._count].copy(), [], 0

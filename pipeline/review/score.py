@@ -1,0 +1,244 @@
+"""What answers say of DEST's labels: how many of each class are right, known from the random stratum alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.errors import ConfigError, StorageError
+from pipeline.dest.plan import Plan
+from pipeline.report.scan import Counts, count_parts
+from pipeline.report.unit_table import UnitTable, iter_new
+from pipeline.review.answers import Answers, read_answers
+from pipeline.review.classes import Classes
+from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
+from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
+from pipeline.review.sample import while_run_goes_on
+from pipeline.storage.storage import Storage
+
+# Random answers of a class from which on it has a threshold of its own, and that a threshold has to be met by.
+LEAST_ANSWERS = 20
+LEAST_ABOVE = 10
+
+_Answered = tuple[DrawnRow, bool]  # and whether its label is right
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """What is known of the labels of a class.
+
+    Attributes:
+        id: Of the class.
+        name: Likewise.
+        labels: Images in DEST that have it.
+        answered: Of its random stratum.
+        right: Of those.
+        precision: With its interval; None without answers.
+        threshold: None where the wanted precision is not reached by any score.
+    """
+
+    id: int
+    name: str
+    labels: int
+    answered: int
+    right: int
+    precision: Precision | None
+    threshold: Threshold | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewScore:
+    """What answers say of a DEST.
+
+    Attributes:
+        draws: Numbers of the draws that have answers.
+        answered: Images with an answer.
+        empty: Lines without one.
+        random: Answers of the random stratum, which all estimates are made of.
+        set_aside: Other answers of the random stratum, which would make it surer or less sure than DEST is: those to
+            images that two draws share, of which the other's answers are missing.
+        uncertain: Answers of the uncertain strata; `uncertain_right` of them agree with the label.
+        labels: Labelled images in DEST; `covered` of them are of classes with answers.
+        precision: Over the covered ones.
+        target: The precision that thresholds are for.
+        pooled: The threshold over all classes.
+        classes: Every class that occurs.
+    """
+
+    draws: list[int]
+    answered: int
+    empty: int
+    random: int
+    set_aside: int
+    uncertain: int
+    uncertain_right: int
+    labels: int
+    covered: int
+    precision: Precision
+    target: float
+    pooled: Threshold | None
+    classes: list[ClassScore]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for `--json`; rates in percent, scores as they are."""
+        values = {**asdict(self), "target": _percent(self.target), "pooled": _threshold_json(self.pooled)}
+        values |= _precision_json(self.precision)
+        values["classes"] = [
+            {
+                "id": one.id,
+                "name": one.name,
+                "labels": one.labels,
+                "answered": one.answered,
+                "right": one.right,
+                **_precision_json(one.precision),
+                "threshold": _threshold_json(one.threshold),
+            }
+            for one in self.classes
+        ]
+        return values
+
+
+def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: float) -> ReviewScore:
+    """Compare answers with the labels that they are about.
+
+    Args:
+        dest: DEST.
+        plan: Its plan.
+        files: With the answers, to any of its draws.
+        target: The precision that thresholds are for, between 0 and 1.
+
+    Raises:
+        ConfigError: DEST has no draw; the answers cannot be read; or none is of the random stratum.
+        StorageError: DEST cannot be read.
+    """
+    draws, _ = read_draws(dest, plan)
+    if not draws:
+        raise ConfigError(f"{dest.describe()} has no draw to score; draw one with `shardlabel review sample`")
+    classes = Classes.of(dest, plan, [row for draw in draws for row in draw.rows])
+    answers = read_answers(files, draws, classes)
+    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units))))
+    if counts.unreadable:
+        part, why = min(counts.unreadable.items())
+        raise StorageError(f"{why}; without {part} the classes' shares are not those of DEST: see `shardlabel verify`")
+    return _score(draws, answers, classes, counts, target)
+
+
+def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Counts, target: float) -> ReviewScore:
+    random: dict[int, list[_Answered]] = {}
+    all_random = 0
+    for draw in draws:
+        for label_id, rows in _random_by_class(draw).items():
+            used, available = _usable(rows, answers)
+            random.setdefault(label_id, []).extend(used)
+            all_random += available
+    if not any(random.values()):
+        raise ConfigError(_nothing_to_go_by(all_random, len(answers.classes)))
+    pooled = threshold(_weighted(random, counts), target, least=LEAST_ABOVE)
+    scored = []
+    for label_id, (label, size) in sorted(counts.labels.items()):
+        name = classes.names.get(label_id, label)
+        scored.append(_score_class(label_id, name, size, random.get(label_id, []), pooled, target))
+    known = [(one.right, one.answered, one.labels) for one in scored if one.answered]
+    used_answers = sum(map(len, random.values()))
+    others = _only_uncertain(draws, answers)
+    return ReviewScore(
+        draws=[draw.number for draw in draws if any((r.shard, r.key) in answers.classes for r in draw.shown)],
+        answered=len(answers.classes),
+        empty=answers.empty,
+        random=used_answers,
+        set_aside=all_random - used_answers,
+        uncertain=len(others),
+        uncertain_right=sum(others),
+        labels=sum(size for _, size in counts.labels.values()),
+        covered=sum(size for *_, size in known),
+        precision=overall(known),
+        target=target,
+        pooled=pooled,
+        classes=scored,
+    )
+
+
+def _nothing_to_go_by(random: int, answered: int) -> str:
+    if random:
+        return (
+            f"the {random} random answers do not stand for DEST: the rest of their strata was given out by other draws, and "
+            "has no answer here; give the answers of all draws"
+        )
+    return (
+        f"no answer is of the random stratum, got {answered} answers; expected some of the lines whose stratum is "
+        f"{Stratum.RANDOM.value!r}: nothing else says how many labels are right"
+    )
+
+
+def _random_by_class(draw: Draw) -> dict[int, list[DrawnRow]]:
+    found: dict[int, list[DrawnRow]] = {}
+    for row in draw.rows:
+        if row.stratum is Stratum.RANDOM:
+            found.setdefault(row.label_id, []).append(row)
+    return found
+
+
+def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered], int]:
+    """Return the answers to a class's random stratum of one draw that stand for it, and how many answers there are.
+
+    Some of the stratum was looked at before, for its uncertainty. Were more of that part answered than of the other,
+    the sample would be less sure than DEST is; were less, it would be surer. So both count to the same share, each in
+    the random order.
+    """
+    parts: list[list[_Answered]] = []
+    share = 1.0
+    sizes = []
+    for is_shown in (True, False):
+        part = [row for row in rows if row.is_shown is is_shown]
+        answered = [(row, answers.classes[place] == row.label_id) for row in part
+                    if (place := (row.shard, row.key)) in answers.classes]  # fmt: skip
+        parts.append(answered)
+        sizes.append(len(part))
+        share = min(share, len(answered) / len(part)) if part else share
+    used = [one for part, size in zip(parts, sizes, strict=True) for one in part[: round(share * size)]]
+    return used, sum(map(len, parts))
+
+
+def _weighted(random: dict[int, list[_Answered]], counts: Counts) -> list[tuple[float, bool, float]]:
+    """Return every random answer, with the labels of its class that it stands for as its weight."""
+    return [
+        (row.score, right, counts.labels.get(label_id, ("", 0))[1] / len(rows))
+        for label_id, rows in random.items()
+        for row, right in rows
+    ]
+
+
+def _score_class(
+    label_id: int, name: str, size: int, rows: list[_Answered], pooled: Threshold | None, target: float
+) -> ClassScore:
+    right = sum(is_right for _, is_right in rows)
+    if len(rows) >= LEAST_ANSWERS:
+        own = threshold([(row.score, is_right, 1.0) for row, is_right in rows], target, least=LEAST_ABOVE)
+    else:
+        own = None if pooled is None else replace(pooled, is_pooled=True)
+    precision = precision_of(right, len(rows)) if rows else None
+    return ClassScore(label_id, name, size, len(rows), right, precision, own)
+
+
+def _only_uncertain(draws: Iterable[Draw], answers: Answers) -> list[bool]:
+    """Return, of each answer to an image of no random stratum, whether its label is right."""
+    rows = {(row.shard, row.key): row for draw in draws for row in draw.rows if row.stratum is Stratum.UNCERTAIN}
+    for row in (row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM):
+        rows.pop((row.shard, row.key), None)
+    return [answers.classes[place] == row.label_id for place, row in rows.items() if place in answers.classes]
+
+
+def _percent(rate: float) -> float:
+    return round(100 * rate, 3)
+
+
+def _precision_json(found: Precision | None) -> dict[str, Any]:
+    if found is None:
+        return {"precision": None, "interval": None}
+    return {"precision": _percent(found.value), "interval": [_percent(found.low), _percent(found.high)]}
+
+
+def _threshold_json(found: Threshold | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "precision": _percent(found.precision)}

@@ -1,0 +1,66 @@
+"""What a part file and its commit record say of where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from models.catalog import load_labels, load_spec
+from models.decode.decode import DecodeMode, ImageLimits
+from models.inference.classifier import Classifier
+from models.spec import Precision
+from pipeline.config import SourceFormat
+from pipeline.dest.writer import OutputSpec
+from pipeline.operators.stages import UnitSettings, label_here, label_unit
+from pipeline.session.stage_clock import StageClock
+from pipeline.sources.unit import Slice, Unit
+from pipeline.storage.storage import open_storage
+from tests.support.tiny_model import colour_shards
+
+
+@pytest.fixture
+def label(tmp_path, tiny_model):
+    """Return what labels a shard with some settings, and returns its commit record and its part's metadata."""
+    spec = load_spec(str(tiny_model))
+    (shard,) = colour_shards(tmp_path / "in", shards=1)
+    settings = UnitSettings(
+        source=open_storage(str(tmp_path / "in")), dest=open_storage(str(tmp_path / "out")), batch_size=4,
+        format=SourceFormat.WEBDATASET, preprocessing=spec.preprocessing, mode=DecodeMode.EXACT, limits=ImageLimits(),
+        output=OutputSpec(load_labels(spec), {"shardlabel.model": "tiny"}), rows_id="one",
+    )  # fmt: skip
+    piece = Slice(shard.name, shard.stat().st_size, "")
+    model = label_here(Classifier(spec, precision=Precision.FP32, top_k=2), StageClock(), embeddings=False)
+
+    def run(*, slices=(piece,), **changed):
+        commit = label_unit(replace(settings, **changed), Unit(0, slices), model)
+        return commit, pq.read_schema(tmp_path / "out" / commit.part).metadata
+
+    run.piece = piece
+    return run
+
+
+def unit_id(labelled) -> bytes:
+    return labelled[1][b"shardlabel.unit_id"]
+
+
+def test_a_part_says_of_which_settings_and_shards_it_is(label):
+    first = unit_id(label())
+
+    assert unit_id(label()) == first
+    assert unit_id(label(rows_id="other")) != first
+    assert unit_id(label(slices=(replace(label.piece, limit=1),))) != first
+
+
+def test_the_same_shard_in_a_bucket_has_the_same_id():
+    here = Slice("a.tar", 1024, "")
+
+    assert Unit(0, (replace(here, etag="of a bucket"),)).id("one") == Unit(0, (here,)).id("one")
+    assert Unit(0, (replace(here, size=2048),)).id("one") != Unit(0, (here,)).id("one")
+
+
+def test_a_record_has_the_token_of_its_run(label, monkeypatch):
+    monkeypatch.setattr("pipeline.operators.stages.check_token", lambda dest, token: None)
+
+    assert label(token="of this run")[0].token == "of this run"

@@ -56,6 +56,7 @@ class ServeBatch:
             )
         )
         self.spec, self.precision, self.labels, self.is_ready = spec, Precision.INT8, self.engine.labels, True
+        self.calibration = None
         self.metrics = ServeMetrics(MODEL, "serve.batch", lambda: 0)
 
     def __serve_build_asgi_app__(self) -> Any:

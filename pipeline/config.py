@@ -79,6 +79,15 @@ Decoding = Annotated[
     DecodeMode, Lower, Field(description="fast, or exact: the reference preprocessing pixel for pixel.")
 ]
 
+CalibrationFile = Annotated[
+    str | None,
+    BeforeValidator(_plain),
+    Field(
+        description="What `shardlabel evaluate --fit` wrote, a path or URI: scores are calibrated, and `accepted` says "
+        "which labels reach the threshold of their class."
+    ),
+]
+
 
 class LabelConfig(BaseModel):
     """Everything `shardlabel label` can be told. The same names, with dashes, are its options."""
@@ -106,6 +115,7 @@ class LabelConfig(BaseModel):
         default=LabelText.NAME, description="Class names: name (the first synonym), wnid, or all."
     )
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
+    calibration: CalibrationFile = None
     image_column: str | None = Field(default=None, description="Parquet: the column with the images.")
     key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
     carry: Words = Field(default=(), description="Parquet: columns copied through, as a,b.")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.calibration import Calibration
 from models.decode.decode import ImageLimits
 from models.inference.classifier import Classifier, DeviceChoice
 from models.spec import ModelSpec
@@ -33,7 +34,7 @@ from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, prepare
 from pipeline.dest.writer import OutputSpec
 from pipeline.error_budget import ErrorBudget
-from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
+from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_calibration, settle_model
 from pipeline.operators.stages import UnitSettings, count_samples
 from pipeline.progress import ProgressPrinter
 from pipeline.session.connect import Cluster, connect
@@ -90,13 +91,14 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         check_disks(cluster, source.base, dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
+        calibration = settle_calibration(config.calibration, spec, choice, config.decode)
         path = model_file(spec, choice)
         waiting = _wait_aloud(config) if config.append else None
         with Lease(dest, waiting) as lease, ThreadPoolExecutor(1) as background:
             if config.append:  # with what came while this run waited: another may have planned it
                 source = open_source(config.source, config.format, exclude=dest)
-            same = fingerprint(config, source, spec, choice, labels)
-            settings = unit_settings(config, source, spec, choice, labels)
+            same = fingerprint(config, source, spec, choice, labels, calibration)
+            settings = unit_settings(config, source, spec, choice, labels, calibration)
             settings = replace(settings, token=lease.token, rows_id=rows_id(same))
             count = partial(count_samples, settings)
             slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
@@ -105,7 +107,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             tally = Tally(work.totals, printer, started)
             _tell(work, tally)
             if not work.done.all():
-                graph = background.submit(load_model, spec, choice, path, config.top_k)
+                graph = background.submit(load_model, spec, choice, path, config.top_k, calibration)
                 printer.say(f"shardlabel: {choice.reason}")
                 cluster = cluster or connect(None)
                 with ray_failures(tally):
@@ -158,12 +160,18 @@ def window_units(actors: int) -> int:
 
 
 def unit_settings(
-    config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
+    config: LabelConfig,
+    source: Source,
+    spec: ModelSpec,
+    choice: DeviceChoice,
+    labels: tuple[str, ...],
+    calibration: Calibration | None = None,
 ) -> UnitSettings:
     """Return what workers need to know, of a run's settings."""
     dest = open_storage(config.output)
     first = source if config.overwrite else planned_first(source, dest)
-    columns = reader.columns_of(first, config, taken=tuple(OutputSpec(labels, {}, embedding_size=1).schema().names))
+    taken = OutputSpec(labels, {}, embedding_size=1, calibration=calibration).schema().names
+    columns = reader.columns_of(first, config, taken=tuple(taken))
     metadata = {
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
@@ -172,6 +180,9 @@ def unit_settings(
         "shardlabel.decode": config.decode.value,
         "shardlabel.preprocessing": json.dumps(spec.preprocessing.model_dump(mode="json"), sort_keys=True),
     }
+    if calibration is not None:
+        metadata["shardlabel.calibration_sha256"] = calibration.sha256
+        metadata["shardlabel.temperature"] = repr(calibration.temperature)
     return UnitSettings(
         source=source.base,
         dest=dest,
@@ -180,7 +191,7 @@ def unit_settings(
         mode=config.decode,
         limits=ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes),
         batch_size=batch_size(config, choice),
-        output=OutputSpec(labels, metadata, carried=columns.carried),
+        output=OutputSpec(labels, metadata, carried=columns.carried, calibration=calibration),
         embeddings=config.embeddings,
         image_timeout_s=config.image_timeout_s,
         columns=columns,
@@ -216,7 +227,7 @@ def label_pending(
     cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
     ref = ModelRef(
         spec, choice, settings.output.labels, config.top_k, pools.batch_size, pools.gpu_share, ray.put(graph),
-        pools.cuda_graphs, config.image_timeout_s,
+        pools.cuda_graphs, config.image_timeout_s, settings.output.calibration,
     )  # fmt: skip
     budget = ErrorBudget(config.max_error_rate, tally.totals.rows)
     labelling = Labelling(settings, ref, pools, state, tally.printer.say)

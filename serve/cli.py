@@ -39,6 +39,8 @@ def serve(
         curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 127.0.0.1:8000/v1/classify
 
         shardlabel serve --model efficientnet-lite0 --host 0.0.0.0 --api-keys-file keys.txt --min-replicas 0
+
+        shardlabel serve --model efficientnet-lite0 --calibration calibration.json
     """
     from serve.local.launch import running
     from serve.local.running import Listen

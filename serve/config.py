@@ -11,7 +11,7 @@ from models.catalog import DEFAULT_MODEL
 from models.decode.headers import ImageLimits
 from models.decode.mode import DecodeMode
 from models.device import Device
-from pipeline.config import DEVICES, Decoding, Lower, ModelName, PrecisionName
+from pipeline.config import DEVICES, CalibrationFile, Decoding, Lower, ModelName, PrecisionName
 
 # Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
 CPU_BATCH_SIZE = 8
@@ -34,6 +34,7 @@ class ServeConfig(BaseModel):
     device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
     decode: Decoding = DecodeMode.FAST
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
+    calibration: CalibrationFile = None
 
     batch_size: int | None = Field(
         default=None,

@@ -13,11 +13,13 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig
 
+from models.calibration import Calibration
 from models.catalog import load_spec
 from models.errors import ConfigError
 from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
+from pipeline.operators.model_ref import settle_calibration
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
@@ -53,7 +55,12 @@ class Replica(Methods):
     backend: Engine
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ServeConfig, spec: ModelSpec, choice: DeviceChoice, plan: Plan
+        self,
+        config: ServeConfig,
+        spec: ModelSpec,
+        choice: DeviceChoice,
+        plan: Plan,
+        calibration: Calibration | None,
     ) -> None:
         _pin_threads(plan.cpus)
         grpc_listener.guard(message_bytes(config))
@@ -68,6 +75,7 @@ class Replica(Methods):
             mode=config.decode,
             limits=config.image_limits(),
             plan=plan,
+            calibration=calibration,
         )
         self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
@@ -125,6 +133,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
     choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
     locate(spec, choice.precision)
+    calibration = settle_calibration(config.calibration, spec, choice, config.decode)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
@@ -141,7 +150,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
-    return deployment.bind(config, spec, choice, plan)
+    return deployment.bind(config, spec, choice, plan, calibration)
 
 
 def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:

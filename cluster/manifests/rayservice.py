@@ -78,6 +78,8 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
         "min_replicas": config.service.min_replicas,
         "max_replicas": config.service.max_replicas,
     }
+    if config.service.calibration:
+        args["calibration"] = config.service.calibration
     if config.service.api_keys_secret:
         args["api_keys_file"] = f"{KEYS_PATH}/keys"
     return args

@@ -157,6 +157,9 @@ class ServiceSettings(Settings):
     api_keys_secret: SecretName | None = Field(
         default=None, description="Secret whose key `keys` holds the bearer keys, one a line."
     )
+    calibration: Word | None = Field(
+        default=None, description="URI of a calibration that `evaluate --fit` wrote, of this model and precision."
+    )
     redis_address: Word | None = Field(default=None, description="host:port of a Redis that the head survives with.")
     redis_secret: SecretName | None = Field(default=None, description="Secret whose key `password` is Redis's.")
 

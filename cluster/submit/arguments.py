@@ -18,7 +18,7 @@ class LabelArguments:
 
     Attributes:
         words: Its arguments: `--config` is merged in, and local paths begin at the root.
-        local: Those of SOURCE and DEST that lie on a local disk, as they were given.
+        local: Those of SOURCE, the calibration and DEST that lie on a local disk, as they were given.
         is_shared: Whether the user says that all nodes see that disk.
     """
 
@@ -44,7 +44,9 @@ def check_arguments(words: list[str]) -> LabelArguments:
     settings = build_config(options, others["config"])
     if settings.address is not None:
         raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
-    for text in (*settings.source, settings.output):
+    calibration = () if settings.calibration is None else (settings.calibration,)
+    places = (*settings.source, *calibration, settings.output)
+    for text in places:
         if has_secrets(text.removeprefix("@")):
             raise ConfigError(
                 f"{without_secrets(text)} has credentials in it, which the cluster's dashboard would show: give the nodes a "
@@ -54,12 +56,14 @@ def check_arguments(words: list[str]) -> LabelArguments:
     given: dict[str, Any] = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
     given["source"] = [_rooted(text) for text in settings.source]
     given["output"] = _rooted(settings.output)
+    if settings.calibration is not None:
+        given["calibration"] = _rooted(settings.calibration)
     if settings.model.endswith(".onnx"):
         given["model"] = absolute(settings.model)
     for name in ("dry_run", "price"):
         given[name] = others[name]
     given["json"] = others["as_json"]
-    local = tuple(text for text in (*settings.source, settings.output) if _is_local(text))
+    local = tuple(text for text in places if _is_local(text))
     return LabelArguments(tuple(_words(given)), local, settings.shared_filesystem)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from models.device import Provider
 from models.errors import SignatureError
 from models.graph.cache import cached_graph, load_joined_graph
+from models.graph.temperature import TEMPERATURE_VERSION, divide_logits
 from models.session import build_session
 from models.spec import ModelSpec, Precision
 
@@ -31,19 +32,26 @@ LARGEST = 16_000.0
 _OURS = "shardlabel_"
 
 
-def load_graph(spec: ModelSpec, precision: Precision, path: Path) -> bytes:
+def load_graph(spec: ModelSpec, precision: Precision, path: Path, temperature: float = 1.0) -> bytes:
     """Return the joined graph of a precision; float16 is made of float32 where the model has no such file.
 
     Args:
         spec: The model's entry.
         precision: One that `spec` has, or fp16.
         path: The file of `spec.artifact(precision)`; already verified.
+        temperature: Of a calibration: the logits are divided by it.
 
     Raises:
         ArtifactError: The file is not an ONNX model.
         SignatureError: It lacks the tensors that the entry names, or its labels change in float16.
     """
     artifact = spec.artifact(precision)
+    if temperature != 1.0:
+        made = f"fp16-{HALF_VERSION}-" if spec.is_made(precision) else ""
+        variant = f"{made}temperature-{temperature!r}-{TEMPERATURE_VERSION}"
+        return cached_graph(
+            spec, artifact, variant, lambda: divide_logits(load_graph(spec, precision, path), temperature)
+        )
     if not spec.is_made(precision):
         return load_joined_graph(spec, artifact, path)
 

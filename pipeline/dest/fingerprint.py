@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
+from models.calibration import Calibration
 from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
 from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec, Precision
@@ -21,7 +22,12 @@ _DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSO
 
 
 def fingerprint(
-    config: LabelConfig, source: Source, spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
+    config: LabelConfig,
+    source: Source,
+    spec: ModelSpec,
+    choice: DeviceChoice,
+    labels: tuple[str, ...],
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Return what must be the same for two runs to write the same rows: all that the graph and the rows are made of.
 
@@ -33,6 +39,7 @@ def fingerprint(
         spec: The model's entry.
         choice: What runs it.
         labels: What each class is called in the output.
+        calibration: Of its scores.
     """
     graph = {
         f"{name}.{key}" if key else name: value
@@ -55,6 +62,7 @@ def fingerprint(
         "labels": config.labels.value,
         "class names": sha256("\n".join(labels).encode()).hexdigest(),
         "embeddings": config.embeddings,
+        "calibration": None if calibration is None else calibration.sha256,
         "image-column": config.image_column,
         "key-column": config.key_column,
         "carry": list(config.carry),

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.calibration import Calibration
 from models.errors import StorageError
 from models.inference.predictions import Predictions
 from pipeline.storage.retries import reason
@@ -30,7 +31,7 @@ CHUNK_ROWS = 1_024
 CHUNK_BYTES = 16 * 2**20
 ROW_GROUP_BYTES = 96 * 2**20
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-# Columns that every output has; embeddings and carried columns come behind them.
+# Columns that every output has; `accepted`, embeddings and carried columns come behind them.
 NUM_COLUMNS = 12
 
 
@@ -68,12 +69,14 @@ class OutputSpec:
         metadata: For the Parquet file's own metadata: version, model, artifact, precision, decode mode, ...
         embedding_size: Features per image, or None without embeddings.
         carried: Fields of the carried columns.
+        calibration: Decides on `accepted`; None for an output without that column.
     """
 
     labels: tuple[str, ...]
     metadata: dict[str, str]
     embedding_size: int | None = None
     carried: tuple[pa.Field, ...] = ()
+    calibration: Calibration | None = None
 
     def schema(self, more: dict[str, str] | None = None) -> pa.Schema:
         """Return the Arrow schema of the output, with more metadata where a file has some of its own."""
@@ -91,6 +94,8 @@ class OutputSpec:
             pa.field("status", _DICTIONARY),
             pa.field("error", pa.string()),
         ]
+        if self.calibration is not None:
+            fields.append(pa.field("accepted", pa.bool_()))
         if self.embedding_size is not None:
             fields.append(pa.field("embedding", pa.list_(pa.float32(), self.embedding_size)))
         return pa.schema([*fields, *self.carried], metadata={**self.metadata, **(more or {})})
@@ -130,6 +135,8 @@ def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec,
         "status": pa.array([row.status for row in rows], pa.string()).dictionary_encode(),
         "error": pa.array([row.error for row in rows], pa.string()),
     }
+    if spec.calibration is not None:
+        columns["accepted"] = pa.array(spec.calibration.accepts(ids[:, 0], scores[:, 0])).take(take)
     if spec.embedding_size is not None:
         assert predictions.embedding is not None
         flat = pa.array(predictions.embedding.reshape(-1), pa.float32())

@@ -14,10 +14,11 @@ from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.options import options_of
 
+PRECISION_TARGET = 95.0
 _WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
-@options_of(LabelConfig, "model", "precision", "device", "decode", "format", "image_column", "limit")
+@options_of(LabelConfig, "model", "precision", "device", "decode", "format", "image_column", "limit", "calibration")
 def evaluate(
     source: Annotated[
         list[str],
@@ -31,6 +32,22 @@ def evaluate(
     ] = None,
     label_field: Annotated[
         str | None, typer.Option(help="Key of .json members, or Parquet column, with the class. [default: found]")
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Fit a calibration to half of the images, judge it on the other half, and write it as JSON, for "
+            "--calibration of `label` and `serve`.",
+        ),
+    ] = None,
+    precision_target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="With --fit: the precision that accepted labels are to have, percent. "
+            f"[default: {PRECISION_TARGET:g}]",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write an HTML page with plots, self-contained.")
@@ -49,13 +66,17 @@ def evaluate(
         shardlabel evaluate val --model efficientnet-lite0 --decode exact --output accuracy.html
 
         shardlabel evaluate val.parquet --model efficientnet-lite0 --compare int8 fp32
+
+        shardlabel evaluate 'val/*.tar' --model efficientnet-lite0 --fit calibration.json --precision-target 98
     """
     from pipeline.evaluate.evaluate import Measured, evaluate_source
     from pipeline.evaluate.evaluate import compare as compare_ways
+    from pipeline.evaluate.results import Comparison, Evaluation
 
     config = build_config({**options, "source": source, "output": "none"})
     if isinstance(config.device, SimulatedDevice):
         raise ConfigError("--device: a simulated device makes up its labels, so there is nothing to measure")
+    _check(fit, precision_target, compared=compare is not None, calibrated=config.calibration is not None)
     wanted = Measured(
         source=config.source,
         model=config.model,
@@ -66,25 +87,26 @@ def evaluate(
         label_field=label_field,
         image_column=config.image_column,
         limit=config.limit,
+        calibration=config.calibration,
+        precision_target=None if fit is None else precision_target or PRECISION_TARGET,
     )
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: there is no folder {output.absolute().parent}")
+    for option, path in (("--output", output), ("--fit", fit)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            what = "that is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
+            raise ConfigError(f"{option} {path}: {what}")
     result = compare_ways(wanted, *compare, _say) if compare else evaluate_source(wanted, _say)
     if output is not None:
         from pipeline.evaluate.page import build_page
         from pipeline.storage.uris import without_secrets
 
-        try:
-            output.write_text(build_page(result, without_secrets(" ".join(config.source))), encoding="utf-8")
-        except OSError as err:
-            raise ConfigError(f"--output {output} cannot be written: {err.strerror or err}") from err
-        _say(f"shardlabel: wrote {output}")
+        _write("--output", output, build_page(result, without_secrets(" ".join(config.source))))
+    if fit is not None and isinstance(result, Evaluation) and result.fit is not None:
+        _write("--fit", fit, result.fit.calibration.to_text())
     if as_json:
         typer.echo(json.dumps(result.as_json()))
         return
     from rich.console import Console
 
-    from pipeline.evaluate.results import Comparison
     from pipeline.evaluate.text import print_comparison, print_evaluation
 
     console = Console(markup=False, emoji=False, highlight=False)
@@ -92,6 +114,27 @@ def evaluate(
         print_comparison(result, console)
     else:
         print_evaluation(result, console)
+
+
+def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated: bool) -> None:
+    """Refuse options that do not go together."""
+    if target is not None and fit is None:
+        raise ConfigError("--precision-target is for --fit: give both, or neither")
+    if target is not None and not 0 < target < 100:
+        raise ConfigError(f"--precision-target is in percent, above 0 and below 100, got {target:g}")
+    if fit is not None and (compared or calibrated):
+        other = "--compare measures two ways" if compared else "--calibration has calibrated the scores already"
+        raise ConfigError(f"--fit is of one model as it is, and {other}: give one of them")
+    if compared and calibrated:
+        raise ConfigError("--calibration is of one way, and --compare measures two: give one of them")
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"{option} {path} cannot be written: {err.strerror or err}") from err
+    _say(f"shardlabel: wrote {path}")
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,10 +15,13 @@ from models.inference.classifier import Device
 from models.labels import ClassFinder
 from models.spec import Precision
 from pipeline.config import SourceFormat
+from pipeline.evaluate.counts import Score
+from pipeline.evaluate.fit import fit_calibration
 from pipeline.evaluate.labelled import LabelledSource, open_labelled
-from pipeline.evaluate.results import ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
-from pipeline.evaluate.scoring import Score, Scored, Variant, open_way, score
+from pipeline.evaluate.results import Accepted, ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
+from pipeline.evaluate.scoring import Scored, Variant, open_way, score
 from pipeline.evaluate.statistics import mcnemar, wilson
+from pipeline.evaluate.temperature import Collector
 from pipeline.job import has_local_gpu
 from pipeline.storage.uris import without_secrets
 
@@ -37,6 +40,8 @@ class Measured:
         label_field: Key of .json members, or column of Parquet, that holds the class.
         image_column: Of Parquet.
         limit: Only so many images.
+        calibration: Path or URI of one: scores are calibrated, and what is accepted is counted.
+        precision_target: Fit a calibration, with thresholds for this precision, percent.
     """
 
     source: tuple[str, ...]
@@ -48,6 +53,8 @@ class Measured:
     label_field: str | None = None
     image_column: str | None = None
     limit: int | None = None
+    calibration: str | None = None
+    precision_target: float | None = None
 
 
 def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
@@ -58,13 +65,25 @@ def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
         say: Called with the line that tells what auto chose.
 
     Raises:
-        SourceError: SOURCE cannot be read, or holds no labels.
+        SourceError: SOURCE cannot be read, or holds no labels, or too few to fit a calibration to.
         ModelError: The model cannot be had or used.
+        ConfigError: The calibration is not of this model.
     """
-    way = open_way(wanted.model, wanted.precision, wanted.device, wanted.mode, has_gpu=has_local_gpu())
+    way = open_way(
+        wanted.model,
+        wanted.precision,
+        wanted.device,
+        wanted.mode,
+        has_gpu=has_local_gpu(),
+        calibration=wanted.calibration,
+    )
     say(f"shardlabel: {way.choice.reason}")
-    labelled, scored = _run(wanted, (way,), say)
-    return _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
+    collector = None if wanted.precision_target is None else Collector()
+    labelled, scored = _run(wanted, (way,), say, collector)
+    found = _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
+    if collector is None or wanted.precision_target is None:
+        return found
+    return replace(found, fit=fit_calibration(way, collector, wanted.precision_target))
 
 
 def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Comparison:
@@ -130,7 +149,9 @@ def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
     return model, precision, mode
 
 
-def _run(wanted: Measured, ways: tuple[Variant, ...], say: Callable[[str], None]) -> tuple[LabelledSource, Scored]:
+def _run(
+    wanted: Measured, ways: tuple[Variant, ...], say: Callable[[str], None], collector: Collector | None = None
+) -> tuple[LabelledSource, Scored]:
     labelled = open_labelled(
         wanted.source,
         wanted.format,
@@ -138,7 +159,7 @@ def _run(wanted: Measured, ways: tuple[Variant, ...], say: Callable[[str], None]
         label_field=wanted.label_field,
         image_column=wanted.image_column,
     )
-    scored = score(ways, islice(labelled, wanted.limit), say)
+    scored = score(ways, islice(labelled, wanted.limit), say, collector)
     if scored.scores[0].images == 0:
         kinds = {
             SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",
@@ -168,6 +189,7 @@ def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Sc
         reported_top5=first.top5 if first else None,
         reported=reported,
         reported_note=way.spec.reported_note,
+        accepted=_accepted(way, found),
         calibration_error=round(100 * found.calibration.error, 3),
         mean_score=round(100 * found.calibration.mean_score, 3),
         calibration=found.calibration.bins(),
@@ -176,6 +198,18 @@ def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Sc
         incomplete=labelled.incomplete,
         seconds=round(scored.seconds, 3),
         images_per_s=round(found.images / seconds, 1),
+    )
+
+
+def _accepted(way: Variant, found: Score) -> Accepted | None:
+    if way.calibration is None:
+        return None
+    count, right = found.accepted, found.accepted_right
+    return Accepted(
+        target=way.calibration.precision_target,
+        coverage=_percent(count, found.images),
+        precision=_percent(right, count) if count else None,
+        precision_interval=_interval(right, count),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from models.calibration import ClassThreshold
+from pipeline.evaluate.fit import Fit
 from pipeline.evaluate.results import ClassAccuracy, Comparison, Evaluation
 from pipeline.evaluate.statistics import CALIBRATION_BINS
-from pipeline.evaluate.text import compared
+from pipeline.evaluate.text import accepted_text, compared
 from pipeline.html import pages
 
 CLASSES = 60
@@ -36,6 +38,8 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
         bins=[_images_by_score(one) for one in ways],
         spread=_classes_by_top1(ways[0]),
         worst=_worst(*ways),
+        accepted=accepted_text(ways[0].accepted) if ways[0].accepted else "",
+        thresholds=_thresholds(ways[0].fit) if ways[0].fit else [],
     )
 
 
@@ -50,6 +54,12 @@ def _classes_by_top1(found: Evaluation) -> list[tuple[str, int]]:
     for one in found.per_class:
         spread[int(one.top1 // 10)] += 1
     return list(zip([*(f"{low} to {low + 10} %" for low in range(0, 100, 10)), "100 %"], spread, strict=True))
+
+
+def _thresholds(found: Fit) -> list[ClassThreshold]:
+    """Return the classes with the highest thresholds of their own; first those that are never accepted."""
+    high = [(2.0 if one.threshold is None else one.threshold, one) for one in found.calibration.classes]
+    return [one for _, one in sorted(high, key=lambda pair: (-pair[0], pair[1].id))[:CLASSES]]
 
 
 def _worst(found: Evaluation, other: Evaluation | None = None) -> list[tuple[ClassAccuracy, ClassAccuracy | None]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.spec import ReportedAccuracy
+from pipeline.evaluate.fit import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,23 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a calibration that was given accepts. Rates in percent.
+
+    Attributes:
+        target: Precision that its thresholds are for.
+        coverage: Share of the images that is accepted.
+        precision: Share of the accepted images that is right; None where none is accepted.
+        precision_interval: Of it: Wilson's, 95 %.
+    """
+
+    target: float
+    coverage: float
+    precision: float | None
+    precision_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Accuracy of a model on a source. Rates in percent; intervals are Wilson's, 95 %.
 
@@ -51,6 +69,8 @@ class Evaluation:
         per_class: Every class that SOURCE has images of.
         confusions: Pairs of classes, most often confused first.
         incomplete: Shards of which something could not be read.
+        accepted: What the calibration that was given accepts.
+        fit: The calibration that was fitted.
     """
 
     model: str
@@ -75,6 +95,8 @@ class Evaluation:
     incomplete: list[str]
     seconds: float
     images_per_s: float
+    accepted: Accepted | None = None
+    fit: Fit | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +105,11 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**asdict(self), "reported": [pair.model_dump(mode="json") for pair in self.reported]}
+        values = asdict(replace(self, fit=None))
+        values["reported"] = [pair.model_dump(mode="json") for pair in self.reported]
+        if self.fit is not None:
+            values["fit"] = self.fit.as_json()
+        return {name: value for name, value in values.items() if value is not None or name not in ("accepted", "fit")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,18 @@ def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
     """
     if images == 0:
         return 0.0, 1.0
+    low, high = wilson_bounds(np.array([right]), np.array([images]), z)
+    return float(low[0]), float(high[0])
+
+
+def wilson_bounds(
+    right: npt.NDArray[np.int64], images: npt.NDArray[np.int64], z: float = Z95
+) -> tuple[Float64Array, Float64Array]:
+    """Return the ends of many such intervals: float64 of the shape of `right` and `images`, which are at least 1."""
     rate, weight = right / images, z * z / images
     middle = (rate + weight / 2) / (1 + weight)
-    half = z * math.sqrt(rate * (1 - rate) / images + weight / (4 * images)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    half = z * np.sqrt(rate * (1 - rate) / images + weight / (4 * images)) / (1 + weight)
+    return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -52,7 +60,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 @dataclass(slots=True)
-class Calibration:
+class Reliability:
     """Whether a score of 0.8 is right 80 % of the time: images by the score of their best label, in equal bins.
 
     Attributes:

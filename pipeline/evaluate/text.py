@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluate.results import Comparison, Evaluation
+from pipeline.evaluate.fit import Fit
+from pipeline.evaluate.results import Accepted, Comparison, Evaluation
 from pipeline.quantities import count_text
 
 WORST_CLASSES = 10
@@ -20,6 +21,8 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
     _say(console, [f"{found.name}: {count_text(found.images)} images"])
     console.print(_accuracy((found,)))
     _say(console, _remarks(found))
+    if found.fit is not None:
+        print_fit(found.fit, console)
     worst = sorted((one for one in found.per_class if one.top1 < 100), key=lambda one: (one.top1, -one.images, one.id))
     if worst:
         table = _table(f"Worst of {len(found.per_class)} classes", "class", "images", "top-1 %", "top-5 %")
@@ -31,6 +34,20 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         for pair in found.confusions[:WORST_PAIRS]:
             table.add_row(f"{pair.id} {pair.name}", f"{pair.label_id} {pair.label}", str(pair.images))
         console.print(table)
+
+
+def print_fit(found: Fit, console: Console) -> None:
+    """Print what a calibration came to."""
+    c, judged = found.calibration, found.judged
+    fitted = f"fitted to {count_text(c.fitted_on)} images and judged on {count_text(judged.images)} others"
+    _say(console, [f"Calibration, {fitted}"])
+    table = Table("", "before", "after", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("ECE %", f"{100 * judged.error_before:.2f}", f"{100 * judged.error_after:.2f}")
+    table.add_row("log loss", f"{judged.log_loss_before:.4f}", f"{judged.log_loss_after:.4f}")
+    console.print(table)
+    _say(console, found.sentences())
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
@@ -58,6 +75,17 @@ def compared(found: Comparison) -> list[str]:
         f"same label on {found.agreement:.2f} % of the images; only A is right about {found.only_a}, only B about "
         f"{found.only_b}: McNemar's exact test gives p = {found.mcnemar_p:.3g}, {sure}",
     ]
+
+
+def accepted_text(found: Accepted) -> str:
+    """Return what a calibration accepts, in a sentence."""
+    if found.precision is None:
+        return f"the calibration, for a precision of {found.target:g} %, accepts no image"
+    low, high = found.precision_interval
+    return (
+        f"the calibration, for a precision of {found.target:g} %, accepts {found.coverage:.1f} % of the images (coverage), "
+        f"of which {found.precision:.1f} % are right (95 %: {low:.1f} to {high:.1f})"
+    )
 
 
 def _accuracy(found: Iterable[Evaluation]) -> Table:
@@ -92,6 +120,8 @@ def _remarks(found: Evaluation, *, both: bool = False) -> list[str]:
             f"mean score of the best label {found.mean_score:.1f} %, right {found.top1:.1f} %: on the whole the model "
             f"claims {sure} than it reaches (ECE: expected calibration error)"
         )
+    if found.accepted is not None:
+        lines.append(accepted_text(found.accepted))
     if found.not_decoded:
         lines.append(f"{count_text(found.not_decoded)} images could not be decoded and count as wrong")
     if found.without_label:

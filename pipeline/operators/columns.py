@@ -25,16 +25,20 @@ class LabelColumns:
         image: Holds the images.
         prefix: Before each name that is added.
         embeddings: Whether there is an `embedding`.
+        calibrated: Whether there is an `accepted`.
     """
 
     image: str
     prefix: str = ""
     embeddings: bool = False
+    calibrated: bool = False
 
     @property
     def added(self) -> tuple[str, ...]:
         """Names of the columns that are added, without prefix, in order."""
         names = OutputSpec((), {}, embedding_size=1 if self.embeddings else None).schema().names
+        if self.calibrated:
+            names.insert(names.index("error") + 1, "accepted")
         return tuple(name for name in names if name not in ("shard", "key"))
 
     def check(self, schema: pa.Schema) -> None:

@@ -44,7 +44,8 @@ class LabelImages:
             self._labeller = WatchedLabeller(model.loader()(), side, self._batch_size, model.image_timeout_s)
         self._nothing = self._predict(np.zeros((1, side, side, 3), np.uint8))[0].rows(0, 0)
         features = self._nothing.embedding
-        self._output = OutputSpec(model.labels, {}, embedding_size=None if features is None else features.shape[1])
+        size = None if features is None else features.shape[1]
+        self._output = OutputSpec(model.labels, {}, embedding_size=size, calibration=model.calibration)
         self._schema = self._output.schema()
 
     def __call__(self, table: pa.Table) -> pa.Table:

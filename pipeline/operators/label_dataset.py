@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import DecodeImages
 from pipeline.operators.label import DecodeAndLabel, LabelImages
-from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_model
+from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_calibration, settle_model
 from pipeline.operators.stages import DecodeSettings
 from pipeline.operators.tasks import map_actors
 
@@ -37,6 +38,7 @@ def label(  # noqa: PLR0913 (the options of the command)
     decode: str = "fast",
     labels: str = "name",
     embeddings: bool = False,
+    calibration: str | PathLike[str] | None = None,
     max_pixels: int = 100_000_000,
     max_image_bytes: int = 64 * 2**20,
     image_timeout_s: float = 60.0,
@@ -48,8 +50,8 @@ def label(  # noqa: PLR0913 (the options of the command)
     """Add labels to a dataset of images. Lazy: the model is loaded now, and images are when the result is consumed.
 
     Every row and column is kept, in order within a block; `label`, `label_id`, `score`, `top_labels`, `top_ids`,
-    `top_scores`, `width`, `height`, `status`, `error` (and `embedding`) are added, with the types and values that
-    `shardlabel label` writes for the same bytes. An image that cannot be labelled is a row with its status and error,
+    `top_scores`, `width`, `height`, `status`, `error` (and `accepted`, `embedding`) are added, with the types and values
+    that `shardlabel label` writes for the same bytes. An image that cannot be labelled is a row with its status and error,
     also one that kills or hangs the process that decodes it. No bytes are status `empty`.
 
     `status` and `error` that `read_shards` gave are adopted: known by columns `shard`, `key`, `status` and `error` of
@@ -69,6 +71,8 @@ def label(  # noqa: PLR0913 (the options of the command)
         decode: fast, or exact as the model's reference.
         labels: Class names: name (the first), wnid, or all.
         embeddings: Whether to add the model's penultimate features.
+        calibration: Path or URI of what `shardlabel evaluate --fit` wrote: scores are calibrated, and `accepted` (bool, null
+            where status is not ok) is added, which says whether the label reaches the threshold of its class.
         max_pixels: Larger images are rows with status too_large.
         max_image_bytes: Likewise, bytes.
         image_timeout_s: An image that takes longer to decode is undecodable.
@@ -85,11 +89,11 @@ def label(  # noqa: PLR0913 (the options of the command)
     """
     options = {
         "model": model, "precision": precision, "device": device, "top_k": top_k, "decode": decode, "labels": labels,
-        "embeddings": embeddings, "max_pixels": max_pixels, "max_image_bytes": max_image_bytes,
+        "embeddings": embeddings, "calibration": calibration, "max_pixels": max_pixels, "max_image_bytes": max_image_bytes,
         "image_timeout_s": image_timeout_s, "batch_size": batch_size,
     }  # fmt: skip
     config = build_config({"source": "dataset", "output": "dataset", **options})
-    columns = LabelColumns(image_column, prefix, embeddings)
+    columns = LabelColumns(image_column, prefix, embeddings, calibrated=calibration is not None)
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None and isinstance(schema.base_schema, pa.Schema):  # of pandas it tells no types yet
         columns.check(schema.base_schema)
@@ -124,11 +128,12 @@ def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettin
     choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
     if num_gpus and choice.provider is Provider.CPU:
         raise ConfigError(f"num_gpus={num_gpus:g} is for a GPU, and the model runs on the CPU; leave it out")
-    graph = load_model(spec, choice, model_file(spec, choice), config.top_k)
+    calibration = settle_calibration(config.calibration, spec, choice, config.decode)
+    graph = load_model(spec, choice, model_file(spec, choice), config.top_k, calibration)
     limits = ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes)
     return DecodeSettings(spec.preprocessing, config.decode, limits, config.image_timeout_s), ModelRef(
         spec, choice, texts, config.top_k, inference_size(config, choice), _gpu_share(choice, num_gpus), ray.put(graph),
-        image_timeout_s=config.image_timeout_s,
+        image_timeout_s=config.image_timeout_s, calibration=calibration,
     )  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models.calibration import Calibration, parse_calibration
 from models.catalog import load_spec
+from models.decode.mode import DecodeMode
 from models.errors import ConfigError
 from models.graph.fp16 import load_graph
 from models.inference.classifier import Classifier, DeviceChoice, Provider
@@ -20,6 +22,11 @@ from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
 from pipeline.config import LabelConfig
+from pipeline.storage.storage import open_storage
+from pipeline.storage.uris import without_secrets
+
+# A hundred thousand classes with thresholds of their own make 17 MB.
+MAX_CALIBRATION_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class ModelRef:
         graph: Reference to the joined graph's bytes in Ray's object store: one copy travels to each node.
         cuda_graphs: Whether a GPU replays a recorded batch.
         image_timeout_s: A batch that takes longer ends its process; see `WatchedLabeller`.
+        calibration: Decides on `accepted`; its temperature is in the graph.
     """
 
     spec: ModelSpec
@@ -47,6 +55,7 @@ class ModelRef:
     graph: Any
     cuda_graphs: bool = False
     image_timeout_s: float = 60.0
+    calibration: Calibration | None = None
 
     def loader(self) -> Callable[[], Labeller]:
         """Return what builds the labeller, in a process without Ray too; once per process."""
@@ -87,6 +96,49 @@ def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:
     return spec, labels
 
 
+def settle_calibration(
+    place: str | None, spec: ModelSpec, choice: DeviceChoice, decode: DecodeMode
+) -> Calibration | None:
+    """Return the calibration that is asked for, checked against the model that is to run; None where none is.
+
+    Args:
+        place: Path or URI of the calibration, or None.
+        spec: The model's entry.
+        choice: What runs it.
+        decode: How images are decoded.
+
+    Raises:
+        ConfigError: It cannot be read, or was made for something else.
+        StorageError: Its storage failed.
+    """
+    if place is None:
+        return None
+    if choice.provider is Provider.SIMULATED:
+        raise ConfigError("--calibration: a simulated device makes up its scores, so there is nothing to calibrate")
+    calibration = read_calibration(place)
+    calibration.check(without_secrets(place), spec, choice.precision, decode)
+    return calibration
+
+
+def read_calibration(place: str) -> Calibration:
+    """Read a calibration from a path or URI.
+
+    Raises:
+        ConfigError: Nothing is there, or no calibration.
+        StorageError: Its storage failed.
+    """
+    name, file = without_secrets(place), open_storage(place)
+    found = file.stat()
+    if found is None:
+        raise ConfigError(f"--calibration {name}: there is no such file; `shardlabel evaluate SOURCE --fit` writes one")
+    if found.size > MAX_CALIBRATION_BYTES:
+        raise ConfigError(
+            f"--calibration {name} has {found.size} bytes, and a calibration has at most {MAX_CALIBRATION_BYTES}; give the "
+            "file that `shardlabel evaluate --fit` wrote"
+        )
+    return parse_calibration(file.read_bytes(""), name)
+
+
 def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
     """Return the model's verified file, downloaded if need be; a simulated device needs none."""
     if choice.provider is Provider.SIMULATED:
@@ -95,11 +147,13 @@ def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
         return locate(spec, choice.precision, progress=progress)
 
 
-def load_model(spec: ModelSpec, choice: DeviceChoice, path: Path | None, top_k: int) -> bytes:
+def load_model(
+    spec: ModelSpec, choice: DeviceChoice, path: Path | None, top_k: int, calibration: Calibration | None = None
+) -> bytes:
     """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
     if path is None:
         return b""
-    graph = load_graph(spec, choice.precision, path)
+    graph = load_graph(spec, choice.precision, path, 1.0 if calibration is None else calibration.temperature)
     if choice.provider is Provider.CPU:
         classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=top_k)
         check_classes(spec, classifier.num_classes)

@@ -43,7 +43,8 @@ _IMAGE = "_shardlabel_image"
 
 def staged_columns(settings: UnitSettings) -> LabelColumns:
     """Return which columns go in and are added."""
-    return LabelColumns(_IMAGE, embeddings=settings.embeddings)
+    calibrated = settings.output.calibration is not None
+    return LabelColumns(_IMAGE, embeddings=settings.embeddings, calibrated=calibrated)
 
 
 class ReadDecode:

@@ -15,8 +15,8 @@ from pipeline.options import options_of
 # Of `label`; what is not given is as OLD's.
 OPTIONS = (
     "output", "model", "precision", "device", "top_k", "labels", "embeddings", "batch_size", "preprocess_cpus", "actors",
-    "gpus_per_actor", "cuda_graphs", "decode", "max_pixels", "max_image_bytes", "image_timeout_s", "max_error_rate",
-    "overwrite", "address", "shared_filesystem", "progress",
+    "gpus_per_actor", "cuda_graphs", "decode", "calibration", "max_pixels", "max_image_bytes", "image_timeout_s",
+    "max_error_rate", "overwrite", "address", "shared_filesystem", "progress",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.calibration import Calibration
 from models.errors import ConfigError, SourceError
 from models.inference.classifier import DeviceChoice
 from models.spec import ModelSpec
@@ -25,7 +26,7 @@ from pipeline.dest.merge import Relabelling
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, load_state
 from pipeline.job import embedding_size, has_local_gpu, label_pending, ray_failures, unit_settings
-from pipeline.operators.model_ref import load_model, model_file
+from pipeline.operators.model_ref import load_model, model_file, settle_calibration
 from pipeline.operators.stages import UnitSettings
 from pipeline.progress import ProgressPrinter
 from pipeline.quantities import count_text, many_text
@@ -59,6 +60,7 @@ class _Asked:
     config: LabelConfig
     source: Source
     dest: Storage
+    calibration: Calibration | None = None
 
 
 @caller_as_before()
@@ -94,8 +96,10 @@ def relabel(
             check_disks(cluster, read, asked.dest, is_shared=config.shared_filesystem)
         has_gpu = cluster.gpus > 0 if cluster else has_local_gpu()
         config, choice = choose_as_begun(config, spec, asked.dest, has_gpu=has_gpu)
-        asked = replace(asked, config=config)
-        same = fingerprint(config, asked.source, spec, choice, labels)
+        asked = replace(
+            asked, config=config, calibration=settle_calibration(config.calibration, spec, choice, config.decode)
+        )
+        same = fingerprint(config, asked.source, spec, choice, labels, asked.calibration)
         check_like(old, same, is_same_model=options.get("model") is None)
         settings = _unit_settings(asked, same, spec, choice, labels)
         with Lease(asked.dest) as lease:
@@ -128,7 +132,7 @@ def _unit_settings(
 ) -> UnitSettings:
     """Return what workers need to know; add to what must be the same for a resume."""
     old, where = asked.old, asked.where
-    settings = unit_settings(asked.config, asked.source, spec, choice, labels)
+    settings = unit_settings(asked.config, asked.source, spec, choice, labels, asked.calibration)
     name, own, models = model_names(old, same)
     size = old.schema.field("embedding").type.list_size if asked.config.embeddings else None
     metadata = {**settings.output.metadata, MODELS_KEY: json.dumps(models, sort_keys=True)}
@@ -194,7 +198,7 @@ def _label_rest(
     spec, choice = model
     path = model_file(spec, choice)
     tally.printer.say(f"shardlabel: {choice.reason}")
-    graph = load_model(spec, choice, path, asked.config.top_k)
+    graph = load_model(spec, choice, path, asked.config.top_k, asked.calibration)
     _check_embeddings(asked.old, asked.config, spec, choice, graph)
     with ray_failures(tally):
         label_pending(asked.config, cluster, settings, (spec, choice, graph), work, tally)

@@ -34,7 +34,7 @@ SAME = (
 )
 _DIFFERENT = {
     "class names": "the model of now has other classes than OLD's",
-    "calibration": "OLD's scores are calibrated otherwise than those of now",
+    "calibration": "OLD's scores are calibrated otherwise than those of now would be (--calibration takes OLD's file)",
 }
 _NEEDED = ("source", "format", "model", "artifact", "precision", "decode", "top-k")
 # Settings that say what a file held, and not where it is.

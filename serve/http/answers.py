@@ -36,6 +36,7 @@ class Result(TypedDict):
     width: NotRequired[Pixels]
     height: NotRequired[Pixels]
     labels: NotRequired[list[Label]]
+    accepted: NotRequired[Annotated[bool, Field(description="Whether the first label reaches its class's threshold.")]]
 
 
 class ClassifyAnswer(TypedDict):

@@ -92,7 +92,10 @@ class Classify:
             {"label": self._labels[i], "label_id": i, "score": score}
             for i, score in zip(outcome.label_ids.tolist(), outcome.scores, strict=True)
         ]
-        return {"status": "ok", "width": outcome.width, "height": outcome.height, "labels": labels}
+        result = {"status": "ok", "width": outcome.width, "height": outcome.height, "labels": labels}
+        if outcome.accepted is not None:
+            result["accepted"] = outcome.accepted
+        return result
 
 
 def _parse_json(body: bytes, max_images: int) -> Parsed:

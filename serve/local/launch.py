@@ -23,6 +23,7 @@ from models.catalog import load_spec
 from models.errors import ClusterError, ConfigError, ShardlabelError
 from models.spec import Precision
 from models.store.locate import locate
+from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
 from pipeline.session.local import start_local_ray
@@ -88,6 +89,8 @@ def _check(config: ServeConfig) -> None:
         spec.artifact(wanted)
         # A download may take minutes, and has its own errors.
         locate(spec, wanted)
+    if config.calibration is not None:
+        read_calibration(config.calibration)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     if config.access_log not in ("off", "-"):

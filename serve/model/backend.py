@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from models.calibration import Calibration
 from models.errors import InputError
 from models.inference.predictions import Float32Array, Int32Array
 from models.spec import ModelSpec, Precision
@@ -22,6 +23,7 @@ class Labelled:
         scores: float32 of shape (k,), probabilities after softmax.
         probabilities: float32 of shape (n_classes,), or None where it was not asked for.
         embedding: float32 of shape (features,), likewise.
+        accepted: Whether the best label reaches the threshold of its class; None without a calibration.
     """
 
     width: int
@@ -30,6 +32,7 @@ class Labelled:
     scores: Float32Array
     probabilities: Float32Array | None = None
     embedding: Float32Array | None = None
+    accepted: bool | None = None
 
 
 # An image that cannot be labelled is a value, not an exception: of several images the others are still answered.
@@ -37,11 +40,19 @@ Outcome = Labelled | InputError
 
 
 class Backend(Protocol):
-    """One model, ready to answer. Calls are made on the event loop; decoding and inference run in threads."""
+    """One model, ready to answer. Calls are made on the event loop; decoding and inference run in threads.
+
+    Attributes:
+        spec: The model's entry.
+        precision: Which artifact of it.
+        labels: Name of each class, by class index.
+        calibration: Of all scores and probabilities, and what accepts labels; None without one.
+    """
 
     spec: ModelSpec
     precision: Precision
     labels: tuple[str, ...]
+    calibration: Calibration | None
 
     @property
     def is_ready(self) -> bool:

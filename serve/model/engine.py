@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from models.calibration import Calibration
 from models.catalog import load_labels
 from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
+from models.graph.fp16 import load_graph
 from models.inference.classifier import Classifier, Provider
 from models.inference.predictions import Float32Array, Predictions, UInt8Array
 from models.inference.tensor_model import TensorModel
 from models.labels import check_classes
 from models.malloc import tune_malloc
 from models.spec import ModelSpec, Precision
+from models.store.locate import locate
 from serve.config import Plan
 from serve.model.backend import Labelled, Outcome
 from serve.model.batcher import Batcher, BatchReport
@@ -51,6 +54,7 @@ class Engine:
         mode: How images are decoded.
         limits: Of one image.
         plan: Batch size and threads.
+        calibration: Of the scores; checked against the model already.
     """
 
     def __init__(
@@ -62,14 +66,18 @@ class Engine:
         mode: DecodeMode,
         limits: ImageLimits,
         plan: Plan,
+        calibration: Calibration | None = None,
     ) -> None:
         self.spec = spec
         self.precision = precision
+        self.calibration = calibration
         self.labels = load_labels(spec)
         self._mode = mode
         self._limits = limits
         self._plan = plan
-        self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1)
+        temperature = 1.0 if calibration is None else calibration.temperature
+        graph = load_graph(spec, precision, locate(spec, precision), temperature)
+        self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1, graph=graph)
         check_classes(spec, self._classifier.num_classes)
         self._tensors = TensorModel(spec, precision=precision, provider=provider)
         tune_malloc()
@@ -179,8 +187,9 @@ class Engine:
                 probabilities=any(w.probabilities for w in wanted),
                 embedding=any(w.embedding for w in wanted),
             )
+            accepted = self._accepted(predictions)
             for row, i in enumerate(images):
-                outcomes[i] = _labelled(jobs[i], predictions, row)
+                outcomes[i] = _labelled(jobs[i], predictions, row, accepted[row])
         for i, job in enumerate(jobs):
             if job.options is None:
                 try:
@@ -188,6 +197,11 @@ class Engine:
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
         return outcomes
+
+    def _accepted(self, predictions: Predictions) -> Sequence[bool | None]:
+        """Return of each image whether its best label is accepted."""
+        ids, scores = predictions.label_ids[:, 0], predictions.scores[:, 0]
+        return [None] * len(ids) if self.calibration is None else self.calibration.accepts(ids, scores).tolist()
 
     def _warm_up(self) -> None:
         """Decode and run, as requests will be: a model that cannot is never ready."""
@@ -212,7 +226,7 @@ def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
     return pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
 
 
-def _labelled(job: Item, predictions: Predictions, row: int) -> Labelled:
+def _labelled(job: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
     k = job.options.top_k
     # Best first: the first k of a larger k are the k best.
     return Labelled(
@@ -227,4 +241,5 @@ def _labelled(job: Item, predictions: Predictions, row: int) -> Labelled:
         embedding=predictions.embedding[row].copy()
         if job.options.embedding and predictions.embedding is not None
         else None,
+        accepted=accepted,
     )

@@ -97,6 +97,7 @@ class ModelConfig(TypedDict):
     max_batch_size: int
     input: list[ConfiguredTensor]
     output: list[ConfiguredTensor]
+    parameters: dict[str, dict[str, str]]
 
 
 class Duration(TypedDict):

@@ -172,9 +172,10 @@ class Endpoint:
                 for tensor in model.inputs
             ],
             "output": [
-                {"name": t.name, "data_type": _config_type(t.datatype), "dims": list(t.shape[1:])}
+                {"name": t.name, "data_type": _config_type(t.datatype), "dims": list(t.shape[1:]) or [1]}
                 for t in model.outputs
             ],
+            "parameters": {name: {"string_value": value} for name, value in model.parameters.items()},
         }
 
     def statistics(self, names: Sequence[str]) -> Statistics:

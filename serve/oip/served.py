@@ -32,12 +32,21 @@ class TensorMetadata:
 
 
 class ServedModel(Protocol):
-    """One of the names under which a backend is offered."""
+    """One of the names under which a backend is offered.
+
+    Attributes:
+        name: See above.
+        backend: What answers.
+        inputs: Its tensors.
+        outputs: Likewise.
+        parameters: What else its configuration says.
+    """
 
     name: str
     backend: Backend
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
+    parameters: dict[str, str]
 
     def raw_input(self, body: memoryview) -> InputTensor:
         """Take a whole body as the one input, as a header length of 0 asks for."""

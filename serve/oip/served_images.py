@@ -18,6 +18,9 @@ from serve.oip.response import OutputTensor
 from serve.oip.served import TensorMetadata, check_rows, classification_output, only_input, read_values, wanted_outputs
 from serve.oip.tensor import InputTensor
 
+# Of a calibrated model alone.
+ACCEPTED = TensorMetadata("accepted", "BOOL", (-1,))
+
 
 class ServedImages:
     """A backend under its own name.
@@ -40,7 +43,16 @@ class ServedImages:
             TensorMetadata("label_ids", "INT32", (-1, -1)),
             TensorMetadata("scores", "FP32", (-1, -1)),
             TensorMetadata("labels", BYTES, (-1, -1)),
+            *((ACCEPTED,) if backend.calibration is not None else ()),
         )
+
+        self.parameters: dict[str, str] = {}
+        if (calibration := backend.calibration) is not None:
+            self.parameters = {
+                "calibration_sha256": calibration.sha256,
+                "temperature": repr(calibration.temperature),
+                "precision_target": f"{calibration.precision_target:g}",
+            }
 
     def raw_input(self, body: memoryview) -> InputTensor:
         """Take the body as one encoded image, without the length that begins a BYTES element."""
@@ -95,6 +107,9 @@ class ServedImages:
         if wanted.name == "labels":
             names = [self._labels[index] for row in rows for index in row.label_ids[:top_k].tolist()]
             return OutputTensor(wanted.name, BYTES, (len(rows), top_k), names, wanted.binary)
+        if wanted.name == ACCEPTED.name:
+            accepted = np.array([row.accepted for row in rows], np.bool_)
+            return OutputTensor(wanted.name, ACCEPTED.datatype, accepted.shape, accepted, wanted.binary)
         values = np.stack([_values(row, wanted.name, top_k) for row in rows])
         datatype = "INT32" if wanted.name == "label_ids" else "FP32"
         return OutputTensor(wanted.name, datatype, values.shape, values, wanted.binary)

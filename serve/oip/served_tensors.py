@@ -43,6 +43,7 @@ class ServedTensors:
         side = spec.preprocessing.crop
         self._row = (3, side, side) if spec.input.layout is Layout.NCHW else (side, side, 3)
         self.inputs: tuple[TensorMetadata, ...] = (TensorMetadata(spec.input.name, "FP32", (-1, *self._row)),)
+        self.parameters: dict[str, str] = {}
         self.outputs: tuple[TensorMetadata, ...] = (
             TensorMetadata(spec.output.name, "FP32", (-1, len(backend.labels))),
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.calibration import Calibration
 from models.catalog import load_spec
 from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
 from models.inference.predictions import Float32Array
@@ -22,6 +23,7 @@ class FakeBackend:
         self.spec = load_spec("efficientnet-lite0")
         self.precision = Precision.INT8
         self.labels = ("red", "green", "blue")
+        self.calibration: Calibration | None = None
         self.is_ready = True
         self.delay_s = delay_s
         self.room = room
@@ -62,6 +64,7 @@ class FakeBackend:
             scores=scores[:top_k],
             probabilities=scores[np.argsort(order)] if probabilities else None,
             embedding=np.array([len(image), 1 / 3], np.float32) if embedding else None,
+            accepted=None if self.calibration is None else order[0] != 1,
         )
 
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.calibration import Calibration
 from models.errors import EmptyImageError, ImageTooLargeError, InputError, UndecodableImageError, UnsupportedImageError
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
 from serve.http.application import Application, Extras
@@ -48,6 +49,7 @@ class FakeBackend:
     spec: ModelSpec = field(default_factory=fake_spec)
     precision: Precision = Precision.FP32
     labels: tuple[str, ...] = LABELS
+    calibration: Calibration | None = None
     is_ready: bool = True
     raises: Exception | None = None
     calls: list[dict[str, object]] = field(default_factory=list)
@@ -72,7 +74,8 @@ class FakeBackend:
         values = np.full(len(self.labels), 0.1, np.float32)
         values[best] = 0.7
         order = np.argsort(-values, kind="stable")[:top_k].astype(np.int32)
-        return Labelled(4, 3, order, values[order], values if probabilities else None)
+        accepted = None if self.calibration is None else bool(self.calibration.accepts(order[:1], values[order[:1]])[0])
+        return Labelled(4, 3, order, values[order], values if probabilities else None, accepted=accepted)
 
     async def run_tensor(self, batch: np.ndarray, *, deadline: float) -> np.ndarray:
         self.calls.append({"batch": batch, "deadline": deadline})

@@ -140,7 +140,7 @@
     const said = make("div", { className: "said" }, head);
     if (what.result) {
       head.append(make("span", { className: "size", textContent: `${what.result.width} × ${what.result.height}` }));
-      said.append(labelsOf(what.result), make("p", { className: "times", textContent: timesOf(item, what.timing) }));
+      said.append(labelsOf(what.result), make("p", { className: "times", textContent: timesOf(item, what.result, what.timing) }));
     } else if (what.message) {
       said.append(make("p", { className: "wrong" }, make("b", { textContent: what.heading }), what.message));
       if (what.again) said.append(make("button", { type: "button", className: "button plain", textContent: "Try again", onclick: () => retry([item]) }));
@@ -171,9 +171,10 @@
   }
 
   // Server-Timing, "decode;dur=2.1, queue;dur=0.3, infer;dur=5.2", where the server sends it.
-  function timesOf(item, timing) {
+  function timesOf(item, result, timing) {
     const stages = [...(timing ?? "").matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, name, dur]) => `${name} ${ms(Number(dur))}`);
-    return [`${ms(item.took)} ms`, ...(stages.length ? [stages.join(", ")] : [])].join(" · ");
+    const verdict = { true: ["accepted"], false: ["not accepted"] }[result.accepted] ?? []; // of a calibrated model
+    return [...verdict, `${ms(item.took)} ms`, ...(stages.length ? [stages.join(", ")] : [])].join(" · ");
   }
 
   function summarise() {

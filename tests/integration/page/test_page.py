@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from models.spec import Precision
+from tests.support.calibrations import build_calibration
 from tests.support.page_server import KEY, PageServer
 from tests.support.page_words import BEST, choose_sample
 
@@ -49,6 +51,17 @@ def test_a_sample_shows_its_five_best_labels_with_bars_and_scores(page, server, 
     assert "chelsea.jpg" in card
     # The time that the page took, and the server's own account of it.
     assert re.search(r"\d ms · server \d[\d.]*$", card)
+
+
+@pytest.mark.parametrize(("threshold", "words"), [(0.0, "accepted"), (None, "not accepted")])
+def test_a_calibrated_model_says_whether_the_label_is_accepted(page, server, monkeypatch, threshold, words):
+    calibration = build_calibration(server.engine.spec, pooled=threshold, precision=Precision.INT8)
+    monkeypatch.setattr(server.engine, "calibration", calibration)
+
+    choose_sample(page, "chelsea")
+    page.wait_for("document.querySelector('.times')")
+
+    assert page.evaluate("document.querySelector('.times').innerText").startswith(f"{words} · ")
 
 
 def test_files_can_be_chosen(page, server, photographs):

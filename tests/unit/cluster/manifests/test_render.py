@@ -28,6 +28,7 @@ VARIANTS = {
     "spot required": ["gpu.spot=require", "cpu.spot=no", "gpu.node_selector=pool=a100,zone=b"],
     "submitted by HTTP": ["job.submission=HTTPMode", "job.deadline_s=3600", "job.env="],
     "beside the head": ["job.submission=SidecarMode", "job.retries=0"],
+    "calibrated": ["service.calibration=s3://bucket/calibration.json", "job.options=--calibration,s3://bucket/c.json"],
     "Redis": ["service.redis_address=redis:6379", "service.redis_secret=redis"],
     "many replicas": ["service.min_replicas=3", "service.max_replicas=12", "gpu.max=6", "gpu.gpus=2", "gpu.cpus=15"],
     "several sources": ["job.source=s3://b/a-{0,1}.tar,s3://b/c/*.tar", "job.options=--top-k,3,--decode,exact"],
@@ -131,6 +132,13 @@ def test_ray_has_what_the_drain_asks_of_it():
     assert command.startswith("ray drain-node ")
     assert {word for word in shlex.split(command) if word.startswith("--")} <= options
     assert hasattr(ray._private.ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+
+
+def test_a_calibration_reaches_the_endpoint():
+    text = render(Target.RAYSERVICE, build_configuration(VARIANTS["calibrated"]))
+    serve = yaml.safe_load(list(yaml.safe_load_all(text))[-1]["spec"]["serveConfigV2"])
+
+    assert serve["applications"][0]["args"]["calibration"] == "s3://bucket/calibration.json"
 
 
 def test_secrets_are_references():

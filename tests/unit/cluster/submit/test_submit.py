@@ -56,6 +56,20 @@ def test_a_simulated_device_comes_out_as_it_was_written():
     assert "--device=simulated:20" in found.words
 
 
+def test_a_calibration_is_a_path_like_source_and_dest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["label", "s3://b/in", "--output", "s3://b/out", "--calibration"]
+
+    local, remote = (check_arguments([*words, place]) for place in ("c.json", "s3://b/c.json"))
+
+    assert local.local == ("c.json",)
+    assert f"--calibration={tmp_path}/c.json" in local.words
+    assert remote.local == ()
+    assert "--calibration=s3://b/c.json" in remote.words
+    with pytest.raises(ConfigError, match="has credentials in it"):
+        check_arguments([*words, "s3://KEY:secret@b/c.json"])
+
+
 def test_uris_are_no_local_paths():
     found = check_arguments(["label", "s3://b/in", "@s3://b/list.txt", "gs://c/in", "--output", "s3://b/out"])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.calibration import Calibration, parse_calibration
 from models.catalog import load_spec
 from models.device import SimulatedDevice
 from models.errors import ConfigError, ProviderUnavailableError
@@ -18,6 +20,7 @@ from pipeline.dest.fingerprint import check_settings, choose_as_begun, fingerpri
 from pipeline.dest.plan import read_plan, write_plan
 from pipeline.sources.source import Source
 from pipeline.storage.storage import Storage, open_storage
+from tests.support.calibrations import build_calibration
 
 CPU = DeviceChoice(Provider.CPU, Precision.FP32, "")
 GPU = DeviceChoice(Provider.CUDA, Precision.FP32, "")
@@ -26,6 +29,7 @@ CHANGES_ROWS: dict[str, Any] = {
     "format": SourceFormat.PARQUET, "top_k": 2, "embeddings": True, "image_column": "i", "key_column": "k",
     "carry": ("a",), "decode": "exact", "max_pixels": 9, "max_image_bytes": 9, "image_timeout_s": 9.0, "limit": 9,
     "labels": "all", "source": ("other",), "model": "efficientnet-lite0", "precision": "fp16", "device": Device.CUDA,
+    "calibration": "calibration.json",
 }  # fmt: skip
 # With the reason why no byte of a part depends on it.
 CHANGES_NO_ROW: dict[str, tuple[Any, str]] = {
@@ -78,7 +82,8 @@ def of(config: LabelConfig, spec: ModelSpec, choice: DeviceChoice = CPU) -> dict
     if config.device is Device.CUDA:
         choice = DeviceChoice(Provider.CUDA, choice.precision, "")
     source = Source(open_storage(config.source[0]), config.format, lambda: iter(()))
-    return fingerprint(config, source, spec, choice, label_texts(spec, config.labels))
+    calibration = None if config.calibration is None else build_calibration(spec)
+    return fingerprint(config, source, spec, choice, label_texts(spec, config.labels), calibration)
 
 
 def settings(**changes: Any) -> LabelConfig:
@@ -214,3 +219,22 @@ def test_the_same_rows_have_one_id_wherever_source_lies():
 
     assert rows_id({**settings, "source": "s3://bucket/in"}) == rows_id(settings)
     assert rows_id({**settings, "top-k": 2}) != rows_id(settings)
+
+
+def test_another_calibration_is_a_difference_and_one_that_is_laid_out_otherwise_is_none(spec, tmp_path):
+    source = Source(open_storage("in"), SourceFormat.WEBDATASET, lambda: iter(()))
+    names = label_texts(spec, settings().labels)
+
+    def calibrated(calibration: Calibration | None) -> dict[str, Any]:
+        return fingerprint(settings(), source, spec, CPU, names, calibration)
+
+    first = build_calibration(spec)
+    dest = open_storage(str(tmp_path / "out"))
+    plan = write_plan(dest, [], calibrated(first))
+
+    check_settings(plan, calibrated(parse_calibration(json.dumps(json.loads(first.to_text())).encode(), "")), dest)
+    for other in (None, build_calibration(spec, temperature=2.1), build_calibration(spec, pooled=0.6)):
+        with pytest.raises(ConfigError, match=r"was begun with calibration [0-9a-f]{64}, and now it is "):
+            check_settings(plan, calibrated(other), dest)
+    with pytest.raises(ConfigError, match="was begun with calibration null, and now it is "):
+        check_settings(write_plan(open_storage(str(tmp_path / "b")), [], calibrated(None)), calibrated(first), dest)

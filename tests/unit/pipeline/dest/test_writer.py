@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.catalog import load_spec
 from models.errors import StorageError
 from models.inference.predictions import Predictions
 from pipeline.dest.writer import ROW_GROUP_ROWS, OutputSpec, Row, UnitWriter, build_batch
+from tests.support.calibrations import build_calibration
 
 SPEC = OutputSpec(("red", "green", "blue"), {"shardlabel.model": "tiny"})
 
@@ -202,3 +204,22 @@ def test_large_carried_values_end_row_groups_at_the_same_rows_whatever_the_batch
 
     assert len(digests) == 1
     assert pq.ParquetFile(writer.path).num_row_groups > 1
+
+
+def test_accepted_is_there_with_a_calibration_only_and_null_where_not_ok(tiny_model):
+    calibration = build_calibration(load_spec(str(tiny_model)), pooled=0.4, classes={1: None})
+    spec = OutputSpec(("red", "green", "blue"), {}, embedding_size=1, calibration=calibration)
+    given = Predictions(
+        np.array([[0, 2], [1, 2], [2, 1]], np.int32),
+        np.array([[0.5, 0.4], [1.0, 0.0], [0.4, 0.3]], np.float32),
+        embedding=np.zeros((3, 1), np.float32),
+    )
+    rows = [Row("a", "1"), Row("a", "2", "empty", "no bytes"), Row("a", "3"), Row("a", "4")]
+
+    batch = build_batch(rows, given, spec, spec.schema())
+
+    assert batch.schema.names[12:] == ["accepted", "embedding"]
+    assert batch.column("accepted").to_pylist() == [True, None, False, True]
+    assert "accepted" not in SPEC.schema().names
+    none = build_batch([Row("a", "1", "empty", "no bytes")], given.rows(0, 0), spec, spec.schema())
+    assert none.column("accepted").to_pylist() == [None]

@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from pipeline.evaluate.statistics import Calibration, mcnemar, wilson
+from pipeline.evaluate.statistics import Reliability, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_mcnemar_of_very_many_images_is_finite():
 
 
 def test_calibration_error_is_the_mean_distance_of_score_and_rate():
-    calibration = Calibration()
+    calibration = Reliability()
     calibration.add(np.float32([0.9, 0.9, 0.9, 0.9]), np.array([True, True, False, False]))
     calibration.add(np.float32([0.1, 1.0]), np.array([False, True]))
 

@@ -19,8 +19,8 @@ from pipeline.storage.storage import open_storage
 from tests.support.hostile_shards import CARRIED, CARRYING, KEY, KEYED, LESS, TARS
 from tests.support.shard_factory import jpeg
 
-# Over what the process had. For Parquet the largest of these values and of its page, twice, and what pyarrow's pool holds back
-# in a process that read other files before. (They claim 1 to 5 GB.)
+# Over what the process had. For Parquet the largest of these values and of its page, twice, and what pyarrow's pool holds
+# back in a process that read other files before. (They claim 1 to 5 GB.)
 MOST = {".tar": 220 * 2**20, ".parquet": 480 * 2**20}
 _TYPES = {"carried_list_of_20_million.parquet": pa.list_(pa.int8())}
 

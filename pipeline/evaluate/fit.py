@@ -1,0 +1,182 @@
+"""`evaluate --fit`: a calibration from labelled images; fitted to one half of them, and judged on the other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from models.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, ClassThreshold, Judged
+from models.errors import SourceError
+from models.inference.predictions import Float32Array
+from pipeline.evaluate.scoring import Variant
+from pipeline.evaluate.statistics import Reliability, wilson
+from pipeline.evaluate.temperature import Collector, Observed, fit_temperature
+from pipeline.evaluate.thresholds import choose_thresholds, images_needed
+from pipeline.quantities import count_text, many_text
+
+MIN_IMAGES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A calibration, and what it came to on images that it was not fitted to. Rates in percent.
+
+    Attributes:
+        calibration: What the file holds.
+        before: Bins of scores against what is right, of the half that judges, without the calibration.
+        after: With it.
+        coverage: Share of that half that is accepted.
+        precision: Share of the accepted images that is right; None where none is accepted.
+        precision_interval: Of it: Wilson's, 95 %.
+        images_needed: That a class needs for a threshold of its own.
+        most_images: That were given one label, of the half that was fitted to.
+        seen: Images that could have been used; more than were kept, where there were very many.
+    """
+
+    calibration: Calibration
+    before: list[dict[str, float | int]]
+    after: list[dict[str, float | int]]
+    coverage: float
+    precision: float | None
+    precision_interval: tuple[float, float]
+    images_needed: int
+    most_images: int
+    seen: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        values = {name: value for name, value in asdict(self).items() if name != "calibration"}
+        return {**values, "calibration": self.calibration.model_dump(mode="json"), "sha256": self.calibration.sha256}
+
+    def sentences(self) -> list[str]:
+        """Return what a person should know of it, beside the figures."""
+        return [self._temperature(), self._accepted(), self._thresholds(), *self._drawn()]
+
+    def _temperature(self) -> str:
+        temperature = self.calibration.temperature
+        if temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE):
+            return (
+                f"temperature {temperature:g} is the end of what is looked at: with few images, or where nearly all of them "
+                "are right or wrong, no temperature fits best; give more, and harder ones"
+            )
+        sure = "less" if temperature > 1 else "more"
+        return f"temperature {temperature:g}: scores become {sure} sure, and no label changes"
+
+    def _accepted(self) -> str:
+        target = f"{self.calibration.precision_target:g} %"
+        if self.precision is None:
+            return (
+                f"no image is accepted at a precision of {target}: too few images to show that, or it is out of reach"
+            )
+        low, high = self.precision_interval
+        return (
+            f"accepted at a precision of {target}: {self.coverage:.1f} % of the images (coverage), of which "
+            f"{self.precision:.1f} % are right (95 %: {low:.1f} to {high:.1f})"
+        )
+
+    def _thresholds(self) -> str:
+        c = self.calibration
+        pooled = "accept no score" if c.pooled.threshold is None else f"share the threshold {c.pooled.threshold:g}"
+        if not c.classes and self.most_images >= self.images_needed:
+            return f"thresholds: no class shows the precision by itself; all classes {pooled}"
+        if not c.classes:
+            return (
+                f"too few images for thresholds by class: a class needs {self.images_needed} that are given its label, and "
+                f"none has more than {self.most_images}; all classes {pooled}"
+            )
+        own = sum(one.threshold is not None for one in c.classes)
+        rest = c.num_classes - len(c.classes)
+        return (
+            f"thresholds: {many_text(own, 'class has its own', 'classes have their own')}, "
+            f"{many_text(len(c.classes) - own, 'is', 'are')} never accepted, and the other {count_text(rest)}, whose images "
+            f"tell too little, {pooled}"
+        )
+
+    def _drawn(self) -> list[str]:
+        used = self.calibration.fitted_on + self.judged.images
+        if self.seen == used:
+            return []
+        return [f"of {count_text(self.seen)} images {count_text(used)} were used, drawn by a hash of their names"]
+
+    @property
+    def judged(self) -> Judged:
+        """What the file says of the half that judges."""
+        assert self.calibration.judged is not None, "fit_calibration judges it"
+        return self.calibration.judged
+
+
+def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
+    """Fit a calibration.
+
+    Args:
+        way: The model, as it labelled the images.
+        collector: Has what was kept of them.
+        target: Precision among accepted images, percent.
+
+    Raises:
+        SourceError: There are too few images.
+    """
+    if collector.seen < MIN_IMAGES:
+        raise SourceError(
+            f"--fit: SOURCE has {many_text(collector.seen, 'image')} with a class that can be decoded, and at least "
+            f"{MIN_IMAGES} are needed, half to fit to and half to judge; thresholds want hundreds"
+        )
+    fitted, judging = collector.halves()
+    temperature = fit_temperature(fitted)
+    scores = np.exp(fitted.log_scores(temperature))
+    pooled, classes = choose_thresholds(fitted.best, scores, fitted.right, target / 100)
+    calibration = Calibration(
+        model=way.spec.name,
+        precision=way.choice.precision,
+        artifact_sha256=way.spec.artifact(way.choice.precision).sha256,
+        decode=way.mode,
+        preprocessing=way.spec.preprocessing_id,
+        num_classes=len(way.classes),
+        temperature=temperature,
+        precision_target=target,
+        fitted_on=len(fitted),
+        pooled=pooled,
+        classes=tuple(
+            ClassThreshold(id=one, label=way.classes[one].name, **found.model_dump()) for one, found in classes.items()
+        ),
+        created_by=f"shardlabel {version('shardlabel')}",
+    )
+    judged, before, after = _judge(calibration, judging)
+    low, high = wilson(judged.right, judged.accepted)
+    return Fit(
+        calibration=calibration.model_copy(update={"judged": judged}),
+        before=before.bins(),
+        after=after.bins(),
+        coverage=round(100 * judged.accepted / judged.images, 3),
+        precision=round(100 * judged.right / judged.accepted, 3) if judged.accepted else None,
+        precision_interval=(round(100 * low, 3), round(100 * high, 3)),
+        images_needed=images_needed(target / 100),
+        most_images=int(np.bincount(fitted.best).max()),
+        seen=collector.seen,
+    )
+
+
+def _judge(calibration: Calibration, judging: Observed) -> tuple[Judged, Reliability, Reliability]:
+    """Return what a calibration comes to on images that it was not fitted to, and their scores before and after."""
+    temperature = calibration.temperature
+    before, after = Reliability(), Reliability()
+    for found, at in ((before, 1.0), (after, temperature)):
+        found.add(_scores(judging, at), judging.right)
+    accepted = calibration.accepts(judging.best, _scores(judging, temperature))
+    judged = Judged(
+        images=len(judging),
+        error_before=round(before.error, 6),
+        error_after=round(after.error, 6),
+        log_loss_before=round(judging.log_loss(1.0), 6),
+        log_loss_after=round(judging.log_loss(temperature), 6),
+        accepted=int(accepted.sum()),
+        right=int(judging.right[accepted].sum()),
+    )
+    return judged, before, after
+
+
+def _scores(observed: Observed, temperature: float) -> Float32Array:
+    return np.exp(observed.log_scores(temperature)).astype(np.float32)

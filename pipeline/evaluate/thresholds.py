@@ -1,0 +1,107 @@
+"""From which score on a label is accepted, so that the precision among accepted images is what was asked for.
+
+A threshold is the lowest score at which Wilson's one-sided lower bound of the precision, for 95 %, is at least the target,
+on the images with that score or a higher one. Just comparing the rate itself would give a threshold whose true precision is
+below the target half of the time (docs/decisions.md).
+
+A class speaks for itself where so many images were given its label that, were all of them right, the bound would reach the
+target: 52 for 95 %. Then it has a threshold of its own, if there is one. All other classes share the pooled threshold, which
+is chosen on their images; but where a class speaks for itself, and its images that the pooled threshold accepts refute the
+target (the upper bound is below it), it is never accepted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from models.calibration import Threshold
+from models.inference.predictions import Int32Array
+from pipeline.evaluate.statistics import Float64Array, wilson, wilson_bounds
+
+# One-sided, 95 %.
+Z95_ONE_SIDED = 1.6448536269514722
+# Digits of a threshold: more than two ways to compute one score differ by.
+_DIGITS = 6
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def images_needed(target: float) -> int:
+    """Return how many images, all of them right, show a precision.
+
+    Args:
+        target: Between 0 and 1.
+    """
+    return math.ceil(Z95_ONE_SIDED**2 * target / (1 - target))
+
+
+def choose_thresholds(
+    best: Int32Array, scores: Float64Array, right: BoolArray, target: float
+) -> tuple[Threshold, dict[int, Threshold]]:
+    """Choose the threshold of each class, and the one that all others share.
+
+    Args:
+        best: int32 of shape (n_images,), the best label of each image.
+        scores: float64 of shape (n_images,), its calibrated score.
+        right: bool of shape (n_images,).
+        target: The precision wanted, between 0 and 1.
+
+    Returns:
+        The pooled threshold, and of the classes that have their own, by class index and in its order.
+    """
+    least = images_needed(target)
+    ids, counts = np.unique(best, return_counts=True)
+    able = ids[counts >= least].tolist()
+    own = {}
+    for class_id in able:
+        rows = best == class_id
+        found = lowest_score(scores[rows], right[rows], target)
+        if found.threshold is not None:
+            own[class_id] = found
+    rest = ~np.isin(best, list(own))
+    pooled = lowest_score(scores[rest], right[rest], target)
+    if pooled.threshold is not None:
+        for class_id in able:
+            if class_id not in own and (never := _refuted(best == class_id, scores, right, pooled.threshold, target)):
+                own[class_id] = never
+    return pooled, {class_id: own[class_id] for class_id in sorted(own)}
+
+
+def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Threshold:
+    """Return the lowest score from which on images have the precision; with no threshold where there is none.
+
+    Args:
+        scores: float64 of shape (n_images,).
+        right: bool of shape (n_images,).
+        target: Between 0 and 1.
+    """
+    scores = np.floor(scores * 10**_DIGITS) / 10**_DIGITS
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits, counts = scores[order], np.cumsum(right[order], dtype=np.int64), np.arange(1, len(scores) + 1)
+    lower, _ = wilson_bounds(hits, counts, Z95_ONE_SIDED)
+    # Images of one score are accepted together.
+    is_last = np.append(ordered[1:] < ordered[:-1], True)[: len(scores)]
+    good = np.flatnonzero(is_last & (lower >= target))
+    if not len(good):
+        return Threshold(threshold=None, images=len(scores), accepted=0, right=0, lower_bound=0.0)
+    last = good[-1]
+    return Threshold(
+        threshold=float(ordered[last]),
+        images=len(scores),
+        accepted=int(counts[last]),
+        right=int(hits[last]),
+        lower_bound=round(float(lower[last]), _DIGITS),
+    )
+
+
+def _refuted(rows: BoolArray, scores: Float64Array, right: BoolArray, pooled: float, target: float) -> Threshold | None:
+    """Return a threshold that accepts nothing, where a class's images that the pooled one accepts refute the target."""
+    accepted = rows & (scores >= pooled)
+    hits, count = int(right[accepted].sum()), int(accepted.sum())
+    _, upper = wilson(hits, count, Z95_ONE_SIDED)
+    if upper >= target:
+        return None
+    return Threshold(threshold=None, images=int(rows.sum()), accepted=0, right=0, lower_bound=0.0)

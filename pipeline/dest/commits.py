@@ -307,7 +307,7 @@ def _check_unit(commit: Commit, units: int) -> None:
 
 
 def _parquet_rows(content: bytes) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(batch_size=10_000):
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(batch_size=10_000, use_threads=False):
         for row in batch.to_pylist():
             yield {**row, **{name: json.loads(row[name]) for name in _JSON_COLUMNS}}
 

@@ -132,7 +132,9 @@ def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
     if sha256(content).hexdigest() != commit.sha256:
         return f"{commit.part}: its SHA-256 is not that of its commit record ({len(content)} of {commit.size} bytes)"
     try:
-        return _check_rows(commit, pq.read_table(pa.BufferReader(content)))
+        # Several parts are read at a time already: threads of Arrow's own would be more than there are cores.
+        table = pq.read_table(pa.BufferReader(content), use_threads=False, pre_buffer=False)
+        return _check_rows(commit, table)
     except (pa.ArrowException, OSError, KeyError) as err:
         return f"{commit.part}: cannot be read: {err}"
 

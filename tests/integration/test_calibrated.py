@@ -24,6 +24,7 @@ from pipeline import label as label_dataset
 from pipeline import read_shards
 from pipeline.evaluate.evaluate import Measured, evaluate_source
 from pipeline.operators.model_ref import read_calibration
+from pipeline.relabel.job import relabel
 from serve.config import ServeConfig, plan_replica
 from serve.model.backend import Labelled
 from serve.model.engine import Engine
@@ -194,3 +195,15 @@ def test_a_calibration_of_half_the_samples_holds_on_the_other_in_bulk_and_online
         assert found.accepted is rows[key]["accepted"]
     accepted = evaluate_source(replace(wanted, calibration=str(file)), lambda _: None).accepted
     assert accepted.coverage == sum(row["accepted"] for row in rows.values()) > judged.accepted > 0
+
+
+def test_rows_are_relabelled_with_the_calibration_of_old_and_not_without(tmp_path, tiny_model, bulk):
+    options = {"output": str(tmp_path / "new"), "model": str(tiny_model), "progress": "none"}
+    with pytest.raises(ConfigError, match=r"same calibration.*--calibration"):
+        relabel(str(bulk.dest), options, "label = 'red'")
+
+    report = relabel(str(bulk.dest), {**options, "calibration": str(bulk.file)}, "label = 'red'")
+
+    new = pq.read_table(tmp_path / "new").drop_columns(["model"])
+    assert (report.status, report.relabelled_now > 0) == ("done", True)
+    assert new.to_pylist() == bulk.table.to_pylist()

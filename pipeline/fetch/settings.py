@@ -1,0 +1,36 @@
+"""What fetching is told. Loads no client: the driver plans with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.storage.stores import split_location
+
+CONNECTIONS_PER_HOST = 8
+TIMEOUT_S = 60.0
+_SCHEMES = ("s3", "gs", "az")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """How images are fetched. Picklable.
+
+    Attributes:
+        allow_private_hosts: Whether web addresses may lead to hosts of private, loopback and link-local networks.
+        connections_per_host: To one host at a time, of one process.
+        requests_per_second: To one host, of one process; None without limit.
+        timeout_s: What one image may take, tries and redirects included; not the wait for its turn.
+        storage_options: Query of the URIs of each kind of object store: its endpoint and region, as the driver's
+            environment names them. A row names none.
+    """
+
+    allow_private_hosts: bool = False
+    connections_per_host: int = CONNECTIONS_PER_HOST
+    requests_per_second: float | None = None
+    timeout_s: float = TIMEOUT_S
+    storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def storage_options() -> dict[str, str]:
+    """Return what the environment of this process says of each kind of object store, for other processes."""
+    return {scheme: split_location(f"{scheme}://bucket")[0].partition("?")[2] for scheme in _SCHEMES}

@@ -24,7 +24,7 @@ from models.decode.decode import ImageLimits
 from models.inference.classifier import Classifier, DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
-from pipeline.config import LabelConfig, batch_size
+from pipeline.config import LabelConfig, batch_size, fetch_settings
 from pipeline.dest.commits import Totals
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
 from pipeline.dest.growth import planned_first
@@ -98,9 +98,12 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             settings = replace(_unit_settings(config, source, spec, choice, labels), token=lease.token)
             same = fingerprint(config, source, spec, choice, labels)
             count = partial(count_samples, settings)
-            slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
+            listed = partial(reader.slices, source, manifests=config.uri_column is not None)
+            slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
-            printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
+            # The bytes of a manifest say nothing of its images'.
+            all_bytes = work.plan.bytes if config.uri_column is None else None
+            printer = ProgressPrinter(config.progress, work.plan.units, all_bytes, work.totals)
             tally = Tally(work.totals, printer, started)
             _tell(work, tally)
             if not work.done.all():
@@ -147,10 +150,6 @@ def _tell(work: ResumeState, tally: Tally) -> None:
         tally.add_failed(f"unit {unit} ({shard})", "it was never labelled, and its shard is gone")
 
 
-def _slices(source: Source) -> Iterator[Slice]:
-    return reader.slices(source)
-
-
 def window_units(actors: int) -> int:
     """Return how many units are handed to Ray Data at a time, for so many actors."""
     return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * actors), MAX_WINDOW_UNITS)
@@ -178,10 +177,11 @@ def _unit_settings(
         mode=config.decode,
         limits=ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes),
         batch_size=batch_size(config, choice),
-        output=OutputSpec(labels, metadata, carried=columns.carried),
+        output=OutputSpec(labels, metadata, carried=columns.added),
         embeddings=config.embeddings,
         image_timeout_s=config.image_timeout_s,
         columns=columns,
+        fetch=fetch_settings(config),
     )
 
 
@@ -217,6 +217,7 @@ def _label(
         pools.cuda_graphs, config.image_timeout_s,
     )  # fmt: skip
     budget = ErrorBudget(config.max_error_rate, tally.totals.rows)
+    settings = replace(settings, fetch=settings.fetch.shared_by(pools.readers))
     labelling = Labelling(settings, ref, pools, state, tally.printer.say)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (

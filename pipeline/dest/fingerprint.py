@@ -56,6 +56,9 @@ def fingerprint(
         "class names": sha256("\n".join(labels).encode()).hexdigest(),
         "embeddings": config.embeddings,
         "image-column": config.image_column,
+        "uri-column": config.uri_column,
+        # Null where they are not: as in a plan of before there were manifests.
+        "allow-private-hosts": config.allow_private_hosts or None,
         "key-column": config.key_column,
         "carry": list(config.carry),
         "limit": config.limit,

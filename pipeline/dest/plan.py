@@ -101,7 +101,9 @@ def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) 
     group: list[Slice] = []
     size = 0
     for piece in slices:
-        alone = not images and number < SINGLE_SHARD_UNITS
+        # A part of a file is one by itself: its size says nothing, as it is the whole file's.
+        is_part = piece.stop >= 0 or (bool(group) and group[-1].stop >= 0)
+        alone = not images and (number < SINGLE_SHARD_UNITS or is_part)
         full = len(group) >= UNIT_IMAGES if images else size + piece.size > UNIT_BYTES
         if group and (alone or full):
             yield Unit(number, tuple(group))

@@ -163,10 +163,10 @@ class Fetcher:
             if place.storage.is_local:
                 async with job.timed():
                     return await read_file(place.name, job)
-            async with self._hosts.of(place.storage.root_uri).turn(), job.timed():
+            async with self._hosts.bucket(place.storage.root_uri).turn(), job.timed():
                 return await read_object(place.storage, place.name, job)
         for _ in range(MAX_REDIRECTS + 1):
-            host = self._hosts.of(f"{place.host}:{place.port}")
+            host = self._hosts.web(f"{place.host}:{place.port}")
             async with host.turn(), job.timed():
                 got = await self._web.get(place, job, host)
             if not isinstance(got, Redirect):

@@ -12,24 +12,34 @@ from pipeline.fetch.settings import FetchSettings
 
 # Of one process, to all hosts together.
 CONNECTIONS = 64
+# To one bucket: what an object store gives to many, a web server does not.
+BUCKET_CONNECTIONS = 16
 # Tries that fail one after the other for the host's sake; then its other rows of the unit fail at once. Otherwise a
 # thousand rows of a host that drops packets would take an hour.
 MAX_FAILURES = 24
 
 
 class Host:
-    """One host, or one bucket.
+    """One web host, or one bucket.
 
     Args:
-        settings: Its limits.
-        connections: To all hosts together.
+        connections: To it at a time.
+        requests_per_second: None without limit.
+        longest_wait_s: That it may ask for.
+        all_connections: To all hosts together.
     """
 
-    def __init__(self, settings: FetchSettings, connections: asyncio.Semaphore) -> None:
-        self._own = asyncio.Semaphore(settings.connections_per_host)
-        self._all = connections
-        self._interval_s = 1 / settings.requests_per_second if settings.requests_per_second else 0.0
-        self._longest_wait_s = settings.timeout_s
+    def __init__(
+        self,
+        connections: int,
+        requests_per_second: float | None,
+        longest_wait_s: float,
+        all_connections: asyncio.Semaphore,
+    ) -> None:
+        self._own = asyncio.Semaphore(connections)
+        self._all = all_connections
+        self._interval_s = 1 / requests_per_second if requests_per_second else 0.0
+        self._longest_wait_s = longest_wait_s
         self._next_at = 0.0
         self._failures = 0
         self._given_up = ""
@@ -101,8 +111,16 @@ class Hosts:
         self._connections = asyncio.Semaphore(CONNECTIONS)
         self._hosts: dict[str, Host] = {}
 
-    def of(self, name: str) -> Host:
-        """Return a host by its name and port."""
+    def web(self, name: str) -> Host:
+        """Return a web host by its name and port."""
+        s = self._settings
+        return self._of(name, s.connections_per_host, s.requests_per_second)
+
+    def bucket(self, name: str) -> Host:
+        """Return a bucket by its URI."""
+        return self._of(name, BUCKET_CONNECTIONS, None)
+
+    def _of(self, name: str, connections: int, rate: float | None) -> Host:
         if name not in self._hosts:
-            self._hosts[name] = Host(self._settings, self._connections)
+            self._hosts[name] = Host(connections, rate, self._settings.timeout_s, self._connections)
         return self._hosts[name]

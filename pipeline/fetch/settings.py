@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.storage.stores import split_location
 
@@ -17,8 +17,8 @@ class FetchSettings:
 
     Attributes:
         allow_private_hosts: Whether web addresses may lead to hosts of private, loopback and link-local networks.
-        connections_per_host: To one host at a time, of one process.
-        requests_per_second: To one host, of one process; None without limit.
+        connections_per_host: To one web host at a time, of one process.
+        requests_per_second: To one web host, of one process; None without limit.
         timeout_s: What one image may take, tries and redirects included; not the wait for its turn.
         storage_options: Query of the URIs of each kind of object store: its endpoint and region, as the driver's
             environment names them. A row names none.
@@ -29,6 +29,22 @@ class FetchSettings:
     requests_per_second: float | None = None
     timeout_s: float = TIMEOUT_S
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def shared_by(self, processes: int) -> FetchSettings:
+        """Return what each of so many processes may do, so that all together keep to the limits of each host.
+
+        Each has at least one connection.
+        """
+        rate = self.requests_per_second
+        return replace(
+            self,
+            connections_per_host=max(1, self.connections_per_host // processes),
+            requests_per_second=None if rate is None else rate / processes,
+        )
+
+
+# Nothing asked for.
+ANY_FETCH = FetchSettings()
 
 
 def storage_options() -> dict[str, str]:

@@ -37,6 +37,11 @@ class Pools:
     cuda_graphs: bool = False
     growth: int = 0
 
+    @property
+    def readers(self) -> int:
+        """How many processes read SOURCE, at most."""
+        return self.growth or self.decoders or self.actors[1]
+
     def describe(self, cluster: Cluster) -> str:
         """Say in one line what was chosen."""
         low, high = self.actors

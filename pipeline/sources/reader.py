@@ -10,7 +10,9 @@ from typing import Protocol
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig, SourceFormat
+from pipeline.fetch.settings import FetchSettings
 from pipeline.sources.images import read_images
+from pipeline.sources.manifest import read_manifest, row_runs, total_rows
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
 from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
@@ -46,13 +48,17 @@ class ReadSettings(Protocol):
     def columns(self) -> ParquetColumns:
         """For Parquet: what to read."""
 
+    @property
+    def fetch(self) -> FetchSettings:
+        """For manifests: limits of fetching."""
+
 
 def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = ()) -> ParquetColumns:
     """Settle which Parquet columns are read, by the schema of the first file that can be read.
 
     Args:
         source: SOURCE.
-        config: Its image_column, key_column and carry.
+        config: Its image_column, uri_column, key_column and carry.
         taken: Names of the output's own columns.
 
     Raises:
@@ -60,9 +66,10 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
         StorageError: Storage failed.
     """
     if source.format is not SourceFormat.PARQUET:
-        if config.image_column or config.key_column or config.carry:
+        if config.image_column or config.uri_column or config.key_column or config.carry:
             raise ConfigError(
-                f"--image-column, --key-column and --carry are for Parquet; SOURCE is {source.format.value}"
+                "--image-column, --uri-column, --key-column and --carry are for Parquet; SOURCE is "
+                f"{source.format.value}"
             )
         return ParquetColumns()
     for file in islice(source.files(), _SCHEMA_TRIES):
@@ -72,18 +79,24 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
                 schema = open_parquet(random).schema_arrow
             finally:
                 random.close()
-            return choose_columns(schema, config.image_column, config.key_column, config.carry, taken)
+            return choose_columns(
+                schema, config.image_column, config.key_column, config.carry, taken, uri=config.uri_column
+            )
     if config.carry:
         raise SourceError(
             f"--carry: none of the first {_SCHEMA_TRIES} files can be read, so their columns are not known"
         )
-    return ParquetColumns(config.image_column, config.key_column)
+    return ParquetColumns(config.image_column, config.key_column, uri=config.uri_column)
 
 
-def slices(source: Source) -> Iterator[Slice]:
+def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:
     """Divide SOURCE, lazily and always alike: into shards, parts of large Parquet files, or loose images.
 
-    Only Parquet files over PIECE_BYTES are opened, and of them only the footer is read.
+    Of Parquet files only the footer is read, and only of those over PIECE_BYTES and of manifests.
+
+    Args:
+        source: SOURCE.
+        manifests: Whether its Parquet files hold URIs: then a slice is a run of rows, and not of row groups.
 
     Raises:
         SourceError: SOURCE cannot be used.
@@ -93,7 +106,8 @@ def slices(source: Source) -> Iterator[Slice]:
         return whole_shards(source.files())
 
     def divide(file: InputFile) -> list[Slice]:
-        return [Slice(file.shard, file.size, file.etag, *run) for run in _runs(source.base, file)]
+        runs = _runs(source.base, file, of_rows=manifests)
+        return [Slice(file.shard, file.size, file.etag, *run) for run in runs]
 
     divided = ahead(source.files(), divide)
     return (piece for pieces in divided for piece in pieces)
@@ -128,6 +142,9 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample
 
 
 def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Generator[Sample, None, None]:
+    if settings.columns.uri is not None:
+        yield from read_manifest(settings.source, piece, notes, settings.limits, settings.columns, settings.fetch)
+        return
     planned = FileStat(piece.shard, piece.size, piece.etag)
     if settings.format is SourceFormat.PARQUET:
         file = settings.source.open_random(piece.shard, expected=planned)
@@ -144,13 +161,16 @@ def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Gene
         yield from read_webdataset(stream, piece.shard, notes, settings.limits)
 
 
-def _runs(storage: Storage, file: InputFile) -> list[tuple[int, int]]:
+def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
-    if file.size <= PIECE_BYTES:
+    if file.size <= PIECE_BYTES and not of_rows:
         return [(0, -1)]
     random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
     try:
-        return list(row_group_pieces(open_parquet(random).metadata))
+        metadata = open_parquet(random).metadata
+        if of_rows:
+            return list(row_runs(total_rows(metadata)))
+        return list(row_group_pieces(metadata))
     except (OSError, ValueError):
         return [(0, -1)]  # the worker that reads it notes why
     finally:

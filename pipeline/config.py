@@ -14,7 +14,6 @@ from models.decode.mode import DecodeMode
 from models.device import Device, DeviceChoice, Provider, SimulatedDevice
 from models.errors import ConfigError
 from models.labels import LabelText
-from pipeline.fetch.settings import CONNECTIONS_PER_HOST, TIMEOUT_S, FetchSettings, storage_options
 from pipeline.options import HIDDEN, build_settings, one_line
 from pipeline.storage.uris import without_secrets
 
@@ -115,7 +114,7 @@ class LabelConfig(BaseModel):
         default=False, description="Fetch from hosts of private, loopback and link-local networks too."
     )
     connections_per_host: int = Field(
-        default=CONNECTIONS_PER_HOST,
+        default=8,
         ge=1,
         le=1024,
         description="To one web host at a time, divided among the processes that fetch; each has one at least.",
@@ -124,7 +123,7 @@ class LabelConfig(BaseModel):
         default=None, gt=0, description="To one web host, by all processes together. [default: no limit]"
     )
     fetch_timeout_s: float = Field(
-        default=TIMEOUT_S, gt=0, description="An image that takes longer to fetch, tries included, is unreachable."
+        default=60.0, gt=0, description="An image that takes longer to fetch, tries included, is unreachable."
     )
     key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
     carry: Words = Field(default=(), description="Parquet: columns copied through, as a,b.")
@@ -197,8 +196,6 @@ class LabelConfig(BaseModel):
             raise ValueError("embeddings cannot be had of a simulated device")
         if self.uri_column is not None and self.image_column is not None:
             raise ValueError("--image-column holds images, and --uri-column where they are: give one of them")
-        if self.uri_column is None and (self.allow_private_hosts or self.requests_per_second is not None):
-            raise ValueError("--allow-private-hosts and --requests-per-second are for --uri-column")
         if self.append and self.overwrite:
             raise ValueError("--append adds to what --overwrite removes: give one of them")
         if self.append and self.limit is not None:
@@ -211,19 +208,6 @@ class LabelConfig(BaseModel):
             return 0, 0
         low, _, high = self.actors.partition(":")
         return int(low), int(high or low)
-
-
-def fetch_settings(config: LabelConfig) -> FetchSettings:
-    """Return how the images of manifests are fetched, by all processes together."""
-    if config.uri_column is None:
-        return FetchSettings()
-    return FetchSettings(
-        config.allow_private_hosts,
-        config.connections_per_host,
-        config.requests_per_second,
-        config.fetch_timeout_s,
-        storage_options(),
-    )
 
 
 def build_config(options: dict[str, Any], config_file: Path | None = None) -> LabelConfig:

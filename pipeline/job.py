@@ -24,7 +24,7 @@ from models.decode.decode import ImageLimits
 from models.inference.classifier import Classifier, DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
-from pipeline.config import LabelConfig, batch_size, fetch_settings
+from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.commits import Totals
 from pipeline.dest.fingerprint import choose_as_begun, fingerprint
 from pipeline.dest.growth import planned_first
@@ -181,7 +181,7 @@ def _unit_settings(
         embeddings=config.embeddings,
         image_timeout_s=config.image_timeout_s,
         columns=columns,
-        fetch=fetch_settings(config),
+        fetch=reader.fetch_settings(config),
     )
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.storage.stores import split_location
 
-CONNECTIONS_PER_HOST = 8
-TIMEOUT_S = 60.0
 _SCHEMES = ("s3", "gs", "az")
 
 
@@ -25,9 +23,9 @@ class FetchSettings:
     """
 
     allow_private_hosts: bool = False
-    connections_per_host: int = CONNECTIONS_PER_HOST
+    connections_per_host: int = 8
     requests_per_second: float | None = None
-    timeout_s: float = TIMEOUT_S
+    timeout_s: float = 60.0
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     def shared_by(self, processes: int) -> FetchSettings:

@@ -17,13 +17,13 @@ from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 
 from models.decode.decode import ImageLimits
-from pipeline.config import SourceFormat, build_config, fetch_settings
+from pipeline.config import SourceFormat, build_config
 from pipeline.dest.plan import cut_units
 from pipeline.dest.writer import STATUS_OK
 from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.operators.columns import SHARD_COLUMNS
 from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.reader import columns_of, read_unit, slices
+from pipeline.sources.reader import columns_of, fetch_settings, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Unit

@@ -9,17 +9,18 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import chain, compress, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError
 from pipeline.fetch.settings import FetchSettings
-from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, ParquetReader, texts, words_of
+from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, Make, ParquetReader, texts, words_of
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.sample import MAX_KEY_BYTES, Sample, ShardNotes, cut_key
 from pipeline.sources.unit import Slice
@@ -35,6 +36,10 @@ USUAL_UNITS = 1_000
 # A footer may claim any number.
 MAX_MANIFEST_ROWS = 2_000_000_000
 _DIGEST_BYTES = 64
+# Keys that are looked at at a time.
+_KEY_ROWS = 16_384
+
+T = TypeVar("T")
 
 
 def row_runs(rows: int) -> Iterator[tuple[int, int]]:
@@ -132,22 +137,47 @@ class _ManifestReader(ParquetReader):
 
     def rows(self, start: int, stop: int) -> Iterator[list[Sample]]:
         """Yield the samples of rows, by their numbers in the file, batch by batch."""
+        if self._key is not None and start > 0:
+            self._meet_keys(start, stop)
+        for index, rows, number in self._runs(start, stop):
+            group = self._parquet.metadata.row_group(index)
+            size = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+            yield from self._row_group(index, rows, size, number, self._names, self._samples, self._notes)
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, range, int]]:
+        """Yield where rows lie: a row group, which rows of it, and the number of its first row in the file."""
         metadata = self._parquet.metadata
         number = 0
         for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            count = group.num_rows
-            before = range(min(count, max(0, start - number)))
-            here = range(before.stop, count if stop < 0 else max(before.stop, min(count, stop - number)))
-            if before and self._key is not None:
-                key, unseen = [self._key], ShardNotes()
-                deque(self._row_group(index, before, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
-            if here:
-                size = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * count // max(1, group.total_byte_size)))
-                yield from self._row_group(index, here, size, number, self._names, self._samples, self._notes)
+            count = metadata.row_group(index).num_rows
+            rows = range(max(0, start - number), count if stop < 0 else min(count, stop - number))
+            if rows:
+                yield index, rows, number
             number += count
-            if 0 <= stop <= number:
-                return
+
+    def _meet_keys(self, start: int, stop: int) -> None:
+        """Take note of the keys before `start` that matter to those from there on, so that no key comes twice.
+
+        A key that comes again has the same number in however many pieces a file is read.
+        """
+
+        def keys_of(batch: pa.RecordBatch, number: int) -> pa.Array:
+            return _plain_keys(batch.column(self._key))
+
+        def meet(batch: pa.RecordBatch, number: int) -> None:
+            for row in np.flatnonzero(_may_clash(keys_of(batch, number), own)).tolist():
+                self._unique_keys(batch.slice(row, 1), number + row)
+
+        assert self._key is not None
+        own = pa.chunked_array(
+            [keys for run in self._runs(start, stop) for keys in self._key_column(*run, keys_of)], pa.string()
+        ).unique()
+        for run in self._runs(0, start):
+            deque(self._key_column(*run, meet), 0)
+
+    def _key_column(self, index: int, rows: range, number: int, make: Make[T]) -> Iterator[T]:
+        assert self._key is not None
+        return self._row_group(index, rows, _KEY_ROWS, number, [self._key], make, ShardNotes())
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         values, each = self._values(batch)
@@ -170,6 +200,26 @@ class _ManifestReader(ParquetReader):
                 status, error = "unsupported", error.replace("key", "URI", 1)
         each += _DIGEST_BYTES + len(uri or "")
         return Sample(self._shard, key, None, status, error, carried=(*row, uri, None), carried_bytes=each)
+
+
+def _plain_keys(column: pa.Array) -> pa.Array:
+    """Return keys as strings."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.string())
+
+
+def _may_clash(keys: pa.Array, own: pa.Array) -> npt.NDArray[np.bool_]:
+    """Tell which keys may be, or become, one of `own`: those alike, numbered, cut, or made of the row's number."""
+    masks = (
+        pc.is_in(keys, value_set=own),
+        pc.match_substring_regex(keys, "#[0-9]+$"),
+        pc.greater(pc.binary_length(keys), MAX_KEY_BYTES),
+    )
+    found: npt.NDArray[np.bool_] = keys.is_null().to_numpy(zero_copy_only=False)
+    for mask in masks:
+        found |= mask.fill_null(False).to_numpy(zero_copy_only=False)
+    return found
 
 
 def count_rows(piece: Slice) -> int:

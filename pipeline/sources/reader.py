@@ -10,7 +10,7 @@ from typing import Protocol
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig, SourceFormat
-from pipeline.fetch.settings import FetchSettings
+from pipeline.fetch.settings import ANY_FETCH, FetchSettings, storage_options
 from pipeline.sources.images import read_images
 from pipeline.sources.manifest import read_manifest, row_runs, total_rows
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
@@ -87,6 +87,19 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
             f"--carry: none of the first {_SCHEMA_TRIES} files can be read, so their columns are not known"
         )
     return ParquetColumns(config.image_column, config.key_column, uri=config.uri_column)
+
+
+def fetch_settings(config: LabelConfig) -> FetchSettings:
+    """Return how the images of manifests are fetched, by all processes together."""
+    if config.uri_column is None:
+        return ANY_FETCH
+    return FetchSettings(
+        config.allow_private_hosts,
+        config.connections_per_host,
+        config.requests_per_second,
+        config.fetch_timeout_s,
+        storage_options(),
+    )
 
 
 def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:

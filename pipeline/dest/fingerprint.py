@@ -57,14 +57,14 @@ def fingerprint(
         "embeddings": config.embeddings,
         "image-column": config.image_column,
         "uri-column": config.uri_column,
-        # Null where they are not: as in a plan of before there were manifests.
-        "allow-private-hosts": config.allow_private_hosts or None,
         "key-column": config.key_column,
         "carry": list(config.carry),
         "limit": config.limit,
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
         "image-timeout-s": config.image_timeout_s,
+        # Only where it is said: plans of before there were manifests do not have it.
+        **({"allow-private-hosts": True} if config.allow_private_hosts else {}),
     }
 
 

@@ -5,11 +5,10 @@ Memory: what reading Parquet takes, and what fetching ahead may hold (`pipeline.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import chain, compress, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError
 from pipeline.fetch.settings import FetchSettings
-from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, Make, ParquetReader, texts, words_of
+from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, ParquetReader, texts, words_of
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.sample import MAX_KEY_BYTES, Sample, ShardNotes, cut_key
 from pipeline.sources.unit import Slice
@@ -38,8 +37,6 @@ MAX_MANIFEST_ROWS = 2_000_000_000
 _DIGEST_BYTES = 64
 # Keys that are looked at at a time.
 _KEY_ROWS = 16_384
-
-T = TypeVar("T")
 
 
 def row_runs(rows: int) -> Iterator[tuple[int, int]]:
@@ -160,24 +157,23 @@ class _ManifestReader(ParquetReader):
 
         A key that comes again has the same number in however many pieces a file is read.
         """
+        here = [_plain_keys(keys) for keys, _ in self._key_column(start, stop)]
+        if not here:
+            return
+        own = pa.concat_arrays(here).unique()
+        for keys, first in _joined(self._key_column(0, start)):
+            for row in np.flatnonzero(_may_clash(_plain_keys(keys), own)).tolist():
+                self._unique_keys(pa.record_batch([keys.slice(row, 1)], [self._key]), first + row)
 
-        def keys_of(batch: pa.RecordBatch, number: int) -> pa.Array:
-            return _plain_keys(batch.column(self._key))
+    def _key_column(self, start: int, stop: int) -> Iterator[tuple[pa.Array, int]]:
+        """Yield the keys of rows, with the number of the first."""
 
-        def meet(batch: pa.RecordBatch, number: int) -> None:
-            for row in np.flatnonzero(_may_clash(keys_of(batch, number), own)).tolist():
-                self._unique_keys(batch.slice(row, 1), number + row)
+        def keys_of(batch: pa.RecordBatch, number: int) -> tuple[pa.Array, int]:
+            return batch.column(0), number
 
         assert self._key is not None
-        own = pa.chunked_array(
-            [keys for run in self._runs(start, stop) for keys in self._key_column(*run, keys_of)], pa.string()
-        ).unique()
-        for run in self._runs(0, start):
-            deque(self._key_column(*run, meet), 0)
-
-    def _key_column(self, index: int, rows: range, number: int, make: Make[T]) -> Iterator[T]:
-        assert self._key is not None
-        return self._row_group(index, rows, _KEY_ROWS, number, [self._key], make, ShardNotes())
+        for index, rows, number in self._runs(start, stop):
+            yield from self._row_group(index, rows, _KEY_ROWS, number, [self._key], keys_of, ShardNotes())
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         values, each = self._values(batch)
@@ -200,6 +196,21 @@ class _ManifestReader(ParquetReader):
                 status, error = "unsupported", error.replace("key", "URI", 1)
         each += _DIGEST_BYTES + len(uri or "")
         return Sample(self._shard, key, None, status, error, carried=(*row, uri, None), carried_bytes=each)
+
+
+def _joined(pieces: Iterator[tuple[pa.Array, int]]) -> Iterator[tuple[pa.Array, int]]:
+    """Join keys that follow one another: of a column with a large dictionary few rows are read at a time."""
+    group: list[pa.Array] = []
+    first = rows = 0
+    for keys, number in pieces:
+        if group and (rows >= _KEY_ROWS or number != first + rows):
+            yield pa.concat_arrays(group), first
+            group, rows = [], 0
+        first = number if not group else first
+        group.append(keys)
+        rows += len(keys)
+    if group:
+        yield pa.concat_arrays(group), first
 
 
 def _plain_keys(column: pa.Array) -> pa.Array:

@@ -46,7 +46,7 @@ FAILURES = [
         "unreachable",
         "private address 127.0.0.1 (--allow-private-hosts fetches from there)",
     ),
-    ("s3://" + BUCKET + "/gone", "unreachable", "it does not exist"),
+    ("s3://" + BUCKET + "/gone/{rows}", "unreachable", "it does not exist"),
 ]
 
 
@@ -95,7 +95,7 @@ def labelled(world, tiny_model, tmp_path_factory, request) -> Labelled:
         if not kind and row % 2:
             kind = f"s3://{BUCKET}/manifest/{rows}"
             s3.put(f"manifest/{rows}/{row}.jpg", IMAGES[row % 3])
-        uris.append(f"{kind or f'http://h{row % 9}.example/ok'}/{row}.jpg".replace("{port}", str(web.port)))
+        uris.append(f"{kind or f'http://h{row % 9}.example/ok'}/{row}.jpg".format(port=web.port, rows=rows))
         expected.append((status, error))
     write_manifest(folder / "in" / "m.parquet", uris)
     report = label(folder / "in", folder / "out", tiny_model, uri_column="uri", carry="n", fetch_timeout_s=3)
@@ -126,7 +126,7 @@ def mend(world: tuple[WebServer, S3Server], uris: list[str]) -> int:
     web.mended = True
     for number, uri in enumerate(uris):
         if "/gone/" in uri:
-            s3.put(f"gone/{number}.jpg", IMAGES[number % 3])
+            s3.put(uri.removeprefix(f"s3://{BUCKET}/"), IMAGES[number % 3])
     web.calls.clear()
     return sum(uri.startswith("http") for uri in uris[7::20])
 

@@ -39,6 +39,7 @@ def fingerprint(
         for name, setting in spec.graph_settings().items()
         for key, value in (setting.items() if isinstance(setting, dict) else [("", setting)])
     }
+    private = config.allow_private_hosts
     return {
         "source": source.base.uri,
         "format": source.format.value,
@@ -63,8 +64,8 @@ def fingerprint(
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
         "image-timeout-s": config.image_timeout_s,
-        # Only where it is said: plans of before there were manifests do not have it.
-        **({"allow-private-hosts": True} if config.allow_private_hosts else {}),
+        # Plans of before there were manifests do not have it.
+        **({"allow-private-hosts": private} if private or config.uri_column is not None else {}),
     }
 
 

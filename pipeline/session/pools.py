@@ -39,8 +39,8 @@ class Pools:
 
     @property
     def readers(self) -> int:
-        """How many processes read SOURCE, at most."""
-        return self.growth or self.decoders or self.actors[1]
+        """How many processes read SOURCE; on a cluster that grows, before it does."""
+        return self.decoders or self.actors[1]
 
     def describe(self, cluster: Cluster) -> str:
         """Say in one line what was chosen."""

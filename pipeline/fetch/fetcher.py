@@ -37,7 +37,7 @@ MAX_REDIRECTS = 5
 MAX_TRIES = 4
 FIRST_WAIT_S = 0.5
 # Name look-ups and files that are read.
-_THREADS = 16
+_THREADS = 32
 _CLOSING_S = 5.0
 
 

@@ -162,6 +162,7 @@ _ODD: dict[str, Any] = {
     "endless": lambda h, image, n: h.endless(),
     "cut": lambda h, image, n: h.cut(image),
     "packed": lambda h, image, n: h.say(200, bytes(1000), Content_Encoding="gzip"),
+    "late": lambda h, image, n: h.web.stopping.wait(0.05) or h.say(200, image),
     "flaky": lambda h, image, n: h.say(200, image) if n else h.say(503, b"later"),
     "busy": lambda h, image, n: h.say(200, image) if n else h.say(429, b"later", Retry_After="1"),
     "never": lambda h, image, n: h.say(429, b"later", Retry_After="3600"),

@@ -30,7 +30,8 @@ from tests.support.tiny_model import COLOURS, colour_jpeg
 IMAGES = [colour_jpeg(name) for name in COLOURS]
 # Keys that come again, that look like those of others that came again, that are null or too long.
 AWKWARD_KEYS = [
-    (f"k{row % 4}", f"k{row % 4}#2", None, "row 2", "ü" * 3000)[row % 5 if row % 7 else row % 3] for row in range(30)
+    (f"k{row % 4}", f"k{row % 4}#2", None, "row 2", "ü" * 3000 + str(row))[row % 5 if row % 7 else row % 3]
+    for row in range(30)
 ]
 URI = ParquetColumns(uri="uri")
 

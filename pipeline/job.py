@@ -101,9 +101,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             listed = partial(reader.slices, source, manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
-            # The bytes of a manifest say nothing of its images'.
-            all_bytes = work.plan.bytes if config.uri_column is None else None
-            printer = ProgressPrinter(config.progress, work.plan.units, all_bytes, work.totals)
+            printer = ProgressPrinter(config.progress, work.plan.units, _all_bytes(config, work), work.totals)
             tally = Tally(work.totals, printer, started)
             _tell(work, tally)
             if not work.done.all():
@@ -140,6 +138,11 @@ def _wait_aloud(config: LabelConfig) -> Callable[[str], None]:
     """Return what says for whom this run waits."""
     printer = ProgressPrinter(config.progress, 0, 0, Totals())
     return lambda text: printer.say(f"shardlabel: {text}")
+
+
+def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
+    """Return the bytes of all input; None for manifests, whose bytes say nothing of their images'."""
+    return work.plan.bytes if config.uri_column is None else None
 
 
 def _tell(work: ResumeState, tally: Tally) -> None:

@@ -54,6 +54,8 @@ def label(
         shardlabel label 'shards/*.tar' --output labels --dry-run --price 1.2
 
         shardlabel label 'feed/*.tar' --output labels --append
+
+        shardlabel label images.parquet --uri-column url --carry id --output labels
     """
     started = time.perf_counter()
     settings = build_config(options, config)

@@ -117,6 +117,24 @@ class LabelConfig(BaseModel):
     embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
     calibration: CalibrationFile = None
     image_column: str | None = Field(default=None, description="Parquet: the column with the images.")
+    uri_column: str | None = Field(
+        default=None, description="Parquet: the column with the images' URIs or paths, which are fetched."
+    )
+    allow_private_hosts: bool = Field(
+        default=False, description="Fetch from hosts of private, loopback and link-local networks too."
+    )
+    connections_per_host: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="To one web host at a time, divided among the processes that fetch; each has one at least.",
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="To one web host, by all processes together. [default: no limit]"
+    )
+    fetch_timeout_s: float = Field(
+        default=60.0, gt=0, description="An image that takes longer to fetch, tries included, is unreachable."
+    )
     key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
     carry: Words = Field(default=(), description="Parquet: columns copied through, as a,b.")
     batch_size: int | None = Field(
@@ -186,6 +204,8 @@ class LabelConfig(BaseModel):
             raise ValueError(f"actors must be N or MIN:MAX with 1 <= MIN <= MAX, got {self.actors}")
         if self.embeddings and isinstance(self.device, SimulatedDevice):
             raise ValueError("embeddings cannot be had of a simulated device")
+        if self.uri_column is not None and self.image_column is not None:
+            raise ValueError("--image-column holds images, and --uri-column where they are: give one of them")
         if self.append and self.overwrite:
             raise ValueError("--append adds to what --overwrite removes: give one of them")
         if self.append and self.limit is not None:

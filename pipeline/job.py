@@ -98,12 +98,16 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             if config.append:  # with what came while this run waited: another may have planned it
                 source = open_source(config.source, config.format, exclude=dest)
             same = fingerprint(config, source, spec, choice, labels, calibration)
-            settings = unit_settings(config, source, spec, choice, labels, calibration)
-            settings = replace(settings, token=lease.token, rows_id=rows_id(same))
+            settings = replace(
+                unit_settings(config, source, spec, choice, labels, calibration),
+                token=lease.token,
+                rows_id=rows_id(same),
+            )
             count = partial(count_samples, settings)
-            slices = partial(_slices, source) if pick is None else lambda: pick(_slices(source), count)
+            listed = partial(reader.slices, source, manifests=config.uri_column is not None)
+            slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
-            printer = ProgressPrinter(config.progress, work.plan.units, work.plan.bytes, work.totals)
+            printer = ProgressPrinter(config.progress, work.plan.units, _all_bytes(config, work), work.totals)
             tally = Tally(work.totals, printer, started)
             _tell(work, tally)
             if not work.done.all():
@@ -142,16 +146,17 @@ def _wait_aloud(config: LabelConfig) -> Callable[[str], None]:
     return lambda text: printer.say(f"shardlabel: {text}")
 
 
+def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
+    """Return the bytes of all input; None for manifests, whose bytes say nothing of their images'."""
+    return work.plan.bytes if config.uri_column is None else None
+
+
 def _tell(work: ResumeState, tally: Tally) -> None:
     """Say what --append found, and which units cannot be had any more."""
     if work.new_units:
         tally.printer.say(f"shardlabel: {work.new_units} new units behind {work.plan.units - work.new_units}")
     for unit, shard in work.lost.items():
         tally.add_failed(f"unit {unit} ({shard})", "it was never labelled, and its shard is gone")
-
-
-def _slices(source: Source) -> Iterator[Slice]:
-    return reader.slices(source)
 
 
 def window_units(actors: int) -> int:
@@ -191,10 +196,11 @@ def unit_settings(
         mode=config.decode,
         limits=ImageLimits(max_pixels=config.max_pixels, max_image_bytes=config.max_image_bytes),
         batch_size=batch_size(config, choice),
-        output=OutputSpec(labels, metadata, carried=columns.carried, calibration=calibration),
+        output=OutputSpec(labels, metadata, carried=columns.added, calibration=calibration),
         embeddings=config.embeddings,
         image_timeout_s=config.image_timeout_s,
         columns=columns,
+        fetch=reader.fetch_settings(config),
     )
 
 
@@ -230,6 +236,7 @@ def label_pending(
         pools.cuda_graphs, config.image_timeout_s, settings.output.calibration,
     )  # fmt: skip
     budget = ErrorBudget(config.max_error_rate, tally.totals.rows)
+    settings = replace(settings, fetch=settings.fetch.shared_by(pools.readers))
     labelling = Labelling(settings, ref, pools, state, tally.printer.say)
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (

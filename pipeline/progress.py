@@ -26,18 +26,19 @@ class ProgressPrinter:
     Args:
         kind: auto is a live line on a terminal, and log lines elsewhere.
         units: In the plan.
-        total_bytes: Of all input.
+        total_bytes: Of all input; None where they are not known: the time left is told by units then.
         totals: What earlier runs finished; commits are added to it.
         stream: Where to print in the place of standard error.
     """
 
     def __init__(
-        self, kind: Progress, units: int, total_bytes: int, totals: Totals, *, stream: TextIO | None = None
+        self, kind: Progress, units: int, total_bytes: int | None, totals: Totals, *, stream: TextIO | None = None
     ) -> None:
         self.totals = totals
         self._units = units
         self._total_bytes = total_bytes
         self._rows_before = totals.rows
+        self._units_before = totals.units
         self._bytes_before = totals.bytes_read
         self._started = self._printed = time.perf_counter()
         self._lock = threading.Lock()
@@ -97,12 +98,14 @@ class ProgressPrinter:
         self._console.out(text, highlight=False)
 
     def line(self) -> str:
-        """Return the line: units, images, images/s of this run, errors, and the time left by bytes."""
+        """Return the line: units, images, images/s of this run, errors, and the time left by bytes, or by units."""
         t = self.totals
         seconds = time.perf_counter() - self._started
         rate = (t.rows - self._rows_before) / seconds if seconds > 0 else 0.0
-        read = t.bytes_read - self._bytes_before
-        left = max(0, self._total_bytes - t.bytes_read)
+        if self._total_bytes is None:
+            read, left = t.units - self._units_before, self._units - t.units
+        else:
+            read, left = t.bytes_read - self._bytes_before, max(0, self._total_bytes - t.bytes_read)
         eta = f", {duration_text(left / read * seconds)} left" if read and left and t.units < self._units else ""
         errors = f", {sum(t.errors.values())} not labelled" if t.errors else ""
         return f"{t.units}/{self._units} units, {t.rows} images, {rate:.0f} images/s{errors}{eta}"

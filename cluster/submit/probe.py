@@ -18,6 +18,7 @@ LEFT_OUT_FOLDERS = ("__pycache__", "samples")
 # What a run imports, as modules. The names to install are those of pyproject.toml.
 NEEDED = (
     "ray",
+    "aiohttp",
     "onnxruntime",
     "onnx",
     "numpy",
@@ -36,6 +37,7 @@ NEEDED = (
     "rich",
     "tomli_w",
     "urllib3",
+    "yarl",
 )
 MARK = "shardlabel-probe "
 

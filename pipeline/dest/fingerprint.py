@@ -46,6 +46,7 @@ def fingerprint(
         for name, setting in spec.graph_settings().items()
         for key, value in (setting.items() if isinstance(setting, dict) else [("", setting)])
     }
+    private = config.allow_private_hosts
     return {
         "source": source.base.uri,
         "format": source.format.value,
@@ -64,12 +65,15 @@ def fingerprint(
         "embeddings": config.embeddings,
         "calibration": None if calibration is None else calibration.sha256,
         "image-column": config.image_column,
+        "uri-column": config.uri_column,
         "key-column": config.key_column,
         "carry": list(config.carry),
         "limit": config.limit,
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
         "image-timeout-s": config.image_timeout_s,
+        # Plans of before there were manifests do not have it.
+        **({"allow-private-hosts": private} if private or config.uri_column is not None else {}),
     }
 
 

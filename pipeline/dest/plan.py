@@ -109,7 +109,9 @@ def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) 
     group: list[Slice] = []
     size = 0
     for piece in slices:
-        if group and (number < SINGLE_SHARD_UNITS or size + piece.size > UNIT_BYTES):
+        # A part of a file is one by itself: its size says nothing, as it is the whole file's.
+        is_part = piece.stop >= 0 or (bool(group) and group[-1].stop >= 0)
+        if group and (number < SINGLE_SHARD_UNITS or is_part or size + piece.size > UNIT_BYTES):
             yield Unit(number, tuple(group))
             number += 1
             group, size = [], 0

@@ -21,7 +21,7 @@ from models.inference.predictions import Predictions
 from pipeline.storage.retries import reason
 
 STATUS_OK = "ok"
-STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty")
+STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty", "unreachable")
 # A reader that wants a few columns, or a part of a large unit, skips by row group.
 ROW_GROUP_ROWS = 16_384
 # Rows that are put into one piece of memory; a row group is sixteen of them.

@@ -20,9 +20,10 @@ from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat, build_config
 from pipeline.dest.plan import cut_units
 from pipeline.dest.writer import STATUS_OK
+from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.operators.columns import SHARD_COLUMNS
 from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.reader import columns_of, read_unit, slices
+from pipeline.sources.reader import columns_of, fetch_settings, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Unit
@@ -35,11 +36,13 @@ BLOCK_BYTES = 16 * 2**20
 BLOCK_ROWS = 1_024
 
 
-def read_shards(
+def read_shards(  # noqa: PLR0913 (the options of the command)
     source: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     format: str = "auto",
     image_column: str | None = None,
+    uri_column: str | None = None,
+    allow_private_hosts: bool = False,
     key_column: str | None = None,
     carry: Sequence[str] = (),
     max_image_bytes: int = 64 * 2**20,
@@ -58,6 +61,9 @@ def read_shards(
         source: Files, folders, globs, brace ranges or @list.txt; local paths or URIs.
         format: auto, webdataset, parquet or images.
         image_column: Parquet: the column that holds the images, where that is not plain.
+        uri_column: Parquet: the column that holds the images' URIs, in place of images: they are fetched, and there are
+            columns `uri` and `content_sha256` too. One that cannot be had has status unreachable.
+        allow_private_hosts: Whether these may lead to hosts of private networks.
         key_column: Parquet: the column that becomes `key`; else the row's number.
         carry: Parquet: columns copied along.
         max_image_bytes: Larger images are not read, and are rows with status too_large.
@@ -69,13 +75,16 @@ def read_shards(
         StorageError: The storage cannot be listed.
     """
     options = {"source": source, "format": format, "carry": carry, "image_column": image_column}
-    more = {"key_column": key_column, "max_image_bytes": max_image_bytes}
+    more = {"key_column": key_column, "max_image_bytes": max_image_bytes, "uri_column": uri_column}
+    more["allow_private_hosts"] = allow_private_hosts
     config = build_config({"output": "dataset", **options, **more})
     opened = open_source(config.source, config.format)
     columns = columns_of(opened, config, taken=SHARD_COLUMNS)
     limits = ImageLimits(max_image_bytes=config.max_image_bytes)
-    units = list(cut_units(slices(opened), images=opened.format is SourceFormat.IMAGES))
-    datasource = ShardsDatasource(ReadShards(opened.base, opened.format, limits, columns), units)
+    pieces = slices(opened, manifests=uri_column is not None)
+    units = list(cut_units(pieces, images=opened.format is SourceFormat.IMAGES))
+    settings = ReadShards(opened.base, opened.format, limits, columns, fetch_settings(config))
+    datasource = ShardsDatasource(settings, units)
     return ray.data.read_datasource(datasource, override_num_blocks=override_num_blocks)
 
 
@@ -87,12 +96,13 @@ class ReadShards:
     format: SourceFormat
     limits: ImageLimits
     columns: ParquetColumns
+    fetch: FetchSettings = ANY_FETCH
 
     def schema(self) -> pa.Schema:
         """Return the Arrow schema of the blocks."""
         names = pa.dictionary(pa.int32(), pa.string())
         kinds = (names, pa.string(), pa.binary(), names, pa.string())
-        return pa.schema([*zip(SHARD_COLUMNS, kinds, strict=True), *self.columns.carried])
+        return pa.schema([*zip(SHARD_COLUMNS, kinds, strict=True), *self.columns.added])
 
     def blocks(self, units: Sequence[Unit]) -> Iterator[pa.Table]:
         """Read units, in order, into blocks of up to BLOCK_BYTES, or of one image where that is more."""

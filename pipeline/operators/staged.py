@@ -91,7 +91,7 @@ class ReadDecode:
                 if piece.is_full:
                     yield piece.table(clock)
                     piece = _Piece(self._settings)
-                nothing = (None,) * len(self._settings.columns.carried)
+                nothing = (None,) * len(self._settings.columns.added)
                 piece.add(unit, Row("", "", NO_SAMPLE, carried=nothing), rows)
             piece.ends[-1] = end.text()
         if piece.rows:
@@ -103,7 +103,7 @@ class _Piece:
 
     def __init__(self, settings: UnitSettings) -> None:
         side = settings.preprocessing.crop
-        self._carried = settings.columns.carried
+        self._carried = settings.columns.added
         self._pixels = np.empty((PIECE_ROWS, side, side, 3), np.uint8)
         self._units: list[int] = []
         self._places: list[int] = []

@@ -25,9 +25,11 @@ from pipeline.dest.lease import check_token
 from pipeline.dest.made_by import made_by
 from pipeline.dest.merge import Relabelling
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
+from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
 from pipeline.operators.watchdog import Watchdog
 from pipeline.session.stage_clock import Stage, StageClock
+from pipeline.sources.manifest import count_rows
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import read_unit
 from pipeline.sources.sample import Sample, ShardNotes
@@ -59,6 +61,7 @@ class UnitSettings:
         image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
             down, and is then done isolated.
         columns: Of Parquet: which columns are read.
+        fetch: Of manifests: limits of fetching.
         token: By which the run holds DEST; see `pipeline.dest.lease`.
         rows_id: Of the settings that rows depend on; see `pipeline.dest.fingerprint`.
         relabelling: Which rows of an earlier output are labelled anew; the others are copied.
@@ -75,6 +78,7 @@ class UnitSettings:
     embeddings: bool = False
     image_timeout_s: float = 60.0
     columns: ParquetColumns = ANY_COLUMNS
+    fetch: FetchSettings = ANY_FETCH
     token: str = ""
     rows_id: str = ""
     relabelling: Relabelling | None = None
@@ -136,7 +140,9 @@ def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterat
 
 
 def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
-    """Count a slice's samples, up to a number, by reading it."""
+    """Count a slice's samples, up to a number, by reading it; but of a manifest nothing is fetched for that."""
+    if settings.columns.uri is not None:
+        return min(count_rows(piece), at_most)
     return sum(1 for _ in islice(read_samples(settings, Unit(0, (piece,)), UnitNotes()), at_most))
 
 

@@ -6,7 +6,8 @@ The choice depends on nothing but the run. What it costs is bounded: a few units
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -19,11 +20,14 @@ from models.spec import Interpolation, Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.plan import Plan, iter_units
 from pipeline.dest.writer import STATUS_OK, OutputSpec
+from pipeline.fetch.settings import FetchSettings, storage_options
 from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
 from pipeline.report.scan import REACH_BYTES, Counts, LabelledRow, Place, reach, read_rows
 from pipeline.report.unit_table import UnitTable
+from pipeline.sources.manifest import read_manifest
 from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.unit import Unit
+from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 
 SHEET_SIZE = 96
@@ -139,7 +143,12 @@ def reader_settings(dest: Storage, plan: Plan, metadata: dict[str, str]) -> Unit
         limits=ImageLimits(max_pixels=settings["max-pixels"], max_image_bytes=settings["max-image-bytes"]),
         batch_size=1,
         output=OutputSpec((), {}),
-        columns=ParquetColumns(settings.get("image-column"), settings.get("key-column")),
+        columns=ParquetColumns(
+            settings.get("image-column"), settings.get("key-column"), uri=settings.get("uri-column")
+        ),
+        fetch=FetchSettings(
+            allow_private_hosts=bool(settings.get("allow-private-hosts")), storage_options=storage_options()
+        ),
     )
 
 
@@ -153,9 +162,8 @@ def _add_thumbnails(
         if unit.number not in left:
             continue
         left.remove(unit.number)
-        keys = {(row.shard, row.key) for row in wanted[unit.number]}
         try:
-            _read_thumbnails(sheet, settings, unit, keys)
+            _read_thumbnails(sheet, settings, unit, wanted[unit.number])
         except ShardlabelError as err:
             failures += 1
             sheet.problems.append(str(err))
@@ -168,8 +176,22 @@ def _add_thumbnails(
         )
 
 
-def _read_thumbnails(sheet: ContactSheet, settings: UnitSettings, unit: Unit, keys: set[tuple[str, str]]) -> None:
+def _samples(
+    settings: UnitSettings, unit: Unit, piece: Slice, rows: list[LabelledRow]
+) -> Generator[Sample, None, None]:
+    """Yield the samples of a piece; of a manifest only those that are wanted, as the others would be fetched."""
+    if settings.columns.uri is None:
+        yield from read_samples(settings, replace(unit, slices=(piece,)), UnitNotes())
+        return
+    wanted = np.zeros(1 + max(row.position for row in rows), np.bool_)
+    wanted[[row.position for row in rows]] = True
+    s = settings
+    yield from read_manifest(s.source, piece, ShardNotes(), s.limits, s.columns, s.fetch, wanted)
+
+
+def _read_thumbnails(sheet: ContactSheet, settings: UnitSettings, unit: Unit, rows: list[LabelledRow]) -> None:
     """Read the unit's shards up to the last sample that is wanted, or up to twice REACH_BYTES."""
+    keys = {(row.shard, row.key) for row in rows}
     budget = 2 * REACH_BYTES
     # The key of a loose image is its path, which is the slice.
     named_by = 1 if settings.format is SourceFormat.IMAGES else 0
@@ -177,16 +199,17 @@ def _read_thumbnails(sheet: ContactSheet, settings: UnitSettings, unit: Unit, ke
         here = {key for key in keys if key[named_by] == piece.shard} - sheet.thumbnails.keys()
         if not here or budget < 0:
             continue
-        for sample in read_samples(settings, replace(unit, slices=(piece,)), UnitNotes()):
-            budget -= len(sample.data or b"")
-            if (sample.shard, sample.key) in here and sample.data is not None:
-                here.remove((sample.shard, sample.key))
-                try:
-                    sheet.thumbnails[sample.shard, sample.key] = thumbnail(sample.data, settings)
-                except InputError as err:
-                    sheet.problems.append(f"{sample.key}: {err}")
-            if not here or budget < 0:
-                break
+        with closing(_samples(settings, unit, piece, rows)) as samples:
+            for sample in samples:
+                budget -= len(sample.data or b"")
+                if (sample.shard, sample.key) in here and sample.data is not None:
+                    here.remove((sample.shard, sample.key))
+                    try:
+                        sheet.thumbnails[sample.shard, sample.key] = thumbnail(sample.data, settings)
+                    except InputError as err:
+                        sheet.problems.append(f"{sample.key}: {err}")
+                if not here or budget < 0:
+                    break
 
 
 def thumbnail(data: bytes, settings: UnitSettings) -> bytes:

@@ -37,6 +37,11 @@ class Pools:
     cuda_graphs: bool = False
     growth: int = 0
 
+    @property
+    def readers(self) -> int:
+        """How many processes read SOURCE; on a cluster that grows, before it does."""
+        return self.decoders or self.actors[1]
+
     def describe(self, cluster: Cluster) -> str:
         """Say in one line what was chosen."""
         low, high = self.actors

@@ -34,7 +34,7 @@ _PAGE_SLACK = 2**20
 # Behind a page that is refused; a footer may claim any number of them.
 _MAX_REFUSED_ROWS = MAX_BATCH_ROWS
 # pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, a string that is no UTF-8 a ValueError.
-_UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
+UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
 
 
 def open_parquet(file: RandomFile) -> pq.ParquetFile:
@@ -47,7 +47,7 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
     file.most = MAX_FOOTER_BYTES
     try:
         return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
-    except _UNREADABLE:
+    except UNREADABLE:
         if file.failure is not None:
             raise file.failure from None
         raise
@@ -97,12 +97,12 @@ def read_parquet(
         StorageError: Storage failed, or the file changed while it was read.
     """
     try:
-        reader = _Reader(file, shard, notes, limits, columns)
+        reader = ParquetReader(file, shard, notes, limits, columns)
     except ConfigError as err:
         notes.lose(f"{err}; all its rows are missing")
         return
-    except _UNREADABLE as err:
-        notes.lose(f"unreadable Parquet: {_words(err)}")
+    except UNREADABLE as err:
+        notes.lose(f"unreadable Parquet: {words_of(err)}")
         return
     finally:
         notes.bytes_read = file.bytes_read
@@ -124,8 +124,21 @@ class _RefusedPageError(ValueError):
     """A page of the images claims too much, so that no more rows of its row group can be read."""
 
 
-class _Reader:
-    """One file, open, with its columns settled."""
+class ParquetReader:
+    """One file, open, with its columns settled.
+
+    Args:
+        file: The Parquet file.
+        shard: Its name in the rows.
+        notes: Filled while reading.
+        limits: On the size of an image.
+        columns: What to read.
+
+    Raises:
+        ConfigError: It lacks a column, or has one of another type.
+        StorageError: Storage failed.
+        OSError, ValueError: It is no Parquet that can be read; see `UNREADABLE`.
+    """
 
     def __init__(
         self, file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
@@ -138,12 +151,15 @@ class _Reader:
         self._keys = UniqueKeys()
         schema = self._parquet.schema_arrow
         names = [field.name for field in columns.carried]
-        chosen = choose_columns(schema, columns.image, columns.key, names)
+        chosen = choose_columns(schema, columns.image, columns.key, names, uri=columns.uri)
         for own, first in zip(chosen.carried, columns.carried, strict=True):
             if not may_become(own.type, first.type):
                 raise ConfigError(f"{own.name} holds {own.type}, not {first.type} as in the first file")
         self._most_rows = MAX_BATCH_ROWS  # of a batch
-        self._image, self._key, self._carried = chosen.image, columns.key, columns.carried
+        # Of a manifest what stands for the images are their URIs.
+        self._image, self._key, self._carried = chosen.uri or chosen.image, columns.key, columns.carried
+        # Rows of a page of images that must not be unpacked are rows all the same where nothing else is known of them.
+        self._keeps_refused = not columns.added
         self._names = list(dict.fromkeys(name for name in (self._image, self._key, *names) if name is not None))
         repeats = any(may_repeat(schema.field(name).type) for name in self._names)
         # Whatever can be an image that is allowed, with its length and levels, must be readable.
@@ -161,7 +177,7 @@ class _Reader:
                 done = 0
                 try:
                     for samples in self._row_group(
-                        index, rows, batch_rows, number, self._names, self._samples, self._notes
+                        index, range(rows), batch_rows, number, self._names, self._samples, self._notes
                     ):
                         done += len(samples)
                         yield samples
@@ -171,22 +187,25 @@ class _Reader:
                 # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
                 # however many pieces the file is read.
                 key, unseen = [self._key], ShardNotes()
-                deque(self._row_group(index, rows, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
+                deque(self._row_group(index, range(rows), MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
             number += rows
 
     def _row_group(
-        self, index: int, rows: int, size: int, number: int, names: list[str], make: Make[T], notes: ShardNotes
+        self, index: int, rows: range, size: int, number: int, names: list[str], make: Make[T], notes: ShardNotes
     ) -> Iterator[T]:
-        """Yield what is made of each batch of a row group, whose first row is number `number` of the file."""
-        done = 0
-        while done < rows:
+        """Yield what is made of each batch of rows of a row group, whose first row is number `number` of the file."""
+        done = rows.start
+        while done < rows.stop:
             try:
-                for batch in self._read(index, done, size, names):
+                for whole in self._read(index, done, size, names):
+                    batch = whole.slice(0, rows.stop - done)
                     made = make(batch, number + done)
                     done += batch.num_rows
                     yield made
+                    if done == rows.stop:
+                        return
                 break
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 if self._file.failure is not None:
                     raise self._file.failure from None
                 if size > 1:
@@ -197,13 +216,13 @@ class _Reader:
                     else:
                         size = 1
                     continue
-                lost = rows - done
-                if self._watch.refused and names == self._names and not self._carried and lost <= _MAX_REFUSED_ROWS:
+                lost = rows.stop - done
+                if self._watch.refused and names == self._names and self._keeps_refused and lost <= _MAX_REFUSED_ROWS:
                     raise _RefusedPageError(self._watch.refused) from None
-                notes.lose(f"row group {index}: the last {lost} of {rows} rows cannot be read: {_words(err)}")
+                notes.lose(f"row group {index}: the last {lost} of {len(rows)} rows cannot be read: {words_of(err)}")
                 return
-        if done < rows:
-            notes.lose(f"row group {index}: {rows - done} of {rows} rows are not there")
+        if done < rows.stop:
+            notes.lose(f"row group {index}: {rows.stop - done} of {len(rows)} rows are not there")
 
     def _refused(self, index: int, left: range, number: int, error: str) -> list[Sample]:
         """Make rows `too_large` of those that are left of a row group, whose images' page must not be unpacked."""
@@ -211,10 +230,10 @@ class _Reader:
         if self._key is not None:
             try:
                 batches = list(self._read(index, left.start, len(left), [self._key]))
-            except _UNREADABLE as err:
+            except UNREADABLE as err:
                 if self._file.failure is not None:
                     raise self._file.failure from None
-                self._notes.lose(f"row group {index}: the last {len(left)} rows cannot be read: {_words(err)}")
+                self._notes.lose(f"row group {index}: the last {len(left)} rows cannot be read: {words_of(err)}")
                 return []
             keys, row = [], number + left.start
             for batch in batches:
@@ -233,10 +252,7 @@ class _Reader:
             skip = 0
 
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
-        rows = batch.num_rows
-        columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
-        each = sum(column.nbytes for column in columns) // max(1, rows)
-        values = zip(*(column.to_pylist() for column in columns), strict=True) if columns else iter([()] * rows)
+        values, each = self._values(batch)
         images = list(column_images(batch.column(self._image), self._limits))
         # Last, as nothing may fail behind it: rows that are read once more would find their own keys.
         keys = self._unique_keys(batch, number)
@@ -251,12 +267,20 @@ class _Reader:
             for (key, error), image, row in zip(keys, images, values, strict=True)
         ]
 
+    def _values(self, batch: pa.RecordBatch) -> tuple[list[tuple[Any, ...]], int]:
+        """Return what each row carries, and about how many bytes that takes."""
+        if not self._carried:
+            return [()] * batch.num_rows, 0
+        columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
+        values = list(zip(*(column.to_pylist() for column in columns), strict=True))
+        return values, sum(column.nbytes for column in columns) // max(1, batch.num_rows)
+
     def _unique_keys(self, batch: pa.RecordBatch, number: int) -> list[tuple[str, str | None]]:
         """Return the key of each row, and what to say where it was cut."""
         if self._key is None:
             return [(str(number + row), None) for row in range(batch.num_rows)]
         keys: list[tuple[str, str | None]] = []
-        for row, (text, size) in enumerate(_texts(batch.column(self._key))):
+        for row, (text, size) in enumerate(texts(batch.column(self._key))):
             key, error = (f"row {number + row}", None) if text is None else cut_key(text, size)
             keys.append((self._keys.unique(key), error))
         return keys
@@ -290,7 +314,7 @@ def _buffers(column: pa.Array) -> Iterator[pa.Buffer | None]:
         yield (value.value if coded else value).as_buffer() if value.is_valid else None
 
 
-def _texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
+def texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
     """Yield strings or integers as text; what is no UTF-8 stays visible, as in names of tar members.
 
     Of a text that is too long for a key, yield its beginning, and how many bytes it has.
@@ -320,5 +344,6 @@ def _carried(column: pa.Array, kind: pa.DataType) -> pa.Array:
     return column
 
 
-def _words(err: BaseException) -> str:
+def words_of(err: BaseException) -> str:
+    """Make one short line of pyarrow's error."""
     return " ".join(str(err).split())[:200] or type(err).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -18,19 +18,35 @@ class ParquetColumns:
         image: Holds the images; None where no file could tell: then each file's own only candidate.
         key: Becomes the key; None for the row's number in its file.
         carried: Columns that are copied through.
+        uri: Of a manifest: holds the images' URIs, and there is no column of images.
     """
 
     image: str | None = None
     key: str | None = None
     carried: tuple[pa.Field, ...] = ()
+    uri: str | None = None
+
+    @property
+    def added(self) -> tuple[pa.Field, ...]:
+        """The columns that the output has beside its own: those carried, and of a manifest MANIFEST_FIELDS."""
+        return (*self.carried, *(() if self.uri is None else MANIFEST_FIELDS))
 
 
+# Columns of a manifest's output: the URI as the manifest has it, by which rows are joined, and in hex what the bytes
+# were that were fetched; null where none were.
+MANIFEST_FIELDS = (pa.field("uri", pa.string()), pa.field("content_sha256", pa.string()))
 # Nothing asked for.
 ANY_COLUMNS = ParquetColumns()
 
 
 def choose_columns(
-    schema: pa.Schema, image: str | None, key: str | None, carry: Iterable[str], taken: Iterable[str] = ()
+    schema: pa.Schema,
+    image: str | None,
+    key: str | None,
+    carry: Iterable[str],
+    taken: Iterable[str] = (),
+    *,
+    uri: str | None = None,
 ) -> ParquetColumns:
     """Settle the columns from the first file's schema.
 
@@ -40,11 +56,18 @@ def choose_columns(
         key: Likewise, or None for row numbers.
         carry: Columns to copy.
         taken: Names that the output uses itself.
+        uri: Of a manifest, the column of URIs.
 
     Raises:
         ConfigError: One is missing or of a type that cannot be; says which, and what there is.
     """
-    columns = ParquetColumns(_image_column(schema, image), key)
+    if uri is not None:
+        if not is_text(_field(schema, uri, "--uri-column").type):
+            raise ConfigError(f"--uri-column {uri} holds {schema.field(uri).type}; URIs are strings")
+        columns = ParquetColumns(uri=uri)
+        taken = {*taken, *(field.name for field in MANIFEST_FIELDS)}
+    else:
+        columns = ParquetColumns(_image_column(schema, image))
     if key is not None and not _is_key(_field(schema, key, "--key-column").type):
         kind = schema.field(key).type
         raise ConfigError(f"--key-column {key} holds {kind}; a key is a string or an integer")
@@ -56,7 +79,7 @@ def choose_columns(
             raise ConfigError(f"--carry {name}: the output has a column of that name already")
         taken.add(name)
         carried.append(pa.field(name, _plain(field.type)))
-    return ParquetColumns(columns.image, key, tuple(carried))
+    return replace(columns, key=key, carried=tuple(carried))
 
 
 def _image_column(schema: pa.Schema, name: str | None) -> str:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig, SourceFormat
+from pipeline.fetch.settings import ANY_FETCH, FetchSettings, storage_options
 from pipeline.sources.images import read_images
+from pipeline.sources.manifest import read_manifest, row_runs, total_rows
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
 from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
@@ -51,13 +53,17 @@ class ReadSettings(Protocol):
     def columns(self) -> ParquetColumns:
         """For Parquet: what to read."""
 
+    @property
+    def fetch(self) -> FetchSettings:
+        """For manifests: limits of fetching."""
+
 
 def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = ()) -> ParquetColumns:
     """Settle which Parquet columns are read, by the schema of the first file that can be read.
 
     Args:
         source: SOURCE.
-        config: Its image_column, key_column and carry.
+        config: Its image_column, uri_column, key_column and carry.
         taken: Names of the output's own columns.
 
     Raises:
@@ -65,9 +71,10 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
         StorageError: Storage failed.
     """
     if source.format is not SourceFormat.PARQUET:
-        if config.image_column or config.key_column or config.carry:
+        if config.image_column or config.uri_column or config.key_column or config.carry:
             raise ConfigError(
-                f"--image-column, --key-column and --carry are for Parquet; SOURCE is {source.format.value}"
+                "--image-column, --uri-column, --key-column and --carry are for Parquet; SOURCE is "
+                f"{source.format.value}"
             )
         return ParquetColumns()
     for file in islice(source.fetchable(), _SCHEMA_TRIES):
@@ -77,18 +84,37 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
                 schema = open_parquet(random).schema_arrow
             finally:
                 random.close()
-            return choose_columns(schema, config.image_column, config.key_column, config.carry, taken)
+            return choose_columns(
+                schema, config.image_column, config.key_column, config.carry, taken, uri=config.uri_column
+            )
     if config.carry:
         raise SourceError(
             f"--carry: none of the first {_SCHEMA_TRIES} files can be read, so their columns are not known"
         )
-    return ParquetColumns(config.image_column, config.key_column)
+    return ParquetColumns(config.image_column, config.key_column, uri=config.uri_column)
 
 
-def slices(source: Source) -> Iterator[Slice]:
+def fetch_settings(config: LabelConfig) -> FetchSettings:
+    """Return how the images of manifests are fetched, by all processes together."""
+    if config.uri_column is None:
+        return ANY_FETCH
+    return FetchSettings(
+        config.allow_private_hosts,
+        config.connections_per_host,
+        config.requests_per_second,
+        config.fetch_timeout_s,
+        storage_options(),
+    )
+
+
+def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:
     """Divide SOURCE, lazily and always alike: into shards, parts of large Parquet files, or loose images.
 
-    Only Parquet files over PIECE_BYTES are opened, and of them only the footer is read.
+    Of Parquet files only the footer is read, and only of those over PIECE_BYTES and of manifests.
+
+    Args:
+        source: SOURCE.
+        manifests: Whether its Parquet files hold URIs: then a slice is a run of rows, and not of row groups.
 
     Raises:
         SourceError: SOURCE cannot be used.
@@ -98,7 +124,8 @@ def slices(source: Source) -> Iterator[Slice]:
         return whole_shards(source.files())
 
     def divide(file: InputFile) -> list[Slice]:
-        return [Slice(file.shard, file.size, file.etag, *run) for run in _runs(source.base, file)]
+        runs = _runs(source.base, file, of_rows=manifests)
+        return [Slice(file.shard, file.size, file.etag, *run) for run in runs]
 
     divided = ahead(source.files(), divide)
     return (piece for pieces in divided for piece in pieces)
@@ -112,7 +139,7 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
         unit: What to read.
         note: Called after each shard with its name and what reading it came upon; also where reading is left early.
         wanted: bool of shape (n_samples,): which of the unit's samples are yielded; all without it. Loose images that
-            are not wanted are not read.
+            are not wanted are not read, and those of a manifest not fetched.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
@@ -126,6 +153,9 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
         chosen = tuple(compress(unit.slices, wanted))
         if chosen:
             yield from _read_all(settings, replace(unit, slices=chosen), note)
+        return
+    if settings.columns.uri is not None:
+        yield from _read_all(settings, unit, note, wanted)
         return
     count = 0
     for sample in _read_all(settings, unit, note):
@@ -146,7 +176,7 @@ def _check_count(unit: Unit, count: int, expected: int) -> None:
         )
 
 
-def _read_all(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample]:
+def _read_all(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray | None = None) -> Iterator[Sample]:
     if settings.format is SourceFormat.IMAGES:
         notes = ShardNotes()
         try:
@@ -158,13 +188,20 @@ def _read_all(settings: ReadSettings, unit: Unit, note: Note) -> Iterator[Sample
         notes = ShardNotes()
         try:
             # Closed before its notes are taken: a limit leaves it in the middle, and only then are they whole.
-            with closing(_read_shard(settings, piece, notes)) as samples:
+            with closing(_read_shard(settings, piece, notes, wanted)) as samples:
                 yield from samples if piece.limit < 0 else islice(samples, piece.limit)
         finally:
             note(piece.shard, notes)
 
 
-def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Generator[Sample, None, None]:
+def _read_shard(
+    settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None
+) -> Generator[Sample, None, None]:
+    if settings.columns.uri is not None:  # whose units have one slice each
+        yield from read_manifest(
+            settings.source, piece, notes, settings.limits, settings.columns, settings.fetch, wanted
+        )
+        return
     planned = FileStat(piece.shard, piece.size, piece.etag)
     if why := settings.source.unreadable(piece.shard):
         notes.lose(why)
@@ -184,13 +221,16 @@ def _read_shard(settings: ReadSettings, piece: Slice, notes: ShardNotes) -> Gene
         yield from read_webdataset(stream, piece.shard, notes, settings.limits)
 
 
-def _runs(storage: Storage, file: InputFile) -> list[tuple[int, int]]:
+def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
-    if file.size <= PIECE_BYTES or storage.unreadable(file.shard):
+    if storage.unreadable(file.shard) or (file.size <= PIECE_BYTES and not of_rows):
         return [(0, -1)]
     random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
     try:
-        return list(row_group_pieces(open_parquet(random).metadata))
+        metadata = open_parquet(random).metadata
+        if of_rows:
+            return list(row_runs(total_rows(metadata)))
+        return list(row_group_pieces(metadata))
     except (OSError, ValueError):
         return [(0, -1)]  # the worker that reads it notes why
     finally:

@@ -15,7 +15,7 @@ class Slice:
         shard: URI relative to the source's base.
         size: Bytes of the whole shard.
         etag: Of the whole shard.
-        start: First row group (Parquet) that belongs to the unit.
+        start: First row group (Parquet), or first row (a manifest), that belongs to the unit.
         stop: One behind the last; -1 for all.
         limit: How many samples of it are taken, with --limit; -1 for all.
     """

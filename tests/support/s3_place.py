@@ -7,6 +7,7 @@ from typing import Any
 
 from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat
+from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample
@@ -49,6 +50,7 @@ class Settings:
     format: SourceFormat
     limits: ImageLimits = ImageLimits()  # noqa: RUF009 (frozen)
     columns: ParquetColumns = ANY_COLUMNS
+    fetch: FetchSettings = ANY_FETCH
 
 
 def source_of(place: Place, *specs: str) -> Source:

@@ -25,6 +25,7 @@ FLOORS = {
     "models": ("store", "decode", "sandbox", "graph", "inference", "register"),
     "pipeline": (
         "storage",
+        "fetch",
         "sources",
         "dest",
         "patches",

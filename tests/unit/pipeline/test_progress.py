@@ -120,3 +120,15 @@ def test_nothing_is_printed_where_nothing_is_asked_for():
         printer.say("anything")
 
     assert terminal.getvalue() == ""
+
+
+def test_where_the_bytes_of_all_input_are_not_known_the_time_left_is_told_by_units(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    printer = ProgressPrinter(Progress.NONE, 3, None, Totals(), stream=io.StringIO())
+    clock.now = 120.0
+
+    printer.add(commit(0))
+    printer.add(commit(1))
+
+    assert printer.line() == "2/3 units, 20 images, 1 images/s, 4 not labelled, 10 s left"

@@ -29,7 +29,7 @@ CHANGES_ROWS: dict[str, Any] = {
     "format": SourceFormat.PARQUET, "top_k": 2, "embeddings": True, "image_column": "i", "key_column": "k",
     "carry": ("a",), "decode": "exact", "max_pixels": 9, "max_image_bytes": 9, "image_timeout_s": 9.0, "limit": 9,
     "labels": "all", "source": ("other",), "model": "efficientnet-lite0", "precision": "fp16", "device": Device.CUDA,
-    "calibration": "calibration.json",
+    "calibration": "calibration.json", "uri_column": "u", "allow_private_hosts": True,
 }  # fmt: skip
 # With the reason why no byte of a part depends on it.
 CHANGES_NO_ROW: dict[str, tuple[Any, str]] = {
@@ -44,6 +44,9 @@ CHANGES_NO_ROW: dict[str, tuple[Any, str]] = {
     "overwrite": (True, "whether there is anything to compare"),
     "append": (True, "which shards, and not what is written of one"),
     "missing_ok": (True, "whether there is anything to compare"),
+    "connections_per_host": (1, "how fast, and what cannot be had may be had another time"),
+    "requests_per_second": (1.0, "how fast"),
+    "fetch_timeout_s": (1.0, "how long, and what cannot be had may be had another time"),
     "address": ("auto", "where it runs"),
     "shared_filesystem": (True, "where it runs"),
     "progress": ("none", "what is shown"),

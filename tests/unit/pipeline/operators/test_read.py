@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.decode.decode import ImageLimits
@@ -12,7 +14,7 @@ from pipeline.config import SourceFormat
 from pipeline.dest.plan import cut_units
 from pipeline.operators import read
 from pipeline.operators.read import ReadShards, ShardsDatasource
-from pipeline.sources.parquet_columns import ANY_COLUMNS
+from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
 from pipeline.sources.reader import slices
 from pipeline.sources.source import open_source
 from tests.support.shard_factory import jpeg, tar_bytes
@@ -74,3 +76,19 @@ def test_what_a_bad_shard_loses_is_a_warning_and_the_rest_is_read(tmp_path, capl
     assert [row["key"] for row in found] == ["000-000", "000-001"]
     (record,) = caplog.records
     assert "of zz-garbage.tar not all could be read: " in record.getMessage()
+
+
+def test_images_of_a_manifest_are_fetched_into_rows_with_their_uris(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    pq.write_table(pa.table({"uri": ["a.jpg", "gone.jpg"], "n": [1, 2]}), tmp_path / "m.parquet")
+    source = open_source([str(tmp_path / "m.parquet")], SourceFormat.AUTO)
+    columns = ParquetColumns(uri="uri", carried=(pa.field("n", pa.int64()),))
+    settings = ReadShards(source.base, source.format, ImageLimits(), columns)
+
+    found = rows(ShardsDatasource(settings, list(cut_units(slices(source, manifests=True)))))
+
+    assert [(row["key"], row["status"], row["bytes"], row["n"], row["uri"]) for row in found] == [
+        ("0", "ok", jpeg(), 1, "a.jpg"),
+        ("1", "unreachable", None, 2, "gone.jpg"),
+    ]
+    assert [row["content_sha256"] for row in found] == [sha256(jpeg()).hexdigest(), None]

@@ -1,0 +1,79 @@
+"""Which addresses a row of a manifest may lead to: none of this machine, its network, or its cloud's own services."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+_LOCAL_NAMES = ("localhost", "localhost.localdomain")
+# All that is given out of IPv6 for the internet.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Of gateways from IPv6 to IPv4 (RFC 6052): the last 32 bits are the address that is meant.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class PrivateAddressError(OSError):
+    """A host's address is one that rows may not lead to.
+
+    Its text has no address, so that of a host with several such addresses one error remains.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__("private address")
+        self.address = address
+
+    def __str__(self) -> str:
+        return "private address"
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is one of the internet; IPv4 inside of IPv6 is looked at as what it is."""
+    whole = ipaddress.ip_address(address)
+    if isinstance(whole, ipaddress.IPv4Address):
+        return _is_public(whole)
+    if whole in _NAT64:
+        return _is_public(ipaddress.IPv4Address(int(whole) & 0xFFFFFFFF))
+    if whole.ipv4_mapped is not None:
+        return _is_public(whole.ipv4_mapped)
+    inside = [one for one in (whole.sixtofour, *(whole.teredo or ())) if one is not None]
+    return whole in _UNICAST and (all(map(_is_public, inside)) if inside else whole.is_global)
+
+
+def _is_public(address: ipaddress.IPv4Address) -> bool:
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def public_socket(found: Any) -> socket.socket:  # noqa: ANN401 (what getaddrinfo tells of one address)
+    """Return a socket to connect to an address with.
+
+    It is asked for each address just before that is connected to, whatever led there: a name that resolves to another
+    address a moment later (DNS rebinding) gains nothing.
+
+    Raises:
+        PrivateAddressError: It is none of the internet.
+    """
+    family, kind, protocol, _, address = found
+    if not is_public(address[0]):
+        raise PrivateAddressError(address[0])
+    return socket.socket(family=family, type=kind, proto=protocol)
+
+
+def refuse_private_name(host: str) -> None:
+    """Refuse a host that is an address, in any way of writing it, or this machine; for proxies, which resolve names.
+
+    Raises:
+        PrivateAddressError: It is no address of the internet.
+    """
+    name = host.rstrip(".").lower()
+    if name in _LOCAL_NAMES or name.endswith(".localhost"):
+        raise PrivateAddressError(host)
+    try:
+        address = str(ipaddress.ip_address(name.partition("%")[0]))
+    except ValueError:
+        try:
+            address = socket.inet_ntoa(socket.inet_aton(name))  # 127.1, 0x7f000001, 2130706433
+        except OSError:
+            return
+    if not is_public(address):
+        raise PrivateAddressError(host)

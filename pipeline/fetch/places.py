@@ -11,6 +11,7 @@ from yarl import URL
 from models.errors import SourceError
 from pipeline.fetch.faults import RefusedError
 from pipeline.fetch.settings import FetchSettings
+from pipeline.storage.odd_keys import unreadable
 from pipeline.storage.storage import Storage
 from pipeline.storage.stores import SCHEMES, split_location
 from pipeline.storage.uris import QUERY, URI
@@ -94,6 +95,8 @@ class Places:
         bucket, _, key = path.partition("/")
         if not key:
             raise RefusedError("unsupported", "a bucket without a key")
+        if why := unreadable(key):
+            raise RefusedError("unsupported", why)
         return Stored(self._bucket(bucket, root_uri), key)
 
     def _bucket(self, bucket: str, root_uri: str) -> Storage:

@@ -24,7 +24,7 @@ async def read_object(bucket: Storage, key: str, job: Job) -> bytes:
         NoRoomError: There is no memory for it now.
     """
     try:
-        store = await asyncio.to_thread(lambda: bucket.store)  # its region may have to be asked for
+        store, key = await asyncio.to_thread(bucket.object, key)  # its region may have to be asked for
         result = await store.get_async(key)
         size = result.meta["size"]
         if size > job.most:

@@ -6,7 +6,7 @@ Both shapes of the pipeline are made of these, so both write the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -137,6 +137,20 @@ def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterat
     """
     wanted = None if settings.relabelling is None else settings.relabelling.wanted(unit.part)
     yield from read_unit(settings, unit, notes.add, wanted)
+
+
+def samples_at(settings: UnitSettings, unit: Unit, places: Sequence[int]) -> Generator[Sample, None, None]:
+    """Yield a unit's samples; of a manifest only those at some places in it, as the others would be fetched.
+
+    Raises:
+        StorageError: A shard cannot be read, for good or for longer than the retries.
+    """
+    if settings.columns.uri is None:
+        yield from read_samples(settings, unit, UnitNotes())
+        return
+    wanted = np.zeros(1 + max(places), np.bool_)
+    wanted[list(places)] = True
+    yield from read_unit(settings, unit, UnitNotes().add, wanted)
 
 
 def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:

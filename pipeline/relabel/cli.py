@@ -16,7 +16,7 @@ from pipeline.options import options_of
 OPTIONS = (
     "output", "model", "precision", "device", "top_k", "labels", "embeddings", "batch_size", "preprocess_cpus", "actors",
     "gpus_per_actor", "cuda_graphs", "decode", "calibration", "max_pixels", "max_image_bytes", "image_timeout_s",
-    "allow_private_hosts", "connections_per_host", "requests_per_second", "fetch_timeout_s", "max_error_rate",
+    "max_error_rate", "allow_private_hosts", "connections_per_host", "requests_per_second", "fetch_timeout_s",
     "overwrite", "address", "shared_filesystem", "progress",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ The choice depends on nothing but the run. What it costs is bounded: a few units
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,13 +21,11 @@ from pipeline.config import SourceFormat
 from pipeline.dest.plan import Plan, iter_units
 from pipeline.dest.writer import STATUS_OK, OutputSpec
 from pipeline.fetch.settings import FetchSettings, storage_options
-from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
+from pipeline.operators.stages import UnitSettings, samples_at
 from pipeline.report.scan import REACH_BYTES, Counts, LabelledRow, Place, reach, read_rows
 from pipeline.report.unit_table import UnitTable
-from pipeline.sources.manifest import read_manifest
 from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.sample import Sample, ShardNotes
-from pipeline.sources.unit import Slice, Unit
+from pipeline.sources.unit import Unit
 from pipeline.storage.storage import Storage, open_storage
 
 SHEET_SIZE = 96
@@ -176,19 +174,6 @@ def _add_thumbnails(
         )
 
 
-def _samples(
-    settings: UnitSettings, unit: Unit, piece: Slice, rows: list[LabelledRow]
-) -> Generator[Sample, None, None]:
-    """Yield the samples of a piece; of a manifest only those that are wanted, as the others would be fetched."""
-    if settings.columns.uri is None:
-        yield from read_samples(settings, replace(unit, slices=(piece,)), UnitNotes())
-        return
-    wanted = np.zeros(1 + max(row.position for row in rows), np.bool_)
-    wanted[[row.position for row in rows]] = True
-    s = settings
-    yield from read_manifest(s.source, piece, ShardNotes(), s.limits, s.columns, s.fetch, wanted)
-
-
 def _read_thumbnails(sheet: ContactSheet, settings: UnitSettings, unit: Unit, rows: list[LabelledRow]) -> None:
     """Read the unit's shards up to the last sample that is wanted, or up to twice REACH_BYTES."""
     keys = {(row.shard, row.key) for row in rows}
@@ -199,7 +184,8 @@ def _read_thumbnails(sheet: ContactSheet, settings: UnitSettings, unit: Unit, ro
         here = {key for key in keys if key[named_by] == piece.shard} - sheet.thumbnails.keys()
         if not here or budget < 0:
             continue
-        with closing(_samples(settings, unit, piece, rows)) as samples:
+        places = [row.position for row in rows]
+        with closing(samples_at(settings, replace(unit, slices=(piece,)), places)) as samples:
             for sample in samples:
                 budget -= len(sample.data or b"")
                 if (sample.shard, sample.key) in here and sample.data is not None:

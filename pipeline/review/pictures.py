@@ -16,7 +16,7 @@ from models.decode.headers import ImageFormat, ImageLimits, check_header, sniff_
 from models.decode.pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
 from models.errors import InputError, StorageError
 from pipeline.config import SourceFormat
-from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
+from pipeline.operators.stages import UnitSettings, samples_at
 from pipeline.review.draws import DrawnRow
 from pipeline.sources.unit import Unit
 from pipeline.storage.listing import ahead
@@ -104,7 +104,7 @@ def _read_shard(settings: UnitSettings, shard: _Shard, save: Save, silent: list[
     left = {(row.shard, row.key): row for row in shard.rows}
     why = "it is not in its shard any more"
     try:
-        for sample in read_samples(settings, shard.unit, UnitNotes()):
+        for sample in samples_at(settings, shard.unit, [row.position for row in shard.rows]):
             row = left.pop((sample.shard, sample.key), None)
             if row is not None:
                 yield _saved(row, sample.data, sample.error, save)

@@ -139,7 +139,7 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
         unit: What to read.
         note: Called after each shard with its name and what reading it came upon; also where reading is left early.
         wanted: bool of shape (n_samples,): which of the unit's samples are yielded; all without it. Loose images that
-            are not wanted are not read, and those of a manifest not fetched.
+            are not wanted are not read, and those of manifests not fetched.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
@@ -148,14 +148,14 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
     if wanted is None:
         yield from _read_all(settings, unit, note)
         return
+    if settings.columns.uri is not None:
+        yield from _read_all(settings, unit, note, wanted)
+        return
     if settings.format is SourceFormat.IMAGES:
         _check_count(unit, len(unit.slices), len(wanted))
         chosen = tuple(compress(unit.slices, wanted))
         if chosen:
             yield from _read_all(settings, replace(unit, slices=chosen), note)
-        return
-    if settings.columns.uri is not None:
-        yield from _read_all(settings, unit, note, wanted)
         return
     count = 0
     for sample in _read_all(settings, unit, note):
@@ -195,16 +195,16 @@ def _read_all(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
 
 
 def _read_shard(
-    settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None
+    settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None = None
 ) -> Generator[Sample, None, None]:
-    if settings.columns.uri is not None:  # whose units have one slice each
-        yield from read_manifest(
-            settings.source, piece, notes, settings.limits, settings.columns, settings.fetch, wanted
-        )
-        return
+    """Yield a shard's samples; only a manifest, whose pieces are units by themselves, looks at `wanted`."""
     planned = FileStat(piece.shard, piece.size, piece.etag)
     if why := settings.source.unreadable(piece.shard):
         notes.lose(why)
+        return
+    if settings.columns.uri is not None:
+        s = settings
+        yield from read_manifest(s.source, piece, notes, s.limits, s.columns, s.fetch, wanted)
         return
     if settings.format is SourceFormat.PARQUET:
         file = settings.source.open_random(piece.shard, expected=planned)
@@ -223,7 +223,7 @@ def _read_shard(
 
 def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
-    if storage.unreadable(file.shard) or (file.size <= PIECE_BYTES and not of_rows):
+    if (file.size <= PIECE_BYTES and not of_rows) or storage.unreadable(file.shard):
         return [(0, -1)]
     random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,11 +14,12 @@ from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.dest.writer import OutputSpec
-from pipeline.operators.stages import UnitSettings, label_here, label_unit
+from pipeline.operators.stages import UnitSettings, label_here, label_unit, samples_at
 from pipeline.session.stage_clock import StageClock
+from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
-from tests.support.tiny_model import colour_shards
+from tests.support.tiny_model import colour_jpeg, colour_shards
 
 
 @pytest.fixture
@@ -64,3 +66,19 @@ def test_a_record_has_the_token_of_its_run(label, monkeypatch):
     monkeypatch.setattr("pipeline.operators.stages.check_token", lambda dest, token: None)
 
     assert label(token="of this run")[0].token == "of this run"
+
+
+def test_of_a_manifest_only_the_images_at_some_places_are_fetched(tmp_path, tiny_model):
+    for name in "abcde":
+        (tmp_path / f"{name}.jpg").write_bytes(colour_jpeg("red"))
+    pq.write_table(pa.table({"uri": [f"{name}.jpg" for name in "abcde"]}), tmp_path / "m.parquet")
+    settings = UnitSettings(
+        source=open_storage(str(tmp_path)), dest=open_storage(str(tmp_path / "out")), batch_size=4,
+        format=SourceFormat.PARQUET, preprocessing=load_spec(str(tiny_model)).preprocessing, mode=DecodeMode.EXACT,
+        limits=ImageLimits(), output=OutputSpec((), {}), columns=ParquetColumns(uri="uri"),
+    )  # fmt: skip
+    unit = Unit(0, (Slice("m.parquet", (tmp_path / "m.parquet").stat().st_size, "", 0, 5),))
+
+    found = list(samples_at(settings, unit, [3, 1]))
+
+    assert [(sample.key, sample.data is not None) for sample in found] == [("1", True), ("3", True)]

@@ -165,11 +165,11 @@ def test_a_source_that_does_not_answer_is_not_asked_for_every_shard(tmp_path, ti
     dest = make_dest(tmp_path, tiny_model)
     asked = []
 
-    def read(settings, unit, notes):
+    def read(settings, unit, places):
         asked.append(unit.number)
         raise StorageError("cannot read: timed out") from TimeoutError()
 
-    monkeypatch.setattr(pictures, "read_samples", read)
+    monkeypatch.setattr(pictures, "samples_at", read)
     monkeypatch.setattr(pictures, "SHARDS_AHEAD", 1)
 
     _, found = written(dest, "folder", tmp_path / "look")
@@ -193,14 +193,14 @@ def test_a_shard_is_read_no_further_than_the_last_picture_that_is_wanted(tmp_pat
     dest = make_dest(tmp_path, tiny_model)
     plan, draw = drawn(dest, 1)
     read = []
-    real = pictures.read_samples
+    real = pictures.samples_at
 
     def counted(*args):
         for sample in real(*args):
             read.append(sample.key)
             yield sample
 
-    monkeypatch.setattr(pictures, "read_samples", counted)
+    monkeypatch.setattr(pictures, "samples_at", counted)
     write_draw(dest, plan, draw, "folder", tmp_path / "look")
 
     assert len(read) == 1 + max(row.position for row in draw.shown) < 30

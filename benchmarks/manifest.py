@@ -88,7 +88,7 @@ def fetched(uris: list[str], connections: int) -> dict[str, float]:
     settings = FetchSettings(allow_private_hosts=True, connections_per_host=connections)
     wall, cpu = time.perf_counter(), time.process_time()
     with Fetcher(settings, Places(open_storage("/"), "manifest.parquet", settings), 2**26) as fetcher:
-        ok = sum(got is not None and got.data is not None for _, got in fetcher.in_order((uri, uri) for uri in uris))
+        ok = sum(got is not None and got.data is not None for _, got in fetcher.in_order((uri, uri, 0) for uri in uris))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"ok": ok, "images_per_s": round(ok / wall, 1), "cpu_ms_per_image": round(1000 * cpu / ok, 3)}
 

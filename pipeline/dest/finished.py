@@ -87,7 +87,7 @@ def open_finished(location: str) -> FinishedDest:
     if not done.all():
         raise SourceError(
             f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; finish it first, by the command "
-            "that began it"
+            "that began it; where a shard is gone that was never labelled, label what is left into another DEST"
         )
     return FinishedDest(
         dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest), notes

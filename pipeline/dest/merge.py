@@ -23,6 +23,9 @@ MODEL_COLUMN = "model"
 MERGE_ROWS = 4_096
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
+# Fewer where they are large: carried columns may hold anything.
+MERGE_BYTES = 16 * 2**20
+
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -53,8 +56,12 @@ class Relabelling:
             with open_part(self.old, part, size) as file:
                 fragment = ds.ParquetFileFormat().make_fragment(file)
                 rows = int(fragment.metadata.num_rows)
-                # In this thread: several parts are counted at a time.
-                return rows, rows if self.where is None else fragment.count_rows(filter=self.where, use_threads=False)
+                if self.where is None:
+                    return rows, rows
+                # Not `count_rows`: the statistics by which it rules row groups out leave NaN out. In this thread, since
+                # several parts are counted at a time.
+                batches = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_batches()
+                return rows, sum(batch.column(0).true_count for batch in batches)
         except (pa.ArrowException, OSError) as err:
             raise unreadable(self.old, part, err) from err
 
@@ -100,7 +107,7 @@ class Relabelling:
     def _copied(self, file: Any, wanted: BoolArray | None, new: _Rows, part: str) -> Iterator[pa.Table]:  # noqa: ANN401
         """Yield the old rows with the new ones in their places."""
         start = 0
-        for batch in pq.ParquetFile(file).iter_batches(MERGE_ROWS, use_threads=False):
+        for batch in _batches(pq.ParquetFile(file)):
             table = _plain(pa.Table.from_batches([batch]), self.old_model)
             here = None if wanted is None else wanted[start : start + len(table)]
             if here is not None and here.any():
@@ -127,7 +134,7 @@ class _Rows:
     """The rows of a local Parquet file, one after the other; of None there are none."""
 
     def __init__(self, path: Path | None, model: str) -> None:
-        self._batches = iter(()) if path is None else pq.ParquetFile(path).iter_batches(MERGE_ROWS, use_threads=False)
+        self._batches = iter(()) if path is None else _batches(pq.ParquetFile(path))
         self._model = model
         self._left: list[pa.Table] = []
 
@@ -142,12 +149,24 @@ class _Rows:
         return table.slice(0, count)
 
 
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    size = max(1, sum(group.total_byte_size for group in groups))
+    rows = min(MERGE_ROWS, max(1, MERGE_BYTES * file.metadata.num_rows // size))
+    yield from file.iter_batches(rows, use_threads=False)
+
+
 def _plain(table: pa.Table, model: str) -> pa.Table:
     """Return rows without dictionaries, and with a column `model`."""
     if MODEL_COLUMN not in table.column_names:
         table = table.append_column(MODEL_COLUMN, pa.array([model] * len(table), pa.string()))
-    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
-    return table.cast(pa.schema(plain))
+    return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type that Arrow takes rows of by their places."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
 
 
 def _encoded(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import SourceError
+from models.errors import ConfigError, SourceError
 from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.dest.plan import iter_units
 from pipeline.diff.difference import Difference, Flip
@@ -132,6 +132,12 @@ def compare(old_location: str, new_location: str) -> Compared:
     """
     old, new = open_finished(old_location), open_finished(new_location)
     names = [dest.plan.settings.get("class names") for dest in (old, new)]
+    texts = [dest.plan.settings.get("labels") for dest in (old, new)]
+    if names[0] != names[1] and None not in texts and texts[0] != texts[1]:
+        raise ConfigError(
+            f"{old.dest.describe()} writes as label a class's {texts[0]}, and {new.dest.describe()} its {texts[1]}: none "
+            "would be the same; label both with the same --labels"
+        )
     found = Difference(by_name=names[0] != names[1] or names[0] is None, reach=_reach(old))
     for rows in join_rows(old, new):
         found.add(rows)

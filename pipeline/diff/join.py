@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.errors import StorageError
 from pipeline.dest.finished import FinishedDest, open_part, unreadable
 from pipeline.dest.plan import iter_units
 from pipeline.sources.unit import Unit, part_name
 from pipeline.storage.listing import CALLS_AHEAD, ahead
+from pipeline.storage.retries import reason
 
 COLUMNS = ("shard", "key", "label", "label_id", "score", "status", "top_ids")
 # Where a row stands in its DEST.
@@ -163,8 +166,9 @@ class _Spill:
     def __enter__(self) -> _Spill:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._close()
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        with suppress(OSError):  # what was read is right, or another error is under way
+            self._close()
 
     def add(self, table: pa.Table | None) -> None:
         """Take rows in."""
@@ -196,12 +200,15 @@ class _Spill:
             yield table.slice(start, stop - start)
 
     def _write(self) -> None:
-        if not self._writers:
-            self._writers = [pa.ipc.new_stream(str(path), SCHEMA) for path in self._paths]
-        for writer, table in zip(
-            self._writers, self._divided(pa.concat_tables([_empty(), *self._waiting])), strict=True
-        ):
-            writer.write_table(table)
+        tables = self._divided(pa.concat_tables([_empty(), *self._waiting]))
+        try:
+            if not self._writers:
+                self._writers = [pa.ipc.new_stream(str(path), SCHEMA) for path in self._paths]
+            for writer, table in zip(self._writers, tables, strict=True):
+                writer.write_table(table)
+        except OSError as err:
+            folder = tempfile.gettempdir()
+            raise StorageError(f"cannot write to {folder}: {reason(err)}; point TMPDIR at a larger disk") from err
         self._waiting, self._count = [], 0
 
     def _close(self) -> None:

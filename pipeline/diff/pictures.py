@@ -137,7 +137,11 @@ def check_folder(folder: Path) -> None:
     Raises:
         ConfigError: It does, or is no folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as err:
+        raise ConfigError(f"--examples {folder} cannot be used: {err.strerror}; give another folder") from err
+    if is_taken:
         raise ConfigError(
             f"--examples {folder}: expected a new or an empty folder, and there is something; give another"
         )

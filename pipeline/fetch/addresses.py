@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import socket
 from typing import Any
+from urllib.parse import unquote
 
 _LOCAL_NAMES = ("localhost", "localhost.localdomain")
 # All that is given out of IPv6 for the internet.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 # Of gateways from IPv6 to IPv4 (RFC 6052): the last 32 bits are the address that is meant.
+# Public by their numbers, or to an older Python, and yet a cloud's own (Azure's, Oracle's), or of relays.
+_OWN = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")))
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -41,7 +44,8 @@ def is_public(address: str) -> bool:
 
 
 def _is_public(address: ipaddress.IPv4Address) -> bool:
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    is_own = any(address in network for network in _OWN)
+    return address.is_global and not (address.is_multicast or address.is_reserved or is_own)
 
 
 def public_socket(found: Any) -> socket.socket:  # noqa: ANN401 (what getaddrinfo tells of one address)
@@ -65,7 +69,7 @@ def refuse_private_name(host: str) -> None:
     Raises:
         PrivateAddressError: It is no address of the internet.
     """
-    name = host.rstrip(".").lower()
+    name = unquote(host).rstrip(".").lower()
     if name in _LOCAL_NAMES or name.endswith(".localhost"):
         raise PrivateAddressError(host)
     try:

@@ -88,28 +88,33 @@ class Fetcher:
         if not self._loop.is_running():
             self._loop.close()
 
-    def in_order(self, wanted: Iterable[tuple[T, str | None]]) -> Iterator[tuple[T, Fetched | None]]:
+    def in_order(self, wanted: Iterable[tuple[T, str | None, int]]) -> Iterator[tuple[T, Fetched | None]]:
         """Yield each item with what its URI led to, or with None where it has none; in order, some fetched ahead.
 
-        What is on its way and what waits here has at most AHEAD_BYTES and one image.
+        What is on its way and what waits here has at most AHEAD_BYTES and one image, and the items as much and one item.
+
+        Args:
+            wanted: An item, its URI, and the bytes that the item holds.
         """
         iterator = iter(wanted)
         waiting: deque[_Waiting[T]] = deque()
-        number = 0
+        number = held = 0
 
         def fill() -> None:
-            nonlocal number
-            while len(waiting) < AHEAD and (item := next(iterator, None)) is not None:
+            nonlocal number, held
+            while len(waiting) < AHEAD and held < AHEAD_BYTES and (item := next(iterator, None)) is not None:
                 job = Job(number, self._most, self._settings.timeout_s, self._memory)
                 future = None if item[1] is None else self._run(self._fetch(item[1], job))
-                waiting.append(_Waiting(item[0], number, job, future))
+                waiting.append(_Waiting(item[0], item[2], number, job, future))
                 number += 1
+                held += item[2]
 
         fill()
         while waiting:
             one = waiting.popleft()
             yield one.item, None if one.future is None else one.future.result()
             self._loop.call_soon_threadsafe(self._taken, one.number, one.job)
+            held -= one.size
             fill()
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
@@ -178,6 +183,7 @@ class Fetcher:
 @dataclass(frozen=True, slots=True)
 class _Waiting(Generic[T]):
     item: T
+    size: int
     number: int
     job: Job
     future: Future[Fetched] | None

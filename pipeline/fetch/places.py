@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from yarl import URL
 
 from models.errors import SourceError
 from pipeline.fetch.faults import RefusedError
 from pipeline.fetch.settings import FetchSettings
+from pipeline.fetch.web import as_written
 from pipeline.storage.odd_keys import unreadable
 from pipeline.storage.storage import Storage
 from pipeline.storage.stores import SCHEMES, split_location
@@ -19,8 +22,6 @@ from pipeline.storage.uris import QUERY, URI
 # In these alone it is written into the address of a server: `bucket#` or `host:80#` would lead elsewhere.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?")
 _AZURE = ("az", "abfs", "abfss", "adl", "azure")
-# What stands in a URI as it must be; anything else is escaped.
-_ESCAPED = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,16 @@ class Places:
     def _bucket(self, bucket: str, root_uri: str) -> Storage:
         """Return a bucket; that of the manifest as the command line has it, keys and all."""
         own = self._base.root_uri
-        if own.partition("://")[0] == root_uri.partition("://")[0] and self._base.root.partition("/")[0] == bucket:
+        is_own = own.partition("://")[0] == root_uri.partition("://")[0] and self._base.root.partition("/")[0] == bucket
+        # A container's name is of its account, and none named is that of the environment.
+        if is_own and (not own.startswith("az://") or _account(root_uri) in ("", _account(own))):
             root_uri = own
         return Storage(bucket, bucket, root_uri)
+
+
+def _account(root_uri: str) -> str:
+    named = dict(parse_qsl(root_uri.partition("?")[2])).get("account_name")
+    return named or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -122,8 +130,7 @@ def _local(path: str) -> str:
 
 def _url(uri: str) -> URL:
     try:
-        # As it is where it can be: what is signed must not be written otherwise.
-        url = URL(uri, encoded=_ESCAPED.fullmatch(uri) is not None)
+        url = as_written(uri)
         host, user, _ = url.host, url.user, url.port
     except ValueError as err:
         raise RefusedError("unsupported", "not an address that can be asked") from err

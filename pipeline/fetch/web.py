@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S = 10.0
 SILENCE_S = 20.0
 # A connection that nobody uses.
 KEPT_S = 2.0
+# What stands in a URI as it must be; anything else is escaped.
+_ESCAPED = re.compile(r"[!-~]+")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {"User-Agent": "shardlabel", "Accept": "image/*, */*;q=0.1", "Accept-Encoding": "identity"}
@@ -117,7 +120,16 @@ class WebClient:
         proxy = requests.utils.select_proxy(text, requests.utils.get_environ_proxies(text, no_proxy=None))
         if not proxy:
             return None, None
-        place = URL(proxy if "://" in proxy else f"http://{proxy}")
+        try:
+            place = URL(proxy if "://" in proxy else f"http://{proxy}")
+        except ValueError:  # whose text holds the password
+            raise FetchError(
+                "the proxy of the environment is no address; its password may have to be escaped"
+            ) from None
+        if place.scheme not in ("http", "https"):
+            raise FetchError(
+                f"proxies of {place.scheme[:10]}:// are not spoken to; give an http:// one in HTTP(S)_PROXY"
+            )
         auth = aiohttp.BasicAuth(place.user, place.password or "") if place.user else None
         return place.with_user(None), auth
 
@@ -150,9 +162,18 @@ async def _read(answer: aiohttp.ClientResponse, url: URL, job: Job) -> bytes | R
     return bytes(content)
 
 
+def as_written(uri: str) -> URL:
+    """Return an address as it is written, where it can be sent so: what is signed must not be written otherwise.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return URL(uri, encoded=_ESCAPED.fullmatch(uri) is not None)
+
+
 def _joined(url: URL, location: str) -> URL:
     try:
-        target = url.join(URL(location))
+        target = url.join(as_written(location))
     except ValueError as err:
         raise FetchError("a redirect to what is no address") from err
     if target.scheme not in ("http", "https") or not target.host:

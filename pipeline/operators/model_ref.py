@@ -16,7 +16,7 @@ from models.graph.fp16 import load_graph
 from models.inference.classifier import Classifier, DeviceChoice, Provider
 from models.inference.predictions import Labeller
 from models.inference.simulated_gpu import SimulatedClassifier
-from models.labels import check_classes, label_texts
+from models.labels import check_classes, label_texts, load_classes
 from models.session import GpuOptions
 from models.spec import ModelSpec
 from models.store.download import progress_printer
@@ -117,6 +117,12 @@ def settle_calibration(
         raise ConfigError("--calibration: a simulated device makes up its scores, so there is nothing to calibrate")
     calibration = read_calibration(place)
     calibration.check(without_secrets(place), spec, choice.precision, decode)
+    classes = len(load_classes(spec))
+    if calibration.num_classes != classes:
+        raise ConfigError(
+            f"--calibration {without_secrets(place)} is of {calibration.num_classes} classes, and {spec.name} has "
+            f"{classes}; make another with `shardlabel evaluate SOURCE --fit FILE`"
+        )
     return calibration
 
 

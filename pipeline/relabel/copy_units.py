@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,16 @@ def matching_rows(old: FinishedDest, relabelling: Relabelling, wanted: npt.NDArr
     return counts
 
 
-def copy_units(settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np.bool_]) -> Iterator[Commit]:
+def copy_units(
+    settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np.bool_], is_stopped: Callable[[], bool]
+) -> Iterator[Commit]:
     """Copy units of OLD, and yield the commit record of each as it is published.
 
     Args:
         settings: As for labelling.
         old: OLD.
         wanted: bool of shape (units,): which units to copy.
+        is_stopped: Asked before each; what is then under way is finished.
     """
     relabelling = settings.relabelling
     assert relabelling is not None
@@ -71,7 +75,7 @@ def copy_units(settings: UnitSettings, old: FinishedDest, wanted: npt.NDArray[np
         return publish_file(settings, unit, writer, notes, started)
 
     units = (unit for unit in iter_units(old.dest, old.plan) if wanted[unit.number])
-    yield from ahead(units, copy, calls=_calls(old))
+    yield from ahead(takewhile(lambda _: not is_stopped(), units), copy, calls=_calls(old))
 
 
 def _calls(old: FinishedDest) -> int:

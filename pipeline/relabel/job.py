@@ -135,6 +135,8 @@ def _unit_settings(
     settings = unit_settings(asked.config, asked.source, spec, choice, labels, asked.calibration)
     name, own, models = model_names(old, same)
     size = old.schema.field("embedding").type.list_size if asked.config.embeddings else None
+    if size is not None:
+        _check_embeddings(asked, size, spec, choice)
     metadata = {**settings.output.metadata, MODELS_KEY: json.dumps(models, sort_keys=True)}
     output = replace(settings.output, embedding_size=size, metadata=metadata)
     check_columns(old, output.schema())
@@ -177,13 +179,11 @@ def _copy_others(
 ) -> bool:
     """Copy the units that hold no row to label; return whether it was stopped."""
     with stop_on_signal(_Copying(), tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
-        for commit in copy_units(settings, asked.old, ~work.done & (counts == 0)):
+        for commit in copy_units(settings, asked.old, ~work.done & (counts == 0), stopped.is_set):
             work.log.append(commit)
             work.done[commit.unit] = True
             tally.add(commit)
-            if stopped.is_set():
-                return True
-    return False
+        return stopped.is_set()
 
 
 def _label_rest(
@@ -199,22 +199,18 @@ def _label_rest(
     path = model_file(spec, choice)
     tally.printer.say(f"shardlabel: {choice.reason}")
     graph = load_model(spec, choice, path, asked.config.top_k, asked.calibration)
-    _check_embeddings(asked.old, asked.config, spec, choice, graph)
     with ray_failures(tally):
         label_pending(asked.config, cluster, settings, (spec, choice, graph), work, tally)
 
 
-def _check_embeddings(
-    old: FinishedDest, config: LabelConfig, spec: ModelSpec, choice: DeviceChoice, graph: bytes
-) -> None:
+def _check_embeddings(asked: _Asked, width: int, spec: ModelSpec, choice: DeviceChoice) -> None:
     """Refuse a model whose embeddings are not as wide as OLD's."""
-    if config.embeddings:
-        width, now = old.schema.field("embedding").type.list_size, embedding_size(spec, choice, graph)
-        if width != now:
-            raise ConfigError(
-                f"the embeddings of {old.dest.describe()} have {width} features, and those of {spec.name} {now}; use "
-                "`label` into a DEST of its own"
-            )
+    graph = load_model(spec, choice, model_file(spec, choice), asked.config.top_k, asked.calibration)
+    if width != (now := embedding_size(spec, choice, graph)):
+        raise ConfigError(
+            f"the embeddings of {asked.old.dest.describe()} have {width} features, and those of {spec.name} {now}; use "
+            "`label` into a DEST of its own"
+        )
 
 
 def _check_unchanged(old: FinishedDest, location: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -37,11 +36,9 @@ _DIFFERENT = {
     "calibration": "OLD's scores are calibrated otherwise than those of now would be (--calibration takes OLD's file)",
 }
 _NEEDED = ("source", "format", "model", "artifact", "precision", "decode", "top-k")
-# Settings that say what a file held, and not where it is.
-_NOT_TAKEN = {"calibration"}
+# The first says what a file held, and not where it is. The second is for whoever runs the command to say.
+_NOT_TAKEN = {"calibration", "allow-private-hosts"}
 MODELS_KEY = "shardlabel.models"
-# Files that are looked into for their columns.
-_LOOKED_INTO = 16
 
 
 def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig:
@@ -96,10 +93,12 @@ def source_of(old: FinishedDest, config: LabelConfig) -> Source:
     base = open_storage(config.source[0])
 
     def files() -> Iterator[InputFile]:
-        for unit in islice(iter_units(old.dest, old.plan), _LOOKED_INTO):
+        last = ""
+        for unit in iter_units(old.dest, old.plan):
             piece = unit.slices[0]
-            if base.stat(piece.shard) is not None:
+            if piece.shard != last and base.stat(piece.shard) is not None:
                 yield InputFile(piece.shard, piece.size, piece.etag)
+            last = piece.shard
 
     return Source(base, SourceFormat(config.format), files)
 

@@ -174,8 +174,9 @@ class _Parser:
         if token.kind == "text":
             return _Value(Kind.TEXT, None, token, token.text[1:-1].replace("''", "'"))
         if token.kind == "number":
-            number = float(token.text) if re.search(r"[.eE]", token.text) else int(token.text)
-            if not -1e300 < number < 1e300 or len(token.text) > 300:
+            is_short = len(token.text) <= 300  # Python reads 4,300 digits, and no more
+            number = float(token.text) if re.search(r"[.eE]", token.text) or not is_short else int(token.text)
+            if not is_short or not -1e300 < number < 1e300:
                 raise ConfigError(f"--where, character {token.place}: the number is too large")
             return _Value(Kind.NUMBER, None, token, number)
         if token.kind == "word" and token.text in ("true", "false"):

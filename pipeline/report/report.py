@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.report.contact_sheet import build_sheet
 from pipeline.report.findings import Findings
 from pipeline.report.scan import count_parts, read_rows
 from pipeline.report.unit_table import UnitTable, add_end_times, iter_new
+from pipeline.storage.retries import reason
 from pipeline.storage.storage import Storage, open_storage
 
 # Rows of each error that the page shows.
@@ -98,12 +100,15 @@ def write_page(output: str, content: bytes) -> None:
         folder, _, name = output.rpartition("/")
         open_storage(folder).write_bytes(name, content)
         return
-    path = Path(output).expanduser()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary: Path | None = None
     try:
+        path = Path(output).expanduser()
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as err:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {output}: {err.strerror}") from err
+    except (OSError, RuntimeError, ValueError) as err:  # the latter: nobody is called ~so, or it is no name
+        if isinstance(err, OSError) and temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {output or 'a page without a name'}: {reason(err)}") from err

@@ -92,7 +92,7 @@ def _lines(file: Path) -> Iterator[_Line]:
         raise ConfigError(f"{file} cannot be read: {err.strerror or err}; give the CSV file with the answers") from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"{file} must be UTF-8, and is not at byte {err.start}; save it anew as CSV UTF-8") from err
-    except (csv.Error, json.JSONDecodeError, RecursionError) as err:
+    except (csv.Error, ValueError, RecursionError) as err:
         raise ConfigError(f"{file} cannot be read as {file.suffix.lstrip('.').upper() or 'CSV'}: {err}") from err
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.review.pictures import as_jpeg
 CONFIG_FILE = "labels.xml"
 # The column of answers in Label Studio's own exports is called so, and `review score` asks for `label`.
 _CONTROL = "label"
+# What XML cannot hold.
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 LONGEST_SIDE = 1024
 # Label Studio takes uploads of 250 MB, and older ones 50 MB.
 MAX_FILE_BYTES = 40 * 10**6
@@ -116,6 +119,6 @@ def _config(names: list[str]) -> bytes:
     choices = Xml.SubElement(view, "Choices", name=_CONTROL, toName="image", choice="single", required="true")
     choices.set(*("layout", "select") if len(names) > MAX_BUTTONS else ("showInline", "true"))
     for name in dict.fromkeys([*names, NO_CLASS]):
-        Xml.SubElement(choices, "Choice", value=name)
+        Xml.SubElement(choices, "Choice", value=_NO_XML.sub("", name))
     Xml.indent(view)
     return bytes(Xml.tostring(view, encoding="utf-8")) + b"\n"

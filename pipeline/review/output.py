@@ -64,12 +64,17 @@ def check_output(output: str) -> Path:
     Raises:
         ConfigError: It is not empty, no folder, or no place on this machine.
     """
-    folder = Path(output).expanduser()
     if "://" in output:
         raise ConfigError(f"--output must be a folder of this machine, where the images are looked at, got {output}")
-    if folder.exists() and not folder.is_dir():
+    try:
+        folder = Path(output).expanduser()
+        is_file = folder.exists() and not folder.is_dir()
+        is_empty = is_file or not folder.is_dir() or next(folder.iterdir(), None) is None
+    except (OSError, RuntimeError, ValueError) as err:  # the second: nobody is called ~so
+        raise ConfigError(f"--output {output} cannot be used: {reason(err)}; give another folder") from err
+    if is_file:
         raise ConfigError(f"--output {output} must be a folder, and is a file; give another --output")
-    if folder.is_dir() and next(folder.iterdir(), None) is not None:
+    if not is_empty:
         raise ConfigError(f"--output {output} already holds files, which may be another draw; give an empty folder")
     return folder
 

@@ -85,7 +85,7 @@ def read_manifest(
         planned = rows if piece.limit < 0 else islice(rows, piece.limit)
         todo = planned if wanted is None else compress(planned, wanted)
         with Fetcher(fetch, Places(storage, piece.shard, fetch), limits.max_image_bytes) as fetcher:
-            for sample, got in fetcher.in_order((sample, _uri(sample)) for sample in todo):
+            for sample, got in fetcher.in_order((sample, _uri(sample), sample.carried_bytes) for sample in todo):
                 fetched += len(got.data or b"") if got else 0
                 notes.bytes_read = file.bytes_read + fetched
                 yield sample if got is None else _with(sample, got.data, (got.status, got.error), got.sha256)
@@ -222,9 +222,12 @@ def _plain_keys(column: pa.Array) -> pa.Array:
 
 def _may_clash(keys: pa.Array, own: pa.Array) -> npt.NDArray[np.bool_]:
     """Tell which keys may be, or become, one of `own`: those alike, numbered, cut, or made of the row's number."""
+    plain = pc.replace_substring_regex(own, "(#[0-9]+)+$", "")
     masks = (
         pc.is_in(keys, value_set=own),
+        pc.is_in(keys, value_set=plain),
         pc.match_substring_regex(keys, "#[0-9]+$"),
+        pc.match_substring_regex(keys, "^row [0-9]+$"),
         pc.greater(pc.binary_length(keys), MAX_KEY_BYTES),
     )
     found: npt.NDArray[np.bool_] = keys.is_null().to_numpy(zero_copy_only=False)

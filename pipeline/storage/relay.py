@@ -61,7 +61,10 @@ def relayed_store(root_uri: str) -> Any:  # noqa: ANN401 (obstore's stores have 
 def _as_it_came(address: str) -> Forward:
     place = urlsplit(address)
 
-    def forward(path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    def forward(path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
+        # Of this bucket alone: `@host/` behind the host would be another one.
+        if unquote(path.partition("?")[0]).rstrip("/") != unquote(place.path).rstrip("/"):
+            return None
         kept = {name: value for name, value in headers.items() if name.lower() not in _OF_A_CONNECTION}
         return f"{place.scheme}://{place.netloc}{path}", kept
 
@@ -71,7 +74,7 @@ def _as_it_came(address: str) -> Forward:
 def _signed_anew(root_uri: str, address: str, secret: str, options: Mapping[str, str]) -> Forward:
     def forward(path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
         place, _, query = path.partition("?")
-        if not secrets.compare_digest(place, secret):
+        if not secrets.compare_digest(place.encode("latin-1", "replace"), secret.encode()):
             return None
         url = f"{address}?{query}&encoding-type=url"
         if is_true(options.get("anonymous") or os.environ.get("AWS_SKIP_SIGNATURE", "")):

@@ -138,6 +138,8 @@ def open_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "") -
         "read_timeout": timedelta(seconds=silence_s),
         "timeout": _LONGEST_REQUEST,
     }
+    if address.startswith("http://127.0.0.1:"):  # of this process: no proxy of the environment is to see what is asked
+        client |= {"proxy_url": address, "proxy_excludes": "127.0.0.1"}
     backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1), "base": 2}
     more = {
         "client_options": client,

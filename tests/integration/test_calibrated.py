@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tarfile
 import time
 from dataclasses import dataclass, replace
@@ -207,3 +208,11 @@ def test_rows_are_relabelled_with_the_calibration_of_old_and_not_without(tmp_pat
     new = pq.read_table(tmp_path / "new").drop_columns(["model"])
     assert (report.status, report.relabelled_now > 0) == ("done", True)
     assert new.to_pylist() == bulk.table.to_pylist()
+
+
+def test_a_calibration_of_another_number_of_classes_is_refused(tmp_path, tiny_model, bulk):
+    values = json.loads(bulk.file.read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**values, "num_classes": 1000}))
+
+    with pytest.raises(ConfigError, match="is of 1000 classes, and tiny has 3"):
+        label(bulk.source, tmp_path / "out", tiny_model, calibration=tmp_path / "c.json")

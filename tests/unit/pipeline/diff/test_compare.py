@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import build_app
-from models.errors import SourceError
+from models.errors import ConfigError, SourceError
+from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.diff.compare import compare
 from pipeline.diff.difference import Difference
 from pipeline.diff.join import SCHEMA, Joined
@@ -166,3 +168,21 @@ def test_outputs_without_a_row_in_common_are_refused(dests, tmp_path, tiny_model
         compare(str(dests[0]), str(tmp_path / "other"))
     with pytest.raises(SourceError, match="holds no run of shardlabel"):
         compare(str(dests[0]), str(tmp_path / "in"))
+
+
+def test_names_of_classes_and_their_synsets_are_not_compared(tmp_path, tiny_model, monkeypatch):
+    colour_shards(tmp_path / "in", shards=1)
+    for name in ("old", "new"):
+        label_without_ray(tmp_path / "in", tmp_path / name, tiny_model)
+    texts = {"old": "name", "new": "wnid"}
+
+    def finished(location: str) -> FinishedDest:
+        found, text = open_finished(location), texts[Path(location).name]
+        return replace(found, plan=replace(found.plan, settings={"labels": text, "class names": text}))
+
+    monkeypatch.setattr("pipeline.diff.compare.open_finished", finished)
+
+    with pytest.raises(
+        ConfigError, match=r"old writes as label a class's name, and .*new its wnid: none would be the same"
+    ):
+        compare(str(tmp_path / "old"), str(tmp_path / "new"))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.errors import StorageError
 from pipeline.dest.commits import Commit, CommitLog
 from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.dest.plan import write_plan
@@ -91,3 +92,19 @@ def test_units_of_the_same_shards_are_read_side_by_side_and_rows_know_their_plac
     places = [(u, r) for one in found for u, r in zip(one.old[UNIT].to_pylist(), one.old[ROW].to_pylist(), strict=True)]
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
     assert [len(one.old) for one in found] == [2, 1, 2, 1]
+
+
+def test_a_disk_that_takes_no_temporary_files_is_an_error_that_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(join, "SPILL_ROWS", 1)
+    old = written(tmp_path / "old", {"a": "abc", "b": "abc"})
+    new = written(tmp_path / "new", {"a": "abc", "b": "abc"}, shards_a_unit=2)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(join.pa.ipc, "new_stream", full)
+
+    with pytest.raises(
+        StorageError, match=r"cannot write to .*: no space left on the device; point TMPDIR at a larger disk"
+    ):
+        list(join_rows(old, new))

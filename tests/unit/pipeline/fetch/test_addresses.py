@@ -11,6 +11,7 @@ from pipeline.fetch.addresses import PrivateAddressError, is_public, public_sock
 PRIVATE = [
     "127.0.0.1", "127.8.9.1", "0.0.0.0", "10.0.0.1", "172.16.5.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
     "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1",
+    "192.0.0.192", "168.63.129.16", "::ffff:168.63.129.16", "192.88.99.1",
     "::1", "::", "fe80::1", "fe80::1%2", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1", "2001:db8::1",
     "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::8.8.8.8",
     "2002:7f00:1::", "2001:0:808:808::80ff:fffe",
@@ -39,7 +40,7 @@ def test_a_socket_is_made_for_the_very_address_that_is_connected_to():
 
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001",
-             "::1", "fe80::1%eth0", "169.254.169.254"]
+             "::1", "fe80::1%eth0", "169.254.169.254", "%31%32%37.0.0.1"]
 )  # fmt: skip
 def test_behind_a_proxy_a_host_that_is_an_address_is_refused_in_any_way_of_writing_it(host):
     with pytest.raises(PrivateAddressError):

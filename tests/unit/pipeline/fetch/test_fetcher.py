@@ -19,7 +19,7 @@ from pipeline.fetch.settings import FetchSettings
 from pipeline.storage.storage import open_storage
 from tests.support.web_server import IMAGES, WebServer, running_web
 
-MOST = 2**20
+MIB = MOST = 2**20
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def fetch(
     settings = FetchSettings(**{"allow_private_hosts": True, "timeout_s": 5.0, **options})
     places = Places(open_storage(str(folder)), manifest, settings)
     with Fetcher(settings, places, most) as running:
-        found = list(running.in_order(enumerate(uris)))
+        found = list(running.in_order((number, uri, 0) for number, uri in enumerate(uris)))
     assert [number for number, _ in found] == list(range(len(uris)))
     return [one for _, one in found]
 
@@ -74,7 +74,8 @@ def test_images_come_in_order_with_the_digest_of_their_bytes(web):
 def test_a_host_gets_so_many_requests_at_a_time(web, connections):
     fetch([f"{web.url}/late/{number}.jpg" for number in range(12)], connections_per_host=connections)
 
-    assert web.most_open == connections
+    # The server may learn late that it has been heard. Without the limit it would be twelve.
+    assert connections <= web.most_open <= connections + 2
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_large_images_wait_for_memory_and_all_come(web, monkeypatch):
     held: list[int] = []
 
     with Fetcher(settings, Places(open_storage("/"), "m", settings), 2**20) as running:
-        for number, got in running.in_order((n, f"{web.url}/ok/{n}.jpg") for n in range(40)):
+        for number, got in running.in_order((n, f"{web.url}/ok/{n}.jpg", 0) for n in range(40)):
             assert got is not None
             assert got.data == web.images[number % 8]
             held.append(running._memory._held)
@@ -221,7 +222,7 @@ def test_of_many_hosts_no_connection_stays_open(as_proxy):
     seen: list[int] = []
     settings = FetchSettings()
     with Fetcher(settings, Places(open_storage("/"), "m", settings), MOST) as running:
-        for number, got in running.in_order((n, f"http://h{n}.example/ok/{n}.jpg") for n in range(600)):
+        for number, got in running.in_order((n, f"http://h{n}.example/ok/{n}.jpg", 0) for n in range(600)):
             assert got is not None
             assert got.data is not None
             if number % 100 == 0:
@@ -237,7 +238,7 @@ def test_leaving_in_the_middle_ends_all_that_is_under_way(web):
     settings = FetchSettings(allow_private_hosts=True)
     began = time.monotonic()
     with Fetcher(settings, Places(open_storage("/"), "m", settings), MOST) as running:
-        found = running.in_order((n, f"{web.url}/{'slow' if n else 'ok'}/{n}.jpg") for n in range(100))
+        found = running.in_order((n, f"{web.url}/{'slow' if n else 'ok'}/{n}.jpg", 0) for n in range(100))
         next(found)
 
     assert time.monotonic() - began < 3
@@ -287,7 +288,8 @@ def test_of_a_manifest_in_a_bucket_files_of_this_machine_are_not_read():
     places = Places(open_storage("s3://bucket/in"), "m.parquet", settings)
     with Fetcher(settings, places, MOST) as running:
         got = [
-            g and g.status for _, g in running.in_order(enumerate(["/etc/passwd", "file:///etc/passwd", "../x.jpg"]))
+            g and g.status
+            for _, g in running.in_order((uri, uri, 0) for uri in ("/etc/passwd", "file:///etc/passwd", "../x.jpg"))
         ]
 
     assert got == ["unsupported"] * 3
@@ -308,3 +310,39 @@ def test_all_hosts_together_get_no_more_than_the_limit(as_proxy, monkeypatch):
 
     # Of 25 without the limit. The server may learn late that one was closed.
     assert 8 <= as_proxy.most_open <= 12
+
+
+def test_a_redirect_is_followed_as_it_is_written(web):
+    signed = "1%2f2,3.jpg?s=a%2Fb%2bc%3D&d=%7E~'()*"
+
+    assert one(f"{web.url}/hop/{signed}") == (None, None)
+
+    assert list(web.calls) == [f"/hop/{signed}", f"/ok/{signed}"]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "error"),
+    [("socks5h://127.0.0.1:1", "proxies of socks5h:// are not spoken to; give an http:// one in HTTP(S)_PROXY"),
+     ("http://user:pa/ss@proxy:3128", "the proxy of the environment is no address; its password may have to be escaped")],
+)  # fmt: skip
+def test_a_proxy_that_cannot_be_asked_is_named_without_its_password(web, monkeypatch, proxy, error):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+
+    assert one("http://a.example/ok.jpg") == ("unreachable", error)
+
+
+def test_items_that_hold_much_are_not_taken_far_ahead(web, monkeypatch):
+    monkeypatch.setattr(fetcher, "AHEAD_BYTES", 10 * MIB)
+    taken = []
+    settings = FetchSettings(allow_private_hosts=True)
+
+    def rows() -> Iterator[tuple[int, str | None, int]]:
+        for number in range(100):
+            taken.append(number)
+            yield number, f"{web.url}/ok/{number}.jpg", 4 * MIB
+
+    with Fetcher(settings, Places(open_storage("/"), "m.parquet", settings), MOST) as running:
+        ahead = max(len(taken) - number for number, _ in running.in_order(rows()))
+
+    assert len(taken) == 100
+    assert ahead <= 4

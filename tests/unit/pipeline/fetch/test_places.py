@@ -69,3 +69,17 @@ def test_azure_is_named_in_its_two_ways(uri):
 
     assert isinstance(place, Stored)
     assert (place.name, place.storage.root) == ("a.jpg", "container")
+
+
+@pytest.mark.parametrize(
+    ("uri", "account"),
+    [("az://images/k.jpg", "mine"), ("abfss://images@mine.dfs.core.windows.net/k.jpg", "mine"),
+     ("abfss://images@other.dfs.core.windows.net/k.jpg", "other"), ("az://other@images/k.jpg", "other")],
+)  # fmt: skip
+def test_a_container_is_of_its_own_account(uri, account):
+    base = open_storage("abfss://images@mine.dfs.core.windows.net/in")
+
+    place = Places(base, "m.parquet", FetchSettings()).find(uri)
+
+    assert isinstance(place, Stored)
+    assert f"account_name={account}" in place.storage.root_uri

@@ -14,6 +14,7 @@ import pytest
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import SourceFormat
+from pipeline.dest import merge
 from pipeline.dest.finished import open_finished
 from pipeline.dest.merge import Relabelling
 from pipeline.dest.verify import verify_dest
@@ -21,6 +22,7 @@ from pipeline.dest.writer import OutputSpec
 from pipeline.operators.stages import UnitNotes, UnitSettings, read_samples
 from pipeline.relabel.job import relabel
 from pipeline.relabel.like_old import check_like
+from pipeline.relabel.where import parse_where
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray
@@ -263,3 +265,45 @@ def test_a_part_that_is_damaged_or_gone_is_named(old, tiny_model):
     pq.write_table(pq.read_table(old / "part-00000.parquet").slice(1), part)
     with pytest.raises(StorageError, match="holds 4 rows, its commit record says 5"):
         again(old, tiny_model)
+
+
+@pytest.mark.parametrize(
+    "where", ["not (quality >= 0)", "quality != 1.0", "not quality <= 0.5", "quality = 1", "score < 2"]
+)
+def test_rows_that_are_no_number_are_counted_as_they_are_wanted(tmp_path, where):
+    values = {"quality": [1.0, float("nan"), 1.0, None], "score": [1.0, float("nan"), None, 3.0]}
+    table = pa.table({name: pa.array(column, pa.float32()) for name, column in values.items()})
+    pq.write_table(table, tmp_path / "part.parquet")
+    found = Relabelling(open_storage(str(tmp_path)), parse_where(where, table.schema).expression, "new", "old")
+
+    count = found.count("part.parquet", (tmp_path / "part.parquet").stat().st_size)
+
+    assert count == (4, int(found.wanted("part.parquet").sum()))
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_columns_of_views_are_merged(tmp_path, kind):
+    values = ["ab", None, "x" * 40] if kind == pa.string_view() else [b"ab", None, b"x" * 40]
+    schema = pa.schema([("shard", pa.string()), ("key", pa.string()), ("status", pa.string()), ("more", kind)])
+    rows = {"shard": ["s"] * 3, "key": ["a", "b", "c"], "status": ["ok"] * 3, "more": pa.array(values, kind)}
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "old.parquet")
+    pq.write_table(pa.table(rows, schema=schema).slice(1, 1), tmp_path / "new.parquet")
+    found = Relabelling(open_storage(str(tmp_path)), pc.field("key") == "b", "new", "old")
+
+    found.merge("old.parquet", schema, tmp_path / "new.parquet", tmp_path / "out.parquet")
+
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out["more"].to_pylist() == values
+    assert out["model"].to_pylist() == ["old", "new", "old"]
+
+
+def test_rows_that_carry_much_are_merged_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "MERGE_BYTES", 2**20)
+    pq.write_table(pa.table({"more": [bytes([i]) * 10_000 for i in range(200)] * 5}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"more": [b""] * 1_000}), tmp_path / "b.parquet")
+
+    large, small = (
+        [len(batch) for batch in merge._batches(pq.ParquetFile(tmp_path / name))] for name in ("a.parquet", "b.parquet")
+    )
+
+    assert max(large) < 1_000 == small[0]

@@ -175,6 +175,7 @@ def test_and_binds_more_than_or_and_not_more_than_and():
         pytest.param("top_ids = 3", "top_ids holds list<element: int32>|top_ids holds list<item: int32>", id="list"),
         pytest.param("embedding is null", "embedding holds fixed_size_list", id="embedding"),
         pytest.param("score < " + "9" * 400, "the number is too large", id="huge number"),
+        pytest.param("score < " + "9" * 5000, "the number is too large", id="more digits than Python reads"),
         pytest.param("score < 1e999", "the number is too large", id="endless number"),
         pytest.param("(" * 5000 + "accepted", f"more than {MAX_DEPTH} deep", id="deep"),
         pytest.param("not " * 2000 + "accepted", f"more than {MAX_DEPTH} deep", id="many nots"),

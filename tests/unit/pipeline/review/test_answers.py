@@ -101,6 +101,7 @@ def test_what_is_wrong_is_said_in_a_line_that_names_the_place(tmp_path, content,
         ('[{"shard": 1}]', "task 1: expected texts"),
         ("[", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
+        ("[" + "9" * 5000 + "]", "cannot be read as JSON"),
     ],
 )
 def test_json_of_another_form_is_refused(tmp_path, content, said):

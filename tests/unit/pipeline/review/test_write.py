@@ -259,7 +259,8 @@ def test_a_dest_that_does_not_say_how_source_was_read_is_refused(tmp_path, tiny_
 @pytest.mark.parametrize(
     ("output", "said"),
     [("s3://b/x", "must be a folder of this machine"), ("file", "must be a folder, and is a file"),
-     ("full", "already holds files, which may be another draw; give an empty folder")],
+     ("full", "already holds files, which may be another draw; give an empty folder"),
+     ("~nobody-is-called-so/x", "cannot be used: .*; give another folder"), ("x" * 300, "cannot be used: .*name too long")],
 )  # fmt: skip
 def test_an_output_that_cannot_take_a_draw_is_refused(tmp_path, monkeypatch, output, said):
     monkeypatch.chdir(tmp_path)

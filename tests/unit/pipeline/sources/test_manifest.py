@@ -215,3 +215,16 @@ def test_keys_are_unique_without_looking_long_at_the_rows_before(tmp_path, monke
 
     assert [s.key for s in samples[-2:]] == ["k8#2", "k9#2"]
     assert len(looked_at) == 30
+
+
+@pytest.mark.parametrize("keys", [["a", "a", "a#2", "b"], ["row 3", "x", "y", None], ["a#2", "a", "a", "a#2"]])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_keys_are_those_of_the_whole_wherever_units_end(tmp_path, keys, cut):
+    pq.write_table(pa.table({"uri": ["no.jpg"] * 4, "id": keys}), tmp_path / "m.parquet")
+    columns = ParquetColumns(uri="uri", key="id")
+
+    whole, _ = read(tmp_path, 0, 4, columns)
+    parts = [sample for start, stop in ((0, cut), (cut, 4)) for sample in read(tmp_path, start, stop, columns)[0]]
+
+    assert [one.key for one in parts] == [one.key for one in whole]
+    assert len({one.key for one in whole}) == 4

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import socket
+import threading
 from datetime import timedelta
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import obstore
@@ -16,7 +19,7 @@ from obstore.store import MemoryStore
 
 from pipeline.storage.location import Location
 from pipeline.storage.odd_keys import bucket_address, is_path, original, passable, unreadable, visible
-from pipeline.storage.relay import _signed_anew, relayed_store, with_passable_names
+from pipeline.storage.relay import _as_it_came, _signed_anew, relayed_store, with_passable_names
 from pipeline.storage.stores import open_store
 
 SEGMENT = st.one_of(st.sampled_from(["", ".", "..", "a", "\x00", "\x1b[2J", "\uf6d1", "%2e"]), st.text(max_size=4))
@@ -123,6 +126,42 @@ def test_a_relay_signs_for_nobody_else() -> None:
     assert requests.get(f"{relay[:-1]}?list-type=2", timeout=5).status_code == 403
     assert requests.get(f"{relay}/a", timeout=5).status_code == 403
     assert requests.put(relay, b"", timeout=5).status_code == 501
+    with socket.create_connection(("127.0.0.1", urlsplit(relay).port), timeout=5) as raw:
+        raw.sendall(b"GET /\xe9 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_relay_asks_no_other_host() -> None:
+    forward = _as_it_came("http://127.0.0.1:9/bucket")
+
+    assert forward("/bucket?list-type=2", {}) == ("http://127.0.0.1:9/bucket?list-type=2", {})
+    assert forward("@127.0.0.1:8/bucket", {}) is None
+    assert forward("/other?list-type=2", {}) is None
+
+
+def test_a_relay_is_not_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = open_store.__wrapped__(
+            "s3://b?region=x&anonymous=true", address=f"http://127.0.0.1:{server.server_port}/secret"
+        )
+        with pytest.raises(FileNotFoundError):
+            store.head("a")
+        server.shutdown()
+
+    assert asked == ["/secret/a"]
 
 
 def test_a_listing_of_a_public_bucket_is_not_signed() -> None:

@@ -57,8 +57,9 @@ def test_a_packed_body_may_not_unpack_to_more_than_the_limit():
 
 @pytest.mark.parametrize(
     ("coding", "body", "status"),
-    [("gzip", b"x", 400), ("gzip", gzip.compress(JPEG)[:-3], 400), ("gzip", gzip.compress(JPEG) + b"x", 400),
-     ("deflate", b"\x78\x9cxx", 400), ("br", JPEG, 415), ("gzip, gzip", JPEG, 415), ("gzip", b"", 400)],
+    [("gzip", b"x", 400), ("gzip", gzip.compress(JPEG, mtime=0)[:-3], 400),
+     ("gzip", gzip.compress(JPEG, mtime=0) + b"x", 400), ("deflate", b"\x78\x9cxx", 400),
+     ("br", JPEG, 415), ("gzip, gzip", JPEG, 415), ("gzip", b"", 400)],
 )  # fmt: skip
 def test_a_body_that_does_not_unpack_is_refused(coding, body, status):
     assert post(body, content_encoding=coding).status == status

@@ -82,6 +82,12 @@ class ImageFormat(StrEnum):
     TIFF = "TIFF"
 
 
+# The usual ending of a file's name.
+ENDINGS = {
+    ImageFormat.JPEG: "jpg", ImageFormat.PNG: "png", ImageFormat.WEBP: "webp", ImageFormat.GIF: "gif",
+    ImageFormat.BMP: "bmp", ImageFormat.TIFF: "tif",
+}  # fmt: skip
+
 _SIGNATURES = (
     (b"\xff\xd8\xff", ImageFormat.JPEG),
     (b"\x89PNG\r\n\x1a\n", ImageFormat.PNG),

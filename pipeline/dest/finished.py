@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from models.errors import SourceError, StorageError
 from pipeline.dest.commits import CommitLog
-from pipeline.dest.plan import Plan, read_plan
+from pipeline.dest.plan import Plan, open_plan
 from pipeline.sources.unit import part_name
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage, open_storage
@@ -68,10 +68,7 @@ def open_finished(location: str) -> FinishedDest:
         StorageError: It cannot be read.
     """
     dest = open_storage(location)
-    plan = read_plan(dest)
-    if plan is None:
-        what = "there is no plan in it" if dest.is_folder() else "there is no such folder"
-        raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
+    plan = open_plan(dest)
     rows, sizes, bytes_read = (np.zeros(plan.units, np.int64) for _ in range(3))
     digests = np.zeros((plan.units, 32), np.uint8)
     done, notes = np.zeros(plan.units, np.bool_), dict[int, str]()

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.errors import ConfigError, StorageError
+from models.errors import ConfigError, SourceError, StorageError
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
@@ -214,6 +214,20 @@ def read_plan(dest: Storage) -> Plan | None:
         raise _damaged(dest, str(err)) from err
     if not isinstance(plan.units, int) or (plan.version > 1 and plan.id != plan.hashed()):
         raise _damaged(dest, "it is not as it was written")
+    return plan
+
+
+def open_plan(dest: Storage) -> Plan:
+    """Return the plan of a DEST that has one.
+
+    Raises:
+        SourceError: It has none.
+        ConfigError: As `read_plan`.
+    """
+    plan = read_plan(dest)
+    if plan is None:
+        what = "there is no plan in it" if dest.is_folder() else "there is no such folder"
+        raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
     return plan
 
 

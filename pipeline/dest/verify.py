@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.errors import ConfigError, SourceError, StorageError
+from models.errors import ConfigError, StorageError
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.dest.plan import Plan, read_plan
+from pipeline.dest.plan import Plan, open_plan
 from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
@@ -62,9 +62,7 @@ def verify_dest(dest: Storage) -> Verification:
         SourceError: DEST holds no plan.
         ConfigError: The plan is damaged.
     """
-    plan = read_plan(dest)
-    if plan is None:
-        raise SourceError(f"{dest.describe()} holds no run of shardlabel: there is no plan in it")
+    plan = open_plan(dest)
     result = Verification(units=plan.units)
     log = CommitLog.of(dest, plan)
     done = np.zeros(plan.units, np.bool_)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -167,7 +167,7 @@ class _Spill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        with suppress(OSError):  # what was read is right, or another error is under way
+        with suppress(StorageError):  # what was read is right, or another error is under way
             self._close()
 
     def add(self, table: pa.Table | None) -> None:
@@ -201,19 +201,27 @@ class _Spill:
 
     def _write(self) -> None:
         tables = self._divided(pa.concat_tables([_empty(), *self._waiting]))
-        try:
+        with _writing():
             if not self._writers:
                 self._writers = [pa.ipc.new_stream(str(path), SCHEMA) for path in self._paths]
             for writer, table in zip(self._writers, tables, strict=True):
                 writer.write_table(table)
-        except OSError as err:
-            folder = tempfile.gettempdir()
-            raise StorageError(f"cannot write to {folder}: {reason(err)}; point TMPDIR at a larger disk") from err
         self._waiting, self._count = [], 0
 
     def _close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        with _writing():
+            for writer in self._writers:
+                writer.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Turn what the disk says into one of our errors."""
+    try:
+        yield
+    except OSError as err:
+        folder = tempfile.gettempdir()
+        raise StorageError(f"cannot write to {folder}: {reason(err)}; point TMPDIR at a larger disk") from err
 
 
 def _joined(old: pa.Table, new: pa.Table) -> Joined:

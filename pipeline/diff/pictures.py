@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.decode.headers import ENDINGS, sniff_format
 from models.errors import ConfigError, InputError, ShardlabelError, StorageError
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.plan import iter_units
@@ -29,9 +30,6 @@ PAGE_FLIPS = 48
 PAGE_OF_PAIR = 4
 # Each is read up to the last picture that is wanted.
 MAX_UNITS = 32
-_ENDINGS = (
-    (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif"),
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -127,6 +125,7 @@ def _read_unit(
                 pictures.thumbnails[flip.place] = thumbnail(sample.data, settings)
             except InputError as err:
                 pictures.problems.append(f"{sample.key}: {err}")
+                continue
             if keep:
                 pictures.images[flip.place] = sample.data
 
@@ -164,7 +163,8 @@ def write_examples(folder: Path, pictures: Pictures) -> str:
                 image = pictures.images.get(flip.place)
                 name = ""
                 if image is not None:
-                    name = f"{number:04d}-{_plain(flip.old_label)}-to-{_plain(flip.new_label)}.{_ending(image)}"
+                    ending = ENDINGS[sniff_format(image)]
+                    name = f"{number:04d}-{_plain(flip.old_label)}-to-{_plain(flip.new_label)}.{ending}"
                     (folder / name).write_bytes(image)
                     count += 1
                 scores = (f"{flip.old_score:.6f}", f"{flip.new_score:.6f}")
@@ -177,9 +177,3 @@ def write_examples(folder: Path, pictures: Pictures) -> str:
 def _plain(label: str) -> str:
     """Return a label as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "label"
-
-
-def _ending(image: bytes) -> str:
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "webp"
-    return next((ending for begin, ending in _ENDINGS if image.startswith(begin)), "bin")

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models.errors import SourceError, StorageError
-from pipeline.dest.plan import SUMMARY_FILE, read_plan
+from models.errors import StorageError
+from pipeline.dest.plan import SUMMARY_FILE, open_plan
 from pipeline.quantities import bytes_text
 from pipeline.report.contact_sheet import build_sheet
 from pipeline.report.findings import Findings
@@ -30,9 +30,7 @@ def gather(dest: Storage) -> Findings:
         ConfigError: The plan or a record is damaged.
         StorageError: Plan or records cannot be read. A part file or SOURCE that cannot is noted instead.
     """
-    plan = read_plan(dest)
-    if plan is None:
-        raise SourceError(f"{dest.describe()} holds no run of shardlabel: there is no plan in it")
+    plan = open_plan(dest)
     units = UnitTable.empty(plan.units)
     counts = count_parts(dest, iter_new(dest, plan, units))
     add_end_times(dest, units)

@@ -61,8 +61,9 @@ def sample(  # noqa: PLR0913 (one argument an option)
         shardlabel review sample s3://bucket/labels --by entropy --to label-studio --output look
     """
     started = time.perf_counter()
+    from pipeline.dest.plan import open_plan
     from pipeline.review.output import check_output
-    from pipeline.review.sample import draw_sample, open_plan
+    from pipeline.review.sample import draw_sample
     from pipeline.review.select import Wanted
     from pipeline.storage.storage import open_storage
 
@@ -168,7 +169,7 @@ def score(
     Example:
         shardlabel review score labels look/answers.csv
     """
-    from pipeline.review.sample import open_plan
+    from pipeline.dest.plan import open_plan
     from pipeline.review.score import score_answers
     from pipeline.storage.storage import open_storage
 

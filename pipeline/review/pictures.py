@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from models.decode.headers import ImageFormat, ImageLimits, check_header, sniff_format
+from models.decode.headers import ENDINGS, ImageFormat, ImageLimits, check_header, sniff_format
 from models.decode.pillow import load_rgb, open_image, stored_orientation, stored_size, undecodable, upright
 from models.errors import InputError, StorageError
 from pipeline.config import SourceFormat
@@ -25,8 +25,8 @@ from pipeline.storage.retries import Fault, classify
 SHARDS_AHEAD = 4
 # Shards that storage did not answer for before the others are given up: each waits for minutes.
 MAX_SILENT = 3
-# What browsers show as it is, and the usual ending of its name.
-_ENDINGS = {ImageFormat.JPEG: "jpg", ImageFormat.PNG: "png", ImageFormat.GIF: "gif", ImageFormat.WEBP: "webp"}
+# What browsers show as it is.
+_SHOWN = (ImageFormat.JPEG, ImageFormat.PNG, ImageFormat.GIF, ImageFormat.WEBP)
 JPEG_QUALITY = 85
 
 Save = Callable[[DrawnRow, bytes], str]
@@ -133,8 +133,8 @@ def for_browser(data: bytes, limits: ImageLimits) -> tuple[bytes, str]:
     Raises:
         InputError: It cannot be decoded.
     """
-    ending = _ENDINGS.get(sniff_format(data))
-    return (data, ending) if ending else (as_jpeg(data, limits), "jpg")
+    kind = sniff_format(data)
+    return (data, ENDINGS[kind]) if kind in _SHOWN else (as_jpeg(data, limits), ENDINGS[ImageFormat.JPEG])
 
 
 def as_jpeg(data: bytes, limits: ImageLimits, longest_side: int | None = None) -> bytes:

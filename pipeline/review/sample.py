@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from models.errors import SourceError, StorageError
-from pipeline.dest.plan import Plan, read_plan
+from pipeline.dest.plan import Plan
 from pipeline.report.scan import LabelledRow, Place, read_rows
 from pipeline.report.unit_table import UnitTable, iter_new
 from pipeline.review.draws import Draw, DrawnRow, Earlier, Stratum, read_draws, record_draw
@@ -40,21 +40,6 @@ class Sampled:
     labelled: int
     unfinished: int
     behind: int
-
-
-def open_plan(dest: Storage) -> Plan:
-    """Return the plan of a DEST.
-
-    Raises:
-        SourceError: It has none.
-        ConfigError: It is damaged.
-    """
-    plan = read_plan(dest)
-    if plan is None:
-        raise SourceError(
-            f"{dest.describe()} holds no run of shardlabel: there is no plan in it; give the --output of `label`"
-        )
-    return plan
 
 
 def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:

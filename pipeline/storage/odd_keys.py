@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-from pipeline.storage.stores import is_true, open_store, region_of_bucket
+from pipeline.storage.stores import build_store, is_true, region_of_bucket
 from pipeline.storage.uris import URI
 
 # Begins a segment that stands for another one, in hexadecimal: a character of the area for private use.
@@ -87,7 +87,7 @@ def store_behind_empty_segment(root_uri: str, key: str) -> tuple[Any, str]:
 # Beside the bucket's own stores, which none of many such folders is to displace.
 @lru_cache(maxsize=64)
 def _folder_store(root_uri: str, folder: str) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
-    return open_store.__wrapped__(root_uri, address=f"{bucket_address(root_uri)}/{quote(folder)}/")
+    return build_store(root_uri, address=f"{bucket_address(root_uri)}/{quote(folder)}/")
 
 
 def bucket_address(root_uri: str) -> str:

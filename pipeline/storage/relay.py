@@ -25,7 +25,7 @@ from obstore.exceptions import BaseError
 from models.errors import SourceError
 from pipeline.storage.odd_keys import bucket_address, passable
 from pipeline.storage.retries import reason
-from pipeline.storage.stores import CONNECT_TIMEOUT_S, SILENCE_S, is_true, open_store
+from pipeline.storage.stores import CONNECT_TIMEOUT_S, SILENCE_S, build_store, is_true
 from pipeline.storage.uris import URI
 
 # From path, query and headers of obstore's request to the URL and the headers of the one that is meant; None to refuse.
@@ -55,7 +55,7 @@ def relayed_store(root_uri: str) -> Any:  # noqa: ANN401 (obstore's stores have 
     threading.Thread(target=server.serve_forever, name="listing-relay", daemon=True).start()
     relay = f"http://127.0.0.1:{server.server_port}{secret if is_s3 else urlsplit(address).path}"
     asked_by = f"s3://{match[2].rpartition('@')[2]}?region=none&anonymous=true" if is_s3 else root_uri
-    return open_store.__wrapped__(asked_by, address=relay)
+    return build_store(asked_by, address=relay, past_proxies=True)
 
 
 def _as_it_came(address: str) -> Forward:
@@ -80,7 +80,7 @@ def _signed_anew(root_uri: str, address: str, secret: str, options: Mapping[str,
         if is_true(options.get("anonymous") or os.environ.get("AWS_SKIP_SIGNATURE", "")):
             return url, {}
         # obstore signs objects alone. S3 passes over parameters that begin with x-, so that this names none.
-        store = open_store.__wrapped__(root_uri, address=f"{url}&x-id=")
+        store = build_store(root_uri, address=f"{url}&x-id=")
         return obstore.sign(store, "GET", "ListObjectsV2", _SIGNED_FOR), {}
 
     return forward

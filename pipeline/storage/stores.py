@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from models.errors import SourceError
 from pipeline.storage.retries import reason
@@ -109,13 +109,19 @@ def absolute(path: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def open_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "") -> Any:  # noqa: ANN401 (obstore's stores have no common class)
-    """Return the obstore store of a storage; the same one at each call.
+def open_store(root_uri: str, silence_s: float = SILENCE_S) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
+    """Return the obstore store of a storage; the same one at each call. See `build_store`."""
+    return build_store(root_uri, silence_s)
+
+
+def build_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "", *, past_proxies: bool = False) -> Any:  # noqa: ANN401
+    """Return a new obstore store.
 
     Args:
         root_uri: See `split_location`.
         silence_s: How long its server may say nothing. Of an upload that counts from its beginning.
         address: A URL to be asked in place of the bucket's own: that of a folder in it, or of a relay (`odd_keys.py`).
+        past_proxies: Whether no proxy of the environment is to see what is asked.
 
     Raises:
         SourceError: An option is unknown, or what the URI or the environment says cannot be used.
@@ -138,8 +144,8 @@ def open_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "") -
         "read_timeout": timedelta(seconds=silence_s),
         "timeout": _LONGEST_REQUEST,
     }
-    if address.startswith("http://127.0.0.1:"):  # of this process: no proxy of the environment is to see what is asked
-        client |= {"proxy_url": address, "proxy_excludes": "127.0.0.1"}
+    if past_proxies:  # obstore has no other way than a proxy that is for nobody
+        client |= {"proxy_url": address, "proxy_excludes": urlsplit(address).hostname or ""}
     backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1), "base": 2}
     more = {
         "client_options": client,

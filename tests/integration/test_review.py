@@ -90,7 +90,7 @@ def test_precision_of_real_labels_is_the_truth_and_no_image_comes_twice(sample_d
 
 
 def _plan(dest):
-    from pipeline.review.sample import open_plan
+    from pipeline.dest.plan import open_plan
 
     return open_plan(dest)
 

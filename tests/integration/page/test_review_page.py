@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from pipeline.dest.plan import open_plan
 from pipeline.review.draws import read_draws
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample, open_plan
+from pipeline.review.sample import draw_sample
 from pipeline.review.score import score_answers
 from pipeline.review.select import Wanted
 from pipeline.review.write import write_draw

@@ -10,12 +10,12 @@ import pytest
 from models.catalog import load_spec
 from models.errors import ConfigError
 from models.labels import LabelText, label_texts
-from pipeline.dest.plan import Plan
+from pipeline.dest.plan import Plan, open_plan
 from pipeline.review.answers import read_answers
 from pipeline.review.classes import NO_CLASS_ID, Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample, open_plan
+from pipeline.review.sample import draw_sample
 from pipeline.review.select import Wanted
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import colour_shards

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ConfigError, SourceError, StorageError
-from pipeline.dest.plan import write_plan
+from pipeline.dest.plan import open_plan, write_plan
 from pipeline.review import sample
 from pipeline.review.draws import Stratum, draw_file, read_draws, record_draw
 from pipeline.review.ranking import By, random_order
-from pipeline.review.sample import draw_sample, open_plan
+from pipeline.review.sample import draw_sample
 from pipeline.review.select import Wanted
 from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import open_storage
@@ -186,7 +186,7 @@ def test_a_number_that_is_taken_is_not_written_over(dest):
 
 
 def test_dest_without_a_plan_or_without_labels_or_with_a_damaged_draw_is_refused(dest, tmp_path):
-    with pytest.raises(SourceError, match="holds no run of shardlabel: there is no plan in it; give the --output"):
+    with pytest.raises(SourceError, match="holds no run of shardlabel: there is no plan in it; give a folder that"):
         open_plan(open_storage(str(tmp_path)))
 
     plan = make_review_dest(dest, 1, 50, failed=1)

@@ -18,11 +18,12 @@ from PIL import Image
 
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import SourceFormat
+from pipeline.dest.plan import open_plan
 from pipeline.review import label_studio, pictures
 from pipeline.review.folder import file_name
 from pipeline.review.output import check_output
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample, open_plan
+from pipeline.review.sample import draw_sample
 from pipeline.review.select import Wanted
 from pipeline.review.write import write_draw
 from tests.support.tiny_dest import make_dest

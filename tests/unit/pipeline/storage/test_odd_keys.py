@@ -20,7 +20,7 @@ from obstore.store import MemoryStore
 from pipeline.storage.location import Location
 from pipeline.storage.odd_keys import bucket_address, is_path, original, passable, unreadable, visible
 from pipeline.storage.relay import _as_it_came, _signed_anew, relayed_store, with_passable_names
-from pipeline.storage.stores import open_store
+from pipeline.storage.stores import build_store, open_store
 
 SEGMENT = st.one_of(st.sampled_from(["", ".", "..", "a", "\x00", "\x1b[2J", "\uf6d1", "%2e"]), st.text(max_size=4))
 
@@ -154,9 +154,8 @@ def test_a_relay_is_not_asked_through_the_proxy_of_the_environment(monkeypatch: 
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = open_store.__wrapped__(
-            "s3://b?region=x&anonymous=true", address=f"http://127.0.0.1:{server.server_port}/secret"
-        )
+        address = f"http://127.0.0.1:{server.server_port}/secret"
+        store = build_store("s3://b?region=x&anonymous=true", address=address, past_proxies=True)
         with pytest.raises(FileNotFoundError):
             store.head("a")
         server.shutdown()

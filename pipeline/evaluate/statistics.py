@@ -32,7 +32,7 @@ def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
 
 
 def wilson_bounds(
-    right: npt.NDArray[np.int64], images: npt.NDArray[np.int64], z: float = Z95
+    right: Float64Array | npt.NDArray[np.int64], images: Float64Array | npt.NDArray[np.int64], z: float = Z95
 ) -> tuple[Float64Array, Float64Array]:
     """Return the ends of many such intervals: float64 of the shape of `right` and `images`, which are at least 1."""
     rate, weight = right / images, z * z / images

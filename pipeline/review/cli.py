@@ -173,10 +173,8 @@ def score(
     from pipeline.review.score import score_answers
     from pipeline.storage.storage import open_storage
 
-    if not 1 < precision_target <= 100:
-        raise ConfigError(
-            f"--precision-target is in percent, expected above 1 and at most 100, got {precision_target:g}"
-        )
+    if not 1 < precision_target < 100:
+        raise ConfigError(f"--precision-target is in percent, expected above 1 and below 100, got {precision_target:g}")
     storage = open_storage(dest)
     found = score_answers(storage, open_plan(storage), answers, precision_target / 100)
     if as_json:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluate.statistics import wilson
+from pipeline.evaluate.statistics import wilson, wilson_bounds
+from pipeline.evaluate.thresholds import Z95_ONE_SIDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The lowest score from which on a precision is reached in the sample.
+    """The lowest score from which on the sample shows a precision.
 
     Attributes:
         score: Labels with this score or a higher one.
@@ -62,25 +63,28 @@ def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     return Precision(value, low, high)
 
 
-def threshold(answers: Sequence[tuple[float, bool, float]], target: float, *, least: int) -> Threshold | None:
-    """Return the lowest score from which on the precision is at least `target`, or None where no score does it.
+def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Threshold | None:
+    """Return the lowest score from which on the answers show a precision, or None where no score does.
+
+    By the rule of `pipeline.evaluate.thresholds`: Wilson's one-sided lower bound for 95 % has to reach the target. Answers
+    of unequal weight count as so many of a plain sample as would be as sure.
 
     Args:
         answers: Score, whether the label is right, and weight, of each image.
-        target: Between 0 and 1.
-        least: Images that must have the score or a higher one, so that chance alone makes no threshold.
+        target: Below 1.
     """
     if not answers:
         return None
     scores, right, weights = (np.array(values, np.float64) for values in zip(*answers, strict=True))
     order = np.argsort(-scores, kind="stable")
     scores, right, weights = scores[order], right[order], weights[order]
-    precision = np.cumsum(right * weights) / np.cumsum(weights)
-    images = np.arange(1, len(scores) + 1)
+    total = np.cumsum(weights)
+    precision, effective = np.cumsum(right * weights) / total, total**2 / np.cumsum(weights**2)
+    lower, _ = wilson_bounds(precision * effective, effective, Z95_ONE_SIDED)
     # Images of one score are taken in together.
     is_last = np.append(scores[1:] != scores[:-1], True)
-    found = np.flatnonzero(is_last & (images >= least) & (precision >= target - 1e-12))
+    found = np.flatnonzero(is_last & (lower >= target))
     if not len(found):
         return None
     last = found[-1]
-    return Threshold(float(scores[last]), int(images[last]), float(precision[last]))
+    return Threshold(float(scores[last]), int(last) + 1, float(precision[last]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
+from pipeline.evaluate.thresholds import images_needed
 from pipeline.report.scan import Counts, count_parts
 from pipeline.report.unit_table import UnitTable, iter_new
 from pipeline.review.answers import Answers, read_answers
@@ -17,10 +18,6 @@ from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
 from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
 from pipeline.review.sample import while_run_goes_on
 from pipeline.storage.storage import Storage
-
-# Random answers of a class from which on it has a threshold of its own, and that a threshold has to be met by.
-LEAST_ANSWERS = 20
-LEAST_ABOVE = 10
 
 _Answered = tuple[DrawnRow, bool]  # and whether its label is right
 
@@ -107,7 +104,7 @@ def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: floa
         dest: DEST.
         plan: Its plan.
         files: With the answers, to any of its draws.
-        target: The precision that thresholds are for, between 0 and 1.
+        target: The precision that thresholds are for, below 1.
 
     Raises:
         ConfigError: DEST has no draw; the answers cannot be read; or none is of the random stratum.
@@ -135,7 +132,7 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
             all_random += available
     if not any(random.values()):
         raise ConfigError(_nothing_to_go_by(all_random, len(answers.classes)))
-    pooled = threshold(_weighted(random, counts), target, least=LEAST_ABOVE)
+    pooled = threshold(_weighted(random, counts), target)
     scored = []
     for label_id, (label, size) in sorted(counts.labels.items()):
         name = classes.names.get(label_id, label)
@@ -214,8 +211,8 @@ def _score_class(
     label_id: int, name: str, size: int, rows: list[_Answered], pooled: Threshold | None, target: float
 ) -> ClassScore:
     right = sum(is_right for _, is_right in rows)
-    if len(rows) >= LEAST_ANSWERS:
-        own = threshold([(row.score, is_right, 1.0) for row, is_right in rows], target, least=LEAST_ABOVE)
+    if len(rows) >= images_needed(target):
+        own = threshold([(row.score, is_right, 1.0) for row, is_right in rows], target)
     else:
         own = None if pooled is None else replace(pooled, is_pooled=True)
     precision = precision_of(right, len(rows)) if rows else None

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.evaluate.thresholds import images_needed
 from pipeline.quantities import count_text, many_text, share_text
 from pipeline.review.estimate import Precision, Threshold
-from pipeline.review.score import LEAST_ABOVE, LEAST_ANSWERS, ClassScore, ReviewScore
+from pipeline.review.score import ClassScore, ReviewScore
 
 WORST_CLASSES = 30
 
@@ -57,12 +58,11 @@ def _remarks(found: ReviewScore) -> Iterator[str]:
         )
     target = f"{100 * found.target:g} %"
     if found.pooled is None:
-        yield f"no score reaches {target} over all classes together"
+        yield f"no score shows {target} over all classes together: it takes {images_needed(found.target)} answers, all right"
     else:
         yield (
-            f"*: of all classes together, where one has fewer than {LEAST_ANSWERS} answers. A score stands where the "
-            f"answers from it on, {LEAST_ABOVE} or more, are right to {target}; -: none does. Fit one on labelled images "
-            "before you build on it"
+            f"*: of all classes together, where one has fewer than {images_needed(found.target)} answers. A score stands "
+            f"where the answers from it on show {target}, with 95 % confidence; -: none does"
         )
     if found.uncertain:
         yield (

@@ -151,7 +151,7 @@ def test_pictures_that_are_gone_are_said_and_the_draw_can_be_written_again(tmp_p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["score", "{dest}", "a.csv", "--precision-target", "0.95"], "is in percent, expected above 1 and at most 100"),
+        (["score", "{dest}", "a.csv", "--precision-target", "0.95"], "is in percent, expected above 1 and below 100"),
         (
             ["sample", "{dest}", "--output", "x", "--again", "3"],
             "--again must be a draw of DEST, got 3; there are none",

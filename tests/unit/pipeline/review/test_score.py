@@ -7,6 +7,7 @@ import pytest
 
 from models.errors import ConfigError, StorageError
 from pipeline.evaluate.statistics import wilson
+from pipeline.evaluate.thresholds import lowest_score
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws, record_draw
 from pipeline.review.estimate import Precision, overall, threshold
 from pipeline.review.ranking import By
@@ -200,16 +201,44 @@ def test_the_interval_over_classes_holds_the_truth_as_often_as_it_says(truth, si
     assert 0.925 < held / len(drawn) < 0.99
 
 
-def test_a_threshold_is_the_lowest_score_from_which_on_enough_are_right():
-    scores = [0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4]
-    right = [True, True, False, True, True, False, True]
-    answers = [(score, is_right, 1.0) for score, is_right in zip(scores, right, strict=True)]
+def answers_of(*groups: tuple[float, int, int, float]) -> list[tuple[float, bool, float]]:
+    """Return so many right and wrong answers of a score and a weight."""
+    return [(score, n < right, weight) for score, right, wrong, weight in groups for n in range(right + wrong)]
 
-    assert threshold(answers, 0.8, least=1).score == 0.6
-    assert (threshold(answers, 0.8, least=1).images, threshold(answers, 0.8, least=1).precision) == (5, 0.8)
-    assert threshold(answers, 1.0, least=1).score == 0.9
-    assert threshold(answers, 1.0, least=2) is None, "the two of one score go together, and one is wrong"
-    assert threshold(answers, 0.5, least=1).score == 0.4
-    assert threshold([], 0.5, least=1) is None
-    heavy = [(0.9, True, 9.0), (0.5, False, 1.0), (0.4, False, 1.0)]
-    assert threshold(heavy, 0.9, least=1).score == 0.5
+
+def test_a_threshold_is_the_lowest_score_that_shows_the_precision():
+    answers = answers_of((0.9, 52, 0, 1.0), (0.8, 40, 0, 1.0), (0.7, 30, 8, 1.0), (0.6, 10, 0, 1.0))
+
+    found = threshold(answers, 0.95)
+
+    assert (found.score, found.images, found.precision) == (0.8, 92, 1.0)
+    assert threshold(answers, 0.9).score == 0.6, "those of one score go together"
+    assert threshold(answers_of((0.9, 51, 0, 1.0)), 0.95) is None, "51 right answers do not show it"
+    assert threshold(answers_of((0.9, 60, 0, 1.0)), 0.95).score == 0.9
+    assert threshold([], 0.5) is None
+
+
+def test_what_is_right_in_large_classes_counts_for_more_and_a_few_heavy_answers_show_little():
+    large_and_wrong = answers_of((0.9, 80, 0, 1.0), (0.9, 0, 5, 20.0))
+    few_heavy = answers_of((0.9, 3, 0, 1000.0), (0.8, 60, 0, 1.0))
+
+    assert threshold(large_and_wrong, 0.9) is None
+    assert threshold(answers_of((0.9, 80, 5, 1.0)), 0.85) is not None
+    assert threshold(few_heavy, 0.95) is None
+
+
+def test_a_threshold_keeps_its_promise_and_is_that_of_a_calibration():
+    rng = np.random.default_rng(5)
+    kept = found_any = 0
+    for _ in range(300):
+        scores = np.round(rng.random(400), 3)
+        right = rng.random(400) < 0.6 + 0.4 * scores
+        found = threshold([(*one, 1.0) for one in zip(scores.tolist(), right.tolist(), strict=True)], 0.9)
+        fitted = lowest_score(scores, right, 0.9).threshold
+        assert (None if found is None else found.score) == (None if fitted is None else pytest.approx(fitted, abs=2e-6))
+        if found is not None:
+            found_any += 1
+            kept += 0.6 + 0.4 * (found.score + 1) / 2 >= 0.9  # the mean over what is above
+
+    assert found_any > 200
+    assert kept / found_any > 0.9

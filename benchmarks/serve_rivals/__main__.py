@@ -181,6 +181,7 @@ def main() -> None:
     for _ in range(args.rounds):
         rounds.append(one_round(len(rounds), chosen, images, args))
         # After each: whoever is cut off goes on with --add.
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result_of(rounds, chosen, args), indent=1) + "\n")
 
     result = result_of(rounds, chosen, args)

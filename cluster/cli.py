@@ -11,6 +11,7 @@ import sys
 import typer
 
 import cluster.commands
+import cluster.doctor
 import cluster.submit.cli
 import models.cli
 import pipeline.cli
@@ -60,6 +61,7 @@ def build_app() -> typer.Typer:
     pipeline.quantize.cli.register(models.cli.register(app))
     cluster.commands.register(app)
     cluster.submit.cli.register(app)
+    cluster.doctor.register(app)
     return app
 
 

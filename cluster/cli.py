@@ -19,6 +19,7 @@ import pipeline.quantize.cli
 import pipeline.review.cli
 import serve.cli
 from models.errors import ShardlabelError
+from pipeline.help_page import WIDTH, use_help_pages
 from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
     )
 
     @app.callback()
@@ -62,6 +63,7 @@ def build_app() -> typer.Typer:
     cluster.commands.register(app)
     cluster.submit.cli.register(app)
     cluster.doctor.register(app)
+    use_help_pages(app)
     return app
 
 

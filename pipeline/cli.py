@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from models.errors import ConfigError
 from pipeline.config import LabelConfig, build_config
 from pipeline.diff.cli import diff
 from pipeline.evaluate.cli import evaluate
+from pipeline.help_page import Command
 from pipeline.options import options_of
 from pipeline.relabel.cli import relabel
 
@@ -88,7 +88,7 @@ def _estimate(settings: LabelConfig, images: int, price: float | None, started: 
         typer.echo(json.dumps(asdict(estimate)))
 
 
-class LabelCommand(TyperCommand):
+class LabelCommand(Command):
     """`label`, whose `--dry-run` may stand without a number: typer has no options with an optional value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own type has no public name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -95,99 +96,122 @@ class LabelConfig(BaseModel):
     # Built when first used: the command line wants only the names and descriptions.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
+    # Where a group of options begins, in `--help`; the fields stand in that order.
+    GROUPS: ClassVar[Mapping[str, str]] = {
+        "source": "Input",
+        "model": "Model",
+        "output": "Output",
+        "batch_size": "Resources",
+        "progress": "Run",
+    }
+
     source: Words = Field(
         min_length=1,
         description="Files, folders, globs, brace ranges as {00000..00999}.tar, or @list.txt; paths or URIs.",
     )
-    output: Annotated[str, BeforeValidator(_plain)] = Field(
-        min_length=1, description="Folder or URI of the Parquet files."
-    )
     format: Annotated[SourceFormat, Lower] = Field(
-        default=SourceFormat.AUTO, description="auto, webdataset, parquet or images."
+        default=SourceFormat.AUTO, description="What SOURCE holds: auto, webdataset, parquet or images."
     )
-    model: ModelName = DEFAULT_MODEL
-    precision: PrecisionName = "auto"
-    device: Annotated[Device | SimulatedDevice, BeforeValidator(_device)] = Field(
-        default=Device.AUTO, description=DEVICES
-    )
-    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
-    labels: Annotated[LabelText, Lower] = Field(
-        default=LabelText.NAME, description="Class names: name (the first synonym), wnid, or all."
-    )
-    embeddings: bool = Field(default=False, description="Also the model's penultimate features.")
-    calibration: CalibrationFile = None
-    image_column: str | None = Field(default=None, description="Parquet: the column with the images.")
+    image_column: str | None = Field(default=None, description="Parquet: the column that holds the images.")
     uri_column: str | None = Field(
-        default=None, description="Parquet: the column with the images' URIs or paths, which are fetched."
+        default=None, description="Parquet: the column that holds the images' URIs or paths; the images are fetched."
     )
+    key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
+    carry: Words = Field(default=(), description="Parquet: columns that are copied to the output, as a,b.")
     allow_private_hosts: bool = Field(
-        default=False, description="Fetch from hosts of private, loopback and link-local networks too."
+        default=False, description="Allow fetching from hosts of private, loopback and link-local networks."
     )
     connections_per_host: int = Field(
         default=8,
         ge=1,
         le=1024,
-        description="To one web host at a time, divided among the processes that fetch; each has one at least.",
+        description="Most connections to one web host at a time, divided among the processes that fetch; each "
+        "has at least one.",
     )
     requests_per_second: float | None = Field(
-        default=None, gt=0, description="To one web host, by all processes together. [default: no limit]"
+        default=None,
+        gt=0,
+        description="Most requests per second to one web host, of all processes together. [default: no limit]",
     )
     fetch_timeout_s: float = Field(
-        default=60.0, gt=0, description="An image that takes longer to fetch, tries included, is unreachable."
+        default=60.0,
+        gt=0,
+        description="Seconds; an image that takes longer to fetch, retries included, has status unreachable.",
     )
-    key_column: str | None = Field(default=None, description="Parquet: the column that becomes `key`.")
-    carry: Words = Field(default=(), description="Parquet: columns copied through, as a,b.")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Images of more pixels have status too_large.")
+    max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="Images of more bytes have status too_large.")
+    limit: int | None = Field(default=None, ge=1, description="Label only the first N images.")
+    missing_ok: bool = Field(default=False, description="Do not fail when shards that were planned are gone by now.")
+
+    model: ModelName = DEFAULT_MODEL
+    precision: PrecisionName = "auto"
+    device: Annotated[Device | SimulatedDevice, BeforeValidator(_device)] = Field(
+        default=Device.AUTO, description=DEVICES
+    )
+    decode: Decoding = DecodeMode.FAST
+    calibration: CalibrationFile = None
+
+    output: Annotated[str, BeforeValidator(_plain)] = Field(
+        min_length=1, description="Folder or URI that the Parquet files are written to."
+    )
+    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
+    labels: Annotated[LabelText, Lower] = Field(
+        default=LabelText.NAME, description="How classes are named: name (the first synonym), wnid, or all."
+    )
+    embeddings: bool = Field(default=False, description="Write the model's penultimate features too.")
+    overwrite: bool = Field(default=False, description="Start the output anew instead of resuming it.")
+    append: bool = Field(
+        default=False,
+        description="Label also the shards that were added since; waits while another run writes to the output.",
+    )
+    max_error_rate: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Exit with 3 when a larger share of the images could not be labelled; the run stops early "
+        "once chance cannot explain it.",
+    )
+
     batch_size: int | None = Field(
         default=None,
         ge=1,
         le=4096,
         description=f"Images per inference. [default: {CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU]",
     )
-    preprocess_cpus: int | None = Field(
-        default=None, ge=1, description="CPUs that decode, in tasks of their own. [default: chosen]"
-    )
     actors: str | None = Field(
         default=None,
         pattern=r"^\d+(:\d+)?$",
-        description="Actors that hold the model, N or MIN:MAX. [default: chosen]",
+        description="Number of actors that hold the model, N or MIN:MAX. [default: chosen]",
+    )
+    preprocess_cpus: int | None = Field(
+        default=None, ge=1, description="CPUs that decode for the actors, in processes of their own. [default: chosen]"
     )
     gpus_per_actor: float | None = Field(
         default=None, gt=0, le=1, description="Share of a GPU that each actor has: 0.5 puts two on a GPU. [default: 1]"
     )
     cuda_graphs: bool = Field(default=False, description="On a GPU: record a batch's kernels once, and replay them.")
+    image_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds; an image that takes longer to decode has status undecodable, one that the model "
+        "takes longer for "
+        "has status unsupported (or 20 times what a batch usually takes, if that is more).",
+    )
     shape: Annotated[Shape, Lower] = Field(
         default=Shape.AUTO,
         description="fused (decode and label in one actor), two-stage, or auto.",
         json_schema_extra=HIDDEN,
     )
-    decode: Decoding = DecodeMode.FAST
-    max_pixels: int = Field(default=100_000_000, ge=1, description="Larger images are too_large.")
-    max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="Likewise, in bytes.")
-    image_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        description="An image that takes longer to decode is undecodable, one that the model takes longer for "
-        "unsupported (20 times what a batch usually takes, if that is more).",
-    )
-    limit: int | None = Field(default=None, ge=1, description="Label only so many images.")
-    max_error_rate: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Exit 3 when a larger share could not be labelled; stop early once that is beyond chance.",
-    )
-    overwrite: bool = Field(default=False, description="Start the output anew instead of resuming it.")
-    append: bool = Field(
-        default=False, description="Also label the shards that came since; waits while another run writes there."
-    )
-    missing_ok: bool = Field(default=False, description="Shards that were planned may be gone meanwhile.")
     address: str | None = Field(
         default=None, description="Ray cluster to join. [default: $RAY_ADDRESS, else a local Ray]"
     )
     shared_filesystem: bool = Field(
-        default=False, description="On several nodes: all see local SOURCE and DEST under one name."
+        default=False, description="All nodes of the cluster see local SOURCE and DEST under the same paths."
     )
-    progress: Annotated[Progress, Lower] = Field(default=Progress.AUTO, description="auto, plain or none.")
+
+    progress: Annotated[Progress, Lower] = Field(
+        default=Progress.AUTO, description="How progress is shown: auto, plain or none."
+    )
 
     if not TYPE_CHECKING:  # where the fields are its arguments
 

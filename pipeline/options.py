@@ -1,7 +1,8 @@
 """Options of a command, made of the fields of the settings class that checks them, so that each is described once.
 
 A field's name, with dashes, is the option; its description is the help, behind which its default is added. Where the
-default depends, the description says it itself, as `[default: 16 on a CPU]`.
+default depends, the description says it itself, as `[default: 16 on a CPU]`. `GROUPS` of the class names the group of
+options that begins at a field.
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ def options_of(
 
     def decorate(command: CommandT) -> CommandT:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        made = []
-        for name in names or settings.model_fields:
-            field, said = settings.model_fields[name], (defaults or {}).get(name)
-            kind = _annotation(name, field, name == argument, (short or {}).get(name), said)
+        made, panel = [], None
+        for name, field in settings.model_fields.items():
+            panel = getattr(settings, "GROUPS", {}).get(name, panel)
+            if names and name not in names:
+                continue
+            said = (defaults or {}).get(name)
+            kind = _annotation(name, field, name == argument, (short or {}).get(name), said, panel)
             made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         named = [one.replace(kind=one.KEYWORD_ONLY) for one in own if one.kind is not one.VAR_KEYWORD]
         # What typer reads.
@@ -58,7 +62,9 @@ def options_of(
     return decorate
 
 
-def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | None, said: str | None) -> Any:  # noqa: ANN401
+def _annotation(
+    name: str, field: FieldInfo, is_argument: bool, short: str | None, said: str | None, panel: str | None
+) -> Any:  # noqa: ANN401
     import typer
 
     if is_argument:
@@ -68,6 +74,7 @@ def _annotation(name: str, field: FieldInfo, is_argument: bool, short: str | Non
         *(f"--{name.replace('_', '-')}", *([short] if short else [])),
         help=_help(field, said),
         hidden=field.json_schema_extra == HIDDEN,
+        rich_help_panel=panel,
         callback=_split_at_commas if field.annotation == tuple[str, ...] else None,
     )
     return Annotated[kind | None, option]

@@ -101,5 +101,28 @@ def test_the_endpoint_and_the_job_say_the_same_of_what_they_share():
         assert len(help_texts) == 1, help_texts
 
 
+@pytest.mark.parametrize("command", ["label", "serve", "relabel", "verify"])
+def test_examples_of_help_are_lines_that_can_be_copied(command):
+    page = CliRunner(env={"COLUMNS": "60"}).invoke(build_app(), [command, "--help"]).output
+
+    _, _, examples = page.partition("Example")
+    lines = examples.partition("Arguments:")[0].partition("Options:")[0].splitlines()[1:]
+    commands = [line.strip() for line in lines if line.strip()]
+    assert len(commands) > 0
+    for line in commands:
+        assert line.startswith(("shardlabel ", "curl ")), line
+
+
+def test_help_of_many_options_is_in_groups_and_shows_each_once():
+    page = CliRunner().invoke(build_app(), ["label", "--help"]).output
+
+    headings = [line.removesuffix(":") for line in page.splitlines() if line.endswith(":") and line[0].isalpha()]
+    assert headings == ["Arguments", "Input", "Model", "Output", "Resources", "Run"]
+    for name, option in options_of("label").items():
+        long = option.opts[-1]
+        lines = [line for line in page.splitlines() if f"{long} " in line and line.startswith("  -")]
+        assert len(lines) == (0 if option.hidden or option.param_type_name == "argument" else 1), name
+
+
 def test_the_page_of_options_says_what_help_says():
     assert PAGE.read_text(encoding="utf-8") == build_page(), "run `python -m tools.options_page`"

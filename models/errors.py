@@ -132,7 +132,7 @@ class InputError(ShardlabelError):
     Args:
         message: Short, without a traceback; it becomes the row's `error`.
         width: Of the image as stored, in pixels, where its header could be read.
-        height: Likewise.
+        height: Of the image as stored, in pixels, where its header could be read.
     """
 
     status: ClassVar[str] = "undecodable"

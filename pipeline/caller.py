@@ -54,7 +54,7 @@ def stop_on_signal(state: Stoppable, printer: ProgressPrinter) -> Iterator[threa
         threading.Thread(target=ask, daemon=True).start()
 
     def ask() -> None:
-        printer.say("shardlabel: stopping, what is in flight is finished (once more to leave it)")
+        printer.say("shardlabel: stopping once the shards in progress are finished; press Ctrl-C again to stop at once")
         state.request_stop()
 
     if threading.current_thread() is not threading.main_thread():

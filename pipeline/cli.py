@@ -135,7 +135,7 @@ def verify(
             typer.echo(f"fault: {fault}")
         if found.num_faults > len(found.faults):
             typer.echo(f"and {found.num_faults - len(found.faults)} more faults")
-        state = "all is as recorded" if found.ok else f"{found.num_faults} faults"
+        state = "every file is as recorded" if found.ok else f"{found.num_faults} faults"
         typer.echo(f"{found.finished} of {found.units} units finished, {found.rows} rows read: {state}")
     raise typer.Exit(0 if found.ok else EXIT_FAILED)
 

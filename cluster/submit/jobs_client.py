@@ -62,7 +62,7 @@ class ClusterFacts:
 
     Attributes:
         ray_version: Of the head.
-        python_version: Likewise, as 3.11.9; empty where it does not say.
+        python_version: Of the head, as 3.11.9; empty where it does not say.
         session: Changes when the cluster is started anew.
     """
 

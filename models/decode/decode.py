@@ -43,7 +43,7 @@ class DecodedImage:
     Attributes:
         pixels: uint8 of shape (crop, crop, 3), HWC RGB.
         width: Of the image as stored, before it was turned upright.
-        height: Likewise.
+        height: Of the image as stored, before it was turned upright.
     """
 
     pixels: UInt8Array

@@ -28,7 +28,7 @@ def decode_jpeg(data: bytes, width: int, height: int, factor: int) -> UInt8Array
     Args:
         data: The file.
         width: According to Pillow.
-        height: Likewise.
+        height: According to Pillow.
         factor: From `dct_factor`.
 
     Returns:

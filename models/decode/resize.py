@@ -72,7 +72,7 @@ def crop_axes(width: int, height: int, orientation: int, preprocessing: Preproce
 
     Args:
         width: Of the image as stored.
-        height: Likewise.
+        height: Of the image as stored.
         orientation: EXIF's, 1 to 8.
         preprocessing: Whose geometry; it is defined on the upright image.
 
@@ -103,7 +103,7 @@ def resize_crop(
     Args:
         source: RGB; Pillow's, or uint8 of shape (height, width, 3). Reduced by `factor`.
         x: Of the source before it was reduced.
-        y: Likewise.
+        y: Of the source before it was reduced.
         interpolation: The filter.
         factor: From `dct_factor`.
 
@@ -134,7 +134,7 @@ def resize_crop_simd(
     Args:
         pixels: uint8 of shape (height, width, 3), RGB. Reduced by `factor`.
         x: Of the source before it was reduced.
-        y: Likewise.
+        y: Of the source before it was reduced.
         interpolation: The filter.
         factor: From `dct_factor`.
 

@@ -175,7 +175,7 @@ def refuse_changed(new: Slice, old: Slice | None) -> None:
         what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
         raise SourceError(f"{changed}: {what}; {_ADVICE}")
     if old is None or (new.start, new.stop) != (old.start, old.stop):
-        raise SourceError(f"{changed}: it divides differently; {_ADVICE}")
+        raise SourceError(f"{changed}: it would be cut into other pieces now; {_ADVICE}")
 
 
 def _short(value: object) -> str:

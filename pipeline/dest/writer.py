@@ -45,7 +45,7 @@ class Row:
         status: One of STATUSES.
         error: Short text where status is not ok.
         width: Of the image as stored, pixels, where known.
-        height: Likewise.
+        height: Of the image as stored, pixels, where known.
         carried: Values of the carried columns.
         carried_bytes: What these take, about.
     """

@@ -63,7 +63,8 @@ class DiffReport:
     """What two DESTs differ in. Rates in percent, scores from 0 to 1.
 
     Attributes:
-        old: OLD, as it was given; `new` likewise.
+        old: OLD, as it was given.
+        new: NEW, as it was given.
         old_model: Model, precision and decode mode.
         rows_old: Rows in OLD; `rows_new` in NEW, `both` in both by shard and key, `only_old` and `only_new` in one only.
         both_labelled: Rows of which both have a label.
@@ -73,7 +74,8 @@ class DiffReport:
         statuses: Rows whose status differs.
         score_shift: NEW's best score less OLD's: mean, mean_abs and quantiles (to a ten-thousandth).
         classes: OLD's classes with the most flips.
-        only_old_first: The first rows that NEW does not have, as `shard: key`; `only_new_first` likewise.
+        only_old_first: The first rows that NEW does not have, as `shard: key`.
+        only_new_first: The first rows that OLD does not have.
         compared_by: id, or name where the two number their classes differently.
     """
 

@@ -39,7 +39,7 @@ class Pictures:
     Attributes:
         flips: Those of the most frequent pairs of classes first.
         images: The encoded image by (unit, row), where it could be had.
-        thumbnails: JPEG likewise.
+        thumbnails: Small JPEGs by (unit, row).
         problems: Why pictures are missing, a sentence each.
     """
 

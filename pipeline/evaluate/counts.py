@@ -105,7 +105,7 @@ class Paired:
     Attributes:
         agree: Images to which both give the same best label.
         only_a: Images that only the first is right about.
-        only_b: Likewise the second.
+        only_b: Images that only the second is right about.
         changed: The first few images with different labels: key, true class, and what each says.
     """
 

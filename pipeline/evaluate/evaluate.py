@@ -92,7 +92,7 @@ def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Com
     Args:
         wanted: What both have in common.
         a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
-        b: Likewise the second.
+        b: What tells the second.
         say: Called with a line for each way.
 
     Raises:

@@ -26,7 +26,7 @@ class Fit:
 
     Attributes:
         calibration: What the file holds.
-        before: Bins of scores against what is right, of the half that judges, without the calibration.
+        before: Bins of scores against what is right, of the held-out half, without the calibration.
         after: With it.
         coverage: Share of that half that is accepted.
         precision: Share of the accepted images that is right; None where none is accepted.
@@ -103,7 +103,7 @@ class Fit:
 
     @property
     def judged(self) -> Judged:
-        """What the file says of the half that judges."""
+        """What the file says of the held-out half."""
         assert self.calibration.judged is not None, "fit_calibration judges it"
         return self.calibration.judged
 

@@ -60,7 +60,7 @@ class Evaluation:
         top1: Share of images whose best label is the true one.
         top5: Share of images whose true label is among the best five.
         reported_top1: What the catalog's first source reports on ImageNet's validation images.
-        reported_top5: Likewise.
+        reported_top5: The same source's top-5.
         reported: Every reported pair, with its source.
         reported_note: Why the pairs differ, where there are several.
         calibration_error: Expected calibration error of the best label's score.
@@ -131,7 +131,7 @@ class Comparison:
         b: The second.
         agreement: Share of images to which both give the same best label.
         only_a: Images that only the first is right about.
-        only_b: Likewise the second.
+        only_b: Images that only the second is right about.
         mcnemar_p: Two-sided p value of McNemar's exact test that both are right equally often.
         changed: The first few images with different labels.
     """

@@ -48,7 +48,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     Args:
         only_a: Images that only the first is right about.
-        only_b: Likewise the second.
+        only_b: Images that only the second is right about.
     """
     tosses, few = only_a + only_b, min(only_a, only_b)
     if tosses == 0:

@@ -164,7 +164,7 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
 
         Raises:
             ShardlabelError: The model does not load any more.
-            ChildLostError: Likewise.
+            ChildLostError: The process that loads it dies.
         """
         from models.inference.predictions import Predictions
 

@@ -74,7 +74,7 @@ def label(  # noqa: PLR0913 (the options of the command)
         calibration: Path or URI of what `shardlabel evaluate --fit` wrote: scores are calibrated, and `accepted` (bool, null
             where status is not ok) is added, which says whether the label reaches the threshold of its class.
         max_pixels: Larger images are rows with status too_large.
-        max_image_bytes: Likewise, bytes.
+        max_image_bytes: Images of more bytes are rows with status too_large.
         image_timeout_s: An image that takes longer to decode is undecodable.
         prefix: Before each name that is added.
         num_gpus: Of each actor that holds the model, as `map_batches` has it; 1 on GPUs.

@@ -29,7 +29,7 @@ class Candidate:
         name: "fp32", "int8 minmax", ...
         precision: Of it.
         top1: On those images.
-        top5: Likewise.
+        top5: On those images.
         agreement: Images with the same best label as fp32.
         divergence: Mean Kullback-Leibler divergence of its probabilities from those of fp32.
         images_per_s: On the CPU, one thread; None of float16, which a CPU does not compute in.

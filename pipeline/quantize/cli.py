@@ -24,7 +24,11 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     ],
     max_drop: Annotated[float, typer.Option(help="Points of top-1 that may be lost on the images that judge.")] = 0.5,
     calibration_images: Annotated[
-        int, typer.Option(min=1, help="How many images set the ranges; all others judge.")
+        int,
+        typer.Option(
+            min=1,
+            help="How many images set the ranges of the activations; the others are held out to measure accuracy.",
+        ),
     ] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Images to read at most; 150 kB of memory each.")] = 2000,
     methods: Annotated[str, typer.Option(help="Variants of setting the ranges, of which the best is kept.")] = ",".join(
@@ -38,7 +42,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it holds the bar.
 
     Static int8: QDQ, per channel, uint8 activations, int8 weights at scales that are right on every CPU. Some images of
-    SRC set the ranges; the others judge. When top-1 falls by more than --max-drop points there, nothing is registered,
+    SRC set the ranges; the others are held out. When top-1 falls there by more than --max-drop, nothing is registered,
     and the exit code is 1. Afterwards --precision int8 (and auto, on a CPU) finds it; `models remove` undoes it.
 
     Example:

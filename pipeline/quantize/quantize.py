@@ -1,6 +1,6 @@
 """Quantise a model on labelled images of the user's own, and keep what holds the bar.
 
-SOURCE is divided: some images set the ranges of the activations, and all others judge. Each way of setting the ranges is
+SOURCE is divided: some images set the ranges of the activations, all others are held out. Each way of setting the ranges is
 a candidate; of those the one with the best top-1 counts, of equal ones the one whose probabilities moved least. The same
 images choose and judge, which flatters the choice by as much as the candidates differ; the table shows it.
 """
@@ -128,7 +128,7 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
     )
     calibration = images.take(rows)
     held_back = images.take(np.setdiff1d(np.arange(len(images.truth)), rows))
-    say(f"{spec.name}: {len(rows)} images calibrate, the {len(held_back.truth)} others judge")
+    say(f"{spec.name}: {len(rows)} images set the ranges, the other {len(held_back.truth)} are held out")
     whole = join_graph(spec, content)
     reference = measure("fp32", spec, Precision.FP32, whole, held_back, size=len(content))
     base = reference.candidate

@@ -28,7 +28,7 @@ class ClassScore:
 
     Attributes:
         id: Of the class.
-        name: Likewise.
+        name: Of the class.
         labels: Images in DEST that have it.
         answered: Of its random stratum.
         right: Of those.

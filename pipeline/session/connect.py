@@ -35,7 +35,7 @@ class Cluster:
 
     Attributes:
         cpus: That Ray has in all.
-        gpus: Likewise.
+        gpus: That Ray has in all.
         is_ours: Joined or started by this run, and left with it; not so in a notebook that has its own.
         free_cpus: Those that nobody used when this process came; None for all.
         may_grow: Nodes may come and go: it was there before this run.
@@ -64,7 +64,10 @@ class Cluster:
                 return
             if time.monotonic() > deadline:
                 what = " and ".join(f"{amount:g} more {name}s" for name, amount in missing.items())
-                raise ConfigError(f"Ray has had no room for {WAIT_S:g} s: {what} would be needed; others use them")
+                raise ConfigError(
+                    f"the run needs {what}, which other jobs have been using for {WAIT_S:g} s; wait for them, or "
+                    "give fewer --actors"
+                )
             time.sleep(0.2)
 
     def close(self) -> None:

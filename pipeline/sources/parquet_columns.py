@@ -53,7 +53,7 @@ def choose_columns(
     Args:
         schema: Of the first file that can be read.
         image: The column asked for, or None to find it.
-        key: Likewise, or None for row numbers.
+        key: The column asked for, or None for row numbers.
         carry: Columns to copy.
         taken: Names that the output uses itself.
         uri: Of a manifest, the column of URIs.

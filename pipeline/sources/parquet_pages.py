@@ -45,7 +45,7 @@ class _Chunk:
     held: bytes = b""  # the beginning of a header that goes on in the next piece
     dictionary: int = 0  # bytes of its dictionary, unpacked
     dictionary_claim: int = 0  # the same where it is MAX_EXPANSION times more than in the file
-    page_claim: int = 0  # the most that one of its other pages has, likewise
+    page_claim: int = 0  # the most that one of its other pages has
 
 
 class PageWatch:

@@ -24,7 +24,7 @@ class Sample:
         key: Unique within the shard.
         data: The encoded image, or None where there is none to decode; then status and error say why.
         status: Set where the image cannot be labelled before anything is decoded.
-        error: Likewise.
+        error: What is wrong with it, where `status` is set.
         beside: The sample's other small members by extension, where they were asked for.
         carried: Values of the columns that are copied through.
         carried_bytes: What these take, about.

@@ -119,7 +119,7 @@ def test_help_of_many_options_is_in_groups_and_shows_each_once():
     headings = [line.removesuffix(":") for line in page.splitlines() if line.endswith(":") and line[0].isalpha()]
     assert headings == ["Arguments", "Input", "Model", "Output", "Resources", "Run"]
     for name, option in options_of("label").items():
-        long = option.opts[-1]
+        long = max(option.opts, key=len)
         lines = [line for line in page.splitlines() if f"{long} " in line and line.startswith("  -")]
         assert len(lines) == (0 if option.hidden or option.param_type_name == "argument" else 1), name
 

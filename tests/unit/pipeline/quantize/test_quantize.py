@@ -67,7 +67,7 @@ def test_what_holds_the_bar_is_registered_and_found_by_its_precision(model, opse
     done = quantize(source)
 
     assert done.exit_code == 0, done.output
-    assert "30 images calibrate, the 30 others judge" in done.stdout
+    assert "30 images set the ranges, the other 30 are held out" in done.stdout
     assert "registered int8" in done.stdout
     assert "fp16             top-1 100.00 %" in done.stdout
     spec = load_spec("mine")

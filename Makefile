@@ -9,7 +9,7 @@ OUT ?= out/demo
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help install demo check fmt test test-fast test-long lock proto bundle clean
+.PHONY: help install demo check fmt test test-fast test-long lock proto wheel bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ lock: ## Resolve constraints.txt anew (needs uv)
 proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=serve/oip/grpc \
 		--descriptor_set_out=serve/oip/grpc/messages.binpb inference.proto health.proto
+
+wheel: $(VENV)/.installed ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
 	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert

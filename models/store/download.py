@@ -198,7 +198,8 @@ def _complete_from_any(name: str, partial: Partial, artifact: Artifact, report: 
 
 
 def _ways_out(name: str, artifact: Artifact, failures: list[tuple[str, str]]) -> str:
-    lines = [f"cannot download {artifact.file} ({artifact.size_bytes / 1e6:.1f} MB) of {name}:"]
+    offline = "" if name == BUNDLED_MODEL else f"; --model {BUNDLED_MODEL} is bundled and needs no network"
+    lines = [f"cannot download {artifact.file} ({artifact.size_bytes / 1e6:.1f} MB) of {name}{offline}:"]
     lines += [f"  {public_url(url)}: {reason}" for url, reason in failures] or ["  it has no source"]
     lines += [
         "Ways out:",

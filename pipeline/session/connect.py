@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 60.0
 # After Ray's own processes died: time for the run to see it by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
+# How long nobody may answer at a cluster's address before that is an error.
+ANSWER_S = 10.0
 # What others use is looked at for so long, since it may be just becoming free.
 SETTLE_S = 3.0
 # Units sent to a pool's actors, over those that they do at a time.
@@ -96,6 +99,7 @@ def connect(address: str | None) -> Cluster:
             f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
             "-- label ...`; --address of `label` itself is auto, or HOST:PORT of the cluster that this machine belongs to"
         )
+    check_address(address)
     import ray
 
     is_ours = not ray.is_initialized()
@@ -122,6 +126,29 @@ def connect(address: str | None) -> Cluster:
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
+
+
+def check_address(address: str | None) -> None:
+    """See that somebody listens where a cluster should be: Ray itself tries for more than five minutes, and says nothing.
+
+    Raises:
+        ConfigError: Nobody does, for ANSWER_S: a cluster may be about to start.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return  # "auto", and forms that Ray has its own words for
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
+                return
+        except (OSError, OverflowError) as err:
+            if time.monotonic() > deadline or isinstance(err, (socket.gaierror, OverflowError)):
+                raise ConfigError(
+                    f"cannot join the Ray cluster at {address}: {err}; give the address that `ray start --head` printed, "
+                    "and see that this machine can reach it"
+                ) from err
+        time.sleep(0.5)
 
 
 def _free_cpus(cpus: float) -> float:

@@ -26,6 +26,7 @@ from models.store.locate import locate
 from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
+from pipeline.session.connect import check_address
 from pipeline.session.local import start_local_ray
 from serve import environment
 from serve.config import ServeConfig
@@ -130,6 +131,7 @@ def _start_ray(listen: Listen) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if listen.address:
+            check_address(listen.address)
             ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray("ray.serve")

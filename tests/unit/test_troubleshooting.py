@@ -34,6 +34,7 @@ def quoted() -> Iterator[re.Pattern[str]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("pipeline.session.connect.ANSWER_S", 0.2)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     with tarfile.open("a.tar", "w"):
         pass
@@ -53,6 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param(["label", "b.tar", "-o", "out", *LITE], id="no SOURCE"),
         pytest.param(["label", "none.parquet", "-o", "out", *LITE], id="no images"),
         pytest.param(["label", "two.parquet", "-o", "out", *LITE], id="which images"),
+        pytest.param(["label", "a.tar", "-o", "out", *LITE, "--address", "127.0.0.1:9"], id="no cluster"),
         pytest.param(["serve", *LITE, "--port", "PORT"], id="port"),
     ],
 )

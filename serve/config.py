@@ -13,7 +13,7 @@ from models.decode.mode import DecodeMode
 from models.device import Device
 from pipeline.config import DEVICES, CalibrationFile, Decoding, Lower, ModelName, PrecisionName
 
-# Beyond this a batch only adds waiting: see docs/decisions.md, "The pulling batcher".
+# Beyond this a batch only adds waiting: see docs/decisions-archive.md, "The pulling batcher".
 CPU_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 32
 # Images that may wait per replica: a second or two of work on one core, and several batches on a GPU.

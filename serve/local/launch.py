@@ -27,7 +27,7 @@ from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
 from pipeline.session.local import start_local_ray
-from serve import environment
+from serve import environment, tracing
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
@@ -69,6 +69,8 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         if listen.grpc_port:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
     _check(config)
+    if no_spans := tracing.problem():
+        say(f"warning: {no_spans}")
     renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None, renewal=renewal)

@@ -35,6 +35,11 @@ class Item:
         options: What the runner needs to know of it.
         decoded: What the decoder made of the payload; an exception where it could not.
         since: `time.monotonic()` when it began to wait.
+        taken: Likewise, when it was taken from the queue; 0.0 before that, as those below.
+        decoded_at: When it was decoded.
+        run_at: When its batch began to run.
+        done_at: When that ended.
+        batch: Images of that batch.
     """
 
     payload: Any
@@ -43,6 +48,11 @@ class Item:
     options: Any = None
     decoded: Any = None
     since: float = 0.0
+    taken: float = 0.0
+    decoded_at: float = 0.0
+    run_at: float = 0.0
+    done_at: float = 0.0
+    batch: int = 0
     ticket: Ticket = field(init=False)
     index: int = field(init=False)
 

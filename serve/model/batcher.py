@@ -231,8 +231,9 @@ class Batcher:
                 report.failed = True
             ended = time.monotonic()
             report.infer_s = ended - began
-            report.size = sum(job.weight for job in jobs if not isinstance(job.decoded, Exception))
-            for job in jobs:
+            ran = [job for job in jobs if not isinstance(job.decoded, Exception)]
+            report.size = sum(job.weight for job in ran)
+            for job in ran:
                 job.run_at, job.done_at, job.batch = began, ended, report.size
         self._tell(self._deliver, jobs, outcomes, report)
 

@@ -105,7 +105,7 @@ def http_request(scope: Mapping[str, Any], route: str, path: str) -> AbstractCon
         "http.request.method": scope["method"],
         "http.route": route,
         "url.path": path,
-        "url.scheme": dict(sent).get("x-forwarded-proto", scope["scheme"]),
+        "url.scheme": dict(sent).get("x-forwarded-proto", scope.get("scheme", "http")),
     }
     return _begun(_tracer, f"{scope['method']} {route}", sent, about)
 

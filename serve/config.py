@@ -60,7 +60,7 @@ class ServeConfig(BaseModel):
         default=None,
         ge=1,
         le=10_000,
-        description=f"Most replicas under load. [default: as fit; at most {SHARED_REPLICAS} on a cluster that is joined]",
+        description=f"Most replicas under load. [default: as fit; on a joined cluster one less, at most {SHARED_REPLICAS}]",
     )
     target_ongoing_requests: float | None = Field(
         default=None,

@@ -169,7 +169,9 @@ def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, i
             f"{least} replicas of {plan.cpus} CPUs and {plan.gpus} GPUs each do not fit: Ray has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
         )
-    return config.max_replicas or max(fits if is_fixed else min(fits, SHARED_REPLICAS), least)
+    # On a cluster that others use too, with room for one more: a rolling update that has none takes an old replica away
+    # before the new one has started, also where that cannot start.
+    return config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
 
 
 def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import tarfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from models.spec import Precision
 from serve.local.ports import free_ports
 from tests.support.certificates import write_certificate
 from tests.support.oip_server import OipServer, oip_server
+from tests.support.otlp_receiver import Receiver, otlp_receiver
 from tests.support.serve_process import ServeProcess, serving
 from tests.support.tiny_model import SIDE, colour_jpeg
 
@@ -474,7 +476,13 @@ def test_huggingface_and_openai_clients_through_shardlabel_serve(endpoint, cat):
 
 
 @pytest.fixture(scope="module")
-def encrypted(tmp_path_factory) -> Iterator[tuple[OipServer, Path, ServeProcess]]:
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory, receiver) -> Iterator[tuple[OipServer, Path, ServeProcess]]:
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
     folder = tmp_path_factory.mktemp("serve")
@@ -484,8 +492,11 @@ def encrypted(tmp_path_factory) -> Iterator[tuple[OipServer, Path, ServeProcess]
     settings.write_text(
         f"model: efficientnet-lite0\ngrpc-port: {grpc_port}\nmax_replicas: 1\ntls_cert: {cert}\ntls-key: {key}\n"
     )
-    with serving(folder, "--config", str(settings)) as running:
-        yield OipServer(f"localhost:{running.port}", f"localhost:{grpc_port}", "efficientnet-lite0", 224), cert, running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        with serving(folder, "--config", str(settings)) as running:
+            server = OipServer(f"localhost:{running.port}", f"localhost:{grpc_port}", "efficientnet-lite0", 224)
+            yield server, cert, running
 
 
 @pytest.mark.ray
@@ -533,6 +544,23 @@ def test_curl_over_tls(encrypted, cat, version):
 
     assert json.loads(trusting.stdout)["results"][0]["labels"][0]["label"] == "tiger cat", trusting.stderr
     assert (plain.returncode, plain.stdout) == (52, b""), "an empty reply"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_spans_of_a_request_through_shardlabel_serve(encrypted, receiver, cat):
+    server, cert, _ = encrypted
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    request = urllib.request.Request(
+        f"https://{server.http}/v1/classify", cat.read_bytes(), {"traceparent": f"00-{trace}-{caller}-01"}
+    )
+    urllib.request.urlopen(request, timeout=30, context=ssl.create_default_context(cafile=cert)).close()
+
+    spans = receiver.of_trace(trace, 4)
+
+    top = spans.pop("POST /v1/classify")
+    assert (top.parent, top.about["url.scheme"], top.resource["service.name"]) == (caller, "https", "shardlabel")
+    assert {name: span.parent for name, span in spans.items()} == dict.fromkeys(["queue", "decode", "infer"], top.id)
 
 
 @pytest.mark.ray

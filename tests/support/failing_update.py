@@ -64,7 +64,7 @@ def main(port: int) -> None:
     finally:
         stop.set()
         asking.join()
-    states = {state.value: count for state, count in deployment.replica_states.items()}
+    states = {str(state): count for state, count in deployment.replica_states.items()}
     found = {"told": told, "seen": seen, "status": app.status.value, "states": states, "why": deployment.message}
     sys.stdout.write(json.dumps(found, default=str) + "\n")
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -88,12 +89,12 @@ class Queue:
     def take(self, most: int, delay_s: float) -> list[Item]:
         """Wait for a job, and return it with those behind it, up to `most` images together; none means closed."""
         with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if delay_s and self._jobs:
-                until = self._jobs[0].since + delay_s
-                while self.images < most and not self._closed and (left := until - time.monotonic()) > 0:
-                    self._changed.wait(left)
+            while not self._closed:
+                until = self._jobs[0].since + delay_s if self._jobs else math.inf
+                if self.images >= most or until <= time.monotonic():
+                    break
+                # Whoever waits here may find that all have expired meanwhile, and waits on.
+                self._changed.wait(None if until == math.inf else until - time.monotonic())
             taken: list[Item] = []
             # One that is larger than a batch goes alone.
             while self._jobs and (not taken or self._jobs[0].weight <= most):

@@ -13,6 +13,7 @@ import pytest
 
 from models.spec import Precision
 from serve import tracing
+from serve.model.queue import Item
 from serve.oip.grpc.messages import message_class
 from tests.support.oip_server import OipServer, oip_server
 from tests.support.otlp_receiver import Receiver, Span, otlp_receiver
@@ -31,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def server(tiny_model) -> Iterator[OipServer]:
-    with oip_server(tiny_model, Precision.FP32, max_batch_delay_ms=20) as running:
+    with oip_server(tiny_model, Precision.FP32) as running:
         yield running
 
 
@@ -145,14 +146,16 @@ def test_a_refused_request_says_what_was_wrong(traced, server, kind, status, err
     assert set(spans) == others
 
 
-def test_one_that_expired_in_the_queue_shows_that_it_waited(traced, server):
+def test_one_that_expired_in_the_queue_shows_that_it_waited(traced):
     trace, _, header = new_parent()
 
-    assert post(server, RED, traceparent=header, **{"x-request-timeout-seconds": "0.005"}) == 504
+    with tracing.grpc_call("/a/b", [("traceparent", header)]):
+        tracing.stages([Item(b"", 1, 0.0, since=time.monotonic() - 0.5)], "tiny")
+        tracing.answered(504, "deadline", {})
 
     spans = traced.of_trace(trace, 2)
-    assert spans["POST /v1/classify"].is_error
-    assert spans["queue"].ended > spans["queue"].begun
+    assert spans["a/b"].is_error
+    assert spans["queue"].ended - spans["queue"].begun >= 0.5
 
 
 def test_what_the_caller_does_not_sample_is_not_sent(traced, server):

@@ -26,8 +26,8 @@ from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.local import launch
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.batcher import BatchReport
 from serve.model.engine import Engine, _Wanted

@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.serve_load import Client, Load, sample_images
 from serve.config import ServeConfig
 from serve.local.launch import running
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 

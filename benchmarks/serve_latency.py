@@ -24,8 +24,8 @@ from models.inference.classifier import Classifier
 from models.spec import Precision
 from serve.config import ServeConfig
 from serve.local.launch import running
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from benchmarks.serve_load import Client
 from serve.config import ServeConfig
 from serve.local.launch import running
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -70,8 +71,10 @@ def _annotation(
     if is_argument:
         return Annotated[list[str] | None, typer.Argument(help=field.description)]
     kind = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
+    dashed = name.replace("_", "-")
     option = typer.Option(
-        *(f"--{name.replace('_', '-')}", *([short] if short else [])),
+        # What is on unless it is said otherwise needs a word for that.
+        *(f"--{dashed}/--no-{dashed}" if field.default is True else f"--{dashed}", *([short] if short else [])),
         help=_help(field, said),
         hidden=field.json_schema_extra == HIDDEN,
         rich_help_panel=panel,
@@ -140,8 +143,9 @@ def one_line(err: ValidationError, settings: type[BaseModel]) -> str:
     name = str(first["loc"][0])
     option = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
     if first["type"] == "extra_forbidden":
-        shown = [key for key, field in settings.model_fields.items() if field.json_schema_extra != HIDDEN]
-        return f"unknown option {name!r}; known are {', '.join(shown).replace('_', '-')}"
+        shown = [key.replace("_", "-") for key, f in settings.model_fields.items() if f.json_schema_extra != HIDDEN]
+        near = "".join(f"did you mean {key}? " for key in get_close_matches(name.replace("_", "-"), shown, 1))
+        return f"unknown option {name!r}; {near}known are {', '.join(shown)}"
     if first["type"] == "missing":
         return f"{option} is missing"
     about = settings.model_fields[name].description

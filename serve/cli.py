@@ -7,26 +7,29 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.errors import ConfigError
-from pipeline.config import LabelConfig
-from pipeline.options import build_settings, options_of
+from models.errors import ConfigError, ShardlabelError
+from pipeline.options import SettingsT, build_settings, options_of
 from serve.config import ServeConfig
+from serve.local.listen import Listen
+
+if TYPE_CHECKING:
+    from serve.local.running import Endpoint
 
 EXIT_FAILED = 1
 
 
-@options_of(ServeConfig)
+class ServeOptions(Listen, ServeConfig):
+    """All that `shardlabel serve` can be told, by its options and by the file of `--config`."""
+
+
+@options_of(ServeOptions)
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of HTTP.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of gRPC; 0 for none.")] = 9000,
-    haproxy: Annotated[bool, typer.Option(help="HAProxy before the replicas, where it can be.")] = True,
-    address: Annotated[str | None, typer.Option(help=LabelConfig.model_fields["address"].description)] = None,
-    **options: Any,  # noqa: ANN401 (by field)
+    config: Annotated[Path | None, typer.Option(help="These options as YAML; the command line comes first.")] = None,
+    **options: object,
 ) -> None:
     """Answer images over HTTP and gRPC, with the labels that `shardlabel label` gives.
 
@@ -40,33 +43,49 @@ def serve(
 
         shardlabel serve --model efficientnet-lite0 --host 0.0.0.0 --api-keys-file keys.txt --min-replicas 0
 
-        shardlabel serve --model efficientnet-lite0 --calibration calibration.json
+        shardlabel serve --model efficientnet-lite0 --tls-cert cert.pem --tls-key key.pem
+
+        shardlabel serve --config serve.yaml
     """
     from serve.local.launch import running
-    from serve.local.running import Listen
 
-    if options["access_log"] == "-":
+    given = dict(build_settings(ServeOptions, options, config))
+    if given["access_log"] == "-":
         raise ConfigError("--access-log must be off or a file: replicas have no terminal of their own")
-    if options["access_log"] not in (None, "off"):
-        options["access_log"] = str(Path(options["access_log"]).absolute())
-    if options["api_keys_file"] is not None:
-        options["api_keys_file"] = options["api_keys_file"].absolute()
-    config = build_settings(ServeConfig, options)
-    listen = Listen(host, port, grpc_port, address or os.environ.get("RAY_ADDRESS") or None, haproxy)
+    for name in ("access_log", "api_keys_file", "tls_cert", "tls_key"):
+        if given[name] not in (None, "off"):
+            # A replica's working folder is not ours.
+            given[name] = str(Path(given[name]).absolute())
+    given["address"] = given["address"] or os.environ.get("RAY_ADDRESS") or None
+    endpoint_config = _part(ServeConfig, given)
+    listen = _part(Listen, given)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopper(stop))
-    _say(f"starting {config.model} ...")
-    with running(config, listen, _say) as endpoint:
+    _say(f"starting {endpoint_config.model} ...")
+    with running(endpoint_config, listen, _say) as endpoint:
         _say(endpoint.sentence())
         while not stop.wait(1.0):
             fault = endpoint.fault()
             if fault is not None:
                 _say(f"error: {fault}")
                 raise typer.Exit(EXIT_FAILED)
+            _renew(endpoint)
         _say("stopping: finishing the requests there are")
     _say("stopped")
+
+
+def _part(kind: type[SettingsT], given: dict[str, Any]) -> SettingsT:
+    return build_settings(kind, {name: given[name] for name in kind.model_fields})
+
+
+def _renew(endpoint: Endpoint) -> None:
+    try:
+        if endpoint.renew_certificate():
+            _say("the certificate was renewed: new connections get it")
+    except ShardlabelError as err:
+        _say(f"warning: the old certificate stays: {err}")
 
 
 def _stopper(stop: threading.Event) -> Any:  # noqa: ANN401 (signal's own type)

@@ -19,6 +19,8 @@ GPU_BATCH_SIZE = 32
 # Images that may wait per replica: a second or two of work on one core, and several batches on a GPU.
 MIN_QUEUE = 128
 QUEUE_BATCHES = 8
+# What an endpoint takes of a cluster that others use too, however large that is, unless it is told.
+SHARED_REPLICAS = 8
 # Of a replica with a GPU, which decode for it.
 MAX_GPU_CPUS = 8
 
@@ -55,7 +57,22 @@ class ServeConfig(BaseModel):
         default=1, ge=0, le=10_000, description="Replicas that are always there; 0: none without requests."
     )
     max_replicas: int | None = Field(
-        default=None, ge=1, le=10_000, description="Most replicas under load. [default: as fit]"
+        default=None,
+        ge=1,
+        le=10_000,
+        description=f"Most replicas under load. [default: as fit; on a joined cluster one less, at most {SHARED_REPLICAS}]",
+    )
+    target_ongoing_requests: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Open requests per replica beyond which one is added. [default: 2 per CPU; with a GPU 2 batches]",
+    )
+    upscale_delay_s: float = Field(
+        default=2.0, ge=0, le=3600, description="How long there must be more of them before a replica is added."
+    )
+    downscale_delay_s: float = Field(
+        default=30.0, ge=0, le=86_400, description="How long there must be fewer before one is taken away."
     )
 
     max_queue: int | None = Field(
@@ -149,7 +166,7 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         max_ongoing=2 * max_queue + 2 * batch_size * workers + 64,
         # One piece of work that runs and one that waits. On a GPU that is a batch, which could never fill with less; on
         # a CPU an image, since there a batch is no faster than its images, and a core that idles is.
-        target_ongoing=2.0 * (batch_size if on_gpu else 1) * workers,
+        target_ongoing=config.target_ongoing_requests or 2.0 * (batch_size if on_gpu else 1) * workers,
         cpus=replica_cpus,
         gpus=int(on_gpu),
     )

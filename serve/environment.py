@@ -13,7 +13,8 @@ from pathlib import Path
 from serve.config import ServeConfig
 from serve.local.grpc_listener import HOST_VARIABLE as GRPC_HOST_VARIABLE
 from serve.local.grpc_listener import MESSAGE_VARIABLE
-from serve.local.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE
+from serve.local.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
 
 # Requests up to this are held until they are answered, and sent to another replica where theirs died.
@@ -85,16 +86,18 @@ def of_this_machine(host: str) -> dict[str, str]:
     }
 
 
-def of_this_machines_haproxy(host: str, folder: Path) -> dict[str, str]:
+def of_this_machines_haproxy(listen: Listen, folder: Path) -> dict[str, str]:
     """Return what a HAProxy before a Ray of its own is told: files and ports that are this endpoint's alone.
 
     Args:
-        host: Address that clients find it at. What is behind it listens on the loopback interface.
+        listen: Where clients find it. What is behind it listens on the loopback interface.
         folder: For its files.
     """
     metrics, stats, http, grpc = free_ports(4)
     return {
-        HOST_VARIABLE: host,
+        HOST_VARIABLE: listen.host,
+        TLS_CERT_VARIABLE: str(listen.tls_cert or ""),
+        TLS_KEY_VARIABLE: str(listen.tls_key or ""),
         GRPC_HOST_VARIABLE: _LOOPBACK,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

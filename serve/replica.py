@@ -20,7 +20,8 @@ from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
 from pipeline.operators.model_ref import settle_calibration
-from serve.config import Plan, ServeConfig, plan_replica
+from serve import tracing
+from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
 from serve.http.application import Application, Extras
@@ -38,9 +39,7 @@ logger = logging.getLogger(__name__)
 APP_NAME = "shardlabel"
 DEPLOYMENT_NAME = "Classifier"
 
-# Serve's defaults are for models that take seconds to answer: 30 s before it adds a replica, 600 s before it takes one.
-UPSCALE_DELAY_S = 2.0
-DOWNSCALE_DELAY_S = 30.0
+# Serve's defaults are for models that take seconds to answer; see also the delays in serve.config.
 LOOK_BACK_S = 3.0
 METRICS_INTERVAL_S = 1.0
 SURGE_PERCENT = 20
@@ -82,6 +81,7 @@ class Replica(Methods):
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
         self.start_grpc(self.backend.admit)
+        tracing.start(name)
         self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
@@ -110,6 +110,7 @@ class Replica(Methods):
     async def __del__(self) -> None:
         self.backend.close()
         await asyncio.to_thread(self._share.close)
+        await asyncio.to_thread(tracing.stop)
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
 
@@ -154,7 +155,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
 
 
 def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:
-    """Return the most replicas: as configured, else as many as fit, and at least as many as the least.
+    """Return the most replicas: as configured, else as many as fit or a shared cluster can live with; not below the least.
 
     Raises:
         ConfigError: The least do not fit a fixed Ray.
@@ -168,7 +169,9 @@ def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, i
             f"{least} replicas of {plan.cpus} CPUs and {plan.gpus} GPUs each do not fit: Ray has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
         )
-    return config.max_replicas or max(fits, least)
+    # On a cluster that others use too, with room for one more: a rolling update that has none takes an old replica away
+    # before the new one has started, also where that cannot start.
+    return config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
 
 
 def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:
@@ -190,8 +193,8 @@ def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
-            upscale_delay_s=UPSCALE_DELAY_S,
-            downscale_delay_s=DOWNSCALE_DELAY_S,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
             metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,
         )

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import InferenceError
+from serve import tracing
 from serve.http.access_log import AccessLog
 from serve.http.asgi import Rejected, as_rejected, error_response
 from serve.http.bodies import BodyMemory, Held
@@ -102,14 +103,15 @@ class Application:
             metrics.in_flight.inc()
         watched = _Watched(send, began, scope["method"])
         kind: str | None = "gone"
-        try:
-            kind = await self._answer(path, scope, receive, watched)
-        finally:
-            # Also where the task was cancelled: the client has closed the connection.
-            held.close()
-            if metrics is not None:
-                metrics.in_flight.dec()
-            self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)
+        with tracing.http_request(scope, route_name(path), path):
+            try:
+                kind = await self._answer(path, scope, receive, watched)
+            finally:
+                # Also where the task was cancelled: the client has closed the connection.
+                held.close()
+                if metrics is not None:
+                    metrics.in_flight.dec()
+                self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)
 
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: _Watched) -> str | None:
         """Answer one request; return the kind of its error, or None."""
@@ -143,6 +145,7 @@ class Application:
 
     def _note(self, scope: Scope, path: str, status: int, seconds: float, kind: str | None) -> None:
         metrics, log = self._extras.metrics, self._extras.access_log
+        tracing.answered(status, kind, {"http.response.status_code": status})
         if metrics is not None:
             metrics.request(route_name(path), status, seconds, kind)
         if log is not None:

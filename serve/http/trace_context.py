@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from serve import tracing
+
 # Version, trace, span and flags. A later version than 00 may have more behind them.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -25,5 +27,5 @@ def trace_id(traceparents: Sequence[str]) -> str | None:
 
 def trace_field(traceparents: Sequence[str]) -> dict[str, str]:
     """Return `{"trace_id": ...}` for a line of the log; empty where the request belongs to no trace."""
-    found = trace_id(traceparents)
+    found = tracing.trace_id() or trace_id(traceparents)
     return {} if found is None else {"trace_id": found}

@@ -14,6 +14,7 @@ script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, un
 * No datagram about each request goes to a syslog port that nobody named (RAY_SERVE_HAPROXY_LOG_TARGET names one).
 * gRPC has a quarter of the connections at most, and those that say nothing are closed: they must not keep HTTP out.
 * Clients are listened to on SHARDLABEL_HAPROXY_HOST, where that is set: Ray has one address for them and for its replicas.
+* Clients are spoken to by TLS where SHARDLABEL_TLS_CERT and SHARDLABEL_TLS_KEY name a certificate and its key.
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
 
 Where one of these finds nothing to change, Ray's file is another than the one that this was written for: HAProxy is then
@@ -43,6 +44,10 @@ GRPC_SHARE = 0.25
 REFUSED = "refused"
 HOST_VARIABLE = "SHARDLABEL_HAPROXY_HOST"
 ADMIN_HOST_VARIABLE = "SHARDLABEL_HAPROXY_ADMIN_HOST"
+TLS_CERT_VARIABLE = "SHARDLABEL_TLS_CERT"
+TLS_KEY_VARIABLE = "SHARDLABEL_TLS_KEY"
+# Beside the configuration, and its name to HAProxy: a link to the certificate. HAProxy looks for the key behind `.key`.
+TLS_BUNDLE = "tls.pem"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
@@ -75,7 +80,13 @@ def error_response(code: int) -> bytes:
 
 
 def edited(
-    config: str, errors: Path, *, host: str | None = None, admin_host: str = _LOOPBACK, logs: bool = False
+    config: str,
+    errors: Path,
+    *,
+    host: str | None = None,
+    admin_host: str = _LOOPBACK,
+    logs: bool = False,
+    tls: Path | None = None,
 ) -> str:
     """Return Ray's HAProxy configuration with the changes that the head of this file lists.
 
@@ -85,6 +96,7 @@ def edited(
         host: Address that clients are listened to on; None for Ray's.
         admin_host: Address that metrics and stats listen on.
         logs: Whether the syslog target that the file names is to get a line per request.
+        tls: Certificate that clients are shown; None for plain HTTP and gRPC.
 
     Raises:
         ClusterError: There is nothing of what one of the changes is to change; says which.
@@ -103,6 +115,8 @@ def edited(
     if "frontend grpc_frontend" in config:
         grpc = r"^(frontend grpc_frontend\n(?:\s*#.*\n)*\s*bind .*\n)"
         config = _changed(config, "the frontend of gRPC", grpc, rf"\1{_grpc(config)}")
+    if tls:
+        config = _with_tls(config, tls)
     if host:
         clients = r"^(frontend (?:http|grpc)_frontend\n(?:\s*#.*\n)*\s*bind )\S+:(\d+)"
         config = _changed(config, "the address of clients", clients, rf"\g<1>{bracketed(host)}:\g<2>")
@@ -139,6 +153,19 @@ def _http() -> str:
     )
 
 
+def _with_tls(config: str, certificate: Path) -> str:
+    for name, protocols in (("http", "h2,http/1.1"), ("grpc", "h2")):
+        # The time is for a connection that says nothing of TLS.
+        lines = (
+            f" ssl crt {certificate} ssl-min-ver TLSv1.2 alpn {protocols}\n"
+            f"    http-request set-header X-Forwarded-Proto https\n    timeout client {TIMEOUT_REQUEST_S}s\n"
+        )
+        if f"frontend {name}_frontend" in config:
+            bind = rf"^(frontend {name}_frontend\n(?:\s*#.*\n)*\s*bind .*)\n"
+            config = _changed(config, f"TLS of the frontend {name}", bind, rf"\g<1>{lines}")
+    return config
+
+
 def _grpc(config: str) -> str:
     connections = re.search(r"(?m)^\s*maxconn (\d+)", config)
     if connections is None:
@@ -164,10 +191,27 @@ def _edit_file(path: Path) -> None:
     admin_host = os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK
     host = os.environ.get(HOST_VARIABLE) or None
     logs = bool(os.environ.get(LOG_VARIABLE))
-    config = edited(path.read_text(), errors, host=host, admin_host=admin_host, logs=logs)
+    tls = _linked_certificate(path.parent)
+    config = edited(path.read_text(), errors, host=host, admin_host=admin_host, logs=logs, tls=tls)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(config)
     temporary.replace(path)
+
+
+def _linked_certificate(folder: Path) -> Path | None:
+    """Put the certificate and its key where HAProxy looks for the pair, without a copy of either."""
+    cert, key = (os.environ.get(name) for name in (TLS_CERT_VARIABLE, TLS_KEY_VARIABLE))
+    if not cert and not key:
+        return None
+    if not cert or not key:
+        raise ClusterError(
+            f"HAProxy is not started: {TLS_CERT_VARIABLE} and {TLS_KEY_VARIABLE} belong together: set both"
+        )
+    bundle = folder / TLS_BUNDLE
+    for link, file in ((bundle, cert), (bundle.with_name(f"{TLS_BUNDLE}.key"), key)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+    return bundle
 
 
 def _binary() -> str:

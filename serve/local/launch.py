@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import ssl
 import sys
 import tempfile
 import threading
@@ -13,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,21 @@ from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
 from pipeline.session.connect import check_address
 from pipeline.session.local import start_local_ray
-from serve import environment
+from serve import environment, tracing
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
-from serve.local.haproxy import BINARY_VARIABLE, RAY_BINARY_VARIABLE, REFUSED
+from serve.local.haproxy import (
+    BINARY_VARIABLE,
+    RAY_BINARY_VARIABLE,
+    REFUSED,
+    TLS_CERT_VARIABLE,
+    TLS_KEY_VARIABLE,
+)
+from serve.local.listen import Listen
 from serve.local.ports import check_free
-from serve.local.running import Endpoint, Listen
+from serve.local.running import Endpoint
+from serve.local.tls import Renewal
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +70,14 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         if listen.grpc_port:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
     _check(config)
+    if no_spans := tracing.problem():
+        say(f"warning: {no_spans}")
+    renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
+    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None, renewal=renewal)
     haproxy = _set_environment(config, listen, folder)
+    if renewal is not None and not haproxy:
+        raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     try:
         _start_ray(listen)
         if listen.address:
@@ -108,6 +121,9 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
         Whether HAProxy is to stand before the replicas.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Who checked the certificate was given it as an option.
+    for name in (TLS_CERT_VARIABLE, TLS_KEY_VARIABLE):
+        os.environ.pop(name, None)
     wanted = environment.of_every_node(config) | environment.of_this_machine(listen.host)
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     haproxy = listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file()
@@ -116,7 +132,7 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
         if given and Path(given).name != launcher.name:
             os.environ[BINARY_VARIABLE] = given
         wanted |= environment.of_haproxy(config, str(launcher))
-        wanted |= environment.of_this_machines_haproxy(listen.host, folder)
+        wanted |= environment.of_this_machines_haproxy(listen, folder)
     for name, value in wanted.items():
         # What the user has set stays; what an earlier endpoint of this process has set does not.
         if name not in os.environ or name in _set_here:
@@ -184,7 +200,7 @@ def _as_it_listens(listen: Listen, say: Say) -> Listen:
     if found is None:
         return listen
     http, grpc = found
-    real = replace(listen, host=http.host, port=http.port, grpc_port=grpc.port)
+    real = listen.model_copy(update={"host": http.host, "port": http.port, "grpc_port": grpc.port})
     if real != listen:
         say(
             f"Serve runs on that cluster already, and listens on {real.host}:{real.port}, gRPC on port {real.grpc_port}: "
@@ -257,10 +273,12 @@ def _wait_until_answered(listen: Listen, folder: Path) -> None:
     """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
     deadline = time.monotonic() + ROOM_S
     problem = "nothing answers"
+    # The certificate was looked at, and bears another name than this machine's.
+    trusting = ssl._create_unverified_context() if listen.tls_cert else None
     while time.monotonic() < deadline:
         _look_for_refusal(folder)
         try:
-            with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5, context=trusting) as answer:
                 if orjson.loads(answer.read()) == {"status": "ok"}:
                     return
         except (OSError, ValueError) as err:

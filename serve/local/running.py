@@ -14,33 +14,11 @@ from pathlib import Path
 from models.errors import ClusterError
 from pipeline.patches.looks_patches import dead_process, local_node
 from pipeline.session.local import stop_ray
+from serve.local.haproxy import TLS_BUNDLE
+from serve.local.listen import Listen
 from serve.local.ports import holders
+from serve.local.tls import Renewal
 from serve.metrics.all_replicas import RayStore
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where the endpoint listens.
-
-    Attributes:
-        host: Address.
-        port: Of HTTP.
-        grpc_port: Of gRPC; 0 for none.
-        address: Ray cluster to join; None for a local Ray.
-        haproxy: Whether HAProxy may stand before the replicas.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc_port: int = 9000
-    address: str | None = None
-    haproxy: bool = True
-
-    @property
-    def url(self) -> str:
-        """Return where a client of this machine finds it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
 
 
 @dataclass(slots=True)
@@ -51,6 +29,7 @@ class Endpoint:
     drain_s: float
     folder: Path
     is_local: bool
+    renewal: Renewal | None = None
 
     def close(self) -> None:
         """Stop taking requests, finish those that are being served, and stop.
@@ -102,6 +81,26 @@ class Endpoint:
         node = local_node() if self.is_local else None
         name = None if node is None else dead_process(node)
         return None if name is None else f"Ray's {name} died; run the same command again"
+
+    def renew_certificate(self) -> bool:
+        """Give HAProxy the certificate that its files hold, where it was renewed; tell whether it was.
+
+        Raises:
+            ConfigError: The new one cannot be used; the old one stays.
+            ClusterError: HAProxy does not take it.
+        """
+        pem = None if self.renewal is None else self.renewal.take()
+        if pem is None:
+            return False
+        # An empty line would end what is sent.
+        lines = "\n".join(line for line in pem.splitlines() if line.strip())
+        for path in self.folder.glob("*/admin.sock"):
+            with contextlib.suppress(OSError), _Console(path) as console:  # one that ends just now needs none
+                name = path.parent / TLS_BUNDLE
+                answer = console.ask(f"set ssl cert {name} <<\n{lines}\n") + console.ask(f"commit ssl cert {name}")
+                if "Success!" not in answer:
+                    raise ClusterError(f"HAProxy does not take the new certificate: {' '.join(answer.split())[:300]}")
+        return True
 
     def _haproxy_pids(self) -> list[int]:
         return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]

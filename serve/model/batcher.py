@@ -200,11 +200,12 @@ class Batcher:
         """Decode jobs that were taken from the queue."""
         alive = []
         for job in jobs:
-            began = time.monotonic()
+            job.taken = time.monotonic()
             if self._alive([job], report, "decode"):
-                report.queue_s.append(began - job.since)
+                report.queue_s.append(job.taken - job.since)
                 self._runner.decode(job)
-                report.decode_s.append(time.monotonic() - began)
+                job.decoded_at = time.monotonic()
+                report.decode_s.append(job.decoded_at - job.taken)
                 alive.append(job)
         return alive
 
@@ -228,8 +229,12 @@ class Batcher:
             except Exception as err:  # noqa: BLE001 (it is each of these requests' outcome)
                 outcomes = [err] * len(jobs)
                 report.failed = True
-            report.infer_s = time.monotonic() - began
-            report.size = sum(job.weight for job in jobs if not isinstance(job.decoded, Exception))
+            ended = time.monotonic()
+            report.infer_s = ended - began
+            ran = [job for job in jobs if not isinstance(job.decoded, Exception)]
+            report.size = sum(job.weight for job in ran)
+            for job in ran:
+                job.run_at, job.done_at, job.batch = began, ended, report.size
         self._tell(self._deliver, jobs, outcomes, report)
 
     def _tell(self, call: Callable[..., None], *args: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from models.labels import check_classes
 from models.malloc import tune_malloc
 from models.spec import ModelSpec, Precision
 from models.store.locate import locate
+from serve import tracing
 from serve.config import Plan
 from serve.model.backend import Labelled, Outcome
 from serve.model.batcher import Batcher, BatchReport
@@ -146,7 +148,7 @@ class Engine:
     ) -> list[Outcome]:
         """Label encoded images; see `serve.model.backend.Backend.label`."""
         wanted = _Wanted(top_k, probabilities, embedding)
-        outcomes = await self._started().submit([Item(data, 1, deadline, wanted) for data in images])
+        outcomes = await self._submit([Item(data, 1, deadline, wanted) for data in images])
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
                 raise outcome
@@ -156,11 +158,17 @@ class Engine:
         """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
-        outputs = await self._started().submit([Item(piece, len(piece), deadline) for piece in pieces])
+        outputs = await self._submit([Item(piece, len(piece), deadline) for piece in pieces])
         for output in outputs:
             if isinstance(output, Exception):
                 raise output
         return np.concatenate(outputs)
+
+    async def _submit(self, items: Sequence[Item]) -> list[Any]:
+        try:
+            return await self._started().submit(items)
+        finally:
+            tracing.stages(items, self.spec.name)
 
     def decode(self, job: Item) -> None:
         """Decode one image, in a thread of the batcher."""

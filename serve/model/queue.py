@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -35,6 +36,11 @@ class Item:
         options: What the runner needs to know of it.
         decoded: What the decoder made of the payload; an exception where it could not.
         since: `time.monotonic()` when it began to wait.
+        taken: Likewise, when it was taken from the queue; 0.0 before that, as those below.
+        decoded_at: When it was decoded.
+        run_at: When its batch began to run.
+        done_at: When that ended.
+        batch: Images of that batch.
     """
 
     payload: Any
@@ -43,6 +49,11 @@ class Item:
     options: Any = None
     decoded: Any = None
     since: float = 0.0
+    taken: float = 0.0
+    decoded_at: float = 0.0
+    run_at: float = 0.0
+    done_at: float = 0.0
+    batch: int = 0
     ticket: Ticket = field(init=False)
     index: int = field(init=False)
 
@@ -78,12 +89,12 @@ class Queue:
     def take(self, most: int, delay_s: float) -> list[Item]:
         """Wait for a job, and return it with those behind it, up to `most` images together; none means closed."""
         with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if delay_s and self._jobs:
-                until = self._jobs[0].since + delay_s
-                while self.images < most and not self._closed and (left := until - time.monotonic()) > 0:
-                    self._changed.wait(left)
+            while not self._closed:
+                until = self._jobs[0].since + delay_s if self._jobs else math.inf
+                if self.images >= most or until <= time.monotonic():
+                    break
+                # Whoever waits here may find that all have expired meanwhile, and waits on.
+                self._changed.wait(None if until == math.inf else until - time.monotonic())
             taken: list[Item] = []
             # One that is larger than a batch goes alone.
             while self._jobs and (not taken or self._jobs[0].weight <= most):

@@ -1,6 +1,6 @@
 """Ask an endpoint with the unmodified clients of Hugging Face and OpenAI; print what they gave as one JSON object.
 
-    python huggingface_openai.py HTTP_HOST:PORT MODEL IMAGE
+    python huggingface_openai.py URL MODEL IMAGE
 
 Runs in `.venv-clients`; knows nothing of this project.
 """
@@ -65,4 +65,4 @@ def main(base: str, model: str, path: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(f"http://{sys.argv[1]}", *sys.argv[2:4])) + "\n")
+    sys.stdout.write(json.dumps(main(*sys.argv[1:4])) + "\n")

@@ -1,6 +1,6 @@
 """Call an endpoint with the unmodified tritonclient.grpc, and print what it gave as one JSON object.
 
-    python triton_grpc.py HOST:PORT MODEL IMAGE SIDE
+    python triton_grpc.py HOST:PORT MODEL IMAGE SIDE [CERTIFICATE]
 
 Runs in `.venv-clients`; knows nothing of this project.
 """
@@ -17,6 +17,18 @@ import numpy as np
 import tritonclient.grpc as triton
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
+
+CERTIFICATE = sys.argv[5] if len(sys.argv) > 5 else None
+
+
+def connect(url: str) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(url, ssl=CERTIFICATE is not None, root_certificates=CERTIFICATE)
+
+
+def channel(url: str) -> grpc.Channel:
+    if CERTIFICATE is None:
+        return grpc.insecure_channel(url)
+    return grpc.secure_channel(url, grpc.ssl_channel_credentials(Path(CERTIFICATE).read_bytes()))
 
 
 def image_input(*contents: bytes, batch_axis: bool = True) -> triton.InferInput:
@@ -53,7 +65,7 @@ def ensemble_classes(client, model: str, image: bytes) -> dict[str, list[str]]:
 
 def streamed(url: str, model: str, image: bytes) -> dict[str, object]:
     """Send requests down a stream, two of them wrong, as Triton's `image_client --streaming` does."""
-    client = triton.InferenceServerClient(url)
+    client = connect(url)
     answers: queue.Queue[tuple[object, object]] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     wanted = [triton.InferRequestedOutput("labels")]
@@ -73,7 +85,7 @@ def streamed(url: str, model: str, image: bytes) -> dict[str, object]:
 
 def probed(url: str, *services: str) -> list[object]:
     """Ask as Kubernetes' grpc probe does; the message is one string, and its answer one number."""
-    check = grpc.insecure_channel(url).unary_unary("/grpc.health.v1.Health/Check")
+    check = channel(url).unary_unary("/grpc.health.v1.Health/Check")
     found: list[object] = []
     for service in services:
         text = service.encode()
@@ -85,7 +97,7 @@ def probed(url: str, *services: str) -> list[object]:
 
 
 def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
-    client = triton.InferenceServerClient(url)
+    client = connect(url)
     metadata = MessageToDict(client.get_model_metadata(f"{model}-tensor"))
     tensor_in, tensor_out = metadata["inputs"][0]["name"], metadata["outputs"][0]["name"]
     pixels = triton.InferInput(tensor_in, [2, 3, side, side], "FP32")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import shutil
+import ssl
 import subprocess
 import tarfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +19,11 @@ import numpy as np
 import pytest
 
 from models.spec import Precision
+from serve.local.ports import free_ports
+from tests.support.certificates import write_certificate
 from tests.support.oip_server import OipServer, oip_server
+from tests.support.otlp_receiver import Receiver, otlp_receiver
+from tests.support.serve_process import ServeProcess, serving
 from tests.support.tiny_model import SIDE, colour_jpeg
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
@@ -242,12 +251,12 @@ def test_http_a_jpeg_as_it_is(client, server):
 # tritonclient.grpc and kserve, in their own environment
 
 
-def run_client(script: str, *arguments: object) -> dict[str, object]:
+def run_client(script: str, *arguments: object, **environment: str) -> dict[str, object]:
     if not CLIENTS_PYTHON.is_file():
         pytest.skip("the clients are not installed: make .venv-clients/.installed")
     done = subprocess.run(
         [CLIENTS_PYTHON, ROOT / "tests" / "clients" / script, *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -377,7 +386,7 @@ def check_huggingface_and_openai(got: dict, *, model: str, first: str, features:
 
 
 def test_huggingface_and_openai_clients(server, red_jpeg):
-    got = run_client("huggingface_openai.py", server.http, server.model, red_jpeg)
+    got = run_client("huggingface_openai.py", f"http://{server.http}", server.model, red_jpeg)
 
     check_huggingface_and_openai(got, model=server.model, first="red", features=3)
 
@@ -389,9 +398,6 @@ def test_huggingface_and_openai_clients(server, red_jpeg):
 def endpoint(tmp_path_factory) -> Iterator[OipServer]:
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
-    from serve.local.ports import free_ports
-    from tests.support.serve_process import serving
-
     (grpc_port,) = free_ports(1)
     options = ["--model", "efficientnet-lite0", "--grpc-port", str(grpc_port), "--max-replicas", "1"]
     with serving(tmp_path_factory.mktemp("serve"), *options) as running:
@@ -461,6 +467,115 @@ def test_kserve_client_through_shardlabel_serve(endpoint, cat):
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_huggingface_and_openai_clients_through_shardlabel_serve(endpoint, cat):
-    got = run_client("huggingface_openai.py", endpoint.http, endpoint.model, cat)
+    got = run_client("huggingface_openai.py", f"http://{endpoint.http}", endpoint.model, cat)
 
     check_huggingface_and_openai(got, model=endpoint.model, first="tiger cat", features=1280)
+
+
+# And over TLS, as a file of settings says it
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory, receiver) -> Iterator[tuple[OipServer, Path, ServeProcess]]:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs Linux' /proc")
+    folder = tmp_path_factory.mktemp("serve")
+    cert, key = write_certificate(folder / "tls")
+    (grpc_port,) = free_ports(1)
+    settings = folder / "serve.yaml"
+    settings.write_text(
+        f"model: efficientnet-lite0\ngrpc-port: {grpc_port}\nmax_replicas: 1\ntls_cert: {cert}\ntls-key: {key}\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        with serving(folder, "--config", str(settings)) as running:
+            server = OipServer(f"localhost:{running.port}", f"localhost:{grpc_port}", "efficientnet-lite0", 224)
+            yield server, cert, running
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_tritonclient_http_over_tls(encrypted, cat):
+    server, cert, _ = encrypted
+    with triton.InferenceServerClient(server.http, ssl=True, ssl_options={"ca_certs": str(cert)}) as client:
+        assert client.is_model_ready(server.model)
+        assert "cat" in texts(client.infer(server.model, [images(cat.read_bytes())]).as_numpy("labels"))[0]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_tritonclient_grpc_over_tls(encrypted, cat):
+    server, cert, _ = encrypted
+
+    got = run_client("triton_grpc.py", server.grpc, server.model, cat, server.side, cert)
+
+    first = got["classes"][0].split(":")[2]
+    check_triton_grpc(got, model=server.model, classes=1000, first=first, first_id=got["label_ids"][0][0])
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_huggingface_and_openai_clients_over_tls(encrypted, cat):
+    server, cert, _ = encrypted
+
+    got = run_client("huggingface_openai.py", f"https://{server.http}", server.model, cat, SSL_CERT_FILE=str(cert))
+
+    check_huggingface_and_openai(got, model=server.model, first="tiger cat", features=1280)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_curl_over_tls(encrypted, cat, version):
+    server, cert, _ = encrypted
+    curl = shutil.which("curl") or pytest.skip("needs curl")
+    words = ["-sS", version, "--data-binary", f"@{cat}", "-H", "Content-Type: image/jpeg"]
+
+    trusting = subprocess.run(
+        [curl, *words, "--cacert", cert, f"https://{server.http}/v1/classify"], capture_output=True, check=False
+    )
+    plain = subprocess.run([curl, *words, f"http://{server.http}/v1/classify"], capture_output=True, check=False)
+
+    assert json.loads(trusting.stdout)["results"][0]["labels"][0]["label"] == "tiger cat", trusting.stderr
+    assert (plain.returncode, plain.stdout) == (52, b""), "an empty reply"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_spans_of_a_request_through_shardlabel_serve(encrypted, receiver, cat):
+    server, cert, _ = encrypted
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    request = urllib.request.Request(
+        f"https://{server.http}/v1/classify", cat.read_bytes(), {"traceparent": f"00-{trace}-{caller}-01"}
+    )
+    urllib.request.urlopen(request, timeout=30, context=ssl.create_default_context(cafile=cert)).close()
+
+    spans = receiver.of_trace(trace, 4)
+
+    top = spans.pop("POST /v1/classify")
+    assert (top.parent, top.about["url.scheme"], top.resource["service.name"]) == (caller, "https", "shardlabel")
+    assert {name: span.parent for name, span in spans.items()} == dict.fromkeys(["queue", "decode", "infer"], top.id)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_renewed_certificate_is_shown_without_a_restart(encrypted):
+    server, cert, running = encrypted
+    before = cert.read_text()
+    write_certificate(cert.parent, "renewed")
+
+    shown = {}
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and set(shown.values()) != {cert.read_text()}:
+        for address in (server.http, server.grpc):
+            host, port = address.split(":")
+            shown[address] = ssl.get_server_certificate((host, int(port)))
+
+    assert set(shown.values()) == {cert.read_text()} != {before}
+    assert "the certificate was renewed" in running.output()

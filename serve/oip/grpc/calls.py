@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from serve import tracing
 from serve.http.access_log import AccessLog
 from serve.http.asgi import Rejected, as_rejected
 from serve.http.bodies import BodyMemory, Held
@@ -21,7 +22,7 @@ from serve.oip.faults import GRPC_CODES, malformed
 from serve.oip.grpc.call import Call, Context, Message
 from serve.oip.grpc.handlers import Handlers
 from serve.oip.grpc.messages import answer_class, request_class
-from serve.oip.grpc.service import STREAM, Metadata, Refusal
+from serve.oip.grpc.service import PATHS, STREAM, Metadata, Refusal
 from serve.oip.grpc.wire import check_size
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,10 @@ class GrpcCalls:
 
     async def _outcome(self, call: Call) -> Message | Rejected:
         """Answer one message, count it, and write its line in the log."""
+        with tracing.grpc_call(PATHS[call.rpc], call.context.invocation_metadata()):
+            return await self._noted(call)
+
+    async def _noted(self, call: Call) -> Message | Rejected:
         began = time.perf_counter()
         status = 499  # where the task is cancelled: the client has hung up
         kind: str | None = "gone"
@@ -174,6 +179,8 @@ class GrpcCalls:
         finally:
             held.close()
             seconds = time.perf_counter() - began
+            code = {200: "OK", 499: "CANCELLED"}.get(status) or GRPC_CODES.get(status, "INTERNAL")
+            tracing.answered(status, kind, {"rpc.response.status_code": code})
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
                 self._metrics.request(f"grpc/{call.rpc}", status, seconds, kind)

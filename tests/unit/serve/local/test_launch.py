@@ -10,7 +10,8 @@ from models.errors import ClusterError, ConfigError
 from pipeline.patches.grpc_patches import check_grpc
 from serve.config import ServeConfig
 from serve.local import launch
-from serve.local.running import Endpoint, Listen
+from serve.local.listen import Listen
+from serve.local.running import Endpoint
 
 
 def no_room():
@@ -60,7 +61,7 @@ def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypat
     monkeypatch.setattr(launch, "serve_options", lambda: found)
     said = []
 
-    listen = launch._as_it_listens(Listen("127.0.0.1", 8000, 9000, "auto"), said.append)
+    listen = launch._as_it_listens(Listen(address="auto"), said.append)
 
     assert (listen.host, listen.port, listen.grpc_port) == ("0.0.0.0", 8123, 9123)
     assert "--host 127.0.0.1" in said[0]
@@ -68,7 +69,7 @@ def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypat
 
 
 def test_nothing_is_said_where_they_are_what_was_asked_for_or_serve_does_not_run(monkeypatch):
-    asked = Listen("127.0.0.1", 8000, 9000, "auto")
+    asked = Listen(address="auto")
     for found in (None, (SimpleNamespace(host="127.0.0.1", port=8000), SimpleNamespace(port=9000))):
         monkeypatch.setattr(launch, "serve_options", lambda found=found: found)
 

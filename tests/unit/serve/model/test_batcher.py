@@ -263,3 +263,13 @@ def test_a_batch_is_bound_by_images_and_not_by_jobs(decoders):
 
     # In their order; one that is larger than a batch goes alone.
     assert asyncio.run(test()) == [[0], [1], [2, 3], [4], [5]]
+
+
+@scenario
+async def test_a_request_that_expires_while_its_batch_fills_does_not_end_the_thread():
+    async with Setting(delay_s=0.2) as s:
+        with pytest.raises(DeadlineError):
+            await s.submit(1, seconds=0.02)
+        await asyncio.sleep(0.4)
+
+        assert await s.submit(2) == [4]

@@ -1,0 +1,85 @@
+"""A certificate that clients would refuse is found before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import build_app
+from models.errors import ConfigError
+from serve.local.tls import Renewal, check_certificate
+from tests.support.certificates import write_certificate
+
+
+def other_key(folder: Path) -> tuple[Path, Path]:
+    return write_certificate(folder / "a")[0], write_certificate(folder / "b")[1]
+
+
+def no_pem(folder: Path) -> tuple[Path, Path]:
+    cert, key = write_certificate(folder / "a")
+    cert.write_text("no certificate")
+    return cert, key
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        pytest.param(lambda f: (f / "none.pem", f / "none.pem"), "No such file", id="not there"),
+        pytest.param(other_key, "is not the key of", id="of another"),
+        pytest.param(no_pem, "give PEM files", id="no PEM"),
+        pytest.param(lambda f: write_certificate(f / "a", days=(-3, -1)), "has expired; renew it", id="expired"),
+        pytest.param(lambda f: write_certificate(f / "a", days=(1, 3)), "not yet valid", id="too early"),
+        pytest.param(lambda f: write_certificate(f / "a", passphrase=b"x"), "has a passphrase", id="passphrase"),
+    ],
+)
+def test_a_certificate_that_clients_would_refuse_is_an_error_that_says_what_to_do(tmp_path, make, says):
+    cert, key = make(tmp_path)
+
+    with pytest.raises(ConfigError, match=says):
+        check_certificate(cert, key)
+
+
+def test_a_good_one_passes_alone_and_in_one_file_with_its_key(tmp_path):
+    cert, key = write_certificate(tmp_path)
+    check_certificate(cert, key)
+    cert.write_text(cert.read_text() + key.read_text())
+
+    check_certificate(cert, cert)
+
+
+def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path):
+    cert, key = write_certificate(tmp_path)
+    renewal = Renewal(cert, key)
+    assert renewal.take() is None
+
+    write_certificate(tmp_path)
+    given = renewal.take()
+    assert given is not None
+    assert cert.read_text().strip() in given
+    assert key.read_text().strip() in given
+    assert renewal.take() is None
+
+    key.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        renewal.take()
+    assert renewal.take() is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        pytest.param(["--tls-cert", "a.pem"], "belong together", id="half"),
+        pytest.param(["--no-haproxy"], "needs HAProxy", id="no HAProxy"),
+        pytest.param(["--address", "auto"], "SHARDLABEL_TLS_CERT", id="cluster"),
+    ],
+)
+def test_where_there_is_no_tls_it_is_refused_and_not_left_out(tmp_path, words, says):
+    cert, key = write_certificate(tmp_path)
+    pair = [] if "--tls-cert" in words else ["--tls-cert", str(cert), "--tls-key", str(key)]
+
+    done = CliRunner().invoke(build_app(), ["serve", *words, *pair])
+
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -87,10 +87,14 @@ def write_part(dest: Storage, output: OutputSpec, batches: Sequence[pa.RecordBat
     dest.publish(temporary, f"part-{now}-{uuid.uuid4().hex[:8]}.parquet")
 
 
-def open_records(dest: Storage) -> tuple[Plan, Iterator[Commit]]:
+def open_records(dest: Storage, blame: Callable[[str], None] | None = None) -> tuple[Plan, Iterator[Commit]]:
     """Return the plan and the commit records of an output, or what stands for them in a prediction log.
 
     Of a log the footers are read; its settings say of which models its rows are, and which classes if all have the same.
+
+    Args:
+        dest: Either.
+        blame: Told of part files of a log that cannot be read, which are then passed over; without it they are an error.
 
     Raises:
         SourceError: There is neither.
@@ -101,7 +105,7 @@ def open_records(dest: Storage) -> tuple[Plan, Iterator[Commit]]:
     if not plan.is_log:
         return plan, CommitLog.of(dest, plan).records()
     files = [file for file in dest.list() if _PART.fullmatch(file.path)]
-    footers = list(ahead(files, lambda file: _read_footer(dest, file)))
+    footers = [one for one in ahead(files, lambda file: _read_footer(dest, file, blame)) if one is not None]
     settings = dict(plan.settings)
     for name, key in (("model", "model"), ("precision", "precision"), ("decode", "decode")):
         settings[name] = ", ".join(sorted({one.metadata[f"shardlabel.{key}"] for one in footers}))
@@ -128,7 +132,7 @@ class _Footer:
     metadata: dict[str, str]
 
 
-def _read_footer(dest: Storage, file: FileStat) -> _Footer:
+def _read_footer(dest: Storage, file: FileStat, blame: Callable[[str], None] | None) -> _Footer | None:
     def read() -> pq.FileMetaData:
         with closing(dest.open_random(file.path)) as source:
             return pq.read_metadata(source)
@@ -136,14 +140,13 @@ def _read_footer(dest: Storage, file: FileStat) -> _Footer:
     try:
         found = retried(f"read {dest.describe(file.path)}", read)
         metadata = {key.decode(): value.decode() for key, value in (found.metadata or {}).items()}
-        commit = Commit(
-            0, file.path, rows=found.num_rows, size=file.size, sha256="", **json.loads(metadata[_RECORD_KEY])
-        )
-    except (StorageError, ValueError, KeyError, TypeError) as err:
-        if isinstance(err, StorageError) and not isinstance(err.__cause__, pa.ArrowException):
-            raise
-        raise ConfigError(
-            f"{dest.describe(file.path)} is no part file of a prediction log, or damaged: {' '.join(str(err).split())}; "
-            "remove it"
+        record = json.loads(metadata[_RECORD_KEY])
+    except (StorageError, KeyError) as err:
+        why = f"it has no {err}" if isinstance(err, KeyError) else str(err)
+        if blame is not None:
+            blame(f"{file.path}: {why}")
+            return None
+        raise StorageError(
+            f"{dest.describe(file.path)} is no part file of a prediction log, or damaged: {why}"
         ) from err
-    return _Footer(commit, metadata)
+    return _Footer(Commit(0, file.path, rows=found.num_rows, size=file.size, sha256="", **record), metadata)

@@ -85,8 +85,9 @@ def verify_dest(dest: Storage) -> Verification:
 
 def _verify_log(dest: Storage) -> Verification:
     """Read every part file of a prediction log, and compare rows, schema and statuses with what it says of itself."""
-    plan, records = open_records(dest)
-    result = Verification(units=plan.units, finished=plan.units)
+    result = Verification(units=0)
+    plan, records = open_records(dest, result.blame)
+    result.units = result.finished = plan.units
     _check_parts(dest, ([commit] for commit in records), result)
     for name in foreign_files(dest):
         result.blame(f"{name}: is no part file of a prediction log; a reader of DEST/*.parquet reads it too")

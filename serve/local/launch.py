@@ -62,7 +62,13 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
     _check(config)
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None)
+    endpoint = Endpoint(
+        listen,
+        config.deadline_s + 5.0,
+        folder,
+        is_local=listen.address is None,
+        has_log=config.prediction_log is not None,
+    )
     haproxy = _set_environment(config, listen, folder)
     try:
         _start_ray(listen)

@@ -83,9 +83,7 @@ def fitting_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
     """
     baseline = read_baseline(location)
     if not any(map(baseline.fits, labels)):
-        raise ConfigError(
-            f"--baseline {location} has other classes than the model, or calls them otherwise"
-        )
+        raise ConfigError(f"--baseline {location} has other classes than the model, or calls them otherwise")
     return baseline
 
 

@@ -16,10 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dest.verify import verify_dest
+from pipeline.diff.compare import compare
+from pipeline.report.report import gather
 from tests.support.labelled_dest import label_without_ray
+from tests.support.made_up_log import add_part
 from tests.support.serve_process import ServeProcess, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 MODEL = "efficientnet-lite0"
 SAMPLES = Path(__file__).parents[2] / "models" / "samples" / "photos.tar"
@@ -44,6 +48,7 @@ def shardlabel(*words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.ray
 def test_what_was_answered_is_there_after_the_end_and_is_read_as_an_output(tmp_path):
     with tarfile.open(SAMPLES) as tar:
         photos = {m.name: tar.extractfile(m).read() for m in tar if not m.name.endswith(".cls")}
@@ -81,3 +86,16 @@ def test_what_was_answered_is_there_after_the_end_and_is_read_as_an_output(tmp_p
     refused = shardlabel("label", str(SAMPLES), "--model", MODEL, "--output", str(log))
     assert refused.returncode == 2
     assert "is a prediction log of `serve`" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+def test_a_log_in_a_bucket_is_written_and_read_as_one_on_a_disk(place, tmp_path):
+    add_part(place.uri, [("a", 0), ("b", 1)])
+    dest = add_part(place.uri, [("a", 1)])
+    add_part(tmp_path, [("a", 2), ("b", 1)])
+
+    assert verify_dest(dest).ok
+    assert gather(dest).sentence() == "3 images: 3 ok; 2 of 2 units are finished"
+    found = compare(place.uri, str(tmp_path)).report
+    assert (found.both, found.same_label, found.repeats_old) == (2, 1, 1)
+    assert [(flip.old_label, flip.new_label) for flip in found.flips] == [("dog", "owl")]

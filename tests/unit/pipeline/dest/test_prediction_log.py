@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,40 +14,15 @@ from models.errors import ConfigError, SourceError
 from pipeline.config import LabelConfig
 from pipeline.dest.finished import open_finished
 from pipeline.dest.plan import read_plan
-from pipeline.dest.prediction_log import CLASS_NAMES_KEY, LOG_FIELDS, begin_log, open_records, write_part
+from pipeline.dest.prediction_log import begin_log, open_records
 from pipeline.dest.verify import verify_dest
-from pipeline.dest.writer import OutputSpec, Row, build_batch
 from pipeline.diff.compare import compare
 from pipeline.job import run
 from pipeline.report.report import gather, write_report
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray
-from tests.support.made_up_rows import predictions_of
+from tests.support.made_up_log import add_part
 from tests.support.tiny_model import colour_jpeg, colour_shards
-
-CLASSES = ("cat", "dog", "owl")
-
-
-def add_part(
-    folder: Path, answers: list[tuple[str, int | None]], *, model: str = "m", classes: tuple[str, ...] = CLASSES
-) -> Storage:
-    """Add a part file with these images and their classes; None could not be decoded."""
-    dest = open_storage(str(folder))
-    begin_log(dest)
-    metadata = {
-        f"shardlabel.{name}": value for name, value in (("model", model), ("precision", "int8"), ("decode", "fast"))
-    }
-    output = OutputSpec(classes, {**metadata, CLASS_NAMES_KEY: "".join(classes)}, carried=LOG_FIELDS)
-    rows = [
-        Row(
-            model, key, "ok" if best is not None else "undecodable", None if best is not None else "cut off", 4, 2,
-            carried=(None, "id", f"{model}:int8:fast@0", datetime(2026, 1, 2, tzinfo=UTC)),
-        )
-        for key, best in answers
-    ]  # fmt: skip
-    found = predictions_of([best for _, best in answers if best is not None], classes=len(classes))
-    write_part(dest, output, [build_batch(rows, found, output, output.schema())], 2.0, 100)
-    return dest
 
 
 def test_a_report_counts_its_rows(tmp_path):

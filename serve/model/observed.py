@@ -23,7 +23,7 @@ Observer = Callable[[Sequence[bytes], Sequence[Outcome]], None]
 
 def set_request_id(text: str) -> None:
     """Note the id of the request that is answered from here on; in each request, before its images are labelled."""
-    REQUEST_ID.set(text[:MAX_ID].encode(errors="replace").decode())
+    REQUEST_ID.set(text[:MAX_ID])
 
 
 class Observed:

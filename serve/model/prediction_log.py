@@ -1,4 +1,4 @@
-"""What was answered, as rows of Parquet: taken on the event loop, hashed and written by a thread.
+"""What was answered, as rows of Parquet: taken on the event loop, hashed by a thread, and written by another.
 
 No answer waits for it. What waits is bounded, in rows and in bytes of images; what does not fit, or cannot be written, is
 dropped and counted.
@@ -10,9 +10,10 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -95,6 +96,7 @@ class PredictionLog:
         self._batches: list[pa.RecordBatch] = []
         self._count = self._size = 0
         self._since = self._warned = -WARNING_S
+        self._writing: _Writing | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
@@ -129,15 +131,18 @@ class PredictionLog:
 
     def _run(self) -> None:
         is_last = False
-        while self._queue or not is_last:
+        while not (is_last and not self._queue and not self._count and self._writing is None):
             is_last = self._closed.wait(PERIOD_S)
             try:
                 self._take()
+                if self._writing is not None and (is_last or not self._writing.is_alive()):
+                    self._settle(self._writing)
                 is_due = self._count >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS
-                if self._count and (is_due or is_last):
+                if self._count and self._writing is None and (is_due or is_last):
                     self._write()
             except Exception as err:  # noqa: BLE001 (whatever it is, answers go on, and so does the log)
-                self._give_up(err)
+                self._give_up(err, self._count)
+                self._begin()
 
     def _take(self) -> None:
         """Make rows of what waits, up to a part file."""
@@ -182,22 +187,51 @@ class PredictionLog:
         self._batches.append(build_batch([row for row, _ in rows], predictions, self._output, self._schema))
 
     def _write(self) -> None:
+        """Begin to write a part file; meanwhile rows of the next one are made."""
         if self._rows:
             self._build()
-        write_part(self._dest, self._output, self._batches, time.monotonic() - self._since, self._size)
-        self.rows += self._count
+        seconds = time.monotonic() - self._since
+        write = partial(write_part, self._dest, self._output, self._batches, seconds, self._size)
+        self._writing = _Writing(write, self._count)
         self._begin()
+
+    def _settle(self, writing: _Writing) -> None:
+        """Count the rows of a part file, once it is written or is not."""
+        writing.join()
+        self._writing = None
+        if writing.error is None:
+            self.rows += writing.rows
+        else:
+            self._give_up(writing.error, writing.rows)
 
     def _begin(self) -> None:
         self._rows, self._batches, self._count, self._size = [], [], 0, 0
 
-    def _give_up(self, err: Exception) -> None:
-        """Drop the rows of a part file that could not be written, and say so once a minute."""
-        self._failed["storage" if isinstance(err, StorageError) else "internal"] += self._count
-        self._begin()
+    def _give_up(self, err: Exception, rows: int) -> None:
+        """Drop rows that could not be written, and say so once a minute."""
+        is_ours = not isinstance(err, StorageError)
+        self._failed["internal" if is_ours else "storage"] += rows
         if time.monotonic() - self._warned >= WARNING_S:
             self._warned = time.monotonic()
             dropped = sum(self.dropped.values())
             logger.warning(
-                "prediction log: %d rows dropped so far: %s", dropped, err, exc_info=not isinstance(err, StorageError)
+                "prediction log: %d rows dropped so far: %s", dropped, err, exc_info=err if is_ours else None
             )
+
+
+class _Writing(threading.Thread):
+    """The write of one part file."""
+
+    def __init__(self, write: Callable[[], None], rows: int) -> None:
+        super().__init__(name="prediction-log-part", daemon=True)
+        self._write = write
+        self.rows = rows
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Write it, and keep what went wrong."""
+        try:
+            self._write()
+        except Exception as err:  # noqa: BLE001 (`PredictionLog` looks at it)
+            self.error = err

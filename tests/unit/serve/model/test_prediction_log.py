@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
+import json
 import threading
 import time
 from hashlib import sha256
 from pathlib import Path
 
+import grpc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,15 +25,19 @@ from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.observed import set_request_id
 from serve.observers import Observers
+from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.grpc.calls import GrpcCalls
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.labelled_dest import label_without_ray
 from tests.support.tiny_model import colour_jpeg, write_tar
 from tests.unit.serve.model.test_engine import build, use
+from tests.unit.serve.oip.test_grpc import Context, raw_images
 
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
 OTHER = b"\xff\xd8\xff" + b"\0" * 4
@@ -120,18 +127,35 @@ def test_rows_are_those_of_label_for_the_same_images(tmp_path, tiny_model):
 
 
 def test_the_edge_says_which_request_it_is(tmp_path):
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(JPEG).decode()]}
+    by_header = {"content_type": "image/jpeg", "x_request_id": "by-header"}
     with logging_to(tmp_path, FakeBackend()) as (backend, _):
-        app = build_asgi(backend, ServeConfig(model="efficientnet-lite0"))
-        oip = b'{"id":"own \\ud800","inputs":[{"name":"image","shape":[1],"datatype":"BYTES","data":["'
-        oip += b'_9j_AAAA"],"parameters":{"content_type":"base64"}}]}'
+        config = ServeConfig(model="efficientnet-lite0")
+        app = build_asgi(backend, config)
         for path, body, headers in (
-            ("/v1/classify", JPEG, {"content_type": "image/jpeg", "x_request_id": "by-header"}),
+            ("/v1/classify", JPEG, by_header),
             ("/models/efficientnet-lite0", JPEG, {"content_type": "image/jpeg"}),
             ("/v1/classify", JPEG, {"content_type": "image/jpeg", "x_request_id": "long" * 1000}),
+            (
+                "/v2/models/efficientnet-lite0/infer",
+                json.dumps({"inputs": [tensor], "id": "own in JSON"}).encode(),
+                by_header,
+            ),
+            ("/v2/models/efficientnet-lite0/infer", json.dumps({"inputs": [tensor]}).encode(), by_header),
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-    assert [row["request_id"] for row in rows(tmp_path)] == ["by-header", "", "long" * 50]
+        calls = GrpcCalls(Endpoint(backend, Limits.of(config)), BodyMemory(config.max_body_memory))
+        for more in ({"id": "own"}, {}):
+            message = raw_images(JPEG, **more)
+            message.model_name = "efficientnet-lite0"
+            context = Context([("x-request-id", "by-metadata")])
+            asyncio.run(calls.answer("ModelInfer", message.SerializeToString(), context))
+            assert context.code is grpc.StatusCode.OK, context.details
+
+    assert [row["request_id"] for row in rows(tmp_path)] == [
+        "by-header", "", "long" * 50, "own in JSON", "by-header", "own", "by-metadata",
+    ]  # fmt: skip
 
 
 def test_what_does_not_fit_is_dropped_and_counted_and_no_answer_waits(tmp_path, monkeypatch):
@@ -163,6 +187,24 @@ def test_so_many_rows_wait_and_no_more(tmp_path, monkeypatch):
         ask(backend, JPEG)
         assert series(metrics, "prediction_log_dropped_total")["queue_full"] == 3
     assert len(rows(tmp_path)) == 4
+
+
+def test_while_a_part_file_is_under_way_rows_are_taken_up_to_a_bound_and_answers_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_log, "PART_ROWS", 2)
+    monkeypatch.setattr(prediction_log, "QUEUE_ROWS", 4)
+    write, goes_on = prediction_log.write_part, threading.Event()
+    monkeypatch.setattr(prediction_log, "write_part", lambda *args: goes_on.wait(20) and write(*args))
+    with logging_to(tmp_path, FakeBackend()) as (backend, metrics):
+        started = time.monotonic()
+        for _ in range(12):  # two are written, two are the next file, four wait
+            ask(backend, JPEG)
+            time.sleep(0.2)
+        assert time.monotonic() - started < 10
+        assert series(metrics, "prediction_log_dropped_total") == {"queue_full": 4, "storage": 0, "internal": 0}
+        assert rows(tmp_path) == []
+        goes_on.set()
+    assert len(rows(tmp_path)) == 8
+    assert series(metrics, "prediction_log_rows_total") == {"": 8}
 
 
 def test_a_full_disk_costs_rows_which_are_counted_and_then_it_goes_on(tmp_path, monkeypatch, caplog):

@@ -116,10 +116,12 @@ def parse_label(words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def verify(
-    dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")],
+    dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, or a prediction log.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Check every commit record against its Parquet file: rows, SHA-256, columns, no key twice. Exit 0 or 1.
+
+    A prediction log has no records: each file is compared with what it says of itself.
 
     Example:
         shardlabel verify s3://bucket/labels
@@ -141,7 +143,7 @@ def verify(
 
 
 def report(
-    dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to.")],
+    dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, or a prediction log.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Where the page goes.")] = "report.html",
 ) -> None:
     """Make one HTML page about a run, finished or not: counts, errors, labels, scores, throughput, sample images.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +25,7 @@ from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
 from pipeline.config import LabelConfig, batch_size
 from pipeline.dest.commits import Totals
-from pipeline.dest.fingerprint import choose_as_begun, fingerprint, rows_id
+from pipeline.dest.fingerprint import choose_as_begun, file_metadata, fingerprint, rows_id
 from pipeline.dest.growth import planned_first
 from pipeline.dest.lease import Lease
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
@@ -177,17 +175,7 @@ def unit_settings(
     first = source if config.overwrite else planned_first(source, dest)
     taken = OutputSpec(labels, {}, embedding_size=1, calibration=calibration).schema().names
     columns = reader.columns_of(first, config, taken=tuple(taken))
-    metadata = {
-        "shardlabel.version": version("shardlabel"),
-        "shardlabel.model": spec.name,
-        "shardlabel.artifact_sha256": spec.artifact(choice.precision).sha256,
-        "shardlabel.precision": choice.arithmetic,
-        "shardlabel.decode": config.decode.value,
-        "shardlabel.preprocessing": json.dumps(spec.preprocessing.model_dump(mode="json"), sort_keys=True),
-    }
-    if calibration is not None:
-        metadata["shardlabel.calibration_sha256"] = calibration.sha256
-        metadata["shardlabel.temperature"] = repr(calibration.temperature)
+    metadata = file_metadata(spec, choice, config.decode, calibration)
     return UnitSettings(
         source=source.base,
         dest=dest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from models.catalog import DEFAULT_MODEL
 from models.decode.headers import ImageLimits
@@ -23,6 +23,14 @@ QUEUE_BATCHES = 8
 SHARED_REPLICAS = 8
 # Of a replica with a GPU, which decode for it.
 MAX_GPU_CPUS = 8
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
+# A replica's working folder is not the caller's.
+Location = Annotated[str, AfterValidator(_absolute)]
 
 
 class ServeConfig(BaseModel):
@@ -95,6 +103,14 @@ class ServeConfig(BaseModel):
     )
     access_log: str = Field(
         default="off", description="A file for one JSON line per request, or off; of `serve run` also -, its output."
+    )
+    prediction_log: Location | None = Field(
+        default=None,
+        description="A folder or URI for what was answered, as Parquet for `report` and `diff`. [default: none]",
+    )
+    baseline: Location | None = Field(
+        default=None,
+        description="An output of `label`, or a prediction log, from whose labels the metric of drift tells the distance.",
     )
 
     @model_validator(mode="after")

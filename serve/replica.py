@@ -14,12 +14,14 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig
 
 from models.calibration import Calibration
-from models.catalog import load_spec
+from models.catalog import load_labels, load_spec
 from models.errors import ConfigError
 from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec
 from models.store.locate import locate
+from pipeline.dest.prediction_log import begin_log
 from pipeline.operators.model_ref import settle_calibration
+from pipeline.storage.storage import open_storage
 from serve import tracing
 from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
@@ -30,7 +32,10 @@ from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
 from serve.metrics.all_replicas import MetricsShare, RayStore
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.backend import Backend
+from serve.model.drift import Baseline, fitting_baseline
 from serve.model.engine import Engine
+from serve.observers import Observers
 from serve.oip.grpc.ingress import Methods
 from serve.routes import build_asgi
 
@@ -51,7 +56,7 @@ SHUTDOWN_GRACE_S = 5.0
 class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    backend: Engine
+    backend: Backend
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
@@ -60,13 +65,14 @@ class Replica(Methods):
         choice: DeviceChoice,
         plan: Plan,
         calibration: Calibration | None,
+        baseline: Baseline | None = None,
     ) -> None:
         _pin_threads(plan.cpus)
         grpc_listener.guard(message_bytes(config))
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
-        self.backend = await asyncio.to_thread(
+        self._engine = await asyncio.to_thread(
             Engine,
             spec,
             precision=choice.precision,
@@ -76,13 +82,16 @@ class Replica(Methods):
             plan=plan,
             calibration=calibration,
         )
-        self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
+        self._metrics = ServeMetrics(spec.name, name, lambda: self._engine.queued)
+        self._observers = Observers(config, name, baseline)
+        self._metrics.registry.register(self._observers)
+        self.backend = self._observers.on(self._engine, choice)
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
-        self.start_grpc(self.backend.admit)
+        self.start_grpc(self._engine.admit)
         tracing.start(name)
-        self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
+        self._engine.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
         logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
 
     def __serve_build_asgi_app__(self) -> Application:
@@ -94,7 +103,7 @@ class Replica(Methods):
             Extras(
                 metrics=self._metrics,
                 render_metrics=lambda: asyncio.to_thread(self._share.render_all),
-                admit=self.backend.admit,
+                admit=self._engine.admit,
                 keys=keys,
                 access_log=self._access_log,
                 memory=self._memory,
@@ -103,12 +112,13 @@ class Replica(Methods):
 
     def check_health(self) -> None:
         """Tell Serve whether to keep this replica."""
-        fault = self.backend.fault()
+        fault = self._engine.fault()
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
     async def __del__(self) -> None:
-        self.backend.close()
+        self._engine.close()
+        await asyncio.to_thread(self._observers.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
         if self._access_log is not None:
@@ -137,6 +147,9 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     calibration = settle_calibration(config.calibration, spec, choice, config.decode)
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
+    if config.prediction_log is not None:
+        begin_log(open_storage(config.prediction_log))
+    baseline = None if config.baseline is None else fitting_baseline(config.baseline, load_labels(spec))
     plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
@@ -151,7 +164,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
-    return deployment.bind(config, spec, choice, plan, calibration)
+    return deployment.bind(config, spec, choice, plan, calibration, baseline)
 
 
 def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
 from models.calibration import Calibration
+from models.decode.mode import DecodeMode
 from models.errors import ConfigError, ModelError, ProviderUnavailableError, SourceError
 from models.inference.classifier import Device, DeviceChoice, Provider, choose
 from models.spec import ModelSpec, Precision
@@ -61,7 +63,7 @@ def fingerprint(
         "decode": config.decode.value,
         "top-k": config.top_k,
         "labels": config.labels.value,
-        "class names": sha256("\n".join(labels).encode()).hexdigest(),
+        "class names": class_names(labels),
         "embeddings": config.embeddings,
         "calibration": None if calibration is None else calibration.sha256,
         "image-column": config.image_column,
@@ -75,6 +77,29 @@ def fingerprint(
         # Plans of before there were manifests do not have it.
         **({"allow-private-hosts": private} if private or config.uri_column is not None else {}),
     }
+
+
+def class_names(labels: tuple[str, ...]) -> str:
+    """Return a hash of what each class is called: two outputs of one such hash number their classes alike."""
+    return sha256("\n".join(labels).encode()).hexdigest()
+
+
+def file_metadata(
+    spec: ModelSpec, choice: DeviceChoice, decode: DecodeMode, calibration: Calibration | None
+) -> dict[str, str]:
+    """Return what the metadata of a part file say of the model that labelled its rows."""
+    metadata = {
+        "shardlabel.version": version("shardlabel"),
+        "shardlabel.model": spec.name,
+        "shardlabel.artifact_sha256": spec.artifact(choice.precision).sha256,
+        "shardlabel.precision": choice.arithmetic,
+        "shardlabel.decode": decode.value,
+        "shardlabel.preprocessing": json.dumps(spec.preprocessing.model_dump(mode="json"), sort_keys=True),
+    }
+    if calibration is not None:
+        metadata["shardlabel.calibration_sha256"] = calibration.sha256
+        metadata["shardlabel.temperature"] = repr(calibration.temperature)
+    return metadata
 
 
 def rows_id(settings: dict[str, Any]) -> str:

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import SourceError, StorageError
-from pipeline.dest.commits import CommitLog
 from pipeline.dest.plan import Plan, open_plan
-from pipeline.sources.unit import part_name
+from pipeline.dest.prediction_log import open_records
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage, open_storage
 
@@ -56,11 +55,12 @@ class FinishedDest:
         return {key.decode(): value.decode("utf-8", "replace") for key, value in pairs}
 
 
-def open_finished(location: str) -> FinishedDest:
+def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
     """Open a DEST that a run has finished. Reads its plan and commit records; 56 bytes of memory for a unit.
 
     Args:
         location: A folder or URI that `label` or `relabel` wrote to.
+        logs: Whether it may be a prediction log: what there is now is then all there is.
 
     Raises:
         SourceError: It is no DEST of shardlabel, or is unfinished.
@@ -68,11 +68,12 @@ def open_finished(location: str) -> FinishedDest:
         StorageError: It cannot be read.
     """
     dest = open_storage(location)
-    plan = open_plan(dest)
+    open_plan(dest, logs=logs)
+    plan, records = open_records(dest)
     rows, sizes, bytes_read = (np.zeros(plan.units, np.int64) for _ in range(3))
     digests = np.zeros((plan.units, 32), np.uint8)
     done, notes = np.zeros(plan.units, np.bool_), dict[int, str]()
-    for commit in CommitLog.of(dest, plan).records():
+    for commit in records:
         unit = commit.unit
         if not done[unit]:
             done[unit] = True
@@ -87,7 +88,7 @@ def open_finished(location: str) -> FinishedDest:
             "that began it; where a shard is gone that was never labelled, label what is left into another DEST"
         )
     return FinishedDest(
-        dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest), notes
+        dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest, plan), notes
     )
 
 
@@ -114,8 +115,10 @@ def unreadable(dest: Storage, part: str, err: Exception) -> StorageError:
     )
 
 
-def _schema(dest: Storage) -> pa.Schema:
-    part = part_name(0)
+def _schema(dest: Storage, plan: Plan) -> pa.Schema:
+    if not plan.units and plan.is_log:
+        raise SourceError(f"{dest.describe()} is a prediction log without a row yet")
+    part = plan.part(0)
     try:
         with open_part(dest, part) as file:
             return pq.read_schema(file)

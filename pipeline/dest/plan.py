@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import ConfigError, SourceError, StorageError
-from pipeline.sources.unit import Slice, Unit
+from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
 
@@ -35,6 +35,8 @@ PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
 PLAN_VERSION = 2
 # Of a plan that has grown: a program that knows only version 2 would take its later units for nobody's.
 GROWN_VERSION = 3
+# Of a prediction log, which grows by files of any name and has no units to resume: see `pipeline.dest.prediction_log`.
+LOG_VERSION = 4
 # Up to here every shard is a unit of its own. Beyond, small shards share one up to UNIT_BYTES, so that ten million of
 # them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
 SINGLE_SHARD_UNITS = 10_000
@@ -73,6 +75,7 @@ class Plan:
         segments: SHA-256 of each segment file, by name, in order of units.
         id: Of all that is above: two plans of one id are of the same units and settings.
         earlier: The ids that it had before it grew, oldest first, with the number of units then. Written only if any.
+        parts: Names of the part files of a prediction log, by unit; found by a listing, and never written.
     """
 
     settings: dict[str, Any]
@@ -83,10 +86,21 @@ class Plan:
     id: str = ""
     version: int = PLAN_VERSION
     earlier: dict[str, int] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+    @property
+    def is_log(self) -> bool:
+        """Whether this is a prediction log."""
+        return self.version == LOG_VERSION
+
+    def part(self, unit: int) -> str:
+        """Return the name of a unit's part file."""
+        return self.parts[unit] if self.is_log else part_name(unit)
 
     def values(self) -> dict[str, Any]:
         """Return what plan.json holds."""
-        return {name: value for name, value in asdict(self).items() if name != "earlier" or value}
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name != "parts" and (name != "earlier" or value)}
 
     def hashed(self) -> str:
         """Return what `id` has to be."""
@@ -192,11 +206,15 @@ def _with_units(dest: Storage, plan: Plan, units: Iterable[Unit]) -> Plan:
     return replace(plan, id=plan.hashed())
 
 
-def read_plan(dest: Storage) -> Plan | None:
+def read_plan(dest: Storage, *, logs: bool = False) -> Plan | None:
     """Return DEST's plan, or None where there is none.
 
+    Args:
+        dest: DEST.
+        logs: Whether DEST may be a prediction log; of one only the head is read.
+
     Raises:
-        ConfigError: It is damaged, or of a version that this program does not know.
+        ConfigError: It is damaged, or of a version that this program does not know, or a prediction log.
     """
     if dest.stat(PLAN_FILE) is None:
         return None
@@ -204,7 +222,12 @@ def read_plan(dest: Storage) -> Plan | None:
         values = json.loads(dest.read_bytes(PLAN_FILE))
         if values["version"] == 1:
             values["segments"] = dict.fromkeys(values["segments"], "")
-        elif values["version"] not in (PLAN_VERSION, GROWN_VERSION):
+        elif values["version"] == LOG_VERSION and not logs:
+            raise ConfigError(
+                f"{dest.describe()} is a prediction log of `serve`, which has no SOURCE and is never begun anew; `report`, "
+                "`diff` and `verify` read it; give another folder"
+            )
+        elif values["version"] not in (PLAN_VERSION, GROWN_VERSION, LOG_VERSION):
             raise ConfigError(
                 f"{dest.describe()} was begun by another version of shardlabel (plan version {values['version']}, "
                 f"this one knows {GROWN_VERSION}); finish it there, or give another --output"
@@ -217,14 +240,14 @@ def read_plan(dest: Storage) -> Plan | None:
     return plan
 
 
-def open_plan(dest: Storage) -> Plan:
-    """Return the plan of a DEST that has one.
+def open_plan(dest: Storage, *, logs: bool = False) -> Plan:
+    """Return the plan of a DEST that has one; see `read_plan`.
 
     Raises:
         SourceError: It has none.
         ConfigError: As `read_plan`.
     """
-    plan = read_plan(dest)
+    plan = read_plan(dest, logs=logs)
     if plan is None:
         what = "there is no plan in it" if dest.is_folder() else "there is no such folder"
         raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
@@ -239,7 +262,8 @@ def _damaged(dest: Storage, how: str) -> ConfigError:
 
 
 def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
-    """Yield the plan's units in order; few segments are in memory at a time."""
+    """Yield the plan's units in order; few segments are in memory at a time. A part of a log is a unit, of no shard."""
+    yield from (Unit(number, ()) for number in range(len(plan.parts)))
     group: list[Slice] = []
     current = -1
     for content in ahead(plan.segments.items(), lambda segment: _read_segment(dest, *segment), calls=SEGMENTS_AHEAD):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from models.errors import ConfigError, StorageError
 from pipeline.dest.commits import Commit, CommitLog
 from pipeline.dest.plan import Plan, open_plan
+from pipeline.dest.prediction_log import foreign_files, open_records
 from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
@@ -62,7 +63,9 @@ def verify_dest(dest: Storage) -> Verification:
         SourceError: DEST holds no plan.
         ConfigError: The plan is damaged.
     """
-    plan = open_plan(dest)
+    plan = open_plan(dest, logs=True)
+    if plan.is_log:
+        return _verify_log(dest)
     result = Verification(units=plan.units)
     log = CommitLog.of(dest, plan)
     done = np.zeros(plan.units, np.bool_)
@@ -75,9 +78,26 @@ def verify_dest(dest: Storage) -> Verification:
     if result.finished < plan.units:
         first = int((~done).argmax())
         result.blame(f"{plan.units - result.finished} of {plan.units} units are not finished, the first is {first}")
+    _check_parts(dest, _units(log, again, done), result)
+    _check_files(dest, plan, done, result)
+    return result
+
+
+def _verify_log(dest: Storage) -> Verification:
+    """Read every part file of a prediction log, and compare rows, schema and statuses with what it says of itself."""
+    result = Verification(units=0)
+    plan, records = open_records(dest, result.blame)
+    result.units = result.finished = plan.units
+    _check_parts(dest, ([commit] for commit in records), result)
+    for name in foreign_files(dest):
+        result.blame(f"{name}: is no part file of a prediction log; a reader of DEST/*.parquet reads it too")
+    return result
+
+
+def _check_parts(dest: Storage, units: Iterator[list[Commit]], result: Verification) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         schema: pa.Schema | None = None
-        for commit, found in _checked(pool, dest, _units(log, again, done)):
+        for commit, found in _checked(pool, dest, units):
             if isinstance(found, str):
                 result.blame(found)
                 continue
@@ -85,8 +105,6 @@ def verify_dest(dest: Storage) -> Verification:
             schema = schema or found
             if found != schema:
                 result.blame(f"{commit.part}: its columns differ from those of the first part")
-    _check_files(dest, plan, done, result)
-    return result
 
 
 def _records(log: CommitLog, blame: Callable[[str], None]) -> Iterator[Commit]:
@@ -127,7 +145,7 @@ def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
         content = dest.read_bytes(commit.part)
     except StorageError as err:
         return f"{commit.part}: {err}"
-    if sha256(content).hexdigest() != commit.sha256:
+    if commit.sha256 and sha256(content).hexdigest() != commit.sha256:
         return f"{commit.part}: its SHA-256 is not that of its commit record ({len(content)} of {commit.size} bytes)"
     try:
         # Several parts are read at a time already: threads of Arrow's own would be more than there are cores.
@@ -145,7 +163,8 @@ def _check_rows(commit: Commit, table: pa.Table) -> pa.Schema | str:
         return f"{commit.part}: holds {ok} rows with status ok, its commit record says {commit.ok}"
     keys = table.select(["shard", "key"]).cast(pa.schema([("shard", pa.string()), ("key", pa.string())]))
     distinct = keys.group_by(["shard", "key"]).aggregate([]).num_rows
-    if distinct != table.num_rows:
+    # In a prediction log an image comes as often as it was asked for.
+    if commit.sha256 and distinct != table.num_rows:
         return f"{commit.part}: {table.num_rows - distinct} keys come more than once"
     return table.schema.remove_metadata()
 

@@ -27,7 +27,8 @@ def diff(
 ) -> None:
     """Compare what two runs say of the same images: labels that flipped, scores that shifted, rows in one only.
 
-    Rows are joined by shard and key, whatever plans the runs had. Pictures are read from OLD's SOURCE. Exit code 0, also
+    Rows are joined by shard and key, whatever plans the runs had; those of a prediction log of `serve` by the SHA-256 of
+    the image, of which the last answer counts. Pictures are read from OLD's SOURCE. Exit code 0, also
     where there are differences.
 
     Examples:

@@ -67,6 +67,7 @@ class DiffReport:
         new: NEW, as it was given.
         old_model: Model, precision and decode mode.
         rows_old: Rows in OLD; `rows_new` in NEW, `both` in both by shard and key, `only_old` and `only_new` in one only.
+        repeats_old: With a prediction log, rows of OLD for whose image a later one counts; `repeats_new` likewise.
         both_labelled: Rows of which both have a label.
         same_label: Of those, with the same best label; `agreement` is their share, `flipped` the others.
         same_top_k: Percent of those whose top k are the same classes; None where they cannot be compared.
@@ -101,6 +102,8 @@ class DiffReport:
     only_old_first: list[str] = field(default_factory=list)
     only_new_first: list[str] = field(default_factory=list)
     compared_by: str = "id"
+    repeats_old: int = 0
+    repeats_new: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -132,7 +135,7 @@ def compare(old_location: str, new_location: str) -> Compared:
         ConfigError: A plan or a record is damaged.
         StorageError: A part file cannot be read.
     """
-    old, new = open_finished(old_location), open_finished(new_location)
+    old, new = open_finished(old_location, logs=True), open_finished(new_location, logs=True)
     names = [dest.plan.settings.get("class names") for dest in (old, new)]
     texts = [dest.plan.settings.get("labels") for dest in (old, new)]
     if names[0] != names[1] and None not in texts and texts[0] != texts[1]:
@@ -146,7 +149,7 @@ def compare(old_location: str, new_location: str) -> Compared:
     if not found.both:
         raise SourceError(
             f"{old.dest.describe()} and {new.dest.describe()} have no row in common by shard and key: they are of other "
-            f"images ({old.plan.settings.get('source')} and {new.plan.settings.get('source')}), or SOURCE was named "
+            f"images ({_origin(old)} and {_origin(new)}), or SOURCE was named "
             "from another folder"
         )
     pairs = sorted(found.pairs.items(), key=lambda item: (-item[1], item[0]))[:TOP_PAIRS]
@@ -156,6 +159,10 @@ def compare(old_location: str, new_location: str) -> Compared:
         flips=[found.flips.get(pair, []) for pair, _ in pairs],
         source=old,
     )
+
+
+def _origin(dest: FinishedDest) -> str:
+    return "of a prediction log" if dest.plan.is_log else str(dest.plan.settings.get("source"))
 
 
 def _reach(old: FinishedDest) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -200,6 +207,8 @@ def _report(old: FinishedDest, new: FinishedDest, found: Difference) -> DiffRepo
         only_old_first=found.keys_only_old,
         only_new_first=found.keys_only_new,
         compared_by="name" if found.by_name else "id",
+        repeats_old=int(old.rows.sum()) - found.both - found.only_old,
+        repeats_new=int(new.rows.sum()) - found.both - found.only_new,
     )
 
 

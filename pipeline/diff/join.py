@@ -3,12 +3,15 @@
 Where both plans have a unit of the same shards, row n of its two part files is of one sample: they are read side by side,
 and their keys compared. What is left, as where the plans differ, is written to temporary files by a hash of the key, and
 joined file by file.
+
+A prediction log has an image as often as it was asked for, and names it by the SHA-256 of its bytes. So where one side is
+a log, both are joined by that: of the other it is the column `content_sha256`. The last row of an image counts.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
@@ -19,13 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.errors import StorageError
+from models.errors import ConfigError, StorageError
 from pipeline.dest.finished import FinishedDest, open_part, unreadable
 from pipeline.dest.plan import iter_units
-from pipeline.sources.unit import Unit, part_name
+from pipeline.sources.unit import Unit
 from pipeline.storage.listing import CALLS_AHEAD, ahead
 from pipeline.storage.retries import reason
 
+CONTENT = "content_sha256"
 COLUMNS = ("shard", "key", "label", "label_id", "score", "status", "top_ids")
 # Where a row stands in its DEST.
 UNIT, ROW = "_unit", "_row"
@@ -60,15 +64,18 @@ def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
     """Yield all rows of both; each once.
 
     Raises:
+        ConfigError: One is a prediction log, and the other an output without SHA-256.
         StorageError: A part file cannot be read, or the disk is full.
     """
+    by_image = old.plan.is_log or new.plan.is_log
+    names = _image_names(old, new) if by_image else (None, None)
     with tempfile.TemporaryDirectory(prefix="shardlabel-diff-") as folder, ExitStack() as stack:
         rows = int(old.rows.sum() + new.rows.sum())
         count = min(MAX_PARTITIONS, 1 + rows // (2 * PARTITION_ROWS))
         left, right = (stack.enter_context(_Spill(Path(folder), name, count)) for name in ("old", "new"))
         nothing = _empty()
         calls = LOCAL_UNITS if old.dest.is_local and new.dest.is_local else CALLS_AHEAD
-        for pairs in ahead(_work(old, new), lambda numbers: _side_by_side(old, new, *numbers), calls=calls):
+        for pairs in ahead(_work(old, new), lambda numbers: _side_by_side(old, new, names, *numbers), calls=calls):
             for a, b in pairs:
                 if a is not None and b is not None and a["key"].equals(b["key"]) and a["shard"].equals(b["shard"]):
                     yield Joined(a, b, nothing, nothing)
@@ -76,7 +83,7 @@ def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
                     left.add(a)
                     right.add(b)
         for a, b in zip(left.partitions(), right.partitions(), strict=True):
-            yield _joined(a, b)
+            yield _joined(_last(a), _last(b)) if by_image else _joined(a, b)
 
 
 def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, int | None]]:
@@ -86,7 +93,7 @@ def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, in
         return [(piece.shard, piece.start, piece.stop, piece.limit) for piece in unit.slices]
 
     for a, b in zip_longest(iter_units(old.dest, old.plan), iter_units(new.dest, new.plan)):
-        if a is not None and b is not None and held(a) == held(b):
+        if a is not None and b is not None and a.slices and held(a) == held(b):
             yield a.number, b.number
         else:
             if a is not None:
@@ -96,12 +103,46 @@ def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, in
 
 
 Pair = tuple[pa.Table | None, pa.Table | None]
+# Gives rows the shard and key by which they are joined, where those are not their own.
+_Name = Callable[[pa.Table], pa.Table] | None
 
 
-def _side_by_side(old: FinishedDest, new: FinishedDest, a: int | None, b: int | None) -> Iterator[Pair] | list[Pair]:
+def _image_names(old: FinishedDest, new: FinishedDest) -> tuple[_Name, _Name]:
+    """Return what names the rows of each by image: key is its SHA-256, shard the model's name where a log has several.
+
+    Raises:
+        ConfigError: One is an output without SHA-256.
+    """
+    alone = all(side.plan.shards == 1 for side in (old, new) if side.plan.is_log)
+
+    def named(side: FinishedDest) -> _Name:
+        model = side.plan.settings.get("model")
+        if not side.plan.is_log and CONTENT not in side.schema.names:
+            raise ConfigError(
+                f"{side.dest.describe()} has no column {CONTENT}, which a prediction log is compared by; label its images "
+                "by a list of them (`label LIST.parquet --uri-column COLUMN`)"
+            )
+
+        def name(table: pa.Table) -> pa.Table:
+            if not side.plan.is_log:
+                table = table.set_column(table.schema.get_field_index("key"), "key", table[CONTENT])
+                table = table.filter(table["key"].is_valid())  # of an image that could not be had
+            if alone or not side.plan.is_log:
+                shard = pa.array(["" if alone else model] * len(table), pa.string())
+                table = table.set_column(table.schema.get_field_index("shard"), "shard", shard)
+            return table
+
+        return name
+
+    return named(old), named(new)
+
+
+def _side_by_side(
+    old: FinishedDest, new: FinishedDest, names: tuple[_Name, _Name], a: int | None, b: int | None
+) -> Iterator[Pair] | list[Pair]:
     """Return pieces of two units, of equal lengths as long as both have rows; read now where they are small."""
     rows = max(0 if a is None else int(old.rows[a]), 0 if b is None else int(new.rows[b]))
-    pairs = _lockstep(_rows(old, a), _rows(new, b))
+    pairs = _lockstep(_rows(old, a, names[0]), _rows(new, b, names[1]))
     return list(pairs) if rows <= CHUNK_ROWS else pairs
 
 
@@ -117,17 +158,18 @@ def _lockstep(left: Iterator[pa.Table], right: Iterator[pa.Table]) -> Iterator[P
         a, b = next(left, None), next(right, None)
 
 
-def _rows(dest: FinishedDest, unit: int | None) -> Iterator[pa.Table]:
+def _rows(dest: FinishedDest, unit: int | None, name: _Name) -> Iterator[pa.Table]:
     """Yield a unit's rows in pieces that are not empty."""
     if unit is None:
         return
-    part, start = part_name(unit), 0
-    columns = [name for name in COLUMNS if name in dest.schema.names]
+    part, start = dest.plan.part(unit), 0
+    columns = [column for column in (*COLUMNS, *((CONTENT,) if name else ())) if column in dest.schema.names]
     try:
         with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
             for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
                 if batch.num_rows:
-                    yield _placed(pa.Table.from_batches([batch]), unit, start)
+                    table = pa.Table.from_batches([batch])
+                    yield _placed(name(table) if name else table, unit, start)
                     start += batch.num_rows
     except (pa.ArrowException, OSError) as err:
         raise unreadable(dest.dest, part, err) from err
@@ -222,6 +264,12 @@ def _writing() -> Iterator[None]:
     except OSError as err:
         folder = tempfile.gettempdir()
         raise StorageError(f"cannot write to {folder}: {reason(err)}; point TMPDIR at a larger disk") from err
+
+
+def _last(table: pa.Table) -> pa.Table:
+    """Return the last row of each shard and key."""
+    places = table.select(["shard", "key"]).append_column("at", pa.array(np.arange(len(table))))
+    return table.take(np.sort(places.group_by(["shard", "key"]).aggregate([("at", "max")])["at_max"].to_numpy()))
 
 
 def _joined(old: pa.Table, new: pa.Table) -> Joined:

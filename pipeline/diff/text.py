@@ -31,6 +31,9 @@ def sentences(found: DiffReport) -> list[str]:
     """Return what differs, in a few sentences."""
     only = f"{count_text(found.only_old)} in OLD only, {count_text(found.only_new)} in NEW only"
     lines = [f"{many_text(found.both, 'row')} in both, {only}"]
+    for side, repeats in (("OLD", found.repeats_old), ("NEW", found.repeats_new)):
+        if repeats:
+            lines.append(f"of {side} {many_text(repeats, 'row')} left out: the last answer for an image counts")
     for side, some in (("OLD", found.only_old_first), ("NEW", found.only_new_first)):
         if some:
             lines.append(f"in {side} only, first {some[0]}")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
-from models.errors import InputError, ShardlabelError
+from models.errors import InputError, ShardlabelError, SourceError
 from models.spec import Interpolation, Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.plan import Plan, iter_units
@@ -61,7 +61,7 @@ class ContactSheet:
 
 def build_sheet(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> ContactSheet:
     """Choose the samples and fetch what can be had of their pictures."""
-    sheet = choose_samples(dest, units, counts)
+    sheet = choose_samples(dest, plan, units, counts)
     wanted: dict[int, list[LabelledRow]] = {}
     for row in (*sheet.groups[Group.ACROSS], *sheet.groups[Group.LOWEST]):
         wanted.setdefault(row.unit, []).append(row)
@@ -76,13 +76,13 @@ def build_sheet(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> 
     return sheet
 
 
-def choose_samples(dest: Storage, units: UnitTable, counts: Counts) -> ContactSheet:
+def choose_samples(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> ContactSheet:
     """Choose the rows: some of units spread over the run, the lowest scores, and some without a label of each kind."""
     # In a small run most rows would be among the lowest; they are to be few.
     lowest = [(unit, position) for _, unit, position in counts.lowest][: max(1, int(counts.scores.sum()) // 4)]
     bad = _in_turn(counts.bad, SHEET_BAD)
     across = _spread(units, SHEET_SIZE - len(lowest) - len(bad), skip={*lowest, *bad})
-    rows = {(row.unit, row.position): row for row in read_rows(dest, [*lowest, *bad, *across])}
+    rows = {(row.unit, row.position): row for row in read_rows(dest, [*lowest, *bad, *across], plan.part)}
     return ContactSheet(
         {
             Group.ACROSS: [rows[place] for place in across if place in rows and rows[place].status == STATUS_OK],
@@ -120,9 +120,11 @@ def reader_settings(dest: Storage, plan: Plan, metadata: dict[str, str]) -> Unit
     """Return the settings that the run read SOURCE with, and a preprocessing whose pixels are the thumbnails.
 
     Raises:
-        SourceError: The location of SOURCE is malformed.
+        SourceError: The location of SOURCE is malformed, or there is none: a prediction log keeps no images.
         KeyError: The plan or the metadata lack something.
     """
+    if plan.is_log:
+        raise SourceError("a prediction log keeps no images")
     settings = plan.settings
     model = Preprocessing.model_validate_json(metadata["shardlabel.preprocessing"])
     return UnitSettings(

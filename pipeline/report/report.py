@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import StorageError
-from pipeline.dest.plan import SUMMARY_FILE, open_plan
+from pipeline.dest.plan import SUMMARY_FILE
+from pipeline.dest.prediction_log import open_records
 from pipeline.quantities import bytes_text
 from pipeline.report.contact_sheet import build_sheet
 from pipeline.report.findings import Findings
 from pipeline.report.scan import count_parts, read_rows
-from pipeline.report.unit_table import UnitTable, add_end_times, iter_new
+from pipeline.report.unit_table import UnitTable, add_end_times
 from pipeline.storage.retries import reason
 from pipeline.storage.storage import Storage, open_storage
 
@@ -30,12 +31,13 @@ def gather(dest: Storage) -> Findings:
         ConfigError: The plan or a record is damaged.
         StorageError: Plan or records cannot be read. A part file or SOURCE that cannot is noted instead.
     """
-    plan = open_plan(dest)
+    plan, records = open_records(dest)
     units = UnitTable.empty(plan.units)
-    counts = count_parts(dest, iter_new(dest, plan, units))
-    add_end_times(dest, units)
+    counts = count_parts(dest, filter(units.add, records))
+    add_end_times(dest, plan, units)
     wanted = {status: places[:EXAMPLES] for status, places in sorted(counts.bad.items())}
-    rows = {(row.unit, row.position): row for row in read_rows(dest, [p for some in wanted.values() for p in some])}
+    places = [place for some in wanted.values() for place in some]
+    rows = {(row.unit, row.position): row for row in read_rows(dest, places, plan.part)}
     return Findings(
         dest=dest.describe(),
         plan=plan,

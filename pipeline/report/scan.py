@@ -6,7 +6,7 @@ those. So neither keys nor error texts of a billion rows are ever read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -62,6 +62,7 @@ class Counts:
     Attributes:
         labels: Name and count of each class that is the best of some image, by class index.
         scores: int64 of shape (SCORE_BINS,): ok rows by score, from 0 to 1.
+        score_sum: Of those.
         bad: The first rows of each status other than ok.
         lowest: (score, unit, position) of the rows with the lowest scores within reach, lowest first.
         versions: Of shardlabel, that wrote the files.
@@ -71,6 +72,7 @@ class Counts:
 
     labels: dict[int, tuple[str, int]] = field(default_factory=dict)
     scores: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
+    score_sum: float = 0.0
     bad: dict[str, list[Place]] = field(default_factory=dict)
     lowest: list[tuple[float, int, int]] = field(default_factory=list)
     versions: set[str] = field(default_factory=set)
@@ -82,6 +84,7 @@ class Counts:
         for label_id, (label, count) in other.labels.items():
             self.labels[label_id] = (label, self.labels.get(label_id, (label, 0))[1] + count)
         self.scores += other.scores
+        self.score_sum += other.score_sum
         for status, places in other.bad.items():
             self.bad[status] = sorted(self.bad.get(status, []) + places)[:BAD_ROWS]
         self.lowest = sorted(self.lowest + other.lowest)[:LOWEST_ROWS]
@@ -142,6 +145,7 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
     valid = np.flatnonzero(np.isfinite(scores))
     bins = np.clip((scores[valid] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
     counts.scores = np.bincount(bins, minlength=SCORE_BINS)
+    counts.score_sum = float(scores[valid].sum(dtype=np.float64))
     near = valid[: np.searchsorted(valid, within - first)]
     lowest = near[np.argsort(scores[near], kind="stable")[:LOWEST_ROWS]]
     counts.lowest = [(float(scores[i]), unit, first + int(i)) for i in lowest]
@@ -161,24 +165,29 @@ def _numbers(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401
     return np.asarray(column.to_numpy())
 
 
-def read_rows(dest: Storage, places: Iterable[Place]) -> Iterator[LabelledRow]:
+def read_rows(dest: Storage, places: Iterable[Place], part: Callable[[int], str] = part_name) -> Iterator[LabelledRow]:
     """Yield the rows at these places, sorted; a part file that cannot be read gives none.
 
     Cost: one row group for each group of neighbours.
+
+    Args:
+        dest: DEST.
+        places: Of the rows.
+        part: Returns the name of a unit's part file.
     """
     by_unit: dict[int, list[int]] = {}
     for unit, position in sorted(set(places)):
         by_unit.setdefault(unit, []).append(position)
     for unit, positions in by_unit.items():
         try:
-            yield from retried(f"read {part_name(unit)}", lambda u=unit, p=positions: _read_rows(dest, u, p))  # type: ignore[misc]
+            yield from retried(f"read {part(unit)}", lambda u=unit, p=positions: _read_rows(dest, part(u), u, p))  # type: ignore[misc]
         except StorageError:
             continue
 
 
-def _read_rows(dest: Storage, unit: int, positions: Sequence[int]) -> list[LabelledRow]:
+def _read_rows(dest: Storage, part: str, unit: int, positions: Sequence[int]) -> list[LabelledRow]:
     rows = []
-    with closing(dest.open_random(part_name(unit))) as source:
+    with closing(dest.open_random(part)) as source:
         file = pq.ParquetFile(source)
         first = 0
         for group in range(file.num_row_groups):

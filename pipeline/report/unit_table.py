@@ -11,7 +11,7 @@ import numpy.typing as npt
 from models.errors import ConfigError
 from pipeline.dest.commits import Commit, CommitLog, Totals
 from pipeline.dest.plan import Plan
-from pipeline.sources.unit import part_name
+from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
 Float64Array = npt.NDArray[np.float64]
@@ -95,10 +95,10 @@ def iter_new(dest: Storage, plan: Plan, table: UnitTable) -> Iterator[Commit]:
     return (commit for commit in CommitLog.of(dest, plan).records() if table.add(commit))
 
 
-def add_end_times(dest: Storage, table: UnitTable) -> None:
+def add_end_times(dest: Storage, plan: Plan, table: UnitTable) -> None:
     """Fill in when each part file was written, from one listing of DEST."""
+    units = {name: unit for unit, name in enumerate(plan.parts)}
     for file in dest.list():
-        number = file.path.removeprefix("part-").removesuffix(".parquet")
-        known = number.isdecimal() and int(number) < len(table.done) and file.path == part_name(int(number))
-        if known and file.modified_s:
-            table.ended[int(number)] = file.modified_s
+        unit = units.get(file.path) if plan.is_log else part_number(file.path)
+        if unit is not None and unit < plan.units and file.modified_s:
+            table.ended[unit] = file.modified_s

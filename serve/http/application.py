@@ -22,6 +22,7 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.observed import set_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Application:
         metrics = self._extras.metrics
         if metrics is not None:
             metrics.in_flight.inc()
+        set_request_id(Headers(scope=scope).get("x-request-id", ""))
         watched = _Watched(send, began, scope["method"])
         kind: str | None = "gone"
         with tracing.http_request(scope, route_name(path), path):

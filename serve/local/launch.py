@@ -74,7 +74,14 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         say(f"warning: {no_spans}")
     renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, is_local=listen.address is None, renewal=renewal)
+    endpoint = Endpoint(
+        listen,
+        config.deadline_s + 5.0,
+        folder,
+        is_local=listen.address is None,
+        renewal=renewal,
+        has_log=config.prediction_log is not None,
+    )
     haproxy = _set_environment(config, listen, folder)
     if renewal is not None and not haproxy:
         raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")

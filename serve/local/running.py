@@ -30,6 +30,7 @@ class Endpoint:
     folder: Path
     is_local: bool
     renewal: Renewal | None = None
+    has_log: bool = False
 
     def close(self) -> None:
         """Stop taking requests, finish those that are being served, and stop.
@@ -54,6 +55,8 @@ class Endpoint:
                     # Others may have applications there.
                     ray_serve.delete(APP_NAME)
                     RayStore(APP_NAME).clear()
+                elif haproxy and self.has_log:
+                    ray_serve.delete(APP_NAME)  # replicas that are told to stop write the last rows
                 elif not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()

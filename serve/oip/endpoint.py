@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
 from serve.model.backend import Backend
+from serve.model.observed import set_request_id
 from serve.oip.answers import (
     IndexEntry,
     ModelConfig,
@@ -132,6 +133,8 @@ class Endpoint:
         try:
             check_ready(model)
             request = await read()
+            if request.id:
+                set_request_id(request.id)
             if request.timeout_s is not None:
                 deadline = min(deadline, started + request.timeout_s)
             outputs = await model.infer(request, deadline=deadline)

@@ -17,6 +17,7 @@ from serve.http.asgi import Rejected, as_rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.observed import set_request_id
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import GRPC_CODES, malformed
 from serve.oip.grpc.call import Call, Context, Message
@@ -163,6 +164,7 @@ class GrpcCalls:
 
     async def _noted(self, call: Call) -> Message | Rejected:
         began = time.perf_counter()
+        set_request_id(dict(call.context.invocation_metadata()).get("x-request-id", ""))
         status = 499  # where the task is cancelled: the client has hung up
         kind: str | None = "gone"
         if self._metrics is not None:

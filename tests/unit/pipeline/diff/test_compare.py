@@ -176,7 +176,7 @@ def test_names_of_classes_and_their_synsets_are_not_compared(tmp_path, tiny_mode
         label_without_ray(tmp_path / "in", tmp_path / name, tiny_model)
     texts = {"old": "name", "new": "wnid"}
 
-    def finished(location: str) -> FinishedDest:
+    def finished(location: str, *, logs: bool) -> FinishedDest:
         found, text = open_finished(location), texts[Path(location).name]
         return replace(found, plan=replace(found.plan, settings={"labels": text, "class names": text}))
 

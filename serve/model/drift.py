@@ -1,0 +1,163 @@
+"""Whether the labels that are answered are still distributed as those of a baseline.
+
+One number: the population stability index, sum of (p - q) ln(p / q) over bins of classes. Below 0.1 nothing has changed
+that matters, above 0.25 it has, as the field reads it. Where nothing has changed chance alone makes it about
+(bins - 1) (1 / answers + 1 / rows of the baseline): hence few bins, and no number before there are enough answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import ConfigError
+from pipeline.dest.fingerprint import class_names
+from pipeline.dest.prediction_log import open_records
+from pipeline.report.scan import count_parts
+from pipeline.storage.storage import open_storage
+from serve.model.backend import Labelled, Outcome
+
+Int64Array = npt.NDArray[np.int64]
+
+BINS = 20
+# The answers that are compared, the last ones of each replica; with fewer than LEAST chance alone may reach 0.1.
+WINDOW = 10_000
+LEAST = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The labels of an earlier output.
+
+    Attributes:
+        counts: Rows by class index.
+        mean_score: Of their best labels.
+        class_names: Hash of what the classes are called.
+    """
+
+    counts: dict[int, int]
+    mean_score: float
+    class_names: str
+
+    def fits(self, labels: tuple[str, ...]) -> bool:
+        """Tell whether a model has these classes."""
+        return self.class_names == class_names(labels)
+
+
+def read_baseline(location: str) -> Baseline:
+    """Count the labels of an output, finished or not, or of a prediction log. Minutes for a billion rows.
+
+    Raises:
+        ConfigError: It holds rows of several sets of classes, or too few.
+        SourceError, StorageError: It is no output, or cannot be read.
+    """
+    dest = open_storage(location)
+    plan, records = open_records(dest)
+    names = plan.settings.get("class names")
+    counted = count_parts(dest, records)
+    for why in counted.unreadable.values():
+        raise ConfigError(f"--baseline {location}: {why}")
+    counts = {label_id: count for label_id, (_, count) in counted.labels.items()}
+    total = sum(counts.values())
+    if total < LEAST:
+        raise ConfigError(
+            f"--baseline {location} holds {total} labelled rows, and at least {LEAST} say how labels are distributed"
+        )
+    if names is None:
+        raise ConfigError(
+            f"--baseline {location} does not say what its classes are, or is of models with different ones"
+        )
+    return Baseline(counts, counted.score_sum / total, names)
+
+
+def fitting_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
+    """Read a baseline for models of these labels.
+
+    Raises:
+        ConfigError: No model has its classes; or as `read_baseline`.
+    """
+    baseline = read_baseline(location)
+    if not any(map(baseline.fits, labels)):
+        raise ConfigError(f"--baseline {location} has other classes than the model, or calls them otherwise")
+    return baseline
+
+
+class Drift:
+    """The last answers of one model, against a baseline. An `Observer`.
+
+    Args:
+        baseline: Of the model's classes.
+        num_classes: How many they are.
+    """
+
+    def __init__(self, baseline: Baseline, num_classes: int) -> None:
+        self.baseline_mean_score = baseline.mean_score
+        counts = np.zeros(num_classes, np.int64)
+        counts[list(baseline.counts)] = list(baseline.counts.values())
+        self._bin_of = bins_of(counts)
+        self._expected = np.bincount(self._bin_of, counts).astype(np.int64)
+        self._found = np.zeros(len(self._expected), np.int64)
+        self._answers: deque[tuple[int, float]] = deque()
+        self._score_sum = 0.0
+
+    def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
+        """Count the best label of each image that has one."""
+        for outcome in outcomes:
+            if not isinstance(outcome, Labelled):
+                continue
+            where, score = int(self._bin_of[outcome.label_ids[0]]), float(outcome.scores[0])
+            self._answers.append((where, score))
+            self._found[where] += 1
+            self._score_sum += score
+            if len(self._answers) > WINDOW:
+                where, score = self._answers.popleft()
+                self._found[where] -= 1
+                self._score_sum -= score
+
+    @property
+    def index(self) -> float:
+        """The population stability index; NaN before there are LEAST answers."""
+        return stability_index(self._expected, self._found) if len(self._answers) >= LEAST else math.nan
+
+    @property
+    def mean_score(self) -> float:
+        """Of the same answers' best labels; likewise."""
+        return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
+
+
+def bins_of(counts: Int64Array) -> Int64Array:
+    """Divide classes into bins of about equal shares of the baseline, as deciles divide a number.
+
+    Of few classes each has a bin; of many a frequent one has, and the others share one with their neighbours, which in
+    most lists of classes are of their kind.
+
+    Args:
+        counts: int64 of shape (n_classes,): rows of the baseline.
+
+    Returns:
+        int64 of shape (n_classes,): the bin of each class, from 0 on, below 2 * BINS + 1.
+    """
+    if len(counts) <= BINS:
+        return np.arange(len(counts))
+    share = counts.sum() / BINS
+    bins = np.zeros(len(counts), np.int64)
+    number, filled = 0, 0
+    for label_id, count in enumerate(counts.tolist()):
+        if filled and count >= share:  # a bin of its own
+            number, filled = number + 1, 0
+        bins[label_id] = number
+        filled += count
+        if filled >= share and label_id + 1 < len(counts):
+            number, filled = number + 1, 0
+    return bins
+
+
+def stability_index(expected: Int64Array, found: Int64Array) -> float:
+    """Return the population stability index of two counts by bin; half a row more in each, as none may be empty."""
+    p, q = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (found, expected))
+    return float(((p - q) * np.log(p / q)).sum())

@@ -41,6 +41,8 @@ def serve(
         shardlabel serve --model efficientnet-lite0 --host 0.0.0.0 --api-keys-file keys.txt --min-replicas 0
 
         shardlabel serve --model efficientnet-lite0 --calibration calibration.json
+
+        shardlabel serve --model efficientnet-lite0 --model resnet18-v2 --model-control explicit
     """
     from serve.local.launch import running
     from serve.local.running import Listen
@@ -57,7 +59,7 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopper(stop))
-    _say(f"starting {config.model} ...")
+    _say(f"starting {', '.join(config.model)} ...")
     with running(config, listen, _say) as endpoint:
         _say(endpoint.sentence())
         while not stop.wait(1.0):

@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: ingress, decoder and model in one process, so that a request makes one hop."""
+"""The Ray Serve deployment: ingress, decoder and models in one process, so that a request makes one hop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,8 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig
 
-from models.calibration import Calibration
-from models.catalog import load_spec
 from models.errors import ConfigError
-from models.inference.classifier import Device, DeviceChoice, Provider, choose
-from models.spec import ModelSpec
-from models.store.locate import locate
-from pipeline.operators.model_ref import settle_calibration
+from models.inference.classifier import Device, Provider
 from serve.config import Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
@@ -29,8 +26,11 @@ from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
 from serve.metrics.all_replicas import MetricsShare, RayStore
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.backend import Backend
 from serve.model.engine import Engine
+from serve.model.models import Models
 from serve.oip.grpc.ingress import Methods
+from serve.repository import Repository, Settled, settle
 from serve.routes import build_asgi
 
 logger = logging.getLogger(__name__)
@@ -47,68 +47,118 @@ SURGE_PERCENT = 20
 HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
+# For all replicas to load a model, downloaded by each node.
+FOLLOW_S = 600.0
 
 
 class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    backend: Engine
+    _metrics: ServeMetrics
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         config: ServeConfig,
-        spec: ModelSpec,
-        choice: DeviceChoice,
+        settled: Sequence[Settled],
         plan: Plan,
-        calibration: Calibration | None,
     ) -> None:
         _pin_threads(plan.cpus)
         grpc_listener.guard(message_bytes(config))
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
-        self.backend = await asyncio.to_thread(
-            Engine,
-            spec,
-            precision=choice.precision,
-            provider=choice.provider,
-            mode=config.decode,
-            limits=config.image_limits(),
-            plan=plan,
-            calibration=calibration,
+        self._application = context.app_name
+        self._plan = plan
+        self.models = Models()
+        self._repository = Repository(
+            self.models,
+            settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
+            build=self._build,
+            start=self._start,
+            store=RayStore(context.app_name, "models"),
+            call_all=self._call_all,
+            keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
-        self._metrics = ServeMetrics(spec.name, name, lambda: self.backend.queued)
+        alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
+        self._metrics = ServeMetrics(alone, name, partial(self._repository.queued, alone))
+        self._shown: set[str] = set()
+        self.models.watch(self._show_queues)
+        await self._repository.configure(config.model, settled)
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
-        self.start_grpc(self.backend.admit)
-        self.backend.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
-        logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
+        self.control = self._repository if config.model_control == "explicit" else None
+        self.start_grpc()
+        logger.info("ready models=%s plan=%s", ",".join(self.models.names), plan)
 
     def __serve_build_asgi_app__(self) -> Application:
         """Return what Serve calls for each HTTP request."""
         keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
         return build_asgi(
-            self.backend,
+            self.models,
             self.config,
             Extras(
                 metrics=self._metrics,
                 render_metrics=lambda: asyncio.to_thread(self._share.render_all),
-                admit=self.backend.admit,
                 keys=keys,
                 access_log=self._access_log,
                 memory=self._memory,
+                control=self.control,
             ),
         )
 
-    def check_health(self) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Have the models of Serve's `user_config`: `{"models": ["A", "B"]}`, in place of those of `args`.
+
+        Raises:
+            ConfigError: It is something else, or a model cannot be loaded; what can be is.
+        """
+        if set(user_config) != {"models"} or not isinstance(user_config["models"], list) or not user_config["models"]:
+            raise ConfigError(f'user_config must be {{"models": [NAME, ...]}}, got {str(user_config)[:200]}')
+        await self._repository.configure([str(name) for name in user_config["models"]])
+
+    async def follow(self) -> list[str]:
+        """Have the models that callers have asked another replica for; return what goes wrong."""
+        return await self._repository.follow()
+
+    async def check_health(self) -> None:
         """Tell Serve whether to keep this replica."""
-        fault = self.backend.fault()
+        fault = self._repository.look_after()
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
+    def _build(self, settled: Settled) -> Engine:
+        return Engine(
+            settled.spec,
+            precision=settled.choice.precision,
+            provider=settled.choice.provider,
+            mode=self.config.decode,
+            limits=self.config.image_limits(),
+            plan=self._plan,
+            calibration=settled.calibration,
+        )
+
+    def _start(self, engine: Engine) -> Backend:
+        report = partial(self._metrics.batch, model=engine.spec.name)
+        engine.start(report, delay_s=self.config.max_batch_delay_ms / 1000)
+        return engine
+
+    def _show_queues(self) -> None:
+        names = set(self.models.names)
+        for name in names - self._shown:
+            self._metrics.watch(name, partial(self._repository.queued, name))
+        for name in self._shown - names:
+            self._metrics.forget(name)
+        self._shown = names
+
+    async def _call_all(self) -> list[str]:
+        """Have every replica follow, this one too; return what each says went wrong."""
+        handle = ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
+        answers = await handle.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True)
+        return [text for each in answers for text in ([str(each)] if isinstance(each, Exception) else each)]
+
     async def __del__(self) -> None:
-        self.backend.close()
+        self._repository.close()
         await asyncio.to_thread(self._share.close)
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
@@ -128,15 +178,18 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     """
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
-    spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
+    sources = tuple(str(Path(source).absolute()) if source.endswith(".onnx") else source for source in config.model)
+    config = config.model_copy(update={"model": sources})
     # On a cluster that may grow, a GPU that was asked for may still come.
     may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
-    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
-    locate(spec, choice.precision)
-    calibration = settle_calibration(config.calibration, spec, choice, config.decode)
+    settled = [settle(source, config, has_gpu=gpus > 0 or may_come) for source in config.model]
+    if config.calibration is not None and not any(each.calibration for each in settled):
+        names = ", ".join(each.spec.name for each in settled)
+        raise ConfigError(f"--calibration {config.calibration} is of none of the models {names}; give the one it is of")
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
-    plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
+    on_gpu = any(each.choice.provider is not Provider.CPU for each in settled)
+    plan = plan_replica(config, on_gpu=on_gpu, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
@@ -150,7 +203,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
-    return deployment.bind(config, spec, choice, plan, calibration)
+    return deployment.bind(config, settled, plan)
 
 
 def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:

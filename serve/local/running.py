@@ -75,6 +75,7 @@ class Endpoint:
                     # Others may have applications there.
                     ray_serve.delete(APP_NAME)
                     RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "models").clear()
                 elif not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()

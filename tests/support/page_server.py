@@ -25,6 +25,7 @@ from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.http.keys import ApiKeys
 from serve.model.engine import Engine
+from serve.model.models import Models
 
 KEY = "Geheim-17"
 LIMIT_BYTES = 1_000_000
@@ -57,19 +58,13 @@ class PageServer:
             plan=plan_replica(config, on_gpu=False, cpus=1),
         )
         backend = _Backend(self.engine, self)
-        self._open = build_asgi(backend, config, Extras(admit=self._admit))
-        self._closed = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
+        self._open = build_asgi(Models(backend), config)
+        self._closed = build_asgi(Models(backend), config, Extras(keys=ApiKeys(keys)))
 
     def reset(self) -> None:
         """Be ready, open and free again."""
         self.is_ready, self.wants_key, self.busy = True, False, 0
         self.asked.clear()
-
-    def _admit(self, images: int) -> None:
-        if self.busy:
-            self.busy -= 1
-            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
-        self.engine.admit(images)
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer one request (ASGI), below "/" and below "/app"."""
@@ -91,6 +86,12 @@ class _Backend:
     @property
     def is_ready(self) -> bool:
         return self._server.is_ready
+
+    def admit(self, images: int) -> None:
+        if self._server.busy:
+            self._server.busy -= 1
+            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
+        self._engine.admit(images)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

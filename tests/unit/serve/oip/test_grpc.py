@@ -18,6 +18,7 @@ from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
@@ -59,11 +60,12 @@ class Context:
 class Ingress(Methods):
     """A deployment's class."""
 
-    def __init__(self, backend=None, limits=None, **config) -> None:
+    def __init__(self, backend=None, limits=None, models=None, **config) -> None:
         self.backend = backend or FakeBackend()
+        self.models = models or Models(self.backend)
         self.config = ServeConfig(**config)
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.backend, limits), BodyMemory(2**30))
+            self._calls = GrpcCalls(Endpoint(self.models, limits), BodyMemory(2**30))
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -425,7 +427,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), access_log=log)
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)

@@ -1,0 +1,323 @@
+"""Which models a replica has: as configured, as callers say (`--model-control explicit`), and as they fail.
+
+Callers ask one replica. It loads first, so that what cannot be loaded changes nothing; then it writes the list down, from
+which a replica that starts or that missed the call takes it, and calls all the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+
+from models.calibration import Calibration
+from models.catalog import load_spec
+from models.device import DeviceChoice, choose
+from models.errors import ConfigError, ShardlabelError, UnknownModelError
+from models.malloc import give_back_freed_memory
+from models.spec import ModelSpec
+from models.store.locate import locate
+from pipeline.operators.model_ref import read_calibration, settle_calibration
+from serve.config import ServeConfig
+from serve.metrics.all_replicas import Store
+from serve.model.backend import Backend
+from serve.model.engine import Engine
+from serve.model.models import Models
+
+logger = logging.getLogger(__name__)
+
+# Between two attempts to build a model anew that has failed.
+REBUILD_S = 10.0
+_LIST = "list"
+_PATH = re.compile(r"(?:/[\w.@+-]+)+/")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A model that is to be served: its entry, which artifact runs on what, and what calibrates it. Picklable."""
+
+    spec: ModelSpec
+    choice: DeviceChoice
+    calibration: Calibration | None
+
+
+def settle(source: str, config: ServeConfig, *, has_gpu: bool) -> Settled:
+    """Find a model, and its file, downloaded if need be.
+
+    Args:
+        source: A name of the catalog, or an .onnx file.
+        config: Precision, device and calibration. Of several models a calibration is for the one that it names.
+        has_gpu: Whether there is a GPU.
+
+    Raises:
+        ShardlabelError: It cannot be had, or is not what was asked for.
+    """
+    spec = load_spec(source)
+    choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
+    locate(spec, choice.precision)
+    place = config.calibration
+    if place is not None and len(config.model) > 1 and read_calibration(place).model != spec.name:
+        place = None
+    return Settled(spec, choice, settle_calibration(place, spec, choice, config.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model that is there: how often callers had asked for it to be loaded, what it was made of, and what answers."""
+
+    asked: int
+    settled: Settled
+    engine: Engine
+    backend: Backend
+
+
+# How often callers have asked for a model to be loaded, by where it is from; in order.
+_Wanted = dict[str, int]
+
+
+class Repository:
+    """Holds the models of one replica; see `serve.model.backend.ModelControl`. Everything happens on its event loop.
+
+    Args:
+        models: What is offered; kept up to date.
+        settle: Finds a model by its name or file; blocks.
+        build: Builds its engine, and blocks for seconds.
+        start: Ties an engine to the loop, and returns what is offered of it.
+        store: The list that all replicas share.
+        call_all: Has every replica `follow`; returns what each says went wrong.
+        keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        settle: Callable[[str], Settled],
+        build: Callable[[Settled], Engine],
+        start: Callable[[Engine], Backend],
+        store: Store,
+        call_all: Callable[[], Awaitable[Sequence[str]]],
+        keep_s: float,
+    ) -> None:
+        self._models = models
+        self._settle = settle
+        self._build = build
+        self._start = start
+        self._store = store
+        self._call_all = call_all
+        self._keep_s = keep_s
+        self._configured: tuple[str, ...] = ()
+        self._loaded: dict[str, _Loaded] = {}
+        self._one_at_a_time = asyncio.Lock()
+        # `time.monotonic()` before which a model that has failed, or could not be built, is not built anew.
+        self._not_before: dict[str, float] = {}
+        self._tasks: set[asyncio.Future[object]] = set()
+
+    async def configure(self, sources: Sequence[str], settled: Sequence[Settled] = ()) -> None:
+        """Have the models that the endpoint is configured with, or what callers have made of that list.
+
+        Args:
+            sources: Names or files.
+            settled: The same, where they are settled already.
+
+        Raises:
+            ConfigError: One cannot be loaded; the others stay, or are there.
+        """
+        self._configured = tuple(sources)
+        known = dict(zip(sources, settled, strict=False))
+        wrong = await self._have(await asyncio.to_thread(self._read), known)
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    async def follow(self, *, patient: bool = False) -> list[str]:
+        """Have what the shared list says by now; return what goes wrong.
+
+        Args:
+            patient: Whether to leave a model alone for a while that could not be loaded just now.
+        """
+        wanted = await asyncio.to_thread(self._read)
+        if patient:
+            soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
+            wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
+        return await self._have(wanted, {})
+
+    async def load(self, name: str) -> None:
+        """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
+        # Also where the caller does not wait for it.
+        await asyncio.shield(self._begin(self._load(name)))
+
+    async def unload(self, name: str) -> None:
+        """Unload a model in every replica; see `serve.model.backend.ModelControl.unload`."""
+        await asyncio.shield(self._begin(self._unload(name)))
+
+    async def _load(self, name: str) -> None:
+        sources = self._sources(name) or [name]
+        if sources == [name] and (name.endswith(".onnx") or not ModelSpec.is_name(name)):
+            # Not a file, whatever the name: where files lie is not for callers to say.
+            raise UnknownModelError(
+                f"the catalog has no model {name[:60]!r}; `shardlabel models list` shows those it has"
+            )
+        wanted = await asyncio.to_thread(self._read)
+        wanted |= {source: wanted.get(source, 0) + 1 for source in sources}
+        wrong = await self._have(wanted, {}, only=sources)
+        if not wrong:
+            wrong = await self._tell(wanted)
+        if wrong:
+            raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
+
+    async def _unload(self, name: str) -> None:
+        wanted = await asyncio.to_thread(self._read)
+        gone = [source for source in self._sources(name) if source in wanted]
+        if not gone:
+            raise self._models.unknown(name)
+        wrong = await self._tell({source: asked for source, asked in wanted.items() if source not in gone})
+        if wrong:
+            raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
+
+    def look_after(self) -> str | None:
+        """Follow the shared list, and build anew what has failed; both go on after this returns.
+
+        Returns:
+            Why the whole replica should be replaced, every model having failed; else None.
+        """
+        faults = {source: loaded.engine.fault() for source, loaded in self._loaded.items()}
+        broken = {source: fault for source, fault in faults.items() if fault is not None}
+        if broken and len(broken) == len(faults):
+            return "; ".join(f"{source}: {fault}" for source, fault in broken.items())
+        for source, fault in broken.items():
+            if self._not_before.get(source, 0.0) < time.monotonic():
+                self._not_before[source] = time.monotonic() + REBUILD_S
+                logger.error("model is built anew model=%s fault=%s", source, fault)
+                self._begin(self._rebuild(source))
+        if not self._one_at_a_time.locked():
+            self._begin(self.follow(patient=True))
+        return None
+
+    def queued(self, name: str) -> int:
+        """Return how many images wait for the models of a name."""
+        return sum(each.engine.queued for each in self._loaded.values() if each.settled.spec.name == name)
+
+    def close(self) -> None:
+        """End all engines."""
+        for loaded in self._loaded.values():
+            loaded.engine.close()
+
+    def _sources(self, name: str) -> list[str]:
+        """Return where the models of a name are from, of those that are configured or there."""
+        own = {source: loaded.settled.spec.name for source, loaded in self._loaded.items()}
+        files = {}
+        for source in self._configured:
+            with contextlib.suppress(ShardlabelError):
+                files[source] = load_spec(source).name
+        return [source for source, found in {**own, **files}.items() if found == name]
+
+    def _read(self) -> _Wanted:
+        """Return what every replica is to have: what is configured, unless callers have changed just that list since."""
+        found = self._store.all().get(_LIST)
+        if found is not None:
+            document = orjson.loads(found)
+            if document["configured"] == list(self._configured):
+                return {source: int(asked) for source, asked in document["models"]}
+        return dict.fromkeys(self._configured, 0)
+
+    def _asked(self, source: str) -> int:
+        there = self._loaded.get(source)
+        return -1 if there is None else there.asked
+
+    async def _tell(self, wanted: _Wanted) -> list[str]:
+        document = {"configured": self._configured, "models": list(wanted.items())}
+        await asyncio.to_thread(self._store.put, _LIST, orjson.dumps(document))
+        wrong = await self.follow()
+        return [*wrong, *await self._call_all()]
+
+    async def _have(self, wanted: _Wanted, known: dict[str, Settled], only: Sequence[str] | None = None) -> list[str]:
+        """Build what is wanted and not there, and offer it; return what goes wrong, a text for each model.
+
+        Args:
+            wanted: What is to be there.
+            known: Models that are settled already.
+            only: Of what is wanted; all else stays as it is.
+        """
+        async with self._one_at_a_time:
+            wrong = []
+            for source, asked in wanted.items():
+                there = self._loaded.get(source)
+                if (only is not None and source not in only) or self._asked(source) == asked:
+                    continue
+                try:
+                    settled = known[source] if source in known else await asyncio.to_thread(self._settle, source)
+                    if there is not None and there.settled == settled:
+                        self._loaded[source] = replace(there, asked=asked)
+                    else:
+                        await self._put(source, asked, settled)
+                except UnknownModelError:
+                    if only is not None:
+                        raise
+                    wrong.append(f"{source}: the catalog has no such model, or not in this precision")
+                except Exception as err:
+                    if not isinstance(err, ShardlabelError):
+                        logger.exception("model cannot be loaded model=%s", source)
+                    wrong.append(self._why(source, err))
+            if only is None:
+                self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
+            return wrong
+
+    def _why(self, source: str, err: Exception) -> str:
+        # No paths of this machine: callers see it.
+        text = (
+            _PATH.sub("", str(err))
+            if isinstance(err, ShardlabelError)
+            else "an internal error; the replica's log says more"
+        )
+        self._not_before[source] = time.monotonic() + REBUILD_S
+        self._models.unavailable[source.rpartition("/")[2]] = text
+        return f"{source.rpartition('/')[2]}: {text}"
+
+    async def _put(self, source: str, asked: int, settled: Settled) -> None:
+        engine = await asyncio.to_thread(self._build, settled)
+        self._offer({**self._loaded, source: _Loaded(asked, settled, engine, self._start(engine))})
+
+    async def _rebuild(self, source: str) -> None:
+        async with self._one_at_a_time:
+            there = self._loaded.get(source)
+            if there is not None and there.engine.fault() is not None:
+                try:
+                    await self._put(source, there.asked, there.settled)
+                except Exception:
+                    logger.exception("model cannot be built anew model=%s", source)
+
+    def _offer(self, loaded: dict[str, _Loaded]) -> None:
+        """Offer these from now on; end what is not among them once nobody can be asking it any more."""
+        self._models.replace(each.backend for each in loaded.values())
+        kept = {each.engine for each in loaded.values()}
+        for engine in [each.engine for each in self._loaded.values() if each.engine not in kept]:
+            self._models.unavailable[engine.spec.name] = "unloaded"
+            self._begin(self._retire(engine))
+        self._loaded = loaded
+        for name in self._models.names:
+            self._models.unavailable.pop(name, None)
+
+    async def _retire(self, engine: Engine) -> None:
+        await asyncio.sleep(self._keep_s)
+        engine.close()
+        del engine
+        await asyncio.to_thread(_collect)
+
+    def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _collect() -> None:
+    time.sleep(0.2)  # its threads have ended
+    gc.collect()
+    give_back_freed_memory()

@@ -54,7 +54,7 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
 def _status_routes(models: Models, extras: Extras) -> list[Operation]:
     async def health(_: Request) -> Response:
         if not models.is_ready:
-            raise not_ready("no model is ready yet")
+            raise not_ready("not ready: no model can answer yet")
         return JsonResponse(Health(status="ok"))
 
     async def metrics(_: Request) -> Response:

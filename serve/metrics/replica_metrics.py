@@ -22,9 +22,9 @@ class ServeMetrics:
     """One replica's metrics.
 
     Args:
-        model: The label `model` of requests that are for no model; the model's name where there is one only.
+        model: The label `model` of every series while there is one model only; else "", and each names its own.
         replica: This replica's name: a label of every series.
-        queued: Gives the number of images that wait for that one; `watch` adds others.
+        queued: Gives the number of images that wait for it; `watch` adds others.
     """
 
     def __init__(self, model: str, replica: str, queued: Callable[[], int]) -> None:
@@ -60,9 +60,11 @@ class ServeMetrics:
         """Show how many images wait for a model, and its series from the start.
 
         Args:
-            model: Its name.
+            model: Its name; beside that of another, no series is of one model that does not name it.
             queued: Gives the number.
         """
+        if model != self._model:
+            self._model = ""
         self._depth.labels(model, self._replica).set_function(queued)
         self._series(self._images, model)
         self._series(self._batch, model)
@@ -83,7 +85,7 @@ class ServeMetrics:
             kind: Names its error.
             model: That it was for; None for none.
         """
-        model = model or self._model
+        model = self._model or model or ""
         self._series(self._requests, model, route, str(status)).inc()
         self._series(self._seconds, model, route).observe(seconds)
         if kind is not None:
@@ -91,7 +93,7 @@ class ServeMetrics:
 
     def batch(self, report: BatchReport, model: str | None = None) -> None:
         """Count what one batch of a model took."""
-        model = model or self._model
+        model = self._model or model or ""
         for stage, times in (("queue", report.queue_s), ("decode", report.decode_s)):
             series = self._series(self._stages, model, stage)
             for seconds in times:

@@ -140,7 +140,7 @@ class _Handlers:
 
     async def ready(self, _: Request) -> Response:
         if not self._endpoint.is_ready:
-            raise not_ready("no model is ready yet")
+            raise not_ready("not ready: no model can answer yet")
         return JsonResponse(answers.Ready(ready=True))
 
     async def server(self, _: Request) -> Response:

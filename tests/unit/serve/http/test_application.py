@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from models.errors import ConfigError
+from models.errors import ConfigError, OverloadedError
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
@@ -18,7 +18,7 @@ from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
 from tests.support.asgi_client import Response, request
-from tests.support.fake_backend import FakeBackend
+from tests.support.fake_backend import MODEL, FakeBackend
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JPEG = b"\xff\xd8\xff" + b"\0" * 3

@@ -64,7 +64,7 @@ def test_the_document_describes_how_images_are_sent_and_resolves():
         "multipart/form-data",
         "application/json",
     }
-    assert set(operation["responses"]) == {"200", "400", "401", "405", "413", "415", "422", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "405", "413", "415", "422", "503", "504"}
     for reference in references(DOCUMENT):
         target = DOCUMENT
         for step in reference.removeprefix("#/").split("/"):

@@ -86,12 +86,9 @@ def test_a_call_without_a_key_is_refused_before_its_message_is_received(tmp_path
 
 
 def test_a_call_asks_the_queue_before_its_message_is_received(monkeypatch):
-    def full(images):
-        raise OverloadedError("overloaded", retry_after_s=3.0)
-
     monkeypatch.setattr(service, "look", service.look)
-    ingress = Ingress()
-    ingress.start_grpc(full)
+    ingress = Ingress(FakeBackend(full=OverloadedError("overloaded", retry_after_s=3.0)))
+    ingress.start_grpc()
 
     assert asyncio.run(_call(ingress, bytes(10 * 2**20))) == (grpc.StatusCode.UNAVAILABLE, [])
 

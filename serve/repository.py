@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # Between two attempts to build a model anew that has failed.
 REBUILD_S = 10.0
 _LIST = "list"
-_PATH = re.compile(r"(?:/[\w.@+-]+)+/")
+_PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve.local.ports import free_ports
 from tests.support.serve_process import serving
 from tests.support.tiny_model import colour_jpeg
 from tests.unit.serve.test_repository import own_model
@@ -18,6 +20,19 @@ triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is 
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
+CLIENTS_PYTHON = Path(__file__).parents[2] / ".venv-clients" / "bin" / "python"
+OVER_GRPC = """
+import sys, tritonclient.grpc as triton
+client, model = triton.InferenceServerClient(sys.argv[1]), sys.argv[2]
+client.unload_model(model)
+print(client.is_model_ready(model))
+client.load_model(model)
+print(client.is_model_ready(model))
+try:
+    client.load_model("made-up")
+except triton.InferenceServerException as err:
+    print(err.status())
+"""
 BIG, OWN = "efficientnet-lite0", "colours"
 JPEG = colour_jpeg("red", 64, 64)
 
@@ -59,8 +74,9 @@ class Asking:
 def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(tmp_path):
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
+    (grpc_port,) = free_ports(1)
     own = own_model(tmp_path / "own", OWN)
-    options = ["--model", BIG, "--model", str(own), "--model-control", "explicit", "--grpc-port", "0"]
+    options = ["--model", BIG, "--model", str(own), "--model-control", "explicit", "--grpc-port", str(grpc_port)]
     with serving(tmp_path, *options, "--min-replicas", "2", "--max-replicas", "2") as endpoint:
         client = triton.InferenceServerClient(f"127.0.0.1:{endpoint.port}", network_timeout=60)
         before = set(endpoint.replicas())
@@ -76,6 +92,13 @@ def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(
             client.load_model(OWN)
             there += [client.is_model_ready(OWN) for _ in range(8)]
             time.sleep(0.5)
+
+        if CLIENTS_PYTHON.is_file():
+            done = subprocess.run(
+                [CLIENTS_PYTHON, "-c", OVER_GRPC, f"127.0.0.1:{grpc_port}", OWN],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.stdout.split() == ["False", "True", "StatusCode.NOT_FOUND"], done.stderr[-2000:]
 
         names = {(entry["name"], entry["state"]) for entry in client.get_model_repository_index()}
         after = set(endpoint.replicas())

@@ -30,8 +30,9 @@ from serve.model.backend import Backend
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.oip.grpc.ingress import Methods
-from serve.repository import Repository, Settled, settle
+from serve.repository import Repository
 from serve.routes import build_asgi
+from serve.settled import Settled, settle
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Replica(Methods):
             settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
             build=self._build,
             start=self._start,
-            store=RayStore(context.app_name, "models"),
+            store=RayStore(context.app_name, "models") if config.model_control == "explicit" else None,
             call_all=self._call_all,
             keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )

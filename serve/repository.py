@@ -1,7 +1,7 @@
 """Which models a replica has: as configured, as callers say (`--model-control explicit`), and as they fail.
 
-Callers ask one replica. It loads first, so that what cannot be loaded changes nothing; then it writes the list down, from
-which a replica that starts or that missed the call takes it, and calls all the others.
+Callers ask one replica. It loads first, so that what cannot be loaded changes nothing; then it writes that down, where a
+replica that starts or that missed the call finds it, and calls all the others.
 """
 
 from __future__ import annotations
@@ -12,65 +12,31 @@ import gc
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
 
-from models.calibration import Calibration
 from models.catalog import load_spec
-from models.device import DeviceChoice, choose
 from models.errors import ConfigError, ShardlabelError, UnknownModelError
 from models.malloc import give_back_freed_memory
 from models.spec import ModelSpec
-from models.store.locate import locate
-from pipeline.operators.model_ref import read_calibration, settle_calibration
-from serve.config import ServeConfig
 from serve.metrics.all_replicas import Store
 from serve.model.backend import Backend
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.settled import Settled
 
 logger = logging.getLogger(__name__)
 
 # Between two attempts to build a model anew that has failed.
 REBUILD_S = 10.0
-_LIST = "list"
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """A model that is to be served: its entry, which artifact runs on what, and what calibrates it. Picklable."""
-
-    spec: ModelSpec
-    choice: DeviceChoice
-    calibration: Calibration | None
-
-
-def settle(source: str, config: ServeConfig, *, has_gpu: bool) -> Settled:
-    """Find a model, and its file, downloaded if need be.
-
-    Args:
-        source: A name of the catalog, or an .onnx file.
-        config: Precision, device and calibration. Of several models a calibration is for the one that it names.
-        has_gpu: Whether there is a GPU.
-
-    Raises:
-        ShardlabelError: It cannot be had, or is not what was asked for.
-    """
-    spec = load_spec(source)
-    choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
-    locate(spec, choice.precision)
-    place = config.calibration
-    if place is not None and len(config.model) > 1 and read_calibration(place).model != spec.name:
-        place = None
-    return Settled(spec, choice, settle_calibration(place, spec, choice, config.decode))
-
-
-@dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model that is there: how often callers had asked for it to be loaded, what it was made of, and what answers."""
+    """A model that is there: when callers had asked for it, what it was made of, and what answers."""
 
     asked: int
     settled: Settled
@@ -78,7 +44,7 @@ class _Loaded:
     backend: Backend
 
 
-# How often callers have asked for a model to be loaded, by where it is from; in order.
+# When callers have asked for a model to be loaded, `time.time_ns()`, or 0, by its name or file; in order.
 _Wanted = dict[str, int]
 
 
@@ -90,7 +56,7 @@ class Repository:
         settle: Finds a model by its name or file; blocks.
         build: Builds its engine, and blocks for seconds.
         start: Ties an engine to the loop, and returns what is offered of it.
-        store: The list that all replicas share.
+        store: What callers have asked for, which all replicas share; None where they may not.
         call_all: Has every replica `follow`; returns what each says went wrong.
         keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
     """
@@ -102,7 +68,7 @@ class Repository:
         settle: Callable[[str], Settled],
         build: Callable[[Settled], Engine],
         start: Callable[[Engine], Backend],
-        store: Store,
+        store: Store | None,
         call_all: Callable[[], Awaitable[Sequence[str]]],
         keep_s: float,
     ) -> None:
@@ -133,11 +99,12 @@ class Repository:
         self._configured = tuple(sources)
         known = dict(zip(sources, settled, strict=False))
         wrong = await self._have(await asyncio.to_thread(self._read), known)
-        if wrong:
-            raise ConfigError("; ".join(wrong))
+        # What callers had asked for, and what is not to be had any more, keeps no replica from starting.
+        if own := [text for source, text in wrong.items() if source in sources or not self._loaded]:
+            raise ConfigError("; ".join(own))
 
     async def follow(self, *, patient: bool = False) -> list[str]:
-        """Have what the shared list says by now; return what goes wrong.
+        """Have what callers have asked for by now; return what goes wrong.
 
         Args:
             patient: Whether to leave a model alone for a while that could not be loaded just now.
@@ -146,7 +113,7 @@ class Repository:
         if patient:
             soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
             wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
-        return await self._have(wanted, {})
+        return list((await self._have(wanted, {})).values())
 
     async def load(self, name: str) -> None:
         """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
@@ -164,11 +131,8 @@ class Repository:
             raise UnknownModelError(
                 f"the catalog has no model {name[:60]!r}; `shardlabel models list` shows those it has"
             )
-        wanted = await asyncio.to_thread(self._read)
-        wanted |= {source: wanted.get(source, 0) + 1 for source in sources}
-        wrong = await self._have(wanted, {}, only=sources)
-        if not wrong:
-            wrong = await self._tell(wanted)
+        wanted = dict.fromkeys(sources, time.time_ns())
+        wrong = list((await self._have(wanted, {}, replace_all=False)).values()) or await self._tell(wanted)
         if wrong:
             raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
 
@@ -177,12 +141,12 @@ class Repository:
         gone = [source for source in self._sources(name) if source in wanted]
         if not gone:
             raise self._models.unknown(name)
-        wrong = await self._tell({source: asked for source, asked in wanted.items() if source not in gone})
+        wrong = await self._tell(dict.fromkeys(gone))
         if wrong:
             raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
 
     def look_after(self) -> str | None:
-        """Follow the shared list, and build anew what has failed; both go on after this returns.
+        """Follow what callers have asked for, and build anew what has failed; both go on after this returns.
 
         Returns:
             Why the whole replica should be replaced, every model having failed; else None.
@@ -196,7 +160,7 @@ class Repository:
                 self._not_before[source] = time.monotonic() + REBUILD_S
                 logger.error("model is built anew model=%s fault=%s", source, fault)
                 self._begin(self._rebuild(source))
-        if not self._one_at_a_time.locked():
+        if self._store is not None and not self._one_at_a_time.locked():
             self._begin(self.follow(patient=True))
         return None
 
@@ -219,37 +183,44 @@ class Repository:
         return [source for source, found in {**own, **files}.items() if found == name]
 
     def _read(self) -> _Wanted:
-        """Return what every replica is to have: what is configured, unless callers have changed just that list since."""
-        found = self._store.all().get(_LIST)
-        if found is not None:
-            document = orjson.loads(found)
-            if document["configured"] == list(self._configured):
-                return {source: int(asked) for source, asked in document["models"]}
-        return dict.fromkeys(self._configured, 0)
+        """Return what every replica is to have: what is configured, but for what callers have changed of just that."""
+        wanted = dict.fromkeys(self._configured, 0)
+        for source, value in () if self._store is None else self._store.all().items():
+            change = orjson.loads(value)
+            if change["configured"] != list(self._configured):
+                continue
+            if change["asked"] is None:
+                wanted.pop(source, None)
+            else:
+                wanted[source] = change["asked"]
+        return wanted
 
     def _asked(self, source: str) -> int:
         there = self._loaded.get(source)
         return -1 if there is None else there.asked
 
-    async def _tell(self, wanted: _Wanted) -> list[str]:
-        document = {"configured": self._configured, "models": list(wanted.items())}
-        await asyncio.to_thread(self._store.put, _LIST, orjson.dumps(document))
+    async def _tell(self, changes: Mapping[str, int | None]) -> list[str]:
+        """Write down when each model was asked for, or None for not any more, and have every replica follow."""
+        assert self._store is not None, "callers may change what is there"
+        for source, asked in changes.items():
+            value = orjson.dumps({"configured": self._configured, "asked": asked})
+            await asyncio.to_thread(self._store.put, source, value)
         wrong = await self.follow()
         return [*wrong, *await self._call_all()]
 
-    async def _have(self, wanted: _Wanted, known: dict[str, Settled], only: Sequence[str] | None = None) -> list[str]:
-        """Build what is wanted and not there, and offer it; return what goes wrong, a text for each model.
+    async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
+        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file.
 
         Args:
             wanted: What is to be there.
             known: Models that are settled already.
-            only: Of what is wanted; all else stays as it is.
+            replace_all: Whether what is not wanted is to go.
         """
         async with self._one_at_a_time:
-            wrong = []
+            wrong = {}
             for source, asked in wanted.items():
                 there = self._loaded.get(source)
-                if (only is not None and source not in only) or self._asked(source) == asked:
+                if self._asked(source) == asked:
                     continue
                 try:
                     settled = known[source] if source in known else await asyncio.to_thread(self._settle, source)
@@ -257,32 +228,32 @@ class Repository:
                         self._loaded[source] = replace(there, asked=asked)
                     else:
                         await self._put(source, asked, settled)
-                except UnknownModelError:
-                    if only is not None:
-                        raise
-                    wrong.append(f"{source}: the catalog has no such model, or not in this precision")
                 except Exception as err:
+                    if isinstance(err, UnknownModelError) and not replace_all:
+                        raise UnknownModelError(_PATH.sub("", str(err))) from None
                     if not isinstance(err, ShardlabelError):
                         logger.exception("model cannot be loaded model=%s", source)
-                    wrong.append(self._why(source, err))
-            if only is None:
+                    wrong[source] = self._why(source, err)
+            if replace_all:
                 self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
             return wrong
 
     def _why(self, source: str, err: Exception) -> str:
         # No paths of this machine: callers see it.
-        text = (
-            _PATH.sub("", str(err))
-            if isinstance(err, ShardlabelError)
-            else "an internal error; the replica's log says more"
-        )
+        is_ours = isinstance(err, ShardlabelError)
+        text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
+        name = source.rpartition("/")[2]
         self._not_before[source] = time.monotonic() + REBUILD_S
-        self._models.unavailable[source.rpartition("/")[2]] = text
-        return f"{source.rpartition('/')[2]}: {text}"
+        self._models.unavailable[name] = text
+        return f"{name}: {text}"
 
     async def _put(self, source: str, asked: int, settled: Settled) -> None:
         engine = await asyncio.to_thread(self._build, settled)
-        self._offer({**self._loaded, source: _Loaded(asked, settled, engine, self._start(engine))})
+        try:
+            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, self._start(engine))})
+        except ConfigError:
+            engine.close()
+            raise
 
     async def _rebuild(self, source: str) -> None:
         async with self._one_at_a_time:

@@ -15,7 +15,8 @@ from models.errors import ConfigError, NotReadyError, UnknownModelError
 from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
 from serve.model.models import Models
-from serve.repository import Repository, settle
+from serve.repository import Repository
+from serve.settled import settle
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
 
@@ -306,3 +307,30 @@ def test_the_second_session_is_built_when_it_is_first_asked_for(tmp_path, monkey
 
     assert asyncio.run(run()) == ([], 5)
     assert built == ["one"]
+
+
+def test_two_replicas_that_are_asked_at_once_lose_neither_change(tmp_path):
+    async def run():
+        paths = [own_model(tmp_path / name, name) for name in ("one", "two", "three")]
+        async with replicas(2, *paths) as these:
+            (first, models), (second, others) = these.every
+            await asyncio.gather(first.unload("two"), second.unload("three"))
+            return models.names, others.names
+
+    assert asyncio.run(run()) == (["one"], ["one"])
+
+
+def test_what_callers_had_loaded_and_is_gone_keeps_no_replica_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+
+    async def run():
+        async with replicas(1, own_model(tmp_path / "1", "one")) as these:
+            asked = b'{"configured": ["%s"], "asked": 7}' % these.config.model[0].encode()
+            these.store.put("gone", asked)
+            _, models = await these.add()
+            return models.names, models.unavailable
+
+    names, unavailable = asyncio.run(run())
+
+    assert names == ["one"]
+    assert "gone" in unavailable

@@ -111,12 +111,17 @@ class Replica(Methods):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Have the models of Serve's `user_config`: `{"models": ["A", "B"]}`, in place of those of `args`.
 
-        Raises:
-            ConfigError: It is something else, or a model cannot be loaded; what can be is.
+        What cannot be loaded is told by the log and the repository's index: of an error here Serve makes a deployment that
+        has failed, and that answers for none of its models any more.
         """
-        if set(user_config) != {"models"} or not isinstance(user_config["models"], list) or not user_config["models"]:
-            raise ConfigError(f'user_config must be {{"models": [NAME, ...]}}, got {str(user_config)[:200]}')
-        await self._repository.configure([str(name) for name in user_config["models"]])
+        names = user_config.get("models")
+        if set(user_config) != {"models"} or not isinstance(names, list) or not names:
+            logger.error('user_config must be {"models": [NAME, ...]}, got %.200s; nothing is changed', user_config)
+            return
+        try:
+            await self._repository.configure([str(name) for name in names])
+        except ConfigError as err:
+            logger.warning("user_config: what can be loaded is there, and not %s", err)
 
     async def follow(self) -> list[str]:
         """Have the models that callers have asked another replica for; return what goes wrong."""

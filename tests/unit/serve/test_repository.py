@@ -8,6 +8,7 @@ import gc
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -334,3 +335,27 @@ def test_what_callers_had_loaded_and_is_gone_keeps_no_replica_from_starting(tmp_
 
     assert names == ["one"]
     assert "gone" in unavailable
+
+
+def test_serves_user_config_sets_the_models_and_what_it_cannot_have_leaves_the_others(tmp_path, caplog):
+    from serve.replica import Replica
+
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one) as these:
+            repository, models = these.every[0]
+            replica = SimpleNamespace(_repository=repository)
+            names = []
+            for config in (
+                {"models": [str(one), str(two)]},
+                {"models": [str(two), "made-up"]},
+                {"models": []},
+                {"model": "one"},
+            ):
+                await Replica.reconfigure(replica, config)
+                names.append(models.names)
+            return names
+
+    assert asyncio.run(run()) == [["one", "two"], ["two"], ["two"], ["two"]]
+    assert "made-up" in caplog.text
+    assert caplog.text.count("user_config must be") == 2

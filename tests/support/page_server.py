@@ -57,9 +57,9 @@ class PageServer:
             limits=config.image_limits(),
             plan=plan_replica(config, on_gpu=False, cpus=1),
         )
-        backend = _Backend(self.engine, self)
-        self._open = build_asgi(Models(backend), config)
-        self._closed = build_asgi(Models(backend), config, Extras(keys=ApiKeys(keys)))
+        self.models = Models(_Backend(self.engine, self))
+        self._open = build_asgi(self.models, config)
+        self._closed = build_asgi(self.models, config, Extras(keys=ApiKeys(keys)))
 
     def reset(self) -> None:
         """Be ready, open and free again."""
@@ -80,8 +80,9 @@ class PageServer:
 class _Backend:
     """The engine, but for its readiness."""
 
-    def __init__(self, engine: Engine, server: PageServer) -> None:
+    def __init__(self, engine: Engine, server: PageServer, name: str = "efficientnet-lite0") -> None:
         self._engine, self._server = engine, server
+        self.spec = engine.spec.model_copy(update={"name": name})
 
     @property
     def is_ready(self) -> bool:
@@ -95,6 +96,17 @@ class _Backend:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+
+@contextmanager
+def another_model(server: PageServer, name: str) -> Iterator[None]:
+    """Serve a second model for the time of a block."""
+    before = tuple(server.models)
+    server.models.replace((*before, _Backend(server.engine, server, name)))
+    try:
+        yield
+    finally:
+        server.models.replace(before)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Replicas:
     def __init__(self, *sources: Path | str) -> None:
         self.config = ServeConfig(model=[str(source) for source in sources], precision="fp32", batch_size=2)
         self.store = FakeStore()
+        self.keep_s = 0.2
         self.every: list[tuple[Repository, Models]] = []
 
     async def add(self) -> tuple[Repository, Models]:
@@ -62,7 +63,7 @@ class Replicas:
 
         repository = Repository(
             models, settle=lambda source: settle(source, self.config, has_gpu=False), build=build, start=start,
-            store=self.store, call_all=self._call_all, keep_s=0.2,
+            store=self.store, call_all=self._call_all, keep_s=self.keep_s,
         )  # fmt: skip
         await repository.configure(self.config.model)
         self.every.append((repository, models))
@@ -208,15 +209,18 @@ def test_a_model_that_is_unloaded_finishes_its_requests_and_is_gone_from_memory(
     async def run():
         one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
         async with replicas(1, one, two) as these:
-            ((repository, models),) = these.every
+            these.keep_s = 3.0
+            repository, models = await these.add()
             engine = models.find("two")
             gone = weakref.ref(engine)
             asked = [engine.label([RED], top_k=1, deadline=time.monotonic() + 30) for _ in range(20)]
             asked = [asyncio.create_task(each) for each in asked]
             await repository.unload("two")
-            late = asyncio.create_task(engine.label([RED], top_k=1, deadline=time.monotonic() + 30))
-            answers = await asyncio.gather(*asked, late)
-            del engine, asked, late
+            answers = await asyncio.gather(*asked)
+            # A request that had found its model, and whose body was long in coming.
+            await asyncio.sleep(0.3)
+            answers.append(await engine.label([RED], top_k=1, deadline=time.monotonic() + 2))
+            del engine, asked
             deadline = time.monotonic() + 10
             while gone() is not None and time.monotonic() < deadline:
                 await asyncio.sleep(0.1)

@@ -31,6 +31,7 @@ from serve.local.ports import free_ports
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.batcher import BatchReport
 from serve.model.engine import Engine, _Wanted
+from serve.model.models import Models
 from serve.model.queue import Item
 from serve.replica import APP_NAME
 
@@ -61,10 +62,13 @@ class ServeBatch:
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_asgi(
-            self,
+            Models(self),
             self.config,
             Extras(metrics=self.metrics, render_metrics=lambda: asyncio.to_thread(self.metrics.render)),
         )
+
+    def admit(self, images: int) -> None:
+        """Serve bounds what waits."""
 
     async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False) -> list:
         return await asyncio.gather(*[self.one(Item(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])

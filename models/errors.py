@@ -18,6 +18,7 @@
     │   └── DeviceLostError            the GPU answers no more: this process must end, and another begin
     ├── RequestError                   one request: never an exit code, always a 4xx or 5xx (online)
     │   ├── OverloadedError            503: the queue is full
+    │   ├── NotReadyError              503: the model has failed, or is not there yet
     │   └── DeadlineError              504: the deadline passed before the answer was there
     └── InputError                     one image: never an exit code, always a row (bulk) or a 4xx (online)
         ├── UndecodableImageError      status "undecodable"
@@ -120,6 +121,10 @@ class OverloadedError(RequestError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotReadyError(RequestError):
+    """The model cannot answer now: it has failed and is built anew, or its first inference has not passed."""
 
 
 class DeadlineError(RequestError):

@@ -70,7 +70,8 @@ def _annotation(
 
     if is_argument:
         return Annotated[list[str] | None, typer.Argument(help=field.description)]
-    kind = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
+    is_list = field.annotation == tuple[str, ...]
+    kind: Any = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
     dashed = name.replace("_", "-")
     option = typer.Option(
         # What is on unless it is said otherwise needs a word for that.
@@ -78,9 +79,9 @@ def _annotation(
         help=_help(field, said),
         hidden=field.json_schema_extra == HIDDEN,
         rich_help_panel=panel,
-        callback=_split_at_commas if field.annotation == tuple[str, ...] else None,
+        callback=_split_at_commas if is_list else None,
     )
-    return Annotated[kind | None, option]
+    return Annotated[(list[str] if is_list else kind) | None, option]
 
 
 def _help(field: FieldInfo, said: str | None) -> str:
@@ -93,8 +94,8 @@ def _help(field: FieldInfo, said: str | None) -> str:
     return f"{field.description} [default: {text}]"
 
 
-def _split_at_commas(value: str | None) -> list[str] | None:
-    return value.split(",") if value else None
+def _split_at_commas(values: list[str] | None) -> list[str] | None:
+    return [part for value in values for part in value.split(",")] if values else None
 
 
 def build_settings(

@@ -46,6 +46,9 @@ def serve(
         shardlabel serve --model efficientnet-lite0 --tls-cert cert.pem --tls-key key.pem
 
         shardlabel serve --config serve.yaml
+        shardlabel serve --model efficientnet-lite0 --calibration calibration.json
+
+        shardlabel serve --model efficientnet-lite0 --model resnet18-v2 --model-control explicit
     """
     from serve.local.launch import running
 
@@ -63,7 +66,7 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopper(stop))
-    _say(f"starting {endpoint_config.model} ...")
+    _say(f"starting {', '.join(endpoint_config.model)} ...")
     with running(endpoint_config, listen, _say) as endpoint:
         _say(endpoint.sentence())
         while not stop.wait(1.0):

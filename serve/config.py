@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from models.catalog import DEFAULT_MODEL
 from models.decode.headers import ImageLimits
 from models.decode.mode import DecodeMode
 from models.device import Device
-from pipeline.config import DEVICES, CalibrationFile, Decoding, Lower, ModelName, PrecisionName
+from pipeline.config import DEVICES, CalibrationFile, Decoding, Lower, PrecisionName
 
 # Beyond this a batch only adds waiting: see docs/decisions-archive.md, "The pulling batcher".
 CPU_BATCH_SIZE = 8
@@ -31,6 +31,18 @@ def _absolute(location: str) -> str:
 
 # A replica's working folder is not the caller's.
 Location = Annotated[str, AfterValidator(_absolute)]
+# Models that may be loaded by request beside those that the endpoint starts with, in the reckoning of requests.
+MORE_MODELS = 8
+
+
+def _names(value: object) -> object:
+    """Take one name, several with commas between them (`serve run model=A,B`), or a list."""
+    if isinstance(value, str):
+        return tuple(value.split(","))
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+ModelNames = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 
 
 class ServeConfig(BaseModel):
@@ -39,7 +51,14 @@ class ServeConfig(BaseModel):
     # Built when first used: the command line wants only the names and descriptions.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model: ModelName = DEFAULT_MODEL
+    model: ModelNames = Field(
+        default=(DEFAULT_MODEL,),
+        description="A name of `shardlabel models list`, or an .onnx file; the first is meant where none is named. "
+        f"[default: {DEFAULT_MODEL}]",
+    )
+    model_control: Annotated[Literal["none", "explicit"], Lower] = Field(
+        default="none", description="explicit: models are loaded and unloaded by request, too."
+    )
     precision: PrecisionName = "auto"
     device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
     decode: Decoding = DecodeMode.FAST
@@ -168,18 +187,21 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         config: As given.
         on_gpu: Whether the model runs on a GPU.
         cpus: Of a machine that replicas run on; a GPU replica decodes on up to 8 of them.
+
+    Each model has the queue and the threads to itself; the CPUs, which the threads of all take turns on, are the replica's.
     """
     batch_size = config.batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
     replica_cpus = config.replica_cpus or (max(1, min(MAX_GPU_CPUS, cpus)) if on_gpu else 1)
     max_queue = config.max_queue or max(MIN_QUEUE, QUEUE_BATCHES * batch_size, config.max_images)
     workers = 1 if on_gpu else replica_cpus
+    models = len(config.model) + (MORE_MODELS if config.model_control == "explicit" else 0)
     return Plan(
         batch_size=batch_size,
         workers=workers,
         decoders=replica_cpus if on_gpu else 0,
         max_queue=max_queue,
         # Serve's own limit must never be the one that answers: its refusals are no JSON.
-        max_ongoing=2 * max_queue + 2 * batch_size * workers + 64,
+        max_ongoing=models * (2 * max_queue + 2 * batch_size * workers) + 64,
         # One piece of work that runs and one that waits. On a GPU that is a batch, which could never fill with less; on
         # a CPU an image, since there a batch is no faster than its images, and a core that idles is.
         target_ongoing=config.target_ongoing_requests or 2.0 * (batch_size if on_gpu else 1) * workers,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -39,17 +41,20 @@ class Observers(Collector):
         self._config = config
         self._replica = replica
         self._baseline = baseline
-        self._watched: list[_Watched] = []
+        # By the model's name and version.
+        self._watched: dict[tuple[str, str], _Watched] = {}
 
     def on(self, backend: Backend, choice: DeviceChoice) -> Backend:
         """Return a backend whose answers are looked at; the same one where nobody wants to."""
+        spec = backend.spec
+        self._end(self._watched.pop((spec.name, spec.version), None))  # of one that was loaded or built anew
         log = self._log(backend, choice)
         fits = self._baseline is not None and self._baseline.fits(backend.labels)
         drift = Drift(self._baseline, len(backend.labels)) if self._baseline is not None and fits else None
         observers = [observer for observer in (log, drift) if observer is not None]
         if not observers:
             return backend
-        self._watched.append(_Watched(backend.spec.name, log, drift))
+        self._watched[spec.name, spec.version] = _Watched(spec.name, log, drift)
         return Observed(backend, observers, top_k=self._config.top_k if log else 1)
 
     def _log(self, backend: Backend, choice: DeviceChoice) -> PredictionLog | None:
@@ -79,12 +84,18 @@ class Observers(Collector):
             "Rows that the prediction log gave up.",
             labels=("model", "replica", "reason"),
         )
-        for each in self._watched:
+        written, lost = Counter[str](), Counter[tuple[str, str]]()
+        watched = list(self._watched.values())
+        for each in watched:
             if each.log is not None:
-                rows.add_metric((each.model, self._replica), each.log.rows)
-                for reason, count in each.log.dropped.items():
-                    dropped.add_metric((each.model, self._replica, reason), count)
-        drifts = [(each.model, each.drift) for each in self._watched if each.drift is not None]
+                written[each.model] += each.log.rows
+                lost.update({(each.model, reason): count for reason, count in each.log.dropped.items()})
+        for model, count in written.items():
+            rows.add_metric((model, self._replica), count)
+        for (model, reason), count in lost.items():
+            dropped.add_metric((model, self._replica, reason), count)
+        # Of several versions of a name the first, which is the one that is meant where none is named.
+        drifts = list({each.model: each.drift for each in reversed(watched) if each.drift is not None}.items())
         yield from (family for family in (rows, dropped) if family.samples)
         if drifts:
             yield self._gauge("label_drift", "Stability index of labels.", ((m, d.index) for m, d in drifts))
@@ -97,8 +108,18 @@ class Observers(Collector):
             gauge.add_metric((model, self._replica), value)
         return gauge
 
+    def forget(self, model: str) -> None:
+        """Look no more at a model that is unloaded, and write the last rows of its log."""
+        for key in [key for key in self._watched if key[0] == model]:
+            self._end(self._watched.pop(key))
+
+    def _end(self, watched: _Watched | None) -> None:
+        """Write the last rows of a log, aside: that may take seconds, and this is the event loop."""
+        if watched is not None and watched.log is not None:
+            threading.Thread(target=watched.log.close, name="prediction-log-end").start()
+
     def close(self) -> None:
         """Write the last rows of the logs."""
-        for each in self._watched:
+        for each in self._watched.values():
             if each.log is not None:
                 each.log.close()

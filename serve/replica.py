@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: ingress, decoder and model in one process, so that a request makes one hop."""
+"""The Ray Serve deployment: ingress, decoder and models in one process, so that a request makes one hop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,10 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig
 
-from models.calibration import Calibration
-from models.catalog import load_labels, load_spec
+from models.catalog import load_labels
 from models.errors import ConfigError
-from models.inference.classifier import Device, DeviceChoice, Provider, choose
-from models.spec import ModelSpec
-from models.store.locate import locate
+from models.inference.classifier import Device, Provider
 from pipeline.dest.prediction_log import begin_log
-from pipeline.operators.model_ref import settle_calibration
 from pipeline.storage.storage import open_storage
 from serve import tracing
 from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
@@ -35,9 +33,12 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.backend import Backend
 from serve.model.drift import Baseline, fitting_baseline
 from serve.model.engine import Engine
+from serve.model.models import Models
 from serve.observers import Observers
 from serve.oip.grpc.ingress import Methods
+from serve.repository import Repository
 from serve.routes import build_asgi
+from serve.settled import Settled, settle
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +52,20 @@ SURGE_PERCENT = 20
 HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
+# For all replicas to load a model, downloaded by each node.
+FOLLOW_S = 600.0
 
 
 class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    backend: Backend
+    _metrics: ServeMetrics
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         config: ServeConfig,
-        spec: ModelSpec,
-        choice: DeviceChoice,
+        settled: Sequence[Settled],
         plan: Plan,
-        calibration: Calibration | None,
         baseline: Baseline | None = None,
     ) -> None:
         _pin_threads(plan.cpus)
@@ -72,52 +73,107 @@ class Replica(Methods):
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
-        self._engine = await asyncio.to_thread(
-            Engine,
-            spec,
-            precision=choice.precision,
-            provider=choice.provider,
-            mode=config.decode,
-            limits=config.image_limits(),
-            plan=plan,
-            calibration=calibration,
+        self._application = context.app_name
+        self._plan = plan
+        self.models = Models()
+        self._repository = Repository(
+            self.models,
+            settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
+            build=self._build,
+            start=self._start,
+            store=RayStore(context.app_name, "models") if config.model_control == "explicit" else None,
+            call_all=self._call_all,
+            keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
-        self._metrics = ServeMetrics(spec.name, name, lambda: self._engine.queued)
+        alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
+        self._metrics = ServeMetrics(alone, name, partial(self._repository.queued, alone))
         self._observers = Observers(config, name, baseline)
         self._metrics.registry.register(self._observers)
-        self.backend = self._observers.on(self._engine, choice)
+        self._shown: set[str] = set()
+        self.models.watch(self._show_queues)
+        await self._repository.configure(config.model, settled)
         self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
-        self.start_grpc(self._engine.admit)
+        self.control = self._repository if config.model_control == "explicit" else None
+        self.start_grpc()
         tracing.start(name)
-        self._engine.start(self._metrics.batch, delay_s=config.max_batch_delay_ms / 1000)
-        logger.info("ready model=%s precision=%s plan=%s", spec.name, choice.precision, plan)
+        logger.info("ready models=%s plan=%s", ",".join(self.models.names), plan)
 
     def __serve_build_asgi_app__(self) -> Application:
         """Return what Serve calls for each HTTP request."""
         keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
         return build_asgi(
-            self.backend,
+            self.models,
             self.config,
             Extras(
                 metrics=self._metrics,
                 render_metrics=lambda: asyncio.to_thread(self._share.render_all),
-                admit=self._engine.admit,
                 keys=keys,
                 access_log=self._access_log,
                 memory=self._memory,
+                control=self.control,
             ),
         )
 
-    def check_health(self) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Have the models of Serve's `user_config`: `{"models": ["A", "B"]}`, in place of those of `args`.
+
+        What cannot be loaded is told by the log and the repository's index: of an error here Serve makes a deployment that
+        has failed, and that answers for none of its models any more.
+        """
+        names = user_config.get("models")
+        if set(user_config) != {"models"} or not isinstance(names, list) or not names:
+            logger.error('user_config must be {"models": [NAME, ...]}, got %.200s; nothing is changed', user_config)
+            return
+        try:
+            await self._repository.configure([str(name) for name in names])
+        except ConfigError as err:
+            logger.warning("user_config: what can be loaded is there, and not %s", err)
+
+    async def follow(self) -> list[str]:
+        """Have the models that callers have asked another replica for; return what goes wrong."""
+        return await self._repository.follow()
+
+    async def check_health(self) -> None:
         """Tell Serve whether to keep this replica."""
-        fault = self._engine.fault()
+        fault = self._repository.look_after()
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
+    def _build(self, settled: Settled) -> Engine:
+        return Engine(
+            settled.spec,
+            precision=settled.choice.precision,
+            provider=settled.choice.provider,
+            mode=self.config.decode,
+            limits=self.config.image_limits(),
+            plan=self._plan,
+            calibration=settled.calibration,
+        )
+
+    def _start(self, engine: Engine, settled: Settled) -> Backend:
+        report = partial(self._metrics.batch, model=engine.spec.name)
+        engine.start(report, delay_s=self.config.max_batch_delay_ms / 1000)
+        return self._observers.on(engine, settled.choice)
+
+    def _show_queues(self) -> None:
+        names = set(self.models.names)
+        for name in names - self._shown:
+            self._metrics.watch(name, partial(self._repository.queued, name))
+        for name in self._shown - names:
+            self._metrics.forget(name)
+            self._observers.forget(name)
+        self._shown = names
+
+    async def _call_all(self) -> list[str]:
+        """Have every replica follow, this one too; return what each says went wrong."""
+        handle = ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
+        answers = await handle.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True)
+        return [text for each in answers for text in ([str(each)] if isinstance(each, Exception) else each)]
+
     async def __del__(self) -> None:
-        self._engine.close()
+        self._repository.close()
         await asyncio.to_thread(self._observers.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
@@ -139,18 +195,22 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     """
     cpus, gpus = _resources()
     # A replica's working folder is not ours.
-    spec = load_spec(str(Path(config.model).absolute()) if config.model.endswith(".onnx") else config.model)
+    sources = tuple(str(Path(source).absolute()) if source.endswith(".onnx") else source for source in config.model)
+    config = config.model_copy(update={"model": sources})
     # On a cluster that may grow, a GPU that was asked for may still come.
     may_come = not is_fixed and config.device in (Device.CUDA, Device.TENSORRT)
-    choice = choose(spec, config.device, config.precision, has_gpu=gpus > 0 or may_come)
-    locate(spec, choice.precision)
-    calibration = settle_calibration(config.calibration, spec, choice, config.decode)
+    settled = [settle(source, config, has_gpu=gpus > 0 or may_come) for source in config.model]
+    if config.calibration is not None and not any(each.calibration for each in settled):
+        names = ", ".join(each.spec.name for each in settled)
+        raise ConfigError(f"--calibration {config.calibration} is of none of the models {names}; give the one it is of")
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     if config.prediction_log is not None:
         begin_log(open_storage(config.prediction_log))
-    baseline = None if config.baseline is None else fitting_baseline(config.baseline, load_labels(spec))
-    plan = plan_replica(config, on_gpu=choice.provider is not Provider.CPU, cpus=int(cpus))
+    labels = [load_labels(each.spec) for each in settled]
+    baseline = None if config.baseline is None else fitting_baseline(config.baseline, *labels)
+    on_gpu = any(each.choice.provider is not Provider.CPU for each in settled)
+    plan = plan_replica(config, on_gpu=on_gpu, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
@@ -164,7 +224,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         max_surge_percent=surge_percent(plan, most, cpus, gpus),
         **_replicas(config, plan, most),
     )(ray_serve.ingress()(Replica))
-    return deployment.bind(config, spec, choice, plan, calibration, baseline)
+    return deployment.bind(config, settled, plan, baseline)
 
 
 def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:

@@ -16,42 +16,45 @@ from serve.http.huggingface import huggingface_route
 from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
 from serve.metrics.replica_metrics import CONTENT_TYPE
-from serve.model.backend import Backend
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits, package_version
 from serve.oip.http import oip_routes
 
 
-def build_asgi(backend: Backend, config: ServeConfig, extras: Extras | None = None) -> Application:
+def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None) -> Application:
     """Return all that HTTP reaches, as one ASGI application. Needs no Ray.
 
     Args:
-        backend: The model.
+        models: What is served.
         config: Limits and defaults.
         extras: Whatever else there is.
     """
     extras = extras or Extras()
     routes = [
-        classify_route(backend, config),
-        huggingface_route(backend, config),
-        embeddings_route(backend, config),
-        *_status_routes(backend, extras),
-        *oip_routes(Endpoint(backend, Limits.of(config))),
-        *page_routes(backend, config.max_request_bytes),
+        classify_route(models, config),
+        huggingface_route(models, config),
+        embeddings_route(models, config),
+        *_status_routes(models, extras),
+        *oip_routes(Endpoint(models, Limits.of(config), extras.control)),
+        *page_routes(models, config.max_request_bytes),
     ]
+    names = ", ".join(models.names)
     info = {
-        "title": f"shardlabel: {backend.spec.name}",
+        "title": f"shardlabel: {names}",
         "version": package_version(),
-        "description": f"Labels images with {backend.spec.name} ({backend.precision}).",
+        "description": "Labels images with "
+        + ", ".join(f"{each.spec.name} ({each.precision})" for each in models)
+        + ".",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     }
     routes = documented(routes, info, has_keys=config.api_keys_file is not None)
     return Application(routes, extras.memory or BodyMemory(config.max_body_memory), extras)
 
 
-def _status_routes(backend: Backend, extras: Extras) -> list[Operation]:
+def _status_routes(models: Models, extras: Extras) -> list[Operation]:
     async def health(_: Request) -> Response:
-        if not backend.is_ready:
-            raise not_ready("the model is not ready yet")
+        if not models.is_ready:
+            raise not_ready("not ready: no model can answer yet")
         return JsonResponse(Health(status="ok"))
 
     async def metrics(_: Request) -> Response:
@@ -59,6 +62,6 @@ def _status_routes(backend: Backend, extras: Extras) -> list[Operation]:
             raise Rejected(404, "this endpoint was built without metrics", kind="no_route")
         return Response(await extras.render_metrics(), media_type=CONTENT_TYPE)
 
-    about_health = About("Whether the model is ready", {JSON: Health}, errors=(503,), needs_key=False)
+    about_health = About("Whether a model is ready", {JSON: Health}, errors=(503,), needs_key=False)
     about_metrics = About("Metrics of all replicas, for Prometheus", {"text/plain": str})
     return [Operation("GET", "/healthz", health, about_health), Operation("GET", "/metrics", metrics, about_metrics)]

@@ -11,6 +11,7 @@ Pixels = Annotated[int, Field(ge=1, description="Pixels, of the image as stored.
 Status = Annotated[str, Field(json_schema_extra={"enum": ["ok", "undecodable", "too_large", "unsupported", "empty"]})]
 
 Base64 = Annotated[str, Field(description="The file in base64.", json_schema_extra={"contentEncoding": "base64"})]
+ModelQuery = Annotated[str, Field(description="The model's name, where there are several; the first unless given.")]
 TimeoutSeconds = Annotated[float, Field(gt=0, description="A shorter deadline than the endpoint's own, seconds.")]
 
 
@@ -130,7 +131,7 @@ class ImageClassificationRequest(BaseModel):
 class _EmbeddingsOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    model: Annotated[str, Field(description="The model's name; another is 404.")] | None = None
+    model: Annotated[str, Field(description="The model's name; the first unless given.")] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: Annotated[str, Field(description="Taken, and without effect.")] = ""
 

@@ -17,19 +17,18 @@ from starlette.types import Message, Receive, Scope, Send
 from models.errors import InferenceError
 from serve import tracing
 from serve.http.access_log import AccessLog
-from serve.http.asgi import Rejected, as_rejected, error_response
+from serve.http.asgi import MODEL, Rejected, as_rejected, error_response
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.backend import ModelControl
 from serve.model.observed import set_request_id
 
 logger = logging.getLogger(__name__)
 
 # Answered without a key: who watches over the endpoint has none.
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
-# The routes that take images, as `route_name` calls them: those ask the queue before they read a body.
-ADMITTED = frozenset({"/v1/classify", "/v1/embeddings", "/models", "/v2/models/infer"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
 
@@ -41,18 +40,18 @@ class Extras:
     Attributes:
         metrics: Counts requests.
         render_metrics: Gives the body of /metrics; awaited.
-        admit: Raises OverloadedError where so many images would not fit into the queue; asked before a body is read.
         keys: Who may come in.
         access_log: Where requests are written.
         memory: The budget of all bodies, where it is shared with gRPC.
+        control: Loads and unloads models as callers say; None where they may not.
     """
 
     metrics: ServeMetrics | None = None
     render_metrics: Callable[[], Any] | None = None
-    admit: Callable[[int], None] | None = None
     keys: ApiKeys | None = None
     access_log: AccessLog | None = None
     memory: BodyMemory | None = None
+    control: ModelControl | None = None
 
 
 class _Watched:
@@ -140,8 +139,6 @@ class Application:
         """Raise what a request is refused with before it is looked at."""
         if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
             self._extras.keys.check(Headers(scope=scope).get("authorization", "").encode("latin-1"))
-        if self._extras.admit is not None and scope["method"] == "POST" and route_name(path) in ADMITTED:
-            self._extras.admit(1)
         if not path.isprintable():  # the router's patterns would let a line feed at the end pass
             raise HTTPException(404)
 
@@ -149,7 +146,7 @@ class Application:
         metrics, log = self._extras.metrics, self._extras.access_log
         tracing.answered(status, kind, {"http.response.status_code": status})
         if metrics is not None:
-            metrics.request(route_name(path), status, seconds, kind)
+            metrics.request(route_name(path), status, seconds, kind, scope.get(MODEL))
         if log is not None:
             client = scope.get("client")
             headers = Headers(scope=scope)

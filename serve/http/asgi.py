@@ -19,13 +19,17 @@ from models.errors import (
     EmptyImageError,
     ImageTooLargeError,
     InputError,
+    NotReadyError,
     OverloadedError,
+    UnknownModelError,
     UnsupportedImageError,
 )
 
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 # Ray Serve's own name for it; see `deadline_of`. HAProxy passes it on under another, which Serve does not look at.
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+# In a request's scope: the name of the model that it is for.
+MODEL = "shardlabel.model"
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
 _ANSWER_AHEAD_S = 0.02
 
@@ -56,6 +60,10 @@ def as_rejected(err: Exception) -> Rejected | None:
     if isinstance(err, OverloadedError):
         seconds = max(1, math.ceil(err.retry_after_s))
         return Rejected(503, str(err), headers=((b"retry-after", b"%d" % seconds),), kind="overloaded")
+    if isinstance(err, NotReadyError):
+        return not_ready(str(err))
+    if isinstance(err, UnknownModelError):
+        return Rejected(404, str(err))
     if isinstance(err, DeadlineError):
         return Rejected(504, str(err), kind="deadline")
     if isinstance(err, InputError):

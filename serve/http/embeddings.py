@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,14 +16,15 @@ from serve.http.answers import (
     EmbeddingsForm,
     EmbeddingsInput,
     EmbeddingsRequest,
+    ModelQuery,
     TimeoutSeconds,
 )
 from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
-from serve.http.huggingface import check_name
 from serve.http.image_json import check_number, decoded, images_of, json_object, kind_of, only_keys
-from serve.http.images import FORM, Parsed, label_images, read_images
+from serve.http.images import FORM, Parsed, find_model, label_images, read_images
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Backend, Outcome
+from serve.model.backend import Outcome
+from serve.model.models import Models
 
 _KEYS = ("images", "input", "model", "encoding_format", "dimensions", "user")
 _TEXT = (
@@ -35,7 +35,7 @@ _TEXT = (
 )
 
 
-def embeddings_route(backend: Backend, config: ServeConfig) -> Operation:
+def embeddings_route(models: Models, config: ServeConfig) -> Operation:
     """Return the route, described with this endpoint's limits."""
     about = About(
         "Embed images",
@@ -43,19 +43,28 @@ def embeddings_route(backend: Backend, config: ServeConfig) -> Operation:
         errors=(400, 404, 405, 413, 415, 422, 503, 504),
         text=_TEXT,
         body={"image/*": bytes, BINARY: bytes, FORM: EmbeddingsForm, JSON: EmbeddingsRequest | EmbeddingsInput},
+        query={"model": ModelQuery},
         headers={TIMEOUT_HEADER: TimeoutSeconds},
     )
-    spec = backend.spec
 
     async def answer(request: Request) -> Response:
         deadline = deadline_of(request, config.deadline_s)
+        named = request.query_params.get("model")
+        backend = find_model(request, models, named)
+        parsed = await read_images(request, config, deadline, _parse_json)
+        if parsed.model is not None and parsed.model != backend.spec.name:
+            if named is not None:
+                raise Rejected(
+                    400, f"model is given twice: {named[:60]!r} in the query, {parsed.model[:60]!r} in the body"
+                )
+            backend = find_model(request, models, parsed.model)
+        spec = backend.spec
         if spec.embedding is None:
             raise Rejected(
                 404,
                 f"model {spec.name!r} has no embeddings: its entry names no embedding tensor; "
                 "`shardlabel models add --embedding TENSOR` registers a model with one",
             )
-        parsed = await read_images(request, config, deadline, partial(_parse_json, backend))
         if parsed.top_k is not None:
             raise Rejected(400, "embeddings have no top_k; leave it out, or ask /v1/classify for labels")
         outcomes = await label_images(backend, parsed, deadline, top_k=1, embedding=True)
@@ -81,7 +90,7 @@ def _as_base64(values: Float32Array) -> str:
     return base64.b64encode(values.astype("<f4", copy=False).tobytes()).decode()
 
 
-def _parse_json(backend: Backend, body: bytes, max_images: int) -> Parsed:
+def _parse_json(body: bytes, max_images: int) -> Parsed:
     request = json_object(body, max_images, '{"images": [{"b64": "..."}]} or {"input": ["<base64>"]}')
     only_keys(request, _KEYS)
     if ("images" in request) == ("input" in request):
@@ -89,15 +98,13 @@ def _parse_json(backend: Backend, body: bytes, max_images: int) -> Parsed:
     model = request.get("model")
     if model is not None and not isinstance(model, str):
         raise Rejected(400, f"model must be a string, got {kind_of(model)}")
-    if model is not None:
-        check_name(model, backend)
     encoding = request.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise Rejected(400, f"encoding_format must be float or base64, got {str(encoding)[:40]!r}")
     if request.get("dimensions") is not None:
         raise Rejected(400, "dimensions cannot be chosen: the model's embeddings have one width; leave it out")
     images = images_of(request["images"], max_images) if "images" in request else _inputs(request["input"], max_images)
-    return Parsed(images, None, alone=len(images) == 1, as_base64=encoding == "base64")
+    return Parsed(images, None, alone=len(images) == 1, as_base64=encoding == "base64", model=model)
 
 
 def _inputs(given: object, max_images: int) -> list[bytes | InputError]:

@@ -12,9 +12,10 @@ from serve.config import ServeConfig
 from serve.http.answers import ImageClassificationRequest, LabelScore, TimeoutSeconds
 from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
 from serve.http.image_json import checked_top_k, decoded, json_object, kind_of, only_keys
-from serve.http.images import Parsed, choose_top_k, label_images, read_images
+from serve.http.images import Parsed, choose_top_k, find_model, label_images, read_images
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Backend, Labelled
+from serve.model.backend import Labelled
+from serve.model.models import Models
 
 _TEXT = (
     "The body is one image, or JSON with base64 and parameters. Scores are softmax probabilities, so that "
@@ -22,9 +23,8 @@ _TEXT = (
 )
 
 
-def huggingface_route(backend: Backend, config: ServeConfig) -> Operation:
+def huggingface_route(models: Models, config: ServeConfig) -> Operation:
     """Return the route, described with this endpoint's limits."""
-    num_classes = len(backend.labels)
     about = About(
         "Label an image (Hugging Face's image classification)",
         {JSON: list[LabelScore]},
@@ -36,25 +36,15 @@ def huggingface_route(backend: Backend, config: ServeConfig) -> Operation:
 
     async def answer(request: Request) -> Response:
         deadline = deadline_of(request, config.deadline_s)
-        check_name(request.path_params["model"], backend)
+        backend = find_model(request, models, request.path_params["model"])
         parsed = await read_images(request, config, deadline, _parse_json, allow_form=False)
-        top_k = choose_top_k(parsed.top_k, config, num_classes)
+        top_k = choose_top_k(parsed.top_k, config, len(backend.labels))
         (outcome,) = await label_images(backend, parsed, deadline, top_k=top_k)
         assert isinstance(outcome, Labelled), "the error of an image that is alone is raised"
         best = zip(outcome.label_ids.tolist(), outcome.scores, strict=True)
         return JsonResponse([LabelScore(label=backend.labels[index], score=score) for index, score in best])
 
     return Operation("POST", "/models/{model}", answer, about)
-
-
-def check_name(name: str, backend: Backend) -> None:
-    """Check the model that a caller names.
-
-    Raises:
-        Rejected: 404, it is not served here.
-    """
-    if name != backend.spec.name:
-        raise Rejected(404, f"no model {name[:60]!r} is served here; there is {backend.spec.name}")
 
 
 def _parse_json(body: bytes, max_images: int) -> Parsed:

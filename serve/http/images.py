@@ -10,12 +10,13 @@ from starlette.requests import Request
 from models.decode.headers import sniff_format
 from models.errors import InputError
 from serve.config import ServeConfig
-from serve.http.asgi import Rejected
+from serve.http.asgi import MODEL, Rejected
 from serve.http.bodies import Held, read_body
 from serve.http.forms import parse_multipart
 from serve.http.image_json import check_number, whole_number
 from serve.http.openapi import BINARY, JSON
 from serve.model.backend import Backend, Outcome
+from serve.model.models import Models
 
 FORM = "multipart/form-data"
 
@@ -37,15 +38,30 @@ class Parsed:
         top_k: As the body asks; None where it does not.
         alone: Whether the request was for one image, whose error is then the request's.
         as_base64: Whether embeddings are wanted as base64 text.
+        model: As the body names it; None where it does not.
     """
 
     images: list[bytes | InputError]
     top_k: int | None
     alone: bool
     as_base64: bool = False
+    model: str | None = None
 
 
 ParseJson = Callable[[bytes, int], Parsed]
+
+
+def find_model(request: Request, models: Models, name: str | None) -> Backend:
+    """Return the model that a request is for, and let the request in; its body is not read yet.
+
+    Raises:
+        UnknownModelError: It is not served here.
+        OverloadedError, NotReadyError: As `Backend.admit` raises them.
+    """
+    backend = models.find(name)
+    request.scope[MODEL] = backend.spec.name
+    backend.admit(1)
+    return backend
 
 
 async def read_images(

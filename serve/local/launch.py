@@ -102,14 +102,14 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
 
 def _check(config: ServeConfig) -> None:
     """Find before anything is started what replicas would stumble over."""
-    spec = load_spec(config.model)
-    wanted = None if config.precision == "auto" else Precision(config.precision)
-    if wanted is None and len(spec.artifacts) == 1:
-        wanted = next(iter(spec.artifacts))
-    if wanted is not None:
-        spec.artifact(wanted)
-        # A download may take minutes, and has its own errors.
-        locate(spec, wanted)
+    for spec in map(load_spec, config.model):
+        wanted = None if config.precision == "auto" else Precision(config.precision)
+        if wanted is None and len(spec.artifacts) == 1:
+            wanted = next(iter(spec.artifacts))
+        if wanted is not None:
+            spec.artifact(wanted)
+            # A download may take minutes, and has its own errors.
+            locate(spec, wanted)
     if config.calibration is not None:
         read_calibration(config.calibration)
     if config.api_keys_file is not None:

@@ -55,6 +55,7 @@ class Endpoint:
                     # Others may have applications there.
                     ray_serve.delete(APP_NAME)
                     RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "models").clear()
                 elif haproxy and self.has_log:
                     ray_serve.delete(APP_NAME)  # replicas that are told to stop write the last rows
                 elif not haproxy:

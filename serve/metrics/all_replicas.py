@@ -37,10 +37,15 @@ class Store(Protocol):
 
 
 class RayStore:
-    """Ray's own key-value store, of one application."""
+    """Ray's own key-value store, of one application.
 
-    def __init__(self, application: str) -> None:
-        self._namespace = f"shardlabel-metrics-{application}"
+    Args:
+        application: Its name in Ray Serve.
+        what: Is kept in it.
+    """
+
+    def __init__(self, application: str, what: str = "metrics") -> None:
+        self._namespace = f"shardlabel-{what}-{application}"
 
     def put(self, key: str, value: bytes) -> None:
         """Set a value."""

@@ -7,6 +7,7 @@ its own (`serve.metrics.all_replicas`) and any one answers with all of them; Pro
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -21,16 +22,15 @@ class ServeMetrics:
     """One replica's metrics.
 
     Args:
-        model: The model's name: a label of every series.
-        replica: This replica's name: likewise.
-        queued: Gives the number of images that wait.
+        model: The label `model` of every series while there is one model only; else "", and each names its own.
+        replica: This replica's name: a label of every series.
+        queued: Gives the number of images that wait for it; `watch` adds others.
     """
 
     def __init__(self, model: str, replica: str, queued: Callable[[], int]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of the lines, which nobody reads
         self.registry = CollectorRegistry()
         common = ("model", "replica")
-        names = {"model": model, "replica": replica}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"shardlabel_{name}", text, (*common, *labels), registry=self.registry)
@@ -38,53 +38,79 @@ class ServeMetrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"shardlabel_{name}", text, (*common, *labels), registry=self.registry, buckets=buckets)
 
-        self._names = names
+        self._model, self._replica = model, replica
         self._requests = counter("requests", "Requests answered.", "route", "status")
         self._errors = counter("errors", "Requests answered with an error.", "route", "kind")
-        self._images = counter("images", "Images that a model was run on.").labels(**names)
+        self._images = counter("images", "Images that a model was run on.")
         self._dropped = counter("dropped", "Images dropped since nobody waited for them.", "reason", "before")
         self._seconds = histogram("request_seconds", "From a request's head to its answer.", _STAGE_BUCKETS, "route")
-        stages = histogram(
+        self._stages = histogram(
             "stage_seconds", "Each image's time in a stage; infer: the batch's.", _STAGE_BUCKETS, "stage"
         )
-        self._decode, self._queue, self._infer = (
-            stages.labels(**names, stage=stage) for stage in ("decode", "queue", "infer")
-        )
-        self._batch = histogram("batch_size", "Images per inference.", _BATCH_BUCKETS).labels(**names)
-        depth = Gauge("shardlabel_queue_depth", "Images that wait.", common, registry=self.registry)
-        depth.labels(**names).set_function(queued)
+        self._batch = histogram("batch_size", "Images per inference.", _BATCH_BUCKETS)
+        self._depth = Gauge("shardlabel_queue_depth", "Images that wait.", common, registry=self.registry)
         in_flight = Gauge("shardlabel_in_flight", "Requests begun and not answered.", common, registry=self.registry)
-        self.in_flight = in_flight.labels(**names)
+        self.in_flight = in_flight.labels(model, replica)
         # Looking a labelled series up takes longer than adding to it, and there are few.
-        self._known_requests: dict[tuple[str, int], Counter] = {}
-        self._known_seconds: dict[str, Histogram] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}
+        if model:
+            self.watch(model, queued)
 
-    def request(self, route: str, status: int, seconds: float, kind: str | None) -> None:
-        """Count one answered request; `kind` names its error."""
-        series = self._known_requests.get((route, status))
-        if series is None:
-            series = self._requests.labels(**self._names, route=route, status=str(status))
-            self._known_requests[route, status] = series
-        series.inc()
-        times = self._known_seconds.get(route)
-        if times is None:
-            times = self._known_seconds[route] = self._seconds.labels(**self._names, route=route)
-        times.observe(seconds)
+    def watch(self, model: str, queued: Callable[[], int]) -> None:
+        """Show how many images wait for a model, and its series from the start.
+
+        Args:
+            model: Its name; beside that of another, no series is of one model that does not name it.
+            queued: Gives the number.
+        """
+        if model != self._model:
+            self._model = ""
+        self._depth.labels(model, self._replica).set_function(queued)
+        self._series(self._images, model)
+        self._series(self._batch, model)
+        for stage in ("decode", "queue", "infer"):
+            self._series(self._stages, model, stage)
+
+    def forget(self, model: str) -> None:
+        """Show a model's queue no more; what was counted stays."""
+        self._depth.remove(model, self._replica)
+
+    def request(self, route: str, status: int, seconds: float, kind: str | None, model: str | None = None) -> None:
+        """Count one answered request.
+
+        Args:
+            route: Of few names.
+            status: Of HTTP.
+            seconds: From its head to its answer.
+            kind: Names its error.
+            model: That it was for; None for none.
+        """
+        model = self._model or model or ""
+        self._series(self._requests, model, route, str(status)).inc()
+        self._series(self._seconds, model, route).observe(seconds)
         if kind is not None:
-            self._errors.labels(**self._names, route=route, kind=kind).inc()
+            self._series(self._errors, model, route, kind).inc()
 
-    def batch(self, report: BatchReport) -> None:
-        """Count what one batch took."""
-        for seconds in report.queue_s:
-            self._queue.observe(seconds)
-        for seconds in report.decode_s:
-            self._decode.observe(seconds)
+    def batch(self, report: BatchReport, model: str | None = None) -> None:
+        """Count what one batch of a model took."""
+        model = self._model or model or ""
+        for stage, times in (("queue", report.queue_s), ("decode", report.decode_s)):
+            series = self._series(self._stages, model, stage)
+            for seconds in times:
+                series.observe(seconds)
         if report.size:
-            self._batch.observe(report.size)
-            self._infer.observe(report.infer_s)
-            self._images.inc(report.size)
+            self._series(self._batch, model).observe(report.size)
+            self._series(self._stages, model, "infer").observe(report.infer_s)
+            self._series(self._images, model).inc(report.size)
         for (reason, before), count in report.dropped.items():
-            self._dropped.labels(**self._names, reason=reason, before=before).inc(count)
+            self._series(self._dropped, model, reason, before).inc(count)
+
+    def _series(self, family: Any, model: str, *labels: str) -> Any:  # noqa: ANN401 (a counter or a histogram)
+        key = (family, model, *labels)
+        series = self._known.get(key)
+        if series is None:
+            series = self._known[key] = family.labels(model, self._replica, *labels)
+        return series
 
     def render(self) -> bytes:
         """Return this replica's own series in Prometheus' text format."""

@@ -39,6 +39,25 @@ class Labelled:
 Outcome = Labelled | InputError
 
 
+class ModelControl(Protocol):
+    """Changes which models are there, in every replica."""
+
+    async def load(self, name: str) -> None:
+        """Load a model, or load it anew where its entry is another than the one that is loaded.
+
+        Raises:
+            UnknownModelError: The catalog has none of this name.
+            ConfigError: It cannot be loaded; the message says why. What was there stays.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; the requests that it has are finished.
+
+        Raises:
+            UnknownModelError: It is not loaded.
+        """
+
+
 class Backend(Protocol):
     """One model, ready to answer. Calls are made on the event loop; decoding and inference run in threads.
 
@@ -57,6 +76,14 @@ class Backend(Protocol):
     @property
     def is_ready(self) -> bool:
         """Tell whether a real inference has passed on every batch shape that is used."""
+
+    def admit(self, images: int) -> None:
+        """Let a request in before its body is read.
+
+        Raises:
+            OverloadedError: So many images would not fit into the queue.
+            NotReadyError: The model has failed, and is built anew.
+        """
 
     async def label(
         self,

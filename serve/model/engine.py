@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from PIL import Image
 from models.calibration import Calibration
 from models.catalog import load_labels
 from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
-from models.errors import InputError
+from models.errors import DeadlineError, InputError, NotReadyError
 from models.graph.fp16 import load_graph
 from models.inference.classifier import Classifier, Provider
 from models.inference.predictions import Float32Array, Predictions, UInt8Array
@@ -81,7 +82,9 @@ class Engine:
         graph = load_graph(spec, precision, locate(spec, precision), temperature)
         self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1, graph=graph)
         check_classes(spec, self._classifier.num_classes)
-        self._tensors = TensorModel(spec, precision=precision, provider=provider)
+        self._provider = provider
+        self._tensors: TensorModel | None = None
+        self._building: asyncio.Future[TensorModel] | None = None
         tune_malloc()
         self._batcher: Batcher | None = None
         self._failures = 0
@@ -94,8 +97,8 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether a real inference has passed on every batch shape that is used, and the threads run."""
-        return self._batcher is not None
+        """Tell whether a real inference has passed on every batch shape that is used, and the threads run and succeed."""
+        return self._batcher is not None and self.fault() is None
 
     @property
     def queued(self) -> int:
@@ -127,11 +130,13 @@ class Engine:
             self._batcher.close()
 
     def admit(self, images: int) -> None:
-        """Raise OverloadedError if so many images would not fit into the queue: before a body is read."""
+        """Let a request in before its body is read; see `serve.model.backend.Backend.admit`."""
+        if (fault := self.fault()) is not None:
+            raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
         self._started().admit(images)
 
     def fault(self) -> str | None:
-        """Return why this replica should be replaced; None while it is healthy."""
+        """Return why this engine should be replaced; None while it is healthy."""
         if self._failures >= BROKEN_AFTER:
             return f"the last {self._failures} batches failed"
         stuck = 0.0 if self._batcher is None else self._batcher.stuck_s()
@@ -156,6 +161,7 @@ class Engine:
 
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
+        await self._have_tensors(deadline)
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
         outputs = await self._submit([Item(piece, len(piece), deadline) for piece in pieces])
@@ -169,6 +175,29 @@ class Engine:
             return await self._started().submit(items)
         finally:
             tracing.stages(items, self.spec.name)
+
+    async def _have_tensors(self, deadline: float) -> None:
+        """Build the session of the model's own tensors when it is first asked for: it takes the model's memory again.
+
+        Whoever asks meanwhile waits for it too; where it cannot be built, the next one to ask tries again.
+        """
+        if self._tensors is not None:
+            return
+        if self._building is None or self._building.done():
+            self._building = asyncio.ensure_future(asyncio.to_thread(self._build_tensors))
+        try:
+            async with asyncio.timeout_at(deadline):
+                self._tensors = await asyncio.shield(self._building)
+        except TimeoutError:
+            raise DeadlineError(
+                f"the deadline passed while {self.spec.name!r} was loaded for its own tensors"
+            ) from None
+
+    def _build_tensors(self) -> TensorModel:
+        tensors = TensorModel(self.spec, precision=self.precision, provider=self._provider)
+        for size in range(1, self._plan.batch_size + 1):
+            tensors.run(np.zeros((size, *tensors.shape), np.float32))
+        return tensors
 
     def decode(self, job: Item) -> None:
         """Decode one image, in a thread of the batcher."""
@@ -201,6 +230,7 @@ class Engine:
         for i, job in enumerate(jobs):
             if job.options is None:
                 try:
+                    assert self._tensors is not None, "`run_tensor` has built it"
                     outcomes[i] = self._tensors.run(job.payload)
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
@@ -221,7 +251,6 @@ class Engine:
             self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
         if self.spec.embedding is not None:
             self._classifier.predict(_stacked([image.pixels]), embedding=True)
-        self._tensors.run(np.zeros((1, *self._tensors.shape), np.float32))
 
     def _started(self) -> Batcher:
         if self._batcher is None:

@@ -47,6 +47,10 @@ class Observed:
         """Tell whether the backend is."""
         return self._backend.is_ready
 
+    def admit(self, images: int) -> None:
+        """Let a request in before its body is read."""
+        self._backend.admit(images)
+
     async def label(
         self,
         images: Sequence[bytes],

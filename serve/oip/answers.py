@@ -139,6 +139,13 @@ class Loaded(TypedDict):
     state: Literal["READY"]
 
 
+class Unloaded(TypedDict):
+    """A model is not loaded any more; the requests that it has are finished."""
+
+    name: str
+    state: Literal["UNAVAILABLE"]
+
+
 class IndexEntry(TypedDict):
     """A model in the repository."""
 
@@ -158,6 +165,12 @@ class LoadRequest(TypedDict):
     """Nothing that is taken: a model's configuration and files cannot be replaced."""
 
     parameters: NotRequired[Annotated[dict[str, Any], Field(max_length=0)]]
+
+
+class UnloadRequest(TypedDict):
+    """Taken, and without effect: no model depends on another."""
+
+    parameters: NotRequired[dict[str, Any]]
 
 
 class Tensor(TypedDict):

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from models.errors import ConfigError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
-from serve.model.backend import Backend
+from serve.model.backend import ModelControl
+from serve.model.models import Models
 from serve.model.observed import set_request_id
 from serve.oip.answers import (
     IndexEntry,
@@ -19,6 +21,7 @@ from serve.oip.answers import (
     Statistics,
     TensorDescription,
 )
+from serve.oip.faults import malformed
 from serve.oip.request import InferRequest
 from serve.oip.response import InferResponse
 from serve.oip.served import ServedModel, TensorMetadata, check_ready
@@ -70,44 +73,62 @@ class Limits:
 
 
 class Endpoint:
-    """A backend as two models: `M` takes images, `M-tensor` the model's own input.
+    """Each backend as two models: `M` takes images, `M-tensor` the model's own input.
 
     Args:
-        backend: What answers.
+        models: What answers.
         limits: On each request.
+        control: Loads and unloads models; None where callers may not.
     """
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
+    def __init__(self, models: Models, limits: Limits, control: ModelControl | None = None) -> None:
         self.limits = limits
-        self._backend = backend
-        images = ServedImages(backend, max_images=limits.max_images, top_k=limits.top_k)
-        tensors = ServedTensors(backend, max_images=limits.max_images)
-        self._models: dict[str, ServedModel] = {images.name: images, tensors.name: tensors}
-        self._statistics = {name: statistics_of(backend, name) for name in self._models}
+        self.admit = models.admit
+        self._models = models
+        self._control = control
+        # By name, then by version.
+        self._served: dict[str, dict[str, ServedModel]] = {}
+        models.watch(self._serve)
+
+    def _serve(self) -> None:
+        served: dict[str, dict[str, ServedModel]] = {}
+        limits = self.limits
+        for backend in self._models:
+            images = ServedImages(backend, max_images=limits.max_images, top_k=limits.top_k)
+            for model in (images, ServedTensors(backend, max_images=limits.max_images)):
+                served.setdefault(model.name, {})[backend.spec.version] = model
+        self._served = served
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether the models are ready."""
-        return self._backend.is_ready
+        """Tell whether a model is ready."""
+        return self._models.is_ready
 
     def model(self, name: str, model_version: str | None = None) -> ServedModel:
         """Return a model.
 
         Args:
             name: As the caller wrote it.
-            model_version: None or "" for whichever there is.
+            model_version: None or "" for the first there is.
 
         Raises:
             Rejected: There is no such model, or no such version of it.
         """
-        model = self._models.get(name)
-        if model is None:
-            known = ", ".join(self._models)
+        versions = self._served.get(name)
+        if versions is None:
+            known = ", ".join(self._served) or "none"
             raise Rejected(404, f"no model {name[:60]!r} is served here; there are {known}")
-        have = model.backend.spec.version
-        if model_version and model_version != have:
-            raise Rejected(404, f"model {name!r} has version {have!r}, got {model_version[:60]!r}")
-        return model
+        if not model_version:
+            return next(iter(versions.values()))
+        if model_version not in versions:
+            have = ", ".join(map(repr, versions))
+            raise Rejected(404, f"model {name!r} has version {have}, got {model_version[:60]!r}")
+        return versions[model_version]
+
+    def label_of(self, name: str) -> str | None:
+        """Return how the metrics call the model of a request; None where there is none of this name."""
+        versions = self._served.get(name)
+        return None if versions is None else next(iter(versions.values())).backend.spec.name
 
     async def infer(
         self,
@@ -129,9 +150,10 @@ class Endpoint:
             Rejected, InputError, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the
                 model is not ready.
         """
-        statistics = self._statistics[model.name]
+        statistics = statistics_of(model.backend, model.name)
         try:
             check_ready(model)
+            model.backend.admit(1)
             request = await read()
             if request.id:
                 set_request_id(request.id)
@@ -150,13 +172,13 @@ class Endpoint:
 
     def model_names(self) -> list[str]:
         """Return the names of all models."""
-        return list(self._models)
+        return list(self._served)
 
     def model_metadata(self, model: ServedModel) -> ModelMetadata:
         """Describe a model's tensors."""
         return {
             "name": model.name,
-            "versions": [model.backend.spec.version],
+            "versions": list(self._served.get(model.name, ())),
             "platform": PLATFORM,
             "inputs": [_tensor(tensor) for tensor in model.inputs],
             "outputs": [_tensor(tensor) for tensor in model.outputs],
@@ -185,22 +207,62 @@ class Endpoint:
         """Return the counts of these models, as this replica knows them."""
         return {
             "model_stats": [
-                self._statistics[name].as_dict(name, self._models[name].backend.spec.version) for name in names
+                statistics_of(model.backend, name).as_dict(name, version)
+                for name in names
+                for version, model in self._served[name].items()
             ]
         }
 
     def repository_index(self, *, only_ready: bool) -> list[IndexEntry]:
-        """List the models with their state."""
-        return [
+        """List the models with their state, and those that were unloaded or could not be loaded."""
+        entries: list[IndexEntry] = [
             {
-                "name": model.name,
-                "version": self._backend.spec.version,
-                "state": "READY" if self.is_ready else "UNAVAILABLE",
-                "reason": "" if self.is_ready else "the first inference has not passed yet",
+                "name": name,
+                "version": version,
+                "state": "READY" if model.backend.is_ready else "UNAVAILABLE",
+                "reason": "" if model.backend.is_ready else "not ready: starting, or failed and being built anew",
             }
-            for model in self._models.values()
-            if self.is_ready or not only_ready
+            for name, versions in self._served.items()
+            for version, model in versions.items()
         ]
+        entries += [
+            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
+            for name, reason in self._models.unavailable.items()
+        ]
+        return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
+
+    async def load(self, name: str, parameters: object) -> None:
+        """Load a model in every replica.
+
+        Args:
+            name: As the caller wrote it.
+            parameters: Those of the request; none is taken.
+
+        Raises:
+            Rejected: Callers may not, there is no such model, or it cannot be loaded.
+        """
+        control = self._allowed()
+        if parameters:
+            raise malformed("a model's configuration and files cannot be replaced by a request")
+        try:
+            await control.load(name)
+        except UnknownModelError as err:
+            raise Rejected(404, str(err)) from None
+        except ConfigError as err:
+            raise malformed(str(err)) from None
+
+    async def unload(self, name: str) -> None:
+        """Unload a model in every replica; as `load`."""
+        await self._allowed().unload(name)
+
+    def _allowed(self) -> ModelControl:
+        if self._control is None:
+            raise Rejected(
+                503,
+                "models are loaded and unloaded by request only with --model-control explicit",
+                kind="no_model_control",
+            )
+        return self._control
 
 
 def _ns_since(started: float) -> int:

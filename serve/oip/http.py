@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.http.asgi import JsonResponse, Rejected, deadline_of, not_ready
+from serve.http.asgi import MODEL, JsonResponse, Rejected, deadline_of, not_ready
 from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.http.openapi import BINARY, JSON, About, Operation
 from serve.oip import answers
@@ -64,8 +64,8 @@ def oip_routes(endpoint: Endpoint) -> list[Route]:
         *_routes_of_a_model(on, model + "/versions/{version}"),
         _post("/v2/repository/index", on.index, "The models with their states", list[answers.IndexEntry],
               answers.IndexRequest),
-        _post(load + "/load", on.load, "See that a model is loaded", answers.Loaded, answers.LoadRequest, 404, 503),
-        _post(load + "/unload", on.unload, "Not offered: answers 404", answers.Loaded, answers.LoadRequest, 404),
+        _post(load + "/load", on.load, "Load a model", answers.Loaded, answers.LoadRequest, 404, 503),
+        _post(load + "/unload", on.unload, "Unload a model", answers.Unloaded, answers.UnloadRequest, 404, 503),
         *(Route(path, on.not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
     ]  # fmt: skip
 
@@ -140,7 +140,7 @@ class _Handlers:
 
     async def ready(self, _: Request) -> Response:
         if not self._endpoint.is_ready:
-            raise not_ready("the model is not ready yet")
+            raise not_ready("not ready: no model can answer yet")
         return JsonResponse(answers.Ready(ready=True))
 
     async def server(self, _: Request) -> Response:
@@ -173,22 +173,23 @@ class _Handlers:
         return JsonResponse(self._endpoint.repository_index(only_ready=only_ready))
 
     async def load(self, request: Request) -> Response:
-        model = self._model(request)
-        if (await self._options(request)).get("parameters"):
-            raise malformed("a model's configuration and files cannot be replaced by a request")
-        check_ready(model)
-        # A model's file is known by its SHA-256: where it is loaded, there is nothing to load anew.
-        return JsonResponse(answers.Loaded(name=model.name, state="READY"))
+        name = request.path_params["model"]
+        await self._endpoint.load(name, (await self._options(request)).get("parameters"))
+        return JsonResponse(answers.Loaded(name=name, state="READY"))
 
     async def unload(self, request: Request) -> Response:
-        name = self._model(request).name
-        raise Rejected(404, f"unload is not offered: {name!r} is served for as long as its deployment runs")
+        name = request.path_params["model"]
+        await self._options(request)  # `unload_dependents` of Triton's clients: there are none
+        await self._endpoint.unload(name)
+        return JsonResponse(answers.Unloaded(name=name, state="UNAVAILABLE"))
 
     async def not_offered(self, _: Request) -> Response:
         raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
 
     def _model(self, request: Request) -> ServedModel:
-        return self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
+        model = self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
+        request.scope[MODEL] = model.backend.spec.name
+        return model
 
 
 def _header_length(request: Request) -> int | None:

@@ -138,6 +138,7 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         ),
         *("InferBatchStatistics", "RepositoryIndexRequest", "RepositoryIndexResponse"),
         *("InferParameter", "InferTensorContents", "ModelInferRequest", "ModelInferResponse"),
+        *("RepositoryModelLoadRequest", "RepositoryModelUnloadRequest", "ModelRepositoryParameter"),
         "ModelStreamInferResponse",
     )
     return {
@@ -169,6 +170,8 @@ def main(url: str, model: str, image: bytes, side: int) -> dict[str, object]:
         "wrong": error_of(client.infer, model, [pixels]),
         "late": error_of(client.infer, model, [image_input(image)], timeout=1),
         "too_many": error_of(client.infer, model, [image_input(*[image] * 65)]),
+        "load": error_of(client.load_model, model),
+        "unload": error_of(client.unload_model, model),
         "not_there": error_of(client.get_cuda_shared_memory_status),
         "messages": {name: fields(next(getattr(m, name) for m in modules if hasattr(m, name))) for name in messages},
     }

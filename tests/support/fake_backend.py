@@ -15,12 +15,17 @@ from models.inference.predictions import Float32Array
 from models.spec import Precision
 from serve.model.backend import Labelled, Outcome
 
+MODEL = "efficientnet-lite0"
+
 
 class FakeBackend:
     """Labels `len(image) % 3` first; bytes that begin with `bad` are undecodable."""
 
-    def __init__(self, *, delay_s: float = 0.0, room: int = 1000) -> None:
-        self.spec = load_spec("efficientnet-lite0")
+    def __init__(
+        self, *, delay_s: float = 0.0, room: int = 1000, name: str = MODEL, full: Exception | None = None
+    ) -> None:
+        self.spec = load_spec(MODEL).model_copy(update={"name": name})
+        self.full = full
         self.precision = Precision.INT8
         self.labels = ("red", "green", "blue")
         self.calibration: Calibration | None = None
@@ -29,6 +34,10 @@ class FakeBackend:
         self.room = room
         self.seen: list[bytes] = []
         self.error: Exception | None = None
+
+    def admit(self, images: int) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def label(
         self,

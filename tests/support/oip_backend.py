@@ -16,6 +16,7 @@ from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKin
 from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
 from serve.model.backend import Labelled
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.http import oip_routes
 
@@ -52,7 +53,12 @@ class FakeBackend:
     calibration: Calibration | None = None
     is_ready: bool = True
     raises: Exception | None = None
+    full: Exception | None = None
     calls: list[dict[str, object]] = field(default_factory=list)
+
+    def admit(self, images: int) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False):
         self.calls.append(
@@ -109,9 +115,12 @@ class Got:
 class Client:
     """Calls the routes in this process; a fault of ours fails the test."""
 
-    def __init__(self, backend: FakeBackend | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, backend: FakeBackend | None = None, limits: Limits | None = None, models=None, control=None
+    ) -> None:
         self.backend = backend or FakeBackend()
-        routes = oip_routes(Endpoint(self.backend, limits or Limits()))
+        self.models = models or Models(self.backend)
+        routes = oip_routes(Endpoint(self.models, limits or Limits(), control))
         self.app = Application(routes, BodyMemory(2**30), Extras())
 
     def __call__(self, method: str, path: str, body: bytes | None = None, root: str = "", **headers: object) -> Got:

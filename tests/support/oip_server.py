@@ -18,6 +18,7 @@ from models.spec import Precision
 from serve.app import build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
+from serve.model.models import Models
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import add_to_server
 
@@ -33,8 +34,8 @@ class OipServer:
 
 
 class _Ingress(Methods):
-    def __init__(self, backend: Engine, config: ServeConfig) -> None:
-        self.backend = backend
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        self.models = models
         self.config = config
 
 
@@ -77,12 +78,13 @@ async def _serve(model: str, precision: Precision, settings, started, ready) -> 
         plan=plan_replica(config, on_gpu=False, cpus=1),
     )  # fmt: skip
     engine.start(lambda report: None)
+    models = Models(engine)
     rpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    add_to_server(_Servicer(_Ingress(engine, config)), rpc)
+    add_to_server(_Servicer(_Ingress(models, config)), rpc)
     rpc_port = rpc.add_insecure_port("127.0.0.1:0")
     await rpc.start()
     web = uvicorn.Server(
-        uvicorn.Config(build_asgi(engine, config), host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+        uvicorn.Config(build_asgi(models, config), host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     )
     loop = asyncio.get_running_loop()
     serving = asyncio.create_task(web.serve())

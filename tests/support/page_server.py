@@ -25,6 +25,7 @@ from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.http.keys import ApiKeys
 from serve.model.engine import Engine
+from serve.model.models import Models
 
 KEY = "Geheim-17"
 LIMIT_BYTES = 1_000_000
@@ -56,20 +57,14 @@ class PageServer:
             limits=config.image_limits(),
             plan=plan_replica(config, on_gpu=False, cpus=1),
         )
-        backend = _Backend(self.engine, self)
-        self._open = build_asgi(backend, config, Extras(admit=self._admit))
-        self._closed = build_asgi(backend, config, Extras(admit=self._admit, keys=ApiKeys(keys)))
+        self.models = Models(_Backend(self.engine, self))
+        self._open = build_asgi(self.models, config)
+        self._closed = build_asgi(self.models, config, Extras(keys=ApiKeys(keys)))
 
     def reset(self) -> None:
         """Be ready, open and free again."""
         self.is_ready, self.wants_key, self.busy = True, False, 0
         self.asked.clear()
-
-    def _admit(self, images: int) -> None:
-        if self.busy:
-            self.busy -= 1
-            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
-        self.engine.admit(images)
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer one request (ASGI), below "/" and below "/app"."""
@@ -85,15 +80,33 @@ class PageServer:
 class _Backend:
     """The engine, but for its readiness."""
 
-    def __init__(self, engine: Engine, server: PageServer) -> None:
+    def __init__(self, engine: Engine, server: PageServer, name: str = "efficientnet-lite0") -> None:
         self._engine, self._server = engine, server
+        self.spec = engine.spec.model_copy(update={"name": name})
 
     @property
     def is_ready(self) -> bool:
         return self._server.is_ready
 
+    def admit(self, images: int) -> None:
+        if self._server.busy:
+            self._server.busy -= 1
+            raise OverloadedError("the queue is full; try again in 1 s", retry_after_s=1.0)
+        self._engine.admit(images)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+
+@contextmanager
+def another_model(server: PageServer, name: str) -> Iterator[None]:
+    """Serve a second model for the time of a block."""
+    before = tuple(server.models)
+    server.models.replace((*before, _Backend(server.engine, server, name)))
+    try:
+        yield
+    finally:
+        server.models.replace(before)
 
 
 @contextmanager

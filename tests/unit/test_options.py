@@ -95,7 +95,7 @@ def test_the_shape_is_for_benchmarks_and_out_of_a_users_sight():
 
 
 def test_the_endpoint_and_the_job_say_the_same_of_what_they_share():
-    for name in ("model", "precision", "device", "decode"):
+    for name in ("precision", "device", "decode"):
         assert LabelConfig.model_fields[name].description == ServeConfig.model_fields[name].description
         help_texts = {options_of(command)[name].help for command in ("label", "serve", "evaluate")}
         assert len(help_texts) == 1, help_texts

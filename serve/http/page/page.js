@@ -47,10 +47,24 @@
       return false;
     }
     limits = state;
-    const precise = [state.model, state.precision].filter(Boolean).join(" · ");
-    showState(state.ready ? "ready" : "waiting", `${state.ready ? "Ready" : "Starting"} · ${precise}`);
-    return state.ready;
+    showModels(state.models.map((model) => model.name));
+    const model = state.models.find((one) => one.name === chosenModel()) ?? { name: "no model" };
+    const precise = [model.name, model.precision].filter(Boolean).join(" · ");
+    showState(model.ready ? "ready" : "waiting", `${model.ready ? "Ready" : "Starting"} · ${precise}`);
+    return Boolean(model.ready);
   }
+
+  // There is something to choose only where there are several.
+  function showModels(names) {
+    $("model-box").hidden = names.length < 2;
+    if ([...$("model").options].map((option) => option.value).join() === names.join()) return;
+    const before = chosenModel();
+    $("model").replaceChildren(...names.map((name) => make("option", { value: name, textContent: name })));
+    if (names.includes(before)) $("model").value = before;
+  }
+
+  const chosenModel = () => $("model").value;
+  $("model").addEventListener("change", () => askState());
 
   function showState(state, text) {
     const pill = $("state");
@@ -93,6 +107,8 @@
     }
   }
 
+  const modelQuery = () => ($("model").options.length > 1 ? `&model=${encodeURIComponent(chosenModel())}` : "");
+
   async function classify(item) {
     draw(item, { working: true });
     if (limits.max_request_bytes && item.blob.size > limits.max_request_bytes) {
@@ -103,7 +119,7 @@
     const started = performance.now();
     let response, answer;
     try {
-      response = await fetch(at(`v1/classify?top_k=${TOP_K}`), { method: "POST", headers, body: item.blob });
+      response = await fetch(at(`v1/classify?top_k=${TOP_K}${modelQuery()}`), { method: "POST", headers, body: item.blob });
       answer = await response.json().catch(() => null);
     } catch {
       askState();

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from serve.http.asgi import JsonResponse, Rejected
 from serve.http.openapi import JSON, About, Operation
 from serve.http.page.samples import Photograph, read_photographs
-from serve.model.backend import Backend
+from serve.model.models import Models
 
 # What every answer of these routes says to a browser.
 SECURITY_HEADERS = {
@@ -33,12 +33,19 @@ SECURITY_HEADERS = {
 _AN_HOUR = {"Cache-Control": "public, max-age=3600"}
 
 
+class PageModel(TypedDict):
+    """A model that the page can ask."""
+
+    name: str
+    precision: str
+    ready: bool
+
+
 class PageState(TypedDict):
     """What the page shows of the server, and needs to know of it: it does not send what is over the limit."""
 
     ready: bool
-    model: str
-    precision: str
+    models: list[PageModel]
     max_request_bytes: int
 
 
@@ -61,11 +68,11 @@ class Samples(TypedDict):
     samples: list[Sample]
 
 
-def page_routes(backend: Backend, max_request_bytes: int) -> list[Route]:
+def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
     """Read and draw everything once, which takes a tenth of a second, and return the routes.
 
     Args:
-        backend: Asked at every `/page/state`.
+        models: Asked at every `/page/state`.
         max_request_bytes: The limit on a request's body.
     """
     photographs = read_photographs()
@@ -76,9 +83,11 @@ def page_routes(backend: Backend, max_request_bytes: int) -> list[Route]:
 
     async def state(_: Request) -> Response:
         state = PageState(
-            ready=backend.is_ready,
-            model=backend.spec.name,
-            precision=str(backend.precision),
+            ready=models.is_ready,
+            models=[
+                PageModel(name=each.spec.name, precision=str(each.precision), ready=each.is_ready)
+                for each in map(models.find, models.names)
+            ],
             max_request_bytes=max_request_bytes,
         )
         return JsonResponse(state, headers={"Cache-Control": "no-store", **SECURITY_HEADERS})

@@ -48,12 +48,14 @@ class Call:
         request: As sent.
         context: Of the call.
         id: Of the request, once it is parsed.
+        model: That it is for, likewise; None for none, or for one that is not there.
     """
 
     rpc: str
     request: bytes
     context: Context
     id: str = ""
+    model: str | None = None
 
     def line(self, status: int, seconds: float, kind: str | None) -> dict[str, Any]:
         """Return its line in the access log."""

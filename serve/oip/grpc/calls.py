@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -51,7 +51,6 @@ class GrpcCalls:
         keys: Who may come in; None for everyone.
         metrics: Counts calls.
         access_log: Gets a line per call.
-        admit: Raises OverloadedError where so many images would not fit into the queue.
     """
 
     def __init__(
@@ -62,22 +61,20 @@ class GrpcCalls:
         keys: ApiKeys | None = None,
         metrics: ServeMetrics | None = None,
         access_log: AccessLog | None = None,
-        admit: Callable[[int], None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._memory = memory
         self._keys = keys
         self._metrics = metrics
         self._access_log = access_log
-        self._admit = admit
         self._handlers = Handlers(endpoint)
 
     def look(self, rpc: str, metadata: Metadata) -> Refusal | None:
         """Return why a call is refused before its message is received; see `service.look`."""
         try:
             self._check_key(rpc, metadata)
-            if rpc in INFERS and self._admit is not None:
-                self._admit(1)
+            if rpc in INFERS:
+                self._endpoint.admit(1)
         except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
             rejected = self._rejected(rpc, err)
             if self._metrics is not None:
@@ -185,7 +182,7 @@ class GrpcCalls:
             tracing.answered(status, kind, {"rpc.response.status_code": code})
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
-                self._metrics.request(f"grpc/{call.rpc}", status, seconds, kind)
+                self._metrics.request(f"grpc/{call.rpc}", status, seconds, kind, call.model)
             if self._access_log is not None:
                 self._access_log.add(**call.line(status, seconds, kind))
         return outcome
@@ -225,8 +222,7 @@ class GrpcCalls:
         except DecodeError:
             raise malformed(f"the message is not a {kind.DESCRIPTOR.name} of the protocol") from None
         call.id = getattr(message, "id", "")
-        if rpc == STREAM and self._admit is not None:
-            self._admit(1)
+        call.model = self._endpoint.label_of(getattr(message, "model_name", "") or getattr(message, "name", ""))
         answer: Message = await self._handlers.by_name[rpc](message)
         return answer
 

@@ -34,6 +34,8 @@ class Handlers:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._repository_model_load,
+            "RepositoryModelUnload": self._repository_model_unload,
             "Check": self._check,
         }
 
@@ -97,6 +99,14 @@ class Handlers:
         return message_class("RepositoryIndexResponse")(
             models=self._endpoint.repository_index(only_ready=message.ready)
         )
+
+    async def _repository_model_load(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
+        await self._endpoint.load(message.model_name, message.parameters)
+        return message_class("RepositoryModelLoadResponse")()
+
+    async def _repository_model_unload(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
+        await self._endpoint.unload(message.model_name)
+        return message_class("RepositoryModelUnloadResponse")()
 
     async def _model_stream_infer(self, message: Any) -> Any:  # noqa: ANN401 (protobuf)
         response = await self._model_infer(message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from serve.config import ServeConfig
@@ -10,7 +10,8 @@ from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Backend
+from serve.model.backend import ModelControl
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc import service
 from serve.oip.grpc.call import Context, Message
@@ -23,8 +24,10 @@ __all__ = ["Methods", "add_to_server"]
 class Methods:
     """The methods that Ray Serve looks for on an ingress deployment: mix in, beside the attributes below."""
 
-    backend: Backend
+    models: Models
     config: ServeConfig
+    # Where callers may load and unload models.
+    control: ModelControl | None = None
     # Set by what is mixed in to, where it counts.
     _metrics: ServeMetrics | None = None
     _access_log: AccessLog | None = None
@@ -86,24 +89,27 @@ class Methods:
         """List the models."""
         return await self._answer("RepositoryIndex", request, grpc_context)
 
-    def start_grpc(self, admit: Callable[[int], None] | None = None) -> None:
-        """Look at the head of each call of this process from now on, before its message is received.
+    async def RepositoryModelLoad(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Load a model."""
+        return await self._answer("RepositoryModelLoad", request, grpc_context)
 
-        Args:
-            admit: Raises OverloadedError where so many images would not fit into the queue.
-        """
-        self._calls = self._build_calls(admit)
+    async def RepositoryModelUnload(self, request: bytes, grpc_context: Context) -> Message:  # noqa: N802
+        """Unload a model."""
+        return await self._answer("RepositoryModelUnload", request, grpc_context)
+
+    def start_grpc(self) -> None:
+        """Look at the head of each call of this process from now on, before its message is received."""
+        self._calls = self._build_calls()
         service.look = self._calls.look
 
-    def _build_calls(self, admit: Callable[[int], None] | None = None) -> GrpcCalls:
+    def _build_calls(self) -> GrpcCalls:
         path = self.config.api_keys_file
         return GrpcCalls(
-            Endpoint(self.backend, Limits.of(self.config)),
+            Endpoint(self.models, Limits.of(self.config), self.control),
             self._memory or BodyMemory(self.config.max_body_memory),
             keys=None if path is None else ApiKeys(path),
             metrics=self._metrics,
             access_log=self._access_log,
-            admit=admit,
         )
 
     async def _answer(self, rpc: str, request: bytes, context: Context) -> Message:

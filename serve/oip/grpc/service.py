@@ -21,7 +21,7 @@ HEALTH = "grpc.health.v1.Health"
 RPCS = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
     # Extensions that clients of Triton call.
-    *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+    *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
 )
 STREAM = "ModelStreamInfer"
 # Each by its name alone: that is all that Ray Serve goes by.

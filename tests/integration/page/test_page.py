@@ -13,7 +13,7 @@ import pytest
 
 from models.spec import Precision
 from tests.support.calibrations import build_calibration
-from tests.support.page_server import KEY, PageServer
+from tests.support.page_server import KEY, PageServer, another_model
 from tests.support.page_words import BEST, choose_sample
 
 ROOT = Path(__file__).parents[3]
@@ -191,6 +191,25 @@ def test_the_state_of_the_server_is_shown(page, server):
         page.call(
             "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
+
+
+def test_one_of_several_models_is_chosen_and_where_there_is_one_nothing_is_asked(page, server):
+    box, said = "document.getElementById('model-box')", "document.getElementById('state-text').textContent"
+    assert page.evaluate(f"{box}.hidden")
+
+    with another_model(server, "second"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for(f"!{box}.hidden")
+        page.evaluate(
+            "document.getElementById('model').value = 'second';"
+            "document.getElementById('model').dispatchEvent(new Event('change'))"
+        )
+        page.wait_for(f"{said} === 'Ready · second · int8'")
+        choose_sample(page, "chelsea")
+        page.wait_for(f"{BEST}?.textContent === 'tiger cat'")
+        asked = [url for url in page.requests if "/v1/classify" in url]
+
+    assert [url.endswith("&model=second") for url in asked] == [True]
 
 
 def test_a_page_left_open_asks_only_while_the_server_is_not_ready(page, server):

@@ -9,15 +9,16 @@ import os
 
 import pytest
 
-from models.errors import ConfigError
+from models.errors import ConfigError, OverloadedError
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.application import route_name
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
-from tests.support.fake_backend import FakeBackend
+from tests.support.fake_backend import MODEL, FakeBackend
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
@@ -25,7 +26,7 @@ CONFIG = ServeConfig(model="efficientnet-lite0")
 
 
 def ask(method: str, path: str, body: bytes = b"", *, extras: Extras | None = None, **headers: str) -> Response:
-    return asyncio.run(request(build_asgi(FakeBackend(), CONFIG, extras), method, path, body, **headers))
+    return asyncio.run(request(build_asgi(Models(FakeBackend()), CONFIG, extras), method, path, body, **headers))
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/classify/", "/v1/classify/x", "/..", "//", "/v3/models",
@@ -52,7 +53,7 @@ def test_another_method_is_405_and_names_those_there_are(method, path, allow):
 
 def test_health_follows_the_model():
     backend = FakeBackend()
-    app = build_asgi(backend, CONFIG)
+    app = build_asgi(Models(backend), CONFIG)
 
     ready = asyncio.run(request(app, "GET", "/healthz"))
     backend.is_ready = False
@@ -136,7 +137,7 @@ def test_a_file_without_a_usable_key_is_refused_at_the_start(tmp_path, content):
 
 def test_requests_errors_and_seconds_are_counted_by_route():
     metrics = ServeMetrics("m", "r1", lambda: 7)
-    app = build_asgi(FakeBackend(), CONFIG, Extras(metrics=metrics))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(metrics=metrics))
 
     for body in (JPEG, JPEG, b"bad"):
         asyncio.run(request(app, "POST", "/v1/classify", body))
@@ -162,7 +163,7 @@ def test_metrics_have_few_routes_whatever_is_asked_for():
 def test_the_access_log_has_a_json_line_per_request(tmp_path):
     path = tmp_path / "access.log"
     log = AccessLog(str(path))
-    app = build_asgi(FakeBackend(), CONFIG, Extras(access_log=log))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(access_log=log))
 
     asyncio.run(request(app, "POST", "/v1/classify", JPEG, x_request_id="abc", content_length="6"))
     asyncio.run(request(app, "POST", "/v1/classify", b"bad\n", traceparent=TRACEPARENT))
@@ -177,17 +178,12 @@ def test_the_access_log_has_a_json_line_per_request(tmp_path):
     assert (third["status"], third["path"], third["bytes"]) == (404, "/v1/?", None)
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/embeddings", "/models/m", "/v2/models/m/infer"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/embeddings", f"/models/{MODEL}", f"/v2/models/{MODEL}/infer"])
 def test_the_queue_is_asked_before_a_body_is_read(path):
     async def never():
         raise AssertionError("the body was read")
 
-    def full(images):
-        from models.errors import OverloadedError
-
-        raise OverloadedError("overloaded", retry_after_s=3.0)
-
-    app = build_asgi(FakeBackend(), CONFIG, Extras(admit=full))
+    app = build_asgi(Models(FakeBackend(full=OverloadedError("overloaded", retry_after_s=3.0))), CONFIG)
     sent = []
 
     async def send(message):
@@ -225,14 +221,14 @@ def test_lifespan_is_answered():
     async def send(message):
         sent.append(message["type"])
 
-    asyncio.run(build_asgi(FakeBackend(), CONFIG)({"type": "lifespan"}, receive, send))
+    asyncio.run(build_asgi(Models(FakeBackend()), CONFIG)({"type": "lifespan"}, receive, send))
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_a_request_whose_client_left_is_counted_and_forgotten():
     metrics = ServeMetrics("m", "r1", lambda: 0)
-    app = build_asgi(FakeBackend(delay_s=5), CONFIG, Extras(metrics=metrics))
+    app = build_asgi(Models(FakeBackend(delay_s=5)), CONFIG, Extras(metrics=metrics))
 
     async def leave():
         task = asyncio.create_task(request(app, "POST", "/v1/classify", JPEG))

@@ -10,6 +10,7 @@ import pytest
 
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -19,7 +20,9 @@ OTHER = b"\xff\xd8\xff" + b"\0" * 4
 
 def post(body: bytes, *, backend: FakeBackend | None = None, **more) -> Response:
     config = ServeConfig(model="efficientnet-lite0", **more.pop("settings", {}))
-    return asyncio.run(request(build_asgi(backend or FakeBackend(), config), "POST", "/v1/classify", body, **more))
+    return asyncio.run(
+        request(build_asgi(Models(backend or FakeBackend()), config), "POST", "/v1/classify", body, **more)
+    )
 
 
 @pytest.mark.parametrize("chunk", [None, 10])
@@ -89,7 +92,7 @@ def test_a_client_that_went_away_is_not_answered():
 
 
 def test_bodies_in_progress_are_bounded_together_and_forgotten_when_answered():
-    app = build_asgi(FakeBackend(delay_s=0.2), ServeConfig(max_request_bytes=910, max_body_memory=2800))
+    app = build_asgi(Models(FakeBackend(delay_s=0.2)), ServeConfig(max_request_bytes=910, max_body_memory=2800))
     image = JPEG + b"\0" * 900
 
     async def many():

@@ -19,6 +19,7 @@ from models.errors import (
 )
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -28,7 +29,7 @@ OTHER = b"\xff\xd8\xff" + b"\0" * 4  # 7 bytes: class 1
 
 def post(body: bytes, path: str = "/v1/classify", *, backend: FakeBackend | None = None, **more) -> Response:
     settings = more.pop("settings", {})
-    app = build_asgi(backend or FakeBackend(), ServeConfig(model="efficientnet-lite0", **settings))
+    app = build_asgi(Models(backend or FakeBackend()), ServeConfig(model="efficientnet-lite0", **settings))
     return asyncio.run(request(app, "POST", path, body, **more))
 
 

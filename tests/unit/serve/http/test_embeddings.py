@@ -11,6 +11,7 @@ import pytest
 
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -27,7 +28,7 @@ def ask(body: object, *, backend: FakeBackend | None = None, path: str = "/v1/em
     is_raw = isinstance(body, bytes)
     content = body if is_raw else json.dumps(body).encode()
     headers.setdefault("content_type", "image/jpeg" if is_raw else "application/json")
-    return asyncio.run(request(build_asgi(backend or FakeBackend(), CONFIG), "POST", path, content, **headers))
+    return asyncio.run(request(build_asgi(Models(backend or FakeBackend()), CONFIG), "POST", path, content, **headers))
 
 
 FORM = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + JPEG + b"\r\n--b--"

@@ -18,6 +18,7 @@ from serve.http.asgi import Rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.images import Parsed
 from serve.http.keys import ApiKeys
+from serve.model.models import Models
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.hostile_requests import BOUNDARY, CORPUS, FORM, MODEL, packed
@@ -45,7 +46,7 @@ def test_a_hostile_request_is_answered_and_leaves_the_loop_to_others(name):
     hostile = CORPUS[name]()
     headers = {key.replace("-", "_"): value for key, value in hostile.headers.items()}
     memory = BodyMemory(CONFIG.max_body_memory)
-    app = build_asgi(FakeBackend(), CONFIG, Extras(memory=memory))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(memory=memory))
 
     async def ask():
         done = asyncio.Event()
@@ -62,7 +63,7 @@ def test_a_hostile_request_is_answered_and_leaves_the_loop_to_others(name):
 
 
 def test_the_corpus_takes_little_memory_at_once():
-    app = build_asgi(FakeBackend(), CONFIG)
+    app = build_asgi(Models(FakeBackend()), CONFIG)
     before = private_bytes(threading.get_native_id())
     peak = [before]
 
@@ -107,7 +108,7 @@ def test_unpacked_bodies_are_counted_while_they_are_held_whatever_they_are(path,
     held = []
     memory = BodyMemory(CONFIG.max_body_memory)
     monkeypatch.setattr(memory, "check", lambda size: held.append(memory.used + size))
-    app = build_asgi(FakeBackend(), CONFIG, Extras(memory=memory))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(memory=memory))
 
     response = asyncio.run(
         request(app, "POST", path, gzip.compress(body), content_type=content_type, content_encoding="gzip")
@@ -120,7 +121,7 @@ def test_unpacked_bodies_are_counted_while_they_are_held_whatever_they_are(path,
 
 def test_packed_bodies_share_the_budget_by_what_they_unpack_to():
     config = ServeConfig(model=MODEL, max_request_bytes=2**20, max_body_memory=3 * 2**20)
-    app = build_asgi(FakeBackend(delay_s=0.3), config)
+    app = build_asgi(Models(FakeBackend(delay_s=0.3)), config)
     bomb = packed("/v1/classify", JPEG + bytes(2**20 - 100), "image/jpeg")
 
     async def many():
@@ -138,7 +139,7 @@ def test_packed_bodies_share_the_budget_by_what_they_unpack_to():
 def test_a_length_that_has_no_room_is_503_before_the_body_is_read():
     memory = BodyMemory(1000)
     Held(memory).set(900)
-    app = build_asgi(FakeBackend(), CONFIG, Extras(memory=memory))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(memory=memory))
 
     response = asyncio.run(request(app, "POST", "/v1/classify", b"", gone=True, content_length="200"))
 
@@ -148,7 +149,7 @@ def test_a_length_that_has_no_room_is_503_before_the_body_is_read():
 @pytest.mark.parametrize("path", [*TAKES_IMAGES, "/v2/repository/index"])
 def test_every_route_asks_for_the_key_before_it_reads_a_body(path, tmp_path):
     (tmp_path / "keys.txt").write_text("secret-key-1\n")
-    app = build_asgi(FakeBackend(), CONFIG, Extras(keys=ApiKeys(tmp_path / "keys.txt")))
+    app = build_asgi(Models(FakeBackend()), CONFIG, Extras(keys=ApiKeys(tmp_path / "keys.txt")))
 
     response = asyncio.run(request(app, "POST", path, b"", gone=True))
 
@@ -157,10 +158,7 @@ def test_every_route_asks_for_the_key_before_it_reads_a_body(path, tmp_path):
 
 @pytest.mark.parametrize("path", TAKES_IMAGES)
 def test_every_route_asks_the_queue_before_it_reads_a_body(path):
-    def full(images):
-        raise OverloadedError("overloaded", retry_after_s=3.0)
-
-    app = build_asgi(FakeBackend(), CONFIG, Extras(admit=full))
+    app = build_asgi(Models(FakeBackend(full=OverloadedError("overloaded", retry_after_s=3.0))), CONFIG)
 
     response = asyncio.run(request(app, "POST", path, b"", gone=True))
 
@@ -170,7 +168,7 @@ def test_every_route_asks_the_queue_before_it_reads_a_body(path):
 @pytest.mark.parametrize("path", TAKES_IMAGES)
 def test_an_upload_is_part_of_the_deadline(path):
     backend = FakeBackend()
-    app = build_asgi(backend, ServeConfig(model=MODEL, deadline_s=0.2))
+    app = build_asgi(Models(backend), ServeConfig(model=MODEL, deadline_s=0.2))
     sent = []
 
     async def never():
@@ -187,7 +185,7 @@ def test_an_upload_is_part_of_the_deadline(path):
 
 def test_what_is_still_parsed_for_nobody_is_given_back_too(monkeypatch):
     memory = BodyMemory(CONFIG.max_body_memory)
-    app = build_asgi(FakeBackend(), ServeConfig(model=MODEL, deadline_s=0.2), Extras(memory=memory))
+    app = build_asgi(Models(FakeBackend()), ServeConfig(model=MODEL, deadline_s=0.2), Extras(memory=memory))
     parsed = threading.Event()
 
     def slow(*arguments):
@@ -212,7 +210,9 @@ def test_a_part_with_endless_headers_is_refused_without_reading_them_all():
     part = b"--hostile\r\n" + b"a:b\r\n" * 1500 + b'Content-Disposition: form-data; name="image"\r\n\r\nx\r\n'
 
     response = asyncio.run(
-        request(build_asgi(FakeBackend(), CONFIG), "POST", "/v1/classify", part + b"--hostile--", content_type=FORM)
+        request(
+            build_asgi(Models(FakeBackend()), CONFIG), "POST", "/v1/classify", part + b"--hostile--", content_type=FORM
+        )
     )
 
     assert response.status == 400
@@ -225,7 +225,9 @@ def test_a_forms_field_name_is_not_looked_for_inside_a_file_name():
     )
 
     response = asyncio.run(
-        request(build_asgi(FakeBackend(), CONFIG), "POST", "/v1/classify", part + b"--hostile--", content_type=FORM)
+        request(
+            build_asgi(Models(FakeBackend()), CONFIG), "POST", "/v1/classify", part + b"--hostile--", content_type=FORM
+        )
     )
 
     assert response.status == 200
@@ -233,7 +235,7 @@ def test_a_forms_field_name_is_not_looked_for_inside_a_file_name():
 
 @pytest.mark.parametrize("ready", ["false", 0, 1, [], None])
 def test_the_repository_index_takes_only_a_boolean(ready):
-    app = build_asgi(FakeBackend(), CONFIG)
+    app = build_asgi(Models(FakeBackend()), CONFIG)
 
     response = asyncio.run(request(app, "POST", "/v2/repository/index", json.dumps({"ready": ready}).encode()))
 
@@ -250,7 +252,7 @@ def test_the_repository_index_takes_only_a_boolean(ready):
     ],
 )
 def test_a_refused_request_is_forgotten_without_waiting_for_the_collector(hostile):
-    app = build_asgi(FakeBackend(), CONFIG)
+    app = build_asgi(Models(FakeBackend()), CONFIG)
     gc.collect()
     earlier = {id(each) for each in gc.get_objects() if isinstance(each, Rejected | InputError)}
     gc.disable()

@@ -10,6 +10,7 @@ import pytest
 
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -24,7 +25,7 @@ def ask(body: object, *, model: str = MODEL, backend: FakeBackend | None = None,
     content = body if is_raw else json.dumps(body).encode()
     headers.setdefault("content_type", "image/jpeg" if is_raw else "application/json")
     return asyncio.run(
-        request(build_asgi(backend or FakeBackend(), CONFIG), "POST", f"/models/{model}", content, **headers)
+        request(build_asgi(Models(backend or FakeBackend()), CONFIG), "POST", f"/models/{model}", content, **headers)
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -23,7 +24,7 @@ INFER = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data":
 
 
 BACKEND = FakeBackend()
-APP = build_asgi(BACKEND, CONFIG)
+APP = build_asgi(Models(BACKEND), CONFIG)
 
 
 def ask(method: str, path: str, body: object = None, *, is_ready: bool = True, **headers: str) -> Response:
@@ -63,7 +64,7 @@ def test_the_document_describes_how_images_are_sent_and_resolves():
         "multipart/form-data",
         "application/json",
     }
-    assert set(operation["responses"]) == {"200", "400", "401", "405", "413", "415", "422", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "405", "413", "415", "422", "503", "504"}
     for reference in references(DOCUMENT):
         target = DOCUMENT
         for step in reference.removeprefix("#/").split("/"):

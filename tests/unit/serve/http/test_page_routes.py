@@ -15,12 +15,13 @@ from PIL import Image
 from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
 from serve.http.page.routes import page_routes
+from serve.model.models import Models
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
 
 def page_of(backend: FakeBackend) -> Application:
-    return Application(page_routes(backend, 1000), BodyMemory(0), Extras())
+    return Application(page_routes(Models(backend), 1000), BodyMemory(0), Extras())
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,9 @@ def test_the_state_is_asked_each_time():
     backend.is_ready = False
     second = ask(page, "/page/state").json
 
-    assert first == {"ready": True, "model": "efficientnet-lite0", "precision": "int8", "max_request_bytes": 1000}
-    assert second == {**first, "ready": False}
+    model = {"name": "efficientnet-lite0", "precision": "int8", "ready": True}
+    assert first == {"ready": True, "models": [model], "max_request_bytes": 1000}
+    assert second == {**first, "ready": False, "models": [{**model, "ready": False}]}
 
 
 def test_the_routes_lie_below_a_root_path(page):

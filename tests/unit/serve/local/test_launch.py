@@ -110,7 +110,7 @@ def test_a_refusal_of_haproxy_ends_the_start_with_its_words(tmp_path):
         launch._wait_until_running(Listen(), tmp_path, print)
 
 
-def test_an_application_that_is_deleted_leaves_no_metrics_behind(monkeypatch, tmp_path):
+def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_behind(monkeypatch, tmp_path):
     deleted = []
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.shutdown", lambda: None)
@@ -122,7 +122,7 @@ def test_an_application_that_is_deleted_leaves_no_metrics_behind(monkeypatch, tm
 
     Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
 
-    assert deleted == [(b"", True, "shardlabel-metrics-shardlabel")]
+    assert deleted == [(b"", True, "shardlabel-metrics-shardlabel"), (b"", True, "shardlabel-models-shardlabel")]
 
 
 def test_a_ray_whose_grpc_listens_in_another_way_is_refused(monkeypatch):

@@ -14,12 +14,14 @@ from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import ImageTooLargeError, SignatureError, UndecodableImageError
 from models.inference.classifier import Classifier, Provider
+from models.inference.tensor_model import TensorModel
 from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.backend import Labelled
 from serve.model.engine import Engine
+from serve.model.models import Models
 from tests.support.asgi_client import request
 from tests.support.tiny_model import colour_jpeg
 
@@ -134,7 +136,7 @@ def test_a_fault_of_ours_in_decoding_is_500_logged_and_counted_and_the_images_ow
     metrics = ServeMetrics("m", "r", lambda: 0)
 
     async def ask(started):
-        app = build_asgi(started, ServeConfig(), Extras(metrics=metrics))
+        app = build_asgi(Models(started), ServeConfig(), Extras(metrics=metrics))
         bodies = (b"ours", b"no image", colour_jpeg("red"))
         return await asyncio.gather(
             *[request(app, "POST", "/v1/classify?top_k=1", body, content_type="image/jpeg") for body in bodies]
@@ -158,8 +160,9 @@ def test_the_models_own_tensors_go_in_and_out(engine):
 
 
 def test_a_tensor_of_many_images_is_run_in_batches(engine, monkeypatch):
-    sizes, run = [], engine._tensors.run
-    monkeypatch.setattr(engine._tensors, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    sizes, run = [], TensorModel.run
+    use(engine, lambda e: e.run_tensor(np.zeros((1, 3, 8, 8), np.float32), deadline=time.monotonic() + 30))
+    monkeypatch.setattr(TensorModel, "run", lambda self, batch: sizes.append(len(batch)) or run(self, batch))
     batch = np.random.default_rng(1).random((20, 3, 8, 8)).astype(np.float32)
 
     output = use(engine, lambda e: e.run_tensor(batch, deadline=time.monotonic() + 30))

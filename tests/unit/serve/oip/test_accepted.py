@@ -11,6 +11,7 @@ import pytest
 from models.catalog import load_spec
 from serve.app import build_asgi
 from serve.config import ServeConfig
+from serve.model.models import Models
 from serve.oip.grpc.messages import message_class
 from tests.support import fake_backend
 from tests.support.asgi_client import request
@@ -85,7 +86,7 @@ def test_classify_has_a_field_with_a_calibration_alone(calibration):
 
     def ask(backend, body: bytes):
         answer = asyncio.run(
-            request(build_asgi(backend, config), "POST", "/v1/classify", body, content_type="image/jpeg")
+            request(build_asgi(Models(backend), config), "POST", "/v1/classify", body, content_type="image/jpeg")
         )
         return json.loads(answer.body)["results"][0]
 

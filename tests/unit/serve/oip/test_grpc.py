@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.errors import DeadlineError, OverloadedError
+from models.errors import ConfigError, DeadlineError, OverloadedError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.messages import COMPILED, message_class, request_class
 from serve.oip.grpc.service import HEALTH, PATHS, RPCS, SERVICE, add_to_server
-from tests.support.oip_backend import Client, FakeBackend
+from tests.support.oip_backend import Client, FakeBackend, fake_spec
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
 
@@ -59,11 +60,12 @@ class Context:
 class Ingress(Methods):
     """A deployment's class."""
 
-    def __init__(self, backend=None, limits=None, **config) -> None:
+    def __init__(self, backend=None, limits=None, models=None, **config) -> None:
         self.backend = backend or FakeBackend()
+        self.models = models or Models(self.backend)
         self.config = ServeConfig(**config)
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.backend, limits), BodyMemory(2**30))
+            self._calls = GrpcCalls(Endpoint(self.models, limits), BodyMemory(2**30))
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -344,7 +346,9 @@ def test_any_bytes_get_a_status(given_bytes):
 
     for rpc in RPCS:
         _, context = ingress.call(rpc, content)
-        assert context.code.name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
+        # Models are not loaded here by whoever asks.
+        refused = ("UNAVAILABLE",) if rpc.startswith("RepositoryModel") else ("OK", "NOT_FOUND", "UNIMPLEMENTED")
+        assert context.code.name in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", *refused)
 
 
 def test_a_real_server_speaks_it():
@@ -425,7 +429,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), access_log=log)
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
@@ -440,3 +444,55 @@ def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     assert (live["client"], live["request_id"], live["bytes"]) == (client, "r7", 0)
     assert live["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (broken["status"], broken["bytes"], "error" in broken) == (400, 1, True)
+
+
+class Control:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.error = error
+
+    async def load(self, name: str) -> None:
+        self.calls.append(("load", name))
+        if self.error is not None:
+            raise self.error
+
+    async def unload(self, name: str) -> None:
+        self.calls.append(("unload", name))
+
+
+def test_models_are_loaded_and_unloaded_where_callers_may():
+    ingress = Ingress()
+    ingress.control = Control()
+    load, unload = (message_class(f"RepositoryModel{what}Request")(model_name="m") for what in ("Load", "Unload"))
+
+    codes = [ingress.call("RepositoryModelLoad", load)[1].code, ingress.call("RepositoryModelUnload", unload)[1].code]
+    load.parameters["config"].string_param = "{}"
+    _, refused = ingress.call("RepositoryModelLoad", load)
+
+    assert codes == [grpc.StatusCode.OK] * 2
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert ingress.control.calls == [("load", "m"), ("unload", "m")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UnknownModelError("none"), "NOT_FOUND"), (ConfigError("broken file"), "INVALID_ARGUMENT")]
+)
+def test_what_cannot_be_loaded_says_why(error, code):
+    ingress = Ingress()
+    ingress.control = Control(error)
+
+    _, context = ingress.call("RepositoryModelLoad", message_class("RepositoryModelLoadRequest")(model_name="m"))
+
+    assert (context.code.name, context.details) == (code, str(error))
+
+
+def test_each_call_reaches_the_model_that_it_names():
+    backends = [FakeBackend(fake_spec(name)) for name in ("one", "tiny")]
+    ingress = Ingress(models=Models(*backends))
+
+    _, context = ingress.infer(raw_images(b"R"))
+    ready, _ = ingress.call("ModelReady", message_class("ModelReadyRequest")(name="one-tensor"))
+
+    assert context.code is grpc.StatusCode.OK
+    assert [len(backend.calls) for backend in backends] == [0, 1]
+    assert ready.ready

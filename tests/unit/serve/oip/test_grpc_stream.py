@@ -12,6 +12,7 @@ from models.errors import OverloadedError
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
@@ -115,7 +116,7 @@ def test_a_stream_has_no_more_in_flight_than_it_may():
 def test_bodies_of_a_stream_share_the_budget_and_give_it_back():
     memory = BodyMemory(1000)
     ingress = Ingress()
-    ingress._calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), memory)
+    ingress._calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), memory)
 
     large, small = asyncio.run(ask(ingress, raw_images(b"R" * 500), raw_images(b"R")))
 
@@ -125,13 +126,9 @@ def test_bodies_of_a_stream_share_the_budget_and_give_it_back():
 
 
 def test_a_full_queue_refuses_requests_before_they_are_run(monkeypatch):
-    def full(images):
-        raise OverloadedError("overloaded", retry_after_s=3.0)
-
     monkeypatch.setattr(service, "look", lambda rpc, metadata: None)
-    backend = FakeBackend()
+    backend = FakeBackend(full=OverloadedError("overloaded", retry_after_s=3.0))
     ingress = Ingress(backend)
-    ingress._calls = GrpcCalls(Endpoint(backend, Limits()), BodyMemory(2**30), admit=full)
 
     (answer,) = asyncio.run(ask(ingress, raw_images(b"R")))
 
@@ -222,7 +219,7 @@ def test_there_are_no_more_streams_than_may_be_and_each_gives_its_place_back():
 def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
     backend, memory = SlowBackend(), BodyMemory(2**20)
     ingress = Ingress(backend)
-    ingress._calls = GrpcCalls(Endpoint(backend, Limits()), memory)
+    ingress._calls = GrpcCalls(Endpoint(Models(backend), Limits()), memory)
 
     async def leave():
         async with serving(ingress) as channel:
@@ -243,7 +240,7 @@ def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
 
 def test_each_request_is_counted_and_has_its_line_in_the_log(tmp_path):
     metrics, log = ServeMetrics("tiny", "a", lambda: 0), AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), BodyMemory(2**30), metrics=metrics, access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), metrics=metrics, access_log=log)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 
     async def talk():

@@ -9,6 +9,7 @@ import pytest
 
 from models.errors import OverloadedError
 from serve.http.bodies import BodyMemory, Held
+from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
@@ -85,12 +86,9 @@ def test_a_call_without_a_key_is_refused_before_its_message_is_received(tmp_path
 
 
 def test_a_call_asks_the_queue_before_its_message_is_received(monkeypatch):
-    def full(images):
-        raise OverloadedError("overloaded", retry_after_s=3.0)
-
     monkeypatch.setattr(service, "look", service.look)
-    ingress = Ingress()
-    ingress.start_grpc(full)
+    ingress = Ingress(FakeBackend(full=OverloadedError("overloaded", retry_after_s=3.0)))
+    ingress.start_grpc()
 
     assert asyncio.run(_call(ingress, bytes(10 * 2**20))) == (grpc.StatusCode.UNAVAILABLE, [])
 
@@ -98,7 +96,7 @@ def test_a_call_asks_the_queue_before_its_message_is_received(monkeypatch):
 def test_messages_of_grpc_share_the_budget_of_bodies():
     memory = BodyMemory(1000)
     Held(memory).set(900)
-    calls = GrpcCalls(Endpoint(FakeBackend(), Limits()), memory)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), memory)
     context = Context()
 
     asyncio.run(calls.answer("ModelInfer", bytes(50), context))

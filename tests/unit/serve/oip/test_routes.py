@@ -91,12 +91,12 @@ def test_what_is_not_ready_is_503():
     assert client("GET", "/v2/health/live").status == 200
 
 
-def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
-    client = Client()
+@pytest.mark.parametrize("what", ["load", "unload"])
+def test_models_are_loaded_and_unloaded_by_request_only_where_that_was_said(what):
+    got = Client()("POST", f"/v2/repository/models/tiny/{what}")
 
-    assert client("POST", "/v2/repository/models/tiny/load").status == 200
-    assert client("POST", "/v2/repository/models/tiny/load", b'{"parameters":{"config":"{}"}}').status == 400
-    assert client("POST", "/v2/repository/models/tiny/unload").status == 404
+    assert got.status == 503
+    assert "--model-control explicit" in got.error
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_what_is_loaded_can_be_loaded_and_nothing_can_be_unloaded():
         ("GET", "/v2/models/tiny/versions/2", 404),
         ("POST", "/v2/models/tiny/versions/2/infer", 404),
         ("GET", "/v2/models/tiny/versions/2/stats", 404),
-        ("POST", "/v2/repository/models/nothing/load", 404),
-        ("POST", "/v2/repository/models/nothing/unload", 404),
+        ("POST", "/v2/repository/models/nothing/load", 503),
+        ("POST", "/v2/repository/models/nothing/unload", 503),
         ("GET", "/v2/models/tiny/infer", 405),
         ("POST", "/v2", 405),
         ("DELETE", "/v2/models/tiny", 405),

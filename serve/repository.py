@@ -1,0 +1,294 @@
+"""Which models a replica has: as configured, as callers say (`--model-control explicit`), and as they fail.
+
+Callers ask one replica. It loads first, so that what cannot be loaded changes nothing; then it writes that down, where a
+replica that starts or that missed the call finds it, and calls all the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+
+from models.catalog import load_spec
+from models.errors import ConfigError, ShardlabelError, UnknownModelError
+from models.malloc import give_back_freed_memory
+from models.spec import ModelSpec
+from serve.metrics.all_replicas import Store
+from serve.model.backend import Backend
+from serve.model.engine import Engine
+from serve.model.models import Models
+from serve.settled import Settled
+
+logger = logging.getLogger(__name__)
+
+# Between two attempts to build a model anew that has failed.
+REBUILD_S = 10.0
+_PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model that is there: when callers had asked for it, what it was made of, and what answers."""
+
+    asked: int
+    settled: Settled
+    engine: Engine
+    backend: Backend
+
+
+# When callers have asked for a model to be loaded, `time.time_ns()`, or 0, by its name or file; in order.
+_Wanted = dict[str, int]
+
+
+class Repository:
+    """Holds the models of one replica; see `serve.model.backend.ModelControl`. Everything happens on its event loop.
+
+    Args:
+        models: What is offered; kept up to date.
+        settle: Finds a model by its name or file; blocks.
+        build: Builds its engine, and blocks for seconds.
+        start: Ties an engine to the loop, and returns what is offered of it.
+        store: What callers have asked for, which all replicas share; None where they may not.
+        call_all: Has every replica `follow`; returns what each says went wrong.
+        keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        settle: Callable[[str], Settled],
+        build: Callable[[Settled], Engine],
+        start: Callable[[Engine, Settled], Backend],
+        store: Store | None,
+        call_all: Callable[[], Awaitable[Sequence[str]]],
+        keep_s: float,
+    ) -> None:
+        self._models = models
+        self._settle = settle
+        self._build = build
+        self._start = start
+        self._store = store
+        self._call_all = call_all
+        self._keep_s = keep_s
+        self._configured: tuple[str, ...] = ()
+        self._loaded: dict[str, _Loaded] = {}
+        self._one_at_a_time = asyncio.Lock()
+        # `time.monotonic()` before which a model that has failed, or could not be built, is not built anew.
+        self._not_before: dict[str, float] = {}
+        self._tasks: set[asyncio.Future[object]] = set()
+
+    async def configure(self, sources: Sequence[str], settled: Sequence[Settled] = ()) -> None:
+        """Have the models that the endpoint is configured with, or what callers have made of that list.
+
+        Args:
+            sources: Names or files.
+            settled: The same, where they are settled already.
+
+        Raises:
+            ConfigError: One cannot be loaded; the others stay, or are there.
+        """
+        self._configured = tuple(sources)
+        known = dict(zip(sources, settled, strict=False))
+        wrong = await self._have(await asyncio.to_thread(self._read), known)
+        # What callers had asked for, and what is not to be had any more, keeps no replica from starting.
+        if own := [text for source, text in wrong.items() if source in sources or not self._loaded]:
+            raise ConfigError("; ".join(own))
+
+    async def follow(self, *, patient: bool = False) -> list[str]:
+        """Have what callers have asked for by now; return what goes wrong.
+
+        Args:
+            patient: Whether to leave a model alone for a while that could not be loaded just now.
+        """
+        wanted = await asyncio.to_thread(self._read)
+        if patient:
+            soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
+            wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
+        return list((await self._have(wanted, {})).values())
+
+    async def load(self, name: str) -> None:
+        """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
+        # Also where the caller does not wait for it.
+        await asyncio.shield(self._begin(self._load(name)))
+
+    async def unload(self, name: str) -> None:
+        """Unload a model in every replica; see `serve.model.backend.ModelControl.unload`."""
+        await asyncio.shield(self._begin(self._unload(name)))
+
+    async def _load(self, name: str) -> None:
+        sources = self._sources(name) or [name]
+        if sources == [name] and (name.endswith(".onnx") or not ModelSpec.is_name(name)):
+            # Not a file, whatever the name: where files lie is not for callers to say.
+            raise UnknownModelError(
+                f"the catalog has no model {name[:60]!r}; `shardlabel models list` shows those it has"
+            )
+        wanted = dict.fromkeys(sources, time.time_ns())
+        wrong = list((await self._have(wanted, {}, replace_all=False)).values()) or await self._tell(wanted)
+        if wrong:
+            raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
+
+    async def _unload(self, name: str) -> None:
+        wanted = await asyncio.to_thread(self._read)
+        gone = [source for source in self._sources(name) if source in wanted]
+        if not gone:
+            raise self._models.unknown(name)
+        wrong = await self._tell(dict.fromkeys(gone))
+        if wrong:
+            raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
+
+    def look_after(self) -> str | None:
+        """Follow what callers have asked for, and build anew what has failed; both go on after this returns.
+
+        Returns:
+            Why the whole replica should be replaced, every model having failed; else None.
+        """
+        faults = {source: loaded.engine.fault() for source, loaded in self._loaded.items()}
+        broken = {source: fault for source, fault in faults.items() if fault is not None}
+        if broken and len(broken) == len(faults):
+            return "; ".join(f"{source}: {fault}" for source, fault in broken.items())
+        for source, fault in broken.items():
+            if self._not_before.get(source, 0.0) < time.monotonic():
+                self._not_before[source] = time.monotonic() + REBUILD_S
+                logger.error("model is built anew model=%s fault=%s", source, fault)
+                self._begin(self._rebuild(source))
+        if self._store is not None and not self._one_at_a_time.locked():
+            self._begin(self.follow(patient=True))
+        return None
+
+    def queued(self, name: str) -> int:
+        """Return how many images wait for the models of a name."""
+        return sum(each.engine.queued for each in self._loaded.values() if each.settled.spec.name == name)
+
+    def close(self) -> None:
+        """End all engines."""
+        for loaded in self._loaded.values():
+            loaded.engine.close()
+
+    def _sources(self, name: str) -> list[str]:
+        """Return where the models of a name are from, of those that are configured or there."""
+        own = {source: loaded.settled.spec.name for source, loaded in self._loaded.items()}
+        files = {}
+        for source in self._configured:
+            with contextlib.suppress(ShardlabelError):
+                files[source] = load_spec(source).name
+        return [source for source, found in {**own, **files}.items() if found == name]
+
+    def _read(self) -> _Wanted:
+        """Return what every replica is to have: what is configured, but for what callers have changed of just that."""
+        wanted = dict.fromkeys(self._configured, 0)
+        for source, value in () if self._store is None else self._store.all().items():
+            change = orjson.loads(value)
+            if change["configured"] != list(self._configured):
+                continue
+            if change["asked"] is None:
+                wanted.pop(source, None)
+            else:
+                wanted[source] = change["asked"]
+        return wanted
+
+    def _asked(self, source: str) -> int:
+        there = self._loaded.get(source)
+        return -1 if there is None else there.asked
+
+    async def _tell(self, changes: Mapping[str, int | None]) -> list[str]:
+        """Write down when each model was asked for, or None for not any more, and have every replica follow."""
+        assert self._store is not None, "callers may change what is there"
+        for source, asked in changes.items():
+            value = orjson.dumps({"configured": self._configured, "asked": asked})
+            await asyncio.to_thread(self._store.put, source, value)
+        wrong = await self.follow()
+        return [*wrong, *await self._call_all()]
+
+    async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
+        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file.
+
+        Args:
+            wanted: What is to be there.
+            known: Models that are settled already.
+            replace_all: Whether what is not wanted is to go.
+        """
+        async with self._one_at_a_time:
+            wrong = {}
+            for source, asked in wanted.items():
+                there = self._loaded.get(source)
+                if self._asked(source) == asked:
+                    continue
+                try:
+                    settled = known[source] if source in known else await asyncio.to_thread(self._settle, source)
+                    if there is not None and there.settled == settled:
+                        self._loaded[source] = replace(there, asked=asked)
+                    else:
+                        await self._put(source, asked, settled)
+                except Exception as err:
+                    if isinstance(err, UnknownModelError) and not replace_all:
+                        raise UnknownModelError(_PATH.sub("", str(err))) from None
+                    if not isinstance(err, ShardlabelError):
+                        logger.exception("model cannot be loaded model=%s", source)
+                    wrong[source] = self._why(source, err)
+            if replace_all:
+                self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
+            return wrong
+
+    def _why(self, source: str, err: Exception) -> str:
+        # No paths of this machine: callers see it.
+        is_ours = isinstance(err, ShardlabelError)
+        text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
+        name = source.rpartition("/")[2]
+        self._not_before[source] = time.monotonic() + REBUILD_S
+        self._models.unavailable[name] = text
+        return f"{name}: {text}"
+
+    async def _put(self, source: str, asked: int, settled: Settled) -> None:
+        engine = await asyncio.to_thread(self._build, settled)
+        try:
+            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, self._start(engine, settled))})
+        except ConfigError:
+            engine.close()
+            raise
+
+    async def _rebuild(self, source: str) -> None:
+        async with self._one_at_a_time:
+            there = self._loaded.get(source)
+            if there is not None and there.engine.fault() is not None:
+                try:
+                    await self._put(source, there.asked, there.settled)
+                except Exception:
+                    logger.exception("model cannot be built anew model=%s", source)
+
+    def _offer(self, loaded: dict[str, _Loaded]) -> None:
+        """Offer these from now on; end what is not among them once nobody can be asking it any more."""
+        self._models.replace(each.backend for each in loaded.values())
+        kept = {each.engine for each in loaded.values()}
+        for engine in [each.engine for each in self._loaded.values() if each.engine not in kept]:
+            self._models.unavailable[engine.spec.name] = "unloaded"
+            self._begin(self._retire(engine))
+        self._loaded = loaded
+        for name in self._models.names:
+            self._models.unavailable.pop(name, None)
+
+    async def _retire(self, engine: Engine) -> None:
+        await asyncio.sleep(self._keep_s)
+        engine.close()
+        del engine
+        await asyncio.to_thread(_collect)
+
+    def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _collect() -> None:
+    time.sleep(0.2)  # its threads have ended
+    gc.collect()
+    give_back_freed_memory()

@@ -1,0 +1,365 @@
+"""Which models a replica has: loaded and unloaded by request, as the other replicas are told, and as they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from models.errors import ConfigError, NotReadyError, UnknownModelError
+from serve.config import ServeConfig, plan_replica
+from serve.model.engine import Engine
+from serve.model.models import Models
+from serve.repository import Repository
+from serve.settled import settle
+from tests.support.tiny_model import build_tiny_model, colour_jpeg
+from tests.support.tiny_variant import tiny_variant
+
+RED = colour_jpeg("red")
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def put(self, key: str, value: bytes) -> None:
+        self.values[key] = value
+
+    def all(self) -> dict[str, bytes]:
+        return dict(self.values)
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
+
+class Replicas:
+    """Replicas that share a list, without Ray."""
+
+    def __init__(self, *sources: Path | str) -> None:
+        self.config = ServeConfig(model=[str(source) for source in sources], precision="fp32", batch_size=2)
+        self.store = FakeStore()
+        self.keep_s = 0.2
+        self.every: list[tuple[Repository, Models]] = []
+
+    async def add(self) -> tuple[Repository, Models]:
+        models = Models()
+        plan = plan_replica(self.config, on_gpu=False, cpus=1)
+
+        def build(settled) -> Engine:
+            return Engine(
+                settled.spec, precision=settled.choice.precision, provider=settled.choice.provider,
+                mode=self.config.decode, limits=self.config.image_limits(), plan=plan,
+            )  # fmt: skip
+
+        def start(engine: Engine) -> Engine:
+            engine.start(lambda report: None)
+            return engine
+
+        repository = Repository(
+            models, settle=lambda source: settle(source, self.config, has_gpu=False), build=build, start=start,
+            store=self.store, call_all=self._call_all, keep_s=self.keep_s,
+        )  # fmt: skip
+        await repository.configure(self.config.model)
+        self.every.append((repository, models))
+        return repository, models
+
+    async def _call_all(self) -> list[str]:
+        return [text for repository, _ in self.every for text in await repository.follow()]
+
+
+@contextlib.asynccontextmanager
+async def replicas(number: int, *sources: Path | str):
+    these = Replicas(*sources)
+    for _ in range(number):
+        await these.add()
+    try:
+        yield these
+    finally:
+        for repository, _ in these.every:
+            repository.close()
+
+
+def own_model(folder: Path, name: str, factor: float = 10.0, version: str = "1") -> Path:
+    """Write NAME.onnx with its entry; below 0 the weakest colour wins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plain").mkdir(exist_ok=True)
+    path = tiny_variant(build_tiny_model(folder / "plain"), folder, factor)
+    entry = path.with_suffix(".toml")
+    entry.write_text(f'name = "{name}"\nversion = "{version}"\n' + entry.read_text())
+    return path
+
+
+async def best(models: Models, name: str) -> str:
+    backend = models.find(name)
+    (outcome,) = await backend.label([RED], top_k=1, deadline=time.monotonic() + 30)
+    return backend.labels[outcome.label_ids[0]]
+
+
+def test_a_model_is_loaded_and_unloaded_in_every_replica_and_one_that_starts_later_has_it(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two", -10.0)
+        async with replicas(2, one, two) as these:
+            (first, _), _ = these.every
+            names = []
+            await first.unload("two")
+            names.append([models.names for _, models in these.every])
+            names.append((await these.add())[1].names)
+            with pytest.raises(UnknownModelError, match="there is one"):
+                these.every[1][1].find("two")
+            await first.load("two")
+            names.append([models.names for _, models in these.every])
+            return names, await best(these.every[2][1], "two")
+
+    names, label = asyncio.run(run())
+
+    assert names == [[["one"], ["one"]], ["one"], [["one", "two"]] * 3]
+    assert label != "red"
+
+
+def test_what_cannot_be_loaded_says_why_and_changes_nothing(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(2, one, two) as these:
+            (first, models), (_, others) = these.every
+            await first.unload("two")
+            two.write_bytes(b"no model")
+            with pytest.raises(ConfigError) as caught:
+                await first.load("two")
+            again = await first.follow(patient=True)
+            return (
+                str(caught.value),
+                models.names,
+                others.names,
+                dict(models.unavailable),
+                again,
+                await best(models, "one"),
+            )
+
+    message, names, others, unavailable, again, label = asyncio.run(run())
+
+    assert message.startswith("model 'two' could not be loaded: ")
+    assert str(tmp_path) not in message
+    assert names == others == ["one"]
+    assert list(unavailable) == ["two"] or "two" in unavailable
+    assert again == []
+    assert label == "red"
+
+
+@pytest.mark.parametrize("name", ["made-up", "../x", "/etc/passwd", "other.onnx", "A B"])
+def test_only_models_of_the_catalog_are_loaded_by_request(tmp_path, monkeypatch, name):
+    async def run():
+        own_model(tmp_path, "one")
+        monkeypatch.chdir(tmp_path)
+        async with replicas(1, "other.onnx") as these:
+            with pytest.raises(UnknownModelError):
+                await these.every[0][0].load(name)
+            return these.every[0][1].names
+
+    assert asyncio.run(run()) == ["one"]
+
+
+def test_a_changed_model_is_swapped_while_it_is_asked_and_no_request_fails(tmp_path):
+    async def run():
+        path = own_model(tmp_path, "one")
+        async with replicas(2, path) as these:
+            (first, models), (_, others) = these.every
+            seen, stop = [], asyncio.Event()
+
+            async def ask():
+                while not stop.is_set():
+                    seen.append((await best(models, "one"), models.find("one").spec.version))
+                    await asyncio.sleep(0)
+
+            asking = asyncio.create_task(ask())
+            await asyncio.sleep(0.05)
+            own_model(tmp_path, "one", -10.0, version="2")
+            await first.load("one")
+            await asyncio.sleep(0.3)  # the old engine has ended
+            stop.set()
+            await asking
+            return seen, await best(others, "one"), models.names
+
+    seen, other, names = asyncio.run(run())
+
+    assert seen[0] == ("red", "1")
+    assert seen[-1][0] != "red"
+    assert seen[-1][1] == "2"
+    assert other == seen[-1][0]
+    assert names == ["one"]
+
+
+def test_loading_what_is_loaded_and_unchanged_builds_nothing(tmp_path):
+    async def run():
+        async with replicas(1, own_model(tmp_path, "one")) as these:
+            ((repository, models),) = these.every
+            before = models.find("one")
+            await repository.load("one")
+            return models.find("one") is before
+
+    assert asyncio.run(run())
+
+
+def test_a_model_that_is_unloaded_finishes_its_requests_and_is_gone_from_memory(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one, two) as these:
+            these.keep_s = 3.0
+            repository, models = await these.add()
+            engine = models.find("two")
+            gone = weakref.ref(engine)
+            asked = [engine.label([RED], top_k=1, deadline=time.monotonic() + 30) for _ in range(20)]
+            asked = [asyncio.create_task(each) for each in asked]
+            await repository.unload("two")
+            answers = await asyncio.gather(*asked)
+            # A request that had found its model, and whose body was long in coming.
+            await asyncio.sleep(0.3)
+            answers.append(await engine.label([RED], top_k=1, deadline=time.monotonic() + 2))
+            del engine, asked
+            deadline = time.monotonic() + 10
+            while gone() is not None and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+                gc.collect()
+            return len(answers), gone() is None
+
+    assert asyncio.run(run()) == (21, True)
+
+
+def test_another_configuration_takes_the_place_of_what_callers_had_asked_for(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two", -10.0)
+        async with replicas(1, one, two) as these:
+            ((repository, models),) = these.every
+            await repository.unload("two")
+            await repository.configure([str(two)])
+            first = models.names
+            await repository.configure([str(two), str(one)])
+            return first, models.names
+
+    assert asyncio.run(run()) == (["two"], ["two", "one"])
+
+
+def fail(*args, **kwargs):
+    raise RuntimeError("CUDA error")
+
+
+def test_a_broken_model_is_built_anew_and_the_others_never_notice(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one, two) as these:
+            ((repository, models),) = these.every
+            broken = models.find("two")
+            broken._classifier.predict = fail
+            failures, others = 0, 0
+            for _ in range(5):
+                with contextlib.suppress(RuntimeError):
+                    await best(models, "two")
+                    failures -= 1
+                failures += 1
+                others += await best(models, "one") == "red"
+            with pytest.raises(NotReadyError, match="'two' has failed"):
+                broken.admit(1)
+            ready = [backend.is_ready for backend in models]
+            assert repository.look_after() is None
+            deadline = time.monotonic() + 20
+            while not models.find("two").is_ready and time.monotonic() < deadline:
+                others += 0 if await best(models, "one") == "red" else 100
+                await asyncio.sleep(0.01)
+            return failures, others, ready, models.find("two") is not broken, await best(models, "two")
+
+    assert asyncio.run(run()) == (5, 5, [True, False], True, "red")
+
+
+def test_a_replica_whose_every_model_has_failed_is_to_be_replaced(tmp_path):
+    async def run():
+        async with replicas(1, own_model(tmp_path, "one")) as these:
+            ((repository, models),) = these.every
+            models.find("one")._classifier.predict = fail
+            for _ in range(5):
+                with contextlib.suppress(RuntimeError):
+                    await best(models, "one")
+            return repository.look_after()
+
+    assert "batches failed" in asyncio.run(run())
+
+
+def test_the_second_session_is_built_when_it_is_first_asked_for(tmp_path, monkeypatch):
+    built = []
+    from serve.model import engine as engine_module
+
+    class Counted(engine_module.TensorModel):
+        def __init__(self, *args, **kwargs) -> None:
+            built.append(args[0].name)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(engine_module, "TensorModel", Counted)
+
+    async def run():
+        import numpy as np
+
+        async with replicas(1, own_model(tmp_path, "one")) as these:
+            ((_, models),) = these.every
+            before = list(built)
+            batch = np.zeros((1, 3, 8, 8), np.float32)
+            asked = [models.find("one").run_tensor(batch, deadline=time.monotonic() + 30) for _ in range(4)]
+            answers = await asyncio.gather(*asked, best(models, "one"))
+            return before, len(answers)
+
+    assert asyncio.run(run()) == ([], 5)
+    assert built == ["one"]
+
+
+def test_two_replicas_that_are_asked_at_once_lose_neither_change(tmp_path):
+    async def run():
+        paths = [own_model(tmp_path / name, name) for name in ("one", "two", "three")]
+        async with replicas(2, *paths) as these:
+            (first, models), (second, others) = these.every
+            await asyncio.gather(first.unload("two"), second.unload("three"))
+            return models.names, others.names
+
+    assert asyncio.run(run()) == (["one"], ["one"])
+
+
+def test_what_callers_had_loaded_and_is_gone_keeps_no_replica_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+
+    async def run():
+        async with replicas(1, own_model(tmp_path / "1", "one")) as these:
+            asked = b'{"configured": ["%s"], "asked": 7}' % these.config.model[0].encode()
+            these.store.put("gone", asked)
+            _, models = await these.add()
+            return models.names, models.unavailable
+
+    names, unavailable = asyncio.run(run())
+
+    assert names == ["one"]
+    assert "gone" in unavailable
+
+
+def test_serves_user_config_sets_the_models_and_what_it_cannot_have_leaves_the_others(tmp_path, caplog):
+    from serve.replica import Replica
+
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one) as these:
+            repository, models = these.every[0]
+            replica = SimpleNamespace(_repository=repository)
+            names = []
+            for config in (
+                {"models": [str(one), str(two)]},
+                {"models": [str(two), "made-up"]},
+                {"models": []},
+                {"model": "one"},
+            ):
+                await Replica.reconfigure(replica, config)
+                names.append(models.names)
+            return names
+
+    assert asyncio.run(run()) == [["one", "two"], ["two"], ["two"], ["two"]]
+    assert "made-up" in caplog.text
+    assert caplog.text.count("user_config must be") == 2

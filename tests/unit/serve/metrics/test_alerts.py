@@ -63,7 +63,9 @@ def test_an_alert_says_how_bad_it_is_what_is_wrong_and_what_to_do(rule):
 def test_the_bounds_that_are_settings_are_those_of_the_defaults():
     from serve.config import ServeConfig, plan_replica
 
-    bounds = {rule["alert"]: float(re.search(r"> ([\d.]+)$", rule["expr"])[1]) for rule in RULES if "> " in rule["expr"][-8:]}
+    bounds = {
+        rule["alert"]: float(re.search(r"> ([\d.]+)$", rule["expr"])[1]) for rule in RULES if "> " in rule["expr"][-8:]
+    }
 
     assert bounds["ShardlabelSlow"] == ServeConfig().deadline_s / 2
     assert bounds["ShardlabelQueueNearlyFull"] == int(0.8 * plan_replica(ServeConfig(), on_gpu=False, cpus=1).max_queue)

@@ -166,7 +166,11 @@ def test_prometheus_finds_series_for_every_query_of_the_dashboards(cluster, tmp_
     rules = ROOT / "serve" / "alerts.yaml"
 
     with running_prometheus(tmp_path, [ray, endpoint], [rules]) as prometheus:
-        with Load("127.0.0.1", cluster.port, sample_images(None), 4) as load:
+        wrong: list[bytes] = []
+        with Load(
+            "127.0.0.1", cluster.port, sample_images(None), 4,
+            answered=lambda status, body: wrong.append(body) if status != 200 else None,
+        ) as load:  # fmt: skip
             assert Client("127.0.0.1", cluster.port).post(b"no image")[0] == 422
             os.kill(cluster.replicas()[0], signal.SIGKILL)
             bulk = subprocess.run(
@@ -180,7 +184,7 @@ def test_prometheus_finds_series_for_every_query_of_the_dashboards(cluster, tmp_
         alerts = alerts_of(prometheus)
 
     assert bulk.returncode == 0, bulk.stderr
-    assert load.tally.failed == 0, load.tally.summary()
+    assert load.tally.failed == 0, (load.tally.summary(), wrong)
     assert [query for query in silent if not any(name in query for name in EMPTY)] == []
     assert {rule["health"] for rule in alerts} == {"ok"}
     assert [rule["name"] for rule in alerts if rule["state"] == "firing"] == []

@@ -31,6 +31,17 @@ def test_promtool_accepts_the_rules():
 
 
 @needs_promtool
+def test_promtool_accepts_what_is_scraped_with_the_rules_beside_it(tmp_path):
+    shutil.copy(ALERTS, tmp_path)
+    config = yaml.safe_load((ROOT / "cluster" / "prometheus.yaml").read_text())
+    # Debian's Prometheus is built without Kubernetes.
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if "kubernetes_sd_configs" not in job]
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
+
+    assert f"{len(RULES)} rules found" in promtool("check", "config", str(tmp_path / "prometheus.yaml"))
+
+
+@needs_promtool
 def test_each_alert_fires_when_it_should_and_not_else(tmp_path):
     rules = yaml.safe_load(ALERTS.read_text())
     for group in rules["groups"]:

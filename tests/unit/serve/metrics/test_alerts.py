@@ -48,8 +48,8 @@ def test_each_alert_fires_when_it_should_and_not_else(tmp_path):
         for rule in group["rules"]:
             del rule["annotations"]  # promtool would want their text too
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(rules))
-    cases = yaml.safe_load(CASES.read_text()) | {"rule_files": ["alerts.yaml"]}
-    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(cases))
+    # As text: to Python's YAML 0x60, sixty times a zero, is a number.
+    (tmp_path / "cases.yaml").write_text(CASES.read_text().replace("../../../../serve/", ""))
 
     promtool("test", "rules", str(tmp_path / "cases.yaml"))
 

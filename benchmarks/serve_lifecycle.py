@@ -113,7 +113,7 @@ def kill(images: list[bytes], replicas: int) -> Iterator[Event]:
                 took = time.perf_counter() - began
                 time.sleep(3)
             yield at.event(
-                f"replica {number} of {replicas} killed",
+                f"one of {replicas} replicas killed ({number})",
                 round(took, 1),
                 load,
                 slowest_s=round(max(load.tally.seconds), 2),

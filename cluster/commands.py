@@ -70,7 +70,7 @@ def validate(
 ) -> None:
     """Check manifests strictly, with no cluster: one line a fault, with file, line, document, path and reason.
 
-    Read are KubeRay's RayJob, RayService and RayCluster with what stands beside them, files of `ray up`, Ray Serve's
+    It reads KubeRay's RayJob, RayService and RayCluster with what stands beside them, files of `ray up`, Ray Serve's
     configuration, and Prometheus's. Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too.
 
     Exit codes: 0 no fault; 2 faults.

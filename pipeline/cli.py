@@ -35,7 +35,7 @@ def label(
     price: Annotated[
         float | None, typer.Option(min=0, help="With --dry-run: of the machine or cluster, an hour. Adds the cost.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="These options as YAML; the command line comes first.")] = None,
+    config: Annotated[Path | None, typer.Option(help="File of these options as YAML; the command line wins.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
     **options: object,
 ) -> None:

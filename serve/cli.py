@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -25,10 +26,21 @@ EXIT_FAILED = 1
 class ServeOptions(Listen, ServeConfig):
     """All that `shardlabel serve` can be told, by its options and by the file of `--config`."""
 
+    # Where a group of options begins, in `--help`.
+    GROUPS: ClassVar[Mapping[str, str]] = {
+        "model": "Model",
+        "batch_size": "Replicas",
+        "max_queue": "Limits",
+        "api_keys_file": "Access and logs",
+        "host": "Network and cluster",
+    }
+
 
 @options_of(ServeOptions)
 def serve(
-    config: Annotated[Path | None, typer.Option(help="These options as YAML; the command line comes first.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="File of these options as YAML; the command line wins.", rich_help_panel="Run")
+    ] = None,
     **options: object,
 ) -> None:
     """Answer images over HTTP and gRPC, with the labels that `shardlabel label` gives.

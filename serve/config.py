@@ -53,16 +53,18 @@ class ServeConfig(BaseModel):
 
     model: ModelNames = Field(
         default=(DEFAULT_MODEL,),
-        description="A name of `shardlabel models list`, or an .onnx file; the first is meant where none is named. "
-        f"[default: {DEFAULT_MODEL}]",
+        description="A name of `shardlabel models list`, or an .onnx file; may be given again: the first answers where "
+        f"a request names none. [default: {DEFAULT_MODEL}]",
     )
     model_control: Annotated[Literal["none", "explicit"], Lower] = Field(
-        default="none", description="explicit: models are loaded and unloaded by request, too."
+        default="none", description="none, or explicit: requests may load and unload models."
     )
     precision: PrecisionName = "auto"
     device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
     decode: Decoding = DecodeMode.FAST
-    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request does not say.")
+    top_k: int = Field(
+        default=5, ge=1, le=10_000, description="Labels per image where a request does not say how many."
+    )
     calibration: CalibrationFile = None
 
     batch_size: int | None = Field(
@@ -81,7 +83,10 @@ class ServeConfig(BaseModel):
         description=f"CPUs, and threads, of one replica. [default: 1; with a GPU up to {MAX_GPU_CPUS}]",
     )
     min_replicas: int = Field(
-        default=1, ge=0, le=10_000, description="Replicas that are always there; 0: none without requests."
+        default=1,
+        ge=0,
+        le=10_000,
+        description="Replicas that are always there; with 0 there is none while nobody asks.",
     )
     max_replicas: int | None = Field(
         default=None,
@@ -106,30 +111,42 @@ class ServeConfig(BaseModel):
         default=None,
         ge=1,
         le=1_000_000,
-        description=f"Images that may wait in a replica; beyond, 503. [default: {MIN_QUEUE} or more]",
+        description=f"Most images that wait in a replica for a model; more are answered 503. [default: {MIN_QUEUE} or more]",
     )
-    deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Time for one request; then 504.")
+    deadline_s: float = Field(
+        default=10.0, gt=0, le=3600, description="Seconds that a request may take; then it is answered 504."
+    )
     max_request_bytes: int = Field(
-        default=20 * 2**20, ge=1, description="Of a request's body, unpacked too; beyond, 413."
+        default=20 * 2**20,
+        ge=1,
+        description="Most bytes of a request's body, as sent and unpacked; a larger one is answered 413.",
     )
     max_body_memory: int = Field(
-        default=192 * 2**20, ge=1, description="Of all bodies that a replica holds; beyond, 503."
+        default=192 * 2**20,
+        ge=1,
+        description="Most bytes of all bodies that a replica holds; a request beyond is answered 503.",
     )
-    max_pixels: int = Field(default=100_000_000, ge=1, description="Of an image; beyond, 413.")
-    max_images: int = Field(default=64, ge=1, le=10_000, description="Images of one request; beyond, 413.")
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="Most pixels of an image; a larger one is answered 413."
+    )
+    max_images: int = Field(
+        default=64, ge=1, le=10_000, description="Most images of one request; more are answered 413."
+    )
     api_keys_file: Path | None = Field(
-        default=None, description="Ask for one of its bearer keys, one a line. [default: everyone is served]"
+        default=None,
+        description="File of bearer keys, one a line; clients must send one of them. [default: everyone is served]",
     )
     access_log: str = Field(
-        default="off", description="A file for one JSON line per request, or off; of `serve run` also -, its output."
+        default="off",
+        description="File that gets a JSON line per request, or off; with `serve run` also -, its output.",
     )
     prediction_log: Location | None = Field(
         default=None,
-        description="A folder or URI for what was answered, as Parquet for `report` and `diff`. [default: none]",
+        description="Folder or URI that answers are written to, as Parquet that `report` and `diff` read. [default: none]",
     )
     baseline: Location | None = Field(
         default=None,
-        description="An output of `label`, or a prediction log, from whose labels the metric of drift tells the distance.",
+        description="Output of `label`, or a prediction log: the metric of drift compares labels with it. [default: none]",
     )
 
     @model_validator(mode="after")

@@ -14,14 +14,16 @@ class Listen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is all.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; 0.0.0.0 stands for all addresses of the machine."
+    )
     port: int = Field(default=8000, ge=1, le=65535, description="Port of HTTP.")
     grpc_port: int = Field(default=9000, ge=0, le=65535, description="Port of gRPC; 0 for none.")
-    haproxy: bool = Field(default=True, description="HAProxy before the replicas, where it can be.")
+    haproxy: bool = Field(default=True, description="Put HAProxy before the replicas, where the platform has it.")
     tls_cert: Path | None = Field(
-        default=None, description="Certificate, and those behind it, as PEM: both ports speak TLS only."
+        default=None, description="File of the certificate and its chain, PEM; both ports then speak TLS only."
     )
-    tls_key: Path | None = Field(default=None, description="Its private key, as PEM.")
+    tls_key: Path | None = Field(default=None, description="File of its private key, PEM.")
     address: str | None = Field(default=None, description=LabelConfig.model_fields["address"].description)
 
     @model_validator(mode="after")

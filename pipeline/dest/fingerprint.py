@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from hashlib import sha256
+from itertools import groupby
 from typing import Any
 
 from models.calibration import Calibration
@@ -147,7 +148,8 @@ def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited:
     Raises:
         SourceError: A shard changed, went away or came; the message names the first.
     """
-    planned = (piece for unit in iter_units(dest, plan) for piece in unit.slices)
+    listed = (piece.as_listed for unit in iter_units(dest, plan) for piece in unit.slices)
+    planned = (piece for piece, _ in groupby(listed))  # the parts of a tar are one shard
     current = iter(slices)
     for old in planned:
         new = next(current, None)

@@ -86,9 +86,12 @@ class PlannedSlices:
                     refuse_changed(piece, None)
                 last = piece.shard
                 yield piece
+        # The parts of a tar have one name, of which one is looked up.
+        found = self._seen[self._order][np.searchsorted(self._names, self._names)]
+        self._seen[self._order] = found
         if not missing_ok and not self._seen.all():
             first = next(self.gone())[1].shard
-            others = f", and {more} more" if (more := int((~self._seen).sum()) - 1) else ""
+            others = f", and {more} more" if (more := len(np.unique(self._names[~found])) - 1) else ""
             raise SourceError(
                 f"SOURCE is not what was planned: shard {first} is gone{others}; put back what is missing, or let it be "
                 "with --missing-ok"
@@ -121,11 +124,12 @@ class PlannedSlices:
     def _refuse_changed(self, piece: Slice) -> None:
         """Raise where it is planned otherwise; it is not where another name has its hash."""
         for _, old in self._planned():
-            if (old.shard, old.start) == (piece.shard, piece.start):
-                refuse_changed(piece, old)
+            if (old.shard, old.as_listed.start) == (piece.shard, piece.start):
+                refuse_changed(piece, old.as_listed)
 
 
 def _hashes(piece: Slice) -> tuple[int, int, int]:
-    """Return hashes of what names a slice, of its size, and of its ETag (0 without)."""
+    """Return hashes of what names a slice, of its size, and of its ETag (0 without); one for all parts of a tar."""
+    piece = piece.as_listed
     etag = hash(piece.etag) & _SHORT if piece.etag else 0
     return hash((piece.shard, piece.start)), hash((piece.size, piece.stop)) & _SHORT, etag

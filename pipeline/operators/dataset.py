@@ -42,6 +42,9 @@ MAX_PASSES = 100
 MAX_TRIED_AGAIN = 100
 # One batch is copied in, one computed, one copied out.
 GPU_IN_FLIGHT = 3
+# Units of an object store that a fused actor has at a time: while one waits for its first image, or for its file to be
+# taken, the other has the core.
+REMOTE_UNITS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,20 @@ def alive_nodes() -> set[str]:
 def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Iterator[Result]:
     job, pools = labelling, labelling.pools
     low, high = pools.actors[0], max(pools.actors[1], pools.growth)
+    is_local = job.settings.source.is_local and job.settings.dest.is_local
+    at_a_time = 1 if isolate or is_local else REMOTE_UNITS
     results = map_actors(
         _handed_over(units, 1 if isolate else high, isolate=isolate),
         LabelUnits,
         (job.settings, job.model, job.state, isolate),
         retries=0,
-        compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=_in_flight(isolate)),
+        compute=ActorPoolStrategy(
+            min_size=low,
+            max_size=high,
+            max_tasks_in_flight_per_actor=_in_flight(isolate),
+            max_concurrent_calls_per_actor=at_a_time,
+            enable_true_multi_threading=at_a_time > 1,
+        ),
         batch_size=None,
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,

@@ -1,0 +1,176 @@
+"""Large tars in pieces: the same rows as of the whole tar, whatever is in it; and those that are not cut."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from models.decode.decode import ImageLimits
+from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.plan import iter_units
+from pipeline.dest.resume import prepare
+from pipeline.sources import tar_pieces
+from pipeline.sources.reader import slices
+from pipeline.sources.sample import Sample, ShardNotes
+from pipeline.sources.source import open_source
+from pipeline.sources.tar_pieces import cut_tars
+from pipeline.sources.unit import Slice
+from pipeline.sources.webdataset import read_webdataset
+from pipeline.storage.location import FileStat
+from pipeline.storage.storage import Storage, open_storage
+from tests.support.shard_factory import BAD_TARS, ODD_TARS, images, jpeg, member, tar_bytes
+
+LEAST = 2_000
+LABELS_AT_THE_END = ODD_TARS["labels-apart"].content
+NESTED = tar_bytes([(f"{i:05d}.jpg", jpeg(i)) for i in range(20, 29)])
+PLAIN = {
+    "ustar": tar_bytes(images(30)),
+    "without an end mark's padding": tar_bytes(images(30))[: -8 * 512],
+    "pax": tar_bytes([(f"{'x' * 150}/{'y' * 150}{i}.jpg", jpeg(i)) for i in range(20)], format=tarfile.PAX_FORMAT),
+    "gnu": tar_bytes([(f"{'x' * 150}/{'y' * 150}{i}.jpg", jpeg(i)) for i in range(20)], format=tarfile.GNU_FORMAT),
+    "tars inside": tar_bytes([*images(9), ("00009.tar", NESTED), ("00010.jpg", NESTED), *images(9, first=11)]),
+    "several images a key": tar_bytes(
+        [(f"{i // 3:05d}.{i % 3}.jpg", jpeg(i)) for i in range(30)] + [("z.jpg", jpeg()), ("z.jpg", jpeg(1))]
+    ),
+    "two tars, one behind the other": tar_bytes(images(9)) + tar_bytes(images(9, first=9)),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_pieces, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(tar_pieces, "PIECE_BYTES", LEAST)
+
+
+def put(folder: Path, name: str, content: bytes) -> tuple[Storage, Slice]:
+    (folder / name).write_bytes(content)
+    storage = open_storage(str(folder))
+    file = storage.stat(name)
+    assert file is not None
+    return storage, Slice(name, file.size, file.etag)
+
+
+def read(storage: Storage, pieces: list[Slice]) -> tuple[list[Sample], list[ShardNotes]]:
+    samples, noted = [], []
+    for piece in pieces:
+        noted.append(ShardNotes())
+        expected = FileStat(piece.shard, piece.size, piece.etag)
+        with storage.open_stream(piece.shard, expected=expected, span=(piece.start, piece.stop)) as stream:
+            goes_on = 0 <= piece.stop < piece.size
+            samples += read_webdataset(stream, piece.shard, noted[-1], ImageLimits(), goes_on=goes_on)
+    return samples, noted
+
+
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in PLAIN.items()])
+def test_pieces_have_the_rows_of_the_whole_tar(tmp_path: Path, content: bytes) -> None:
+    storage, whole = put(tmp_path, "a.tar", content)
+
+    pieces = list(cut_tars(storage, [whole]))
+    samples, noted = read(storage, pieces)
+
+    expected, [told] = read(storage, [whole])
+    assert samples == expected
+    assert len(pieces) > 3
+    assert [piece.start for piece in pieces] == [0, *(piece.stop for piece in pieces[:-1])]
+    assert pieces[-1].stop == len(content)
+    assert all(piece.stop - piece.start >= LEAST for piece in pieces[:-1])
+    assert [notes.missing for notes in noted] == [None] * len(pieces)
+    assert sum(notes.bytes_read for notes in noted) == told.bytes_read
+    assert sum((notes.skipped.get("no_key", 0) for notes in noted)) == told.skipped.get("no_key", 0)
+
+
+@pytest.mark.parametrize("name", [*BAD_TARS, *ODD_TARS])
+def test_whatever_is_wrong_with_a_tar_its_rows_and_notes_are_as_of_the_whole(tmp_path: Path, name: str) -> None:
+    shard = (BAD_TARS | ODD_TARS)[name]
+    storage, whole = put(tmp_path, shard.name, shard.content)
+
+    pieces = list(cut_tars(storage, [whole]))
+
+    assert read(storage, pieces)[0] == read(storage, [whole])[0]
+    if name in BAD_TARS and len(pieces) > 1:
+        assert [notes.missing for notes in read(storage, pieces)[1]] == [None] * len(pieces)
+        assert read(storage, [whole])[1][0].missing is None
+
+
+def with_global_header() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "one.jpg"}) as archive:
+        for name, content in images(30):
+            archive.addfile(member(name, len(content)), io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("a.tar", tar_bytes([*images(30), ("00000.txt", b"late")]), id="a key that comes again at the end"),
+        pytest.param("a.tar", with_global_header(), id="a header of all members"),
+        pytest.param("a.tar", tar_bytes(images(30))[:-30_000], id="truncated"),
+        pytest.param("a.tar", ODD_TARS["gzip-without-its-name"].content * 9, id="a gzip"),
+        pytest.param("a.tar.gz", tar_bytes(images(30)), id="another name"),
+    ],
+)
+def test_a_tar_that_must_be_read_from_its_beginning_stays_whole(tmp_path: Path, name: str, content: bytes) -> None:
+    storage, whole = put(tmp_path, name, content)
+
+    assert list(cut_tars(storage, [whole])) == [whole]
+
+
+def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, whole = put(tmp_path, "a.tar", tar_bytes(images(30)))
+    many = [whole] * (tar_pieces.MOST_SHARDS + 1)
+    limited = Slice(whole.shard, whole.size, whole.etag, limit=3)
+
+    assert list(cut_tars(storage, many)) == many
+    assert list(cut_tars(storage, [limited])) == [limited]
+    assert len(list(cut_tars(storage, many[1:]))) > len(many)
+    monkeypatch.setattr(tar_pieces, "WHOLE_BYTES", whole.size)
+    assert list(cut_tars(storage, [whole])) == [whole]
+
+
+def test_little_more_than_the_headers_is_read_to_cut_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, whole = put(tmp_path, "a.tar", tar_bytes([(f"{i}.jpg", bytes(1_000_000)) for i in range(9)]))
+    asked: list[int] = []
+    really = tar_pieces.StoredFile.read_at
+    monkeypatch.setattr(
+        tar_pieces.StoredFile, "read_at",
+        lambda self, offset, size: asked.append(size) or really(self, offset, size),
+    )  # fmt: skip
+
+    assert [piece.start // 1_000_000 for piece in cut_tars(storage, [whole])] == list(range(9))
+    assert sum(asked) < 100_000
+
+
+def planned(folder: Path, **options: object) -> list[tuple[int, int]]:
+    """Plan a run over the tars of a folder, or go on with the one that was planned; return the slices' bytes."""
+    config = LabelConfig(source=str(folder / "in"), output=str(folder / "out"), **options)
+    source = open_source(config.source, SourceFormat.AUTO)
+    dest = open_storage(config.output)
+    work = prepare(config, dest, {}, source, lambda: slices(source), lambda piece, most: most)
+    return [(piece.start, piece.stop) for unit in iter_units(dest, work.plan) for piece in unit.slices]
+
+
+def test_a_run_plans_pieces_and_one_that_was_planned_without_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    put(tmp_path / "in", "a.tar", tar_bytes(images(30)))
+    monkeypatch.setattr(tar_pieces, "MOST_SHARDS", 0)
+    before = planned(tmp_path)
+    monkeypatch.setattr(tar_pieces, "MOST_SHARDS", 9)
+
+    goes_on = planned(tmp_path)
+    anew = planned(tmp_path, overwrite=True)
+    again = planned(tmp_path)
+    put(tmp_path / "in", "b.tar", tar_bytes(images(30)))
+    grown = planned(tmp_path, append=True)
+
+    assert before == goes_on == [(0, -1)]
+    assert len(anew) > 3
+    assert all(left[1] == right[0] for left, right in pairwise(anew))
+    assert again == anew
+    assert grown == anew * 2

@@ -5,6 +5,10 @@
 The store is the tests' own (moto) behind a proxy that remembers what it read of SOURCE, so that a request costs little of
 the cores that are measured, and that waits before it answers. Runs take turns, and ratios are formed within a round. The
 last line of output is one JSON object.
+
+With `--paced` no command is run: one actor's stages read and publish in this process, and sleep where they would decode
+and label, one at a time as on one core. That tells how much of the latency is hidden on a machine that others use too,
+where a run is late anyway; `--variants 8:1,32:2` are how many requests, and units, are under way at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +25,32 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
+import numpy as np
+import numpy.typing as npt
 from aiohttp import web
 
+from models.decode.decode import DecodedImage
+from models.inference.classifier import Device, choose
+from models.inference.predictions import Predictions
+from pipeline.config import LabelConfig
+from pipeline.dest.plan import cut_units
+from pipeline.job import unit_settings
+from pipeline.operators import stages
+from pipeline.operators.dataset import REMOTE_UNITS
+from pipeline.operators.model_ref import settle_model
+from pipeline.operators.stages import DecodedBatch, label_unit
+from pipeline.sources import images
+from pipeline.sources.reader import slices
+from pipeline.sources.source import open_source
 from tests.support.object_server import BUCKET, free_port
 from tests.support.s3_server import S3Server, running_s3
 
@@ -34,6 +58,8 @@ from tests.support.s3_server import S3Server, running_s3
 KEPT = f"/{BUCKET}/source"
 # Small shards: as many as loose images would fill a folder with, and a wait each.
 SHARD_IMAGES = 25
+# Of one core, an image: what the bundled int8 model took on a quiet one.
+DECODE_S, LABEL_S = 0.0015, 0.003
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"}
 
 
@@ -59,7 +85,7 @@ def serve_slowly(upstream: int, port: int, delay_s: float) -> None:
         await asyncio.sleep(max(0.0, delay_s - (time.perf_counter() - began) if delay_s else 0.0))
         return web.Response(status=found[0], headers=found[1], body=found[2] or None)
 
-    async def client(app: web.Application):  # noqa: ANN202
+    async def client(app: web.Application) -> AsyncIterator[None]:
         app["client"] = aiohttp.ClientSession(auto_decompress=False)
         yield
         await app["client"].close()
@@ -70,22 +96,19 @@ def serve_slowly(upstream: int, port: int, delay_s: float) -> None:
     web.run_app(app, host="127.0.0.1", port=port, print=None)
 
 
-def fill(server: S3Server, images: int, source: list[str]) -> None:
+def fill(server: S3Server, count: int, source: list[str]) -> None:
     """Put images into the bucket, loose and in tars; the same ones again where more are wanted."""
-    contents = [
-        tar.extractfile(member).read()
-        for path in source
-        for tar in [tarfile.open(path)]
-        for member in tar
-        if member.name.endswith(".jpg")
-    ]
-    for number in range(images):
+    contents = []
+    for path in source:
+        with tarfile.open(path) as tar:
+            contents += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
+    for number in range(count):
         server.put(f"source/images/{number:06d}.jpg", contents[number % len(contents)])
     with tempfile.TemporaryDirectory() as folder:
-        for shard in range(-(-images // SHARD_IMAGES)):
+        for shard in range(-(-count // SHARD_IMAGES)):
             path = Path(folder) / f"{shard:05d}.tar"
             with tarfile.open(path, "w") as tar:
-                for number in range(shard * SHARD_IMAGES, min(images, (shard + 1) * SHARD_IMAGES)):
+                for number in range(shard * SHARD_IMAGES, min(count, (shard + 1) * SHARD_IMAGES)):
                     file = Path(folder) / f"{number:06d}.jpg"
                     file.write_bytes(contents[number % len(contents)])
                     tar.add(file, file.name)
@@ -113,6 +136,76 @@ def label(kind: str, environment: dict[str, str], dest: str) -> dict[str, float]
             "images": report["images"]}  # fmt: skip
 
 
+def pace(kind: str, environment: dict[str, str], dest: str, calls: int, units_at_a_time: int) -> dict[str, float]:
+    """Take all units through an actor's stages, of which those that compute only sleep; return the seconds."""
+    core = threading.Lock()
+
+    def decode(data: bytes, *_: object, out: npt.NDArray[np.uint8]) -> DecodedImage:
+        time.sleep(DECODE_S)
+        return DecodedImage(out, 224, 224)
+
+    def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
+        for batch in batches:
+            with core:
+                time.sleep(LABEL_S * len(batch.rows))
+            ids = np.zeros((len(batch.rows), 5), np.int32)
+            yield batch, Predictions(ids, np.ones(ids.shape, np.float32))
+
+    patches = (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(images, "REMOTE_CALLS", calls),
+        mock.patch.object(stages, "decode_image", decode),
+    )
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        config = LabelConfig(source=f"s3://{BUCKET}/source/{kind}", output=dest, model="efficientnet-lite0")
+        source = open_source(config.source, config.format)
+        spec, labels = settle_model(config)
+        settings = unit_settings(config, source, spec, choose(spec, Device.CPU, "int8", has_gpu=False), labels)
+        units = list(cut_units(slices(source), images=kind == "images"))
+        began = time.perf_counter()
+        with ThreadPoolExecutor(units_at_a_time) as threads:
+            rows = sum(threads.map(lambda unit: label_unit(settings, unit, label, turn=core).rows, units))
+        seconds = time.perf_counter() - began
+    return {"seconds": seconds, "of_core": rows * (DECODE_S + LABEL_S) / seconds, "images": rows}
+
+
+def take_turns(
+    kind: str, options: argparse.Namespace, server: S3Server, ports: dict[float, int], local: str
+) -> dict[str, list[tuple[dict[str, float], dict[str, float]]]]:
+    """Run each variant without and with the delay, round by round; return the pairs of each by its name."""
+    variants = [tuple(map(int, text.split(":"))) for text in options.variants.split(",")] if options.paced else [()]
+    pairs: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {}
+    dest = local if options.dest == "local" else f"s3://{BUCKET}/out"
+    for number in range(-1, options.rounds):  # the first fills the proxies, and is no result
+        for variant in variants[:: 1 if number % 2 else -1]:
+            run = {}
+            for delay in list(ports)[:: 1 if number % 2 else -1]:
+                environment = server.environment(f"http://127.0.0.1:{ports[delay]}")
+                run[delay] = pace(kind, environment, dest, *variant) if variant else label(kind, environment, dest)
+                shutil.rmtree(local, ignore_errors=True)
+            if number >= 0:
+                name = f" {variant[0]}:{variant[1]}" if variant else ""
+                pairs.setdefault(name, []).append((run[0.0], run[options.delay_ms]))
+                print(kind, name, *pairs[name][-1], flush=True)
+    return pairs
+
+
+def compare(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, dict]:
+    """Return the figures of runs without and with the delay, and their ratios within each round."""
+    return {
+        name: {
+            "ratios": [round(slow[name] / fast[name], 3) for fast, slow in pairs],
+            "median_ratio": round(statistics.median(slow[name] / fast[name] for fast, slow in pairs), 3),
+            "none": [round(fast[name], 2) for fast, _ in pairs],
+            "delayed": [round(slow[name], 2) for _, slow in pairs],
+        }
+        for name in pairs[0][0]
+        if name != "images"
+    }
+
+
 def main() -> None:
     """Fill a bucket, label it in turns, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,6 +215,9 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=30.0)
     parser.add_argument("--kind", default="images,tar")
     parser.add_argument("--dest", choices=("local", "s3"), default="local")
+    parser.add_argument("--paced", action="store_true", help="sleep in place of decoding and labelling, in one process")
+    now = f"{images.REMOTE_CALLS}:{max(REMOTE_UNITS.values())}"
+    parser.add_argument("--variants", default=now, help="with --paced: REQUESTS:UNITS at a time, several by commas")
     options = parser.parse_args()
     result: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder, running_s3(Path(folder) / "s3") as server:
@@ -135,25 +231,8 @@ def main() -> None:
             proxy.start()
         time.sleep(1.0)
         for kind in options.kind.split(","):
-            runs: dict[float, list[dict[str, float]]] = {delay: [] for delay in ports}
-            for number in range(-1, options.rounds):  # the first fills the proxies, and is no result
-                for delay in list(ports)[:: 1 if number % 2 else -1]:
-                    dest = f"{folder}/out" if options.dest == "local" else f"s3://{BUCKET}/out"
-                    run = label(kind, server.environment(f"http://127.0.0.1:{ports[delay]}"), dest)
-                    if number >= 0:
-                        runs[delay].append(run)
-                        print(kind, delay, {name: round(value, 2) for name, value in run.items()}, flush=True)
-                    shutil.rmtree(f"{folder}/out", ignore_errors=True)
-            pairs = list(zip(runs[0.0], runs[options.delay_ms], strict=True))
-            result[kind] = {
-                name: {
-                    "ratios": [round(slow[name] / fast[name], 3) for fast, slow in pairs],
-                    "median_ratio": round(statistics.median(slow[name] / fast[name] for fast, slow in pairs), 3),
-                    "none": [round(fast[name], 2) for fast, _ in pairs],
-                    "delayed": [round(slow[name], 2) for _, slow in pairs],
-                }
-                for name in ("seconds", "from_first", "cpu")
-            }
+            for name, runs in take_turns(kind, options, server, ports, f"{folder}/out").items():
+                result[f"{kind}{name}"] = compare(runs)
         for proxy in proxies:
             proxy.terminate()
     print(json.dumps({"images": options.images, "delay_ms": options.delay_ms, "dest": options.dest, **result}))

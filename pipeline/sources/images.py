@@ -19,8 +19,8 @@ REMOTE_CALLS = 32
 # On a warm disk threads only cost, up to 40 us a file of 100 kB beside 60 to read and 3000 to decode it; a cold or a
 # network disk takes ms a file, and for several at once no longer.
 LOCAL_CALLS = 4
-# That the files under way, or waiting to be used, may have together; or one file alone.
-AHEAD_BYTES = 32 * 2**20
+# Of one unit: that the files under way, or waiting to be used, may have together; or one file alone.
+AHEAD_BYTES = 16 * 2**20
 
 
 def read_images(storage: Storage, pieces: Iterable[Slice], notes: ShardNotes, limits: ImageLimits) -> Iterator[Sample]:

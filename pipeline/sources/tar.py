@@ -83,9 +83,7 @@ class TarReader:
         goes_on: Whether the stream is a piece of a tar that ends between two members, and no end mark stands there.
     """
 
-    def __init__(
-        self, stream: ForwardStream, notes: ShardNotes, head: bytes = b"", *, goes_on: bool = False
-    ) -> None:
+    def __init__(self, stream: ForwardStream, notes: ShardNotes, head: bytes = b"", *, goes_on: bool = False) -> None:
         self._stream = stream
         self._notes = notes
         self._head = head

@@ -46,7 +46,13 @@ def is_image_extension(extension: str) -> bool:
 
 
 def read_webdataset(
-    file: ReadsForward, shard: str, notes: ShardNotes, limits: ImageLimits, *, beside: bool = False, goes_on: bool = False
+    file: ReadsForward,
+    shard: str,
+    notes: ShardNotes,
+    limits: ImageLimits,
+    *,
+    beside: bool = False,
+    goes_on: bool = False,
 ) -> Iterator[Sample]:
     """Yield a sample per image member, in the tar's order; a sample without an image is a row too.
 

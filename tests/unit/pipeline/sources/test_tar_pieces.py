@@ -80,7 +80,7 @@ def test_pieces_have_the_rows_of_the_whole_tar(tmp_path: Path, content: bytes) -
     assert all(piece.stop - piece.start >= LEAST for piece in pieces[:-1])
     assert [notes.missing for notes in noted] == [None] * len(pieces)
     assert sum(notes.bytes_read for notes in noted) == told.bytes_read
-    assert sum((notes.skipped.get("no_key", 0) for notes in noted)) == told.skipped.get("no_key", 0)
+    assert sum(notes.skipped.get("no_key", 0) for notes in noted) == told.skipped.get("no_key", 0)
 
 
 @pytest.mark.parametrize("name", [*BAD_TARS, *ODD_TARS])
@@ -120,7 +120,9 @@ def test_a_tar_that_must_be_read_from_its_beginning_stays_whole(tmp_path: Path, 
     assert list(cut_tars(storage, [whole])) == [whole]
 
 
-def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage, whole = put(tmp_path, "a.tar", tar_bytes(images(30)))
     many = [whole] * (tar_pieces.MOST_SHARDS + 1)
     limited = Slice(whole.shard, whole.size, whole.etag, limit=3)

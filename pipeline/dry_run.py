@@ -28,6 +28,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -48,8 +49,8 @@ from pipeline.job import has_local_gpu, run
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.pools import Pools, plan_pools
 from pipeline.sources.parquet import open_parquet
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.source import format_of, open_source
-from pipeline.sources.tar_pieces import cut_tars
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport
@@ -82,9 +83,7 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
     if images < 1 or (price is not None and price < 0):
         raise ConfigError(f"--dry-run must be at least 1 and --price at least 0, got {images} and {price}")
     started = time.perf_counter() if started is None else started
-    picker = ShardPicker(
-        images, config, lambda slices: cut_tars(open_source(config.source, config.format).base, slices)
-    )
+    picker = ShardPicker(images, config, partial(_cut, config))
     try:
         with scratch_folder(config) as folder:
             whole = {"limit": None, "overwrite": False, "append": False, "missing_ok": False, "max_error_rate": 1.0}
@@ -116,7 +115,7 @@ class ShardPicker:
     Attributes:
         images: How many are wanted in all.
         config: Of the job.
-        cut: Puts pieces in the place of large tars.
+        cut: Puts pieces in the place of large shards.
         whole: Set once all shards are listed.
         cluster: Ray; set once all is known to be right that can be known without it.
         seconds: That counting samples took: the real job does not do that.
@@ -175,6 +174,12 @@ def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
     return chain([first], slices)
 
 
+def _cut(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
+    """Put pieces in the place of large shards, as the job would."""
+    source = open_source(config.source, config.format)
+    return slices if config.uri_column is not None else cut_large(source.base, slices, source.format)
+
+
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:
     """Draw slices in random order, each with the same chance, and sum all up; one pass.
 
@@ -184,7 +189,7 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
         slices: Of all of SOURCE.
         size: How many are drawn.
         wanted: Their format.
-        cut: Puts pieces in the place of large tars.
+        cut: Puts pieces in the place of large shards.
     """
     chance = random.Random(0)
     drawn: list[Slice] = []

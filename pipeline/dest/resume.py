@@ -28,8 +28,8 @@ from pipeline.dest.plan import (
     read_plan,
     write_plan,
 )
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.source import Source
-from pipeline.sources.tar_pieces import cut_tars
 from pipeline.sources.unit import Slice, part_number
 from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
 
@@ -82,8 +82,8 @@ def prepare(
     plan = before = begin(dest, (source,), check, overwrite=config.overwrite)
     gone: Iterator[tuple[int, Slice]] = iter(())
     images = source.format is SourceFormat.IMAGES
-    is_tars = source.format is SourceFormat.WEBDATASET
-    cut = partial(cut_tars, source.base) if is_tars else iter
+    # Manifests are in runs of rows already.
+    cut = partial(cut_large, source.base, kind=source.format) if config.uri_column is None else iter
     if plan is None:
         check()
         wanted = cut(slices()) if config.limit is None else limited(slices(), config.limit, count)

@@ -32,11 +32,6 @@ class Slice:
         """Whether it is a tar, or a part of one, and no gzip of it."""
         return self.shard.lower().endswith(".tar")
 
-    @property
-    def as_listed(self) -> Slice:
-        """The slice as SOURCE lists it: tars are cut only as they are planned, so that it is the whole tar."""
-        return replace(self, start=0, stop=-1) if self.stop >= 0 and self.is_tar else self
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:

@@ -20,8 +20,8 @@ from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.writer import OutputSpec, UnitWriter
 from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder
 from pipeline.estimate import Measured, Whole, extrapolate
-from pipeline.sources import tar_pieces
-from pipeline.sources.tar_pieces import cut_tars
+from pipeline.sources import pieces
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport
@@ -80,13 +80,18 @@ def test_units_of_unequal_sizes_keep_workers_waiting_for_the_largest():
 
 
 def test_a_large_tar_is_drawn_whole_and_counted_in_its_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_pieces, "WHOLE_BYTES", 1_000)
-    monkeypatch.setattr(tar_pieces, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(pieces, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 5_000)
     (tmp_path / "a.tar").write_bytes(tar_bytes(images(30)))
     base = open_storage(str(tmp_path))
     file = base.stat("a.tar")
 
-    drawn, whole = draw(iter([Slice("a.tar", file.size, file.etag)]), 9, SourceFormat.AUTO, partial(cut_tars, base))
+    drawn, whole = draw(
+        iter([Slice("a.tar", file.size, file.etag)]),
+        9,
+        SourceFormat.AUTO,
+        partial(cut_large, base, kind=SourceFormat.WEBDATASET),
+    )
 
     assert [(piece.shard, piece.stop) for piece in drawn] == [("a.tar", -1)]
     assert whole.units == len(whole.sizes) > 3

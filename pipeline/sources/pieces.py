@@ -1,17 +1,22 @@
-"""Cut large tars into pieces that several workers read at a time, between two samples and never within one.
+"""Cut large shards into pieces that several workers read at a time, where there are few: tars, and Parquet files.
 
-Where a member begins is known only from the one before it: an image may hold a tar itself, whose headers look like any
-others. So all headers are read, in order, and nothing else: some us a member on a disk. Of an object store that would be
-a request a member, or the whole tar, and its tars stay whole; a gzip can be read only from its beginning.
+A tar is cut between two samples. Where a member begins is known only from the one before it: an image may hold a tar
+itself, whose headers look like any others. So all headers are read, in order, and nothing else: some us a member on a
+disk. Of an object store that would be a request a member, or the whole tar, and its tars stay whole; a gzip can be read
+only from its beginning.
+
+A Parquet file is cut between two row groups, which its footer tells; one of few row groups stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, pairwise
 
 from models.errors import StorageError
+from pipeline.config import SourceFormat
 from pipeline.sources.gzip_stream import MAGIC
+from pipeline.sources.parquet import open_parquet, row_group_pieces
 from pipeline.sources.sample import ShardNotes, UniqueKeys, cut_key
 from pipeline.sources.tar import MemberKind, TarReader
 from pipeline.sources.unit import Slice
@@ -32,33 +37,51 @@ PIECE_BYTES = 4 * 2**20
 _HEADER_BYTES = 4096
 
 
-def cut_tars(storage: Storage, slices: Iterable[Slice]) -> Iterator[Slice]:
-    """Yield slices, and in the place of a large tar its pieces; by the tars alone, so alike on every run.
+def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> Iterator[Slice]:
+    """Yield slices, and in the place of a large one its pieces; by the shards alone, so alike on every run.
 
     Args:
         storage: Holds the shards.
         slices: Of all of SOURCE.
+        kind: Their format; only tars and Parquet files of images are cut.
     """
+    find_edges = _EDGES.get(kind)
     rest = iter(slices)
     first = list(islice(rest, MOST_SHARDS + 1))
-    if not storage.is_local or len(first) > MOST_SHARDS:
+    if find_edges is None or len(first) > MOST_SHARDS:
         yield from chain(first, rest)
         return
     for piece in first:
-        edges = _edges(storage, piece) if _may_be_cut(piece) else []
+        edges = find_edges(storage, piece) if piece.size > WHOLE_BYTES and piece.limit < 0 else []
         cut = [Slice(piece.shard, piece.size, piece.etag, *edge) for edge in pairwise(edges)]
         yield from cut if len(cut) > 1 else [piece]
 
 
-def _may_be_cut(piece: Slice) -> bool:
-    return piece.size > WHOLE_BYTES and piece.is_tar and piece.stop < 0 and piece.limit < 0
+def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
+    """Return the row groups at which a slice's pieces begin, and one behind its last."""
+    try:
+        file = storage.open_random(piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
+    except StorageError:
+        return []
+    try:
+        metadata = open_parquet(file).metadata
+        most = max(PIECE_BYTES, piece.size // PIECES)
+        stop = metadata.num_row_groups if piece.stop < 0 else piece.stop
+        runs = list(row_group_pieces(metadata, most, range(piece.start, stop)))
+    except (OSError, ValueError, StorageError):
+        return []  # the worker that reads it notes why
+    finally:
+        file.close()
+    return [piece.start, *(end for _, end in runs)]
 
 
-def _edges(storage: Storage, piece: Slice) -> list[int]:
+def _tar_edges(storage: Storage, piece: Slice) -> list[int]:
     """Return where a tar's pieces begin, and its end; nothing where its rows are to be had only from front to back.
 
     So it is where it is damaged, where a key comes twice, and where a header is of all members that follow.
     """
+    if not (storage.is_local and piece.is_tar and piece.stop < 0):
+        return []
     try:
         file = StoredFile(storage, piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
     except StorageError:
@@ -94,6 +117,12 @@ def _edges_of(stream: ForwardStream, size: int) -> list[int]:
         if begin - edges[-1] >= least:
             edges.append(begin)
     return [] if notes.missing or tar.broken_off or tar.has_globals else [*edges, size]
+
+
+_EDGES: dict[SourceFormat, Callable[[Storage, Slice], list[int]]] = {
+    SourceFormat.WEBDATASET: _tar_edges,
+    SourceFormat.PARQUET: _row_group_edges,
+}
 
 
 class _HeaderStream(ForwardStream):

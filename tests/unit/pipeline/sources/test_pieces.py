@@ -7,22 +7,24 @@ import tarfile
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from models.decode.decode import ImageLimits
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
-from pipeline.sources import tar_pieces
-from pipeline.sources.reader import slices
+from pipeline.sources import pieces as cutting
+from pipeline.sources.pieces import cut_large
+from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
-from pipeline.sources.tar_pieces import cut_tars
-from pipeline.sources.unit import Slice
+from pipeline.sources.unit import Slice, Unit
 from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage, open_storage
-from tests.support.shard_factory import BAD_TARS, ODD_TARS, images, jpeg, member, tar_bytes
+from tests.support.s3_place import Settings
+from tests.support.shard_factory import BAD_TARS, ODD_TARS, image_rows, images, jpeg, member, parquet_bytes, tar_bytes
 
 LEAST = 2_000
 LABELS_AT_THE_END = ODD_TARS["labels-apart"].content
@@ -42,8 +44,8 @@ PLAIN = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_pieces, "WHOLE_BYTES", 1_000)
-    monkeypatch.setattr(tar_pieces, "PIECE_BYTES", LEAST)
+    monkeypatch.setattr(cutting, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", LEAST)
 
 
 def put(folder: Path, name: str, content: bytes) -> tuple[Storage, Slice]:
@@ -52,6 +54,10 @@ def put(folder: Path, name: str, content: bytes) -> tuple[Storage, Slice]:
     file = storage.stat(name)
     assert file is not None
     return storage, Slice(name, file.size, file.etag)
+
+
+def cut(storage: Storage, slices: list[Slice], kind: SourceFormat = SourceFormat.WEBDATASET) -> list[Slice]:
+    return list(cut_large(storage, slices, kind))
 
 
 def read(storage: Storage, pieces: list[Slice]) -> tuple[list[Sample], list[ShardNotes]]:
@@ -69,7 +75,7 @@ def read(storage: Storage, pieces: list[Slice]) -> tuple[list[Sample], list[Shar
 def test_pieces_have_the_rows_of_the_whole_tar(tmp_path: Path, content: bytes) -> None:
     storage, whole = put(tmp_path, "a.tar", content)
 
-    pieces = list(cut_tars(storage, [whole]))
+    pieces = cut(storage, [whole])
     samples, noted = read(storage, pieces)
 
     expected, [told] = read(storage, [whole])
@@ -88,7 +94,7 @@ def test_whatever_is_wrong_with_a_tar_its_rows_and_notes_are_as_of_the_whole(tmp
     shard = (BAD_TARS | ODD_TARS)[name]
     storage, whole = put(tmp_path, shard.name, shard.content)
 
-    pieces = list(cut_tars(storage, [whole]))
+    pieces = cut(storage, [whole])
 
     assert read(storage, pieces)[0] == read(storage, [whole])[0]
     if name in BAD_TARS and len(pieces) > 1:
@@ -117,33 +123,52 @@ def with_global_header() -> bytes:
 def test_a_tar_that_must_be_read_from_its_beginning_stays_whole(tmp_path: Path, name: str, content: bytes) -> None:
     storage, whole = put(tmp_path, name, content)
 
-    assert list(cut_tars(storage, [whole])) == [whole]
+    assert cut(storage, [whole]) == [whole]
+
+
+def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -> None:
+    content = parquet_bytes({"image": pa.array(image_rows(20), pa.binary())}, rows_per_group=1)
+    storage, whole = put(tmp_path, "a.parquet", content)
+    parts = [Slice(whole.shard, whole.size, whole.etag, *edges) for edges in ((0, 7), (7, 20))]
+    settings = Settings(storage, SourceFormat.PARQUET)
+
+    cut_whole, cut_parts = cut(storage, [whole], SourceFormat.PARQUET), cut(storage, parts, SourceFormat.PARQUET)
+    rows = [
+        [*read_unit(settings, Unit(0, tuple(pieces)), lambda *told: None)] for pieces in ([whole], cut_whole, cut_parts)
+    ]
+
+    assert [(piece.start, piece.stop) for piece in cut_whole] == [(row, row + 1) for row in range(20)]
+    assert cut_parts == cut_whole
+    assert rows[0] == rows[1] == rows[2]
+    few = put(tmp_path, "b.parquet", parquet_bytes(rows_per_group=100))[1]
+    broken = put(tmp_path, "c.parquet", content[:-9])[1]
+    assert cut(storage, [few, broken], SourceFormat.PARQUET) == [few, broken]
 
 
 def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, whole = put(tmp_path, "a.tar", tar_bytes(images(30)))
-    many = [whole] * (tar_pieces.MOST_SHARDS + 1)
+    many = [whole] * (cutting.MOST_SHARDS + 1)
     limited = Slice(whole.shard, whole.size, whole.etag, limit=3)
 
-    assert list(cut_tars(storage, many)) == many
-    assert list(cut_tars(storage, [limited])) == [limited]
-    assert len(list(cut_tars(storage, many[1:]))) > len(many)
-    monkeypatch.setattr(tar_pieces, "WHOLE_BYTES", whole.size)
-    assert list(cut_tars(storage, [whole])) == [whole]
+    assert cut(storage, many) == many
+    assert cut(storage, [limited]) == [limited]
+    assert len(cut(storage, many[1:])) > len(many)
+    monkeypatch.setattr(cutting, "WHOLE_BYTES", whole.size)
+    assert cut(storage, [whole]) == [whole]
 
 
 def test_little_more_than_the_headers_is_read_to_cut_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, whole = put(tmp_path, "a.tar", tar_bytes([(f"{i}.jpg", bytes(1_000_000)) for i in range(9)]))
     asked: list[int] = []
-    really = tar_pieces.StoredFile.read_at
+    really = cutting.StoredFile.read_at
     monkeypatch.setattr(
-        tar_pieces.StoredFile, "read_at",
+        cutting.StoredFile, "read_at",
         lambda self, offset, size: asked.append(size) or really(self, offset, size),
     )  # fmt: skip
 
-    assert [piece.start // 1_000_000 for piece in cut_tars(storage, [whole])] == list(range(9))
+    assert [piece.start // 1_000_000 for piece in cut(storage, [whole])] == list(range(9))
     assert sum(asked) < 100_000
 
 
@@ -161,9 +186,9 @@ def test_a_run_plans_pieces_and_one_that_was_planned_without_goes_on(
 ) -> None:
     (tmp_path / "in").mkdir()
     put(tmp_path / "in", "a.tar", tar_bytes(images(30)))
-    monkeypatch.setattr(tar_pieces, "MOST_SHARDS", 0)
+    monkeypatch.setattr(cutting, "MOST_SHARDS", 0)
     before = planned(tmp_path)
-    monkeypatch.setattr(tar_pieces, "MOST_SHARDS", 9)
+    monkeypatch.setattr(cutting, "MOST_SHARDS", 9)
 
     goes_on = planned(tmp_path)
     anew = planned(tmp_path, overwrite=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from models.decode.decode import ImageLimits
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
@@ -20,16 +19,27 @@ from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Slice, Unit
-from pipeline.sources.webdataset import read_webdataset
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage, open_storage
 from tests.support.s3_place import Settings
-from tests.support.shard_factory import BAD_TARS, ODD_TARS, image_rows, images, jpeg, member, parquet_bytes, tar_bytes
+from tests.support.shard_factory import (
+    BAD_TARS,
+    ODD_TARS,
+    image_rows,
+    images,
+    jpeg,
+    member,
+    parquet_bytes,
+    raw_header,
+    tar_bytes,
+)
 
 LEAST = 2_000
-LABELS_AT_THE_END = ODD_TARS["labels-apart"].content
 NESTED = tar_bytes([(f"{i:05d}.jpg", jpeg(i)) for i in range(20, 29)])
+LIKE_GZIP = b"".join(
+    raw_header(b"\x1f\x8b%d.jpg" % i, len(jpeg(i))) + jpeg(i) + bytes(-len(jpeg(i)) % 512) for i in range(12)
+)
 PLAIN = {
+    "names that begin as a gzip does": tar_bytes(images(9), end=False) + LIKE_GZIP + bytes(1024),
     "ustar": tar_bytes(images(30)),
     "without an end mark's padding": tar_bytes(images(30))[: -8 * 512],
     "pax": tar_bytes([(f"{'x' * 150}/{'y' * 150}{i}.jpg", jpeg(i)) for i in range(20)], format=tarfile.PAX_FORMAT),
@@ -61,13 +71,10 @@ def cut(storage: Storage, slices: list[Slice], kind: SourceFormat = SourceFormat
 
 
 def read(storage: Storage, pieces: list[Slice]) -> tuple[list[Sample], list[ShardNotes]]:
-    samples, noted = [], []
-    for piece in pieces:
-        noted.append(ShardNotes())
-        expected = FileStat(piece.shard, piece.size, piece.etag)
-        with storage.open_stream(piece.shard, expected=expected, span=(piece.start, piece.stop)) as stream:
-            goes_on = 0 <= piece.stop < piece.size
-            samples += read_webdataset(stream, piece.shard, noted[-1], ImageLimits(), goes_on=goes_on)
+    """Read pieces as units of their own; return the samples, and what each came upon."""
+    settings, samples, noted = Settings(storage, SourceFormat.WEBDATASET), [], []
+    for number, piece in enumerate(pieces):
+        samples += read_unit(settings, Unit(number, (piece,)), lambda shard, notes: noted.append(notes))
     return samples, noted
 
 

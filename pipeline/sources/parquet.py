@@ -56,9 +56,10 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
 
 
 def row_group_pieces(
-    metadata: pq.FileMetaData, most: int = PIECE_BYTES, groups: range | None = None
+    metadata: pq.FileMetaData, most: int | None = None, groups: range | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of row groups of up to so many bytes, as they lie in the file; at least one each."""
+    """Yield (start, stop) of runs of row groups of up to `most` bytes, as they lie in the file; at least one each."""
+    most = PIECE_BYTES if most is None else most
     groups = range(metadata.num_row_groups) if groups is None else groups
     start, size = groups.start, 0
     for index in groups:

@@ -115,7 +115,7 @@ def test_many_loose_images_are_asked_for_at_a_time_and_come_in_order(proxy: Faul
     source = source_of(place)
     pieces = list(slices(source))
     place.remove("07.jpg")
-    proxy.rule = together = Together(REMOTE_CALLS, 60)
+    proxy.rule = together = Together(REMOTE_CALLS, 10)  # less than a request may be silent
 
     samples = list(read_images(source.base, pieces, ShardNotes(), ImageLimits()))
 

@@ -111,7 +111,7 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
     order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
     offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts or (on_gpu and spec.is_made(p))]
     ready = [p for p in offered if is_cached(spec, p)]
-    # A precision that has to be downloaded or built is taken only where none lies ready.
+    # A precision that has to be downloaded or built is taken only where none is here.
     chosen = (ready or offered)[0]
-    why = f"the fastest of {', '.join(dict.fromkeys(offered))} that lies ready" if ready else "the fastest it has"
+    why = "the fastest of its precisions that are on this machine" if ready else "the fastest of its precisions"
     return DeviceChoice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")

@@ -8,7 +8,7 @@ What the estimate assumes:
   shards up to 256 KiB too much are counted for each. Parquet files that are drawn tell their rows, and loose images are
   one a file.
 * Each worker (an actor, or a decode task where those decode for actors) is as fast when all work as it was among those
-  that had something to do here; and units are alike, so that the last round takes as long as the others.
+  that had something to do here; a unit takes as long as its bytes say, and workers take units one by one.
 * Start-up takes as long again. Where a model was downloaded just now, the real run starts faster.
 
 A GPU shows its speed only when its batches are full: give a few thousand images there. On object storage small units
@@ -24,9 +24,11 @@ import shutil
 import tempfile
 import time
 import uuid
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -42,10 +44,12 @@ from pipeline.dest.growth import PlannedSlices
 from pipeline.dest.plan import cut_units, read_plan
 from pipeline.dest.writer import UnitWriter
 from pipeline.estimate import Estimate, Measured, Whole, extrapolate, images_in
+from pipeline.evenness import unit_bytes
 from pipeline.job import has_local_gpu, run
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.pools import Pools, plan_pools
 from pipeline.sources.parquet import open_parquet
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.source import format_of, open_source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
@@ -55,6 +59,8 @@ from pipeline.summary import RunReport
 IMAGES_PER_SHARD = 50
 # Shards that are kept as candidates; one without images costs one of them.
 MAX_CANDIDATES = 10_000
+
+Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
 
 
 def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
@@ -77,7 +83,7 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
     if images < 1 or (price is not None and price < 0):
         raise ConfigError(f"--dry-run must be at least 1 and --price at least 0, got {images} and {price}")
     started = time.perf_counter() if started is None else started
-    picker = ShardPicker(images, config)
+    picker = ShardPicker(images, config, partial(_cut, config))
     try:
         with scratch_folder(config) as folder:
             whole = {"limit": None, "overwrite": False, "append": False, "missing_ok": False, "max_error_rate": 1.0}
@@ -109,6 +115,7 @@ class ShardPicker:
     Attributes:
         images: How many are wanted in all.
         config: Of the job.
+        cut: Puts pieces in the place of large shards.
         whole: Set once all shards are listed.
         cluster: Ray; set once all is known to be right that can be known without it.
         seconds: That counting samples took: the real job does not do that.
@@ -117,6 +124,7 @@ class ShardPicker:
 
     images: int
     config: LabelConfig
+    cut: Cut = iter
     whole: Whole | None = None
     cluster: Cluster | None = None
     seconds: float = 0.0
@@ -131,7 +139,7 @@ class ShardPicker:
         """
         if self.config.append:
             slices = _only_new(self.config, slices)
-        drawn, self.whole = draw(slices, min(self.images, MAX_CANDIDATES), self.config.format)
+        drawn, self.whole = draw(slices, min(self.images, MAX_CANDIDATES), self.config.format, self.cut)
         self.cluster = connect(self.config.address or os.environ.get("RAY_ADDRESS"))
         # A few images of many shards tell more than many of a few; loose images come one by one.
         shards = len(drawn) if self.whole.images else min(len(drawn), self.images // IMAGES_PER_SHARD)
@@ -166,10 +174,22 @@ def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
     return chain([first], slices)
 
 
-def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat) -> tuple[list[Slice], Whole]:
-    """Draw slices in random order, each with the same chance, and sum all up; one pass, whose memory is `size` slices.
+def _cut(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
+    """Put pieces in the place of large shards, as the job would."""
+    source = open_source(config.source, config.format)
+    return slices if config.uri_column is not None else cut_large(source.base, slices, source.format)
 
-    The same slices give the same draw.
+
+def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:
+    """Draw slices in random order, each with the same chance, and sum all up; one pass.
+
+    The same slices give the same draw. Memory: `size` slices, and 8 bytes a unit.
+
+    Args:
+        slices: Of all of SOURCE.
+        size: How many are drawn.
+        wanted: Their format.
+        cut: Puts pieces in the place of large shards.
     """
     chance = random.Random(0)
     drawn: list[Slice] = []
@@ -187,9 +207,9 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat) -> tuple[list
 
     first = next(slices)
     images = (format_of(first.shard) if wanted is SourceFormat.AUTO else wanted) is SourceFormat.IMAGES
-    units = sum(1 for _ in cut_units(passing(chain([first], slices)), images=images))
+    sizes = array("d", unit_bytes(cut_units(cut(passing(chain([first], slices))), images=images)))
     chance.shuffle(drawn)
-    return drawn, Whole(units=units, images=sums["shards"] if images else None, **sums)
+    return drawn, Whole(units=len(sizes), images=sums["shards"] if images else None, sizes=sizes, **sums)
 
 
 def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:

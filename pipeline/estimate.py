@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.evenness import busy_share
 from pipeline.quantities import bytes_text, count_text, duration_text, many_text, rate_text, share_text
 
 
@@ -17,12 +19,14 @@ class Whole:
         shards: How many, or parts of large ones.
         bytes: Of input.
         images: Where that is known without reading, as for loose images.
+        sizes: Of the units, in bytes; where there are none, they are taken to be equal.
     """
 
     units: int
     shards: int
     bytes: int
     images: int | None = None
+    sizes: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Estimate:
     Attributes:
         images_labelled: By the dry run; `errors` of them have no label, by status.
         images_per_s: Of all workers, in the steady state; of one, `images_per_s_per_worker`.
+        workers_busy: Share of the time until the last ends, by the sizes of units.
         seconds_estimated: `startup_seconds` and the steady state.
         cost_estimated: In the currency of `price_per_hour`; None without a price.
     """
@@ -79,6 +84,7 @@ class Estimate:
     workers: int
     images_per_s_per_worker: float
     images_per_s: float
+    workers_busy: float
     startup_seconds: float
     seconds_estimated: float
     price_per_hour: float | None = None
@@ -98,6 +104,8 @@ class Estimate:
             f"output: about {bytes_text(self.output_bytes_estimated)}",
             f"time:   about {duration_text(self.seconds_estimated)}: {duration_text(self.startup_seconds)} to start, "
             f"then {rate_text(self.images_per_s)} images/s ({each})",
+            f"busy:   workers have something to do for {self.workers_busy:.0%} of the time until the last ends, by the "
+            "sizes of units",
         ]
         if self.cost_estimated is not None:
             cost = f"{self.cost_estimated:,.2f}" if self.cost_estimated >= 1 else f"{self.cost_estimated:.2g}"
@@ -122,9 +130,8 @@ def extrapolate(
     share = images / there
     units = math.ceil(whole.units * share)
     rate = measured.rate_per_worker(workers)
-    # Each round labels as many units as there are workers, and the last one takes as long as the others.
-    rounds = math.ceil(units / workers)
-    seconds = measured.startup_seconds + rounds * (images / units) / rate
+    busy = busy_share(whole.sizes[:units] or [1.0] * units, workers)
+    seconds = measured.startup_seconds + images / (rate * workers * busy)
     return Estimate(
         images_labelled=measured.images,
         errors=measured.errors,
@@ -135,6 +142,7 @@ def extrapolate(
         workers=workers,
         images_per_s_per_worker=round(rate, 2),
         images_per_s=round(rate * min(workers, units), 2),
+        workers_busy=round(busy, 4),
         startup_seconds=round(measured.startup_seconds, 2),
         seconds_estimated=round(seconds, 2),
         price_per_hour=price,

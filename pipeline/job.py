@@ -28,13 +28,15 @@ from pipeline.dest.commits import Totals
 from pipeline.dest.fingerprint import choose_as_begun, file_metadata, fingerprint, rows_id
 from pipeline.dest.growth import planned_first
 from pipeline.dest.lease import Lease
-from pipeline.dest.plan import SUMMARY_FILE, iter_units
+from pipeline.dest.plan import SINGLE_SHARD_UNITS, SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, prepare
 from pipeline.dest.writer import OutputSpec
 from pipeline.error_budget import ErrorBudget
+from pipeline.evenness import busy_share, unit_bytes
 from pipeline.operators.model_ref import ModelRef, load_model, model_file, settle_calibration, settle_model
 from pipeline.operators.stages import UnitSettings, count_samples
 from pipeline.progress import ProgressPrinter
+from pipeline.quantities import many_text
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.metrics import RunGauges, job_name
 from pipeline.session.pools import plan_pools
@@ -42,7 +44,7 @@ from pipeline.session.shared_disk import check_disks
 from pipeline.sources import reader
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
-from pipeline.storage.storage import open_storage
+from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport, Tally, write_summary
 
 if TYPE_CHECKING:
@@ -149,6 +151,16 @@ def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
     return work.plan.bytes if config.uri_column is None else None
 
 
+def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally) -> None:
+    """Say how much of the workers' time has work, where units are so few that they may be uneven."""
+    if work.plan.units <= SINGLE_SHARD_UNITS:
+        sizes = list(unit_bytes(unit for unit in iter_units(dest, work.plan) if not work.done[unit.number]))
+        busy = busy_share(sizes, workers)
+        tally.printer.say(
+            f"shardlabel: {many_text(len(sizes), 'unit')} to do; by their sizes workers are busy {busy:.0%} of the time"
+        )
+
+
 def _tell(work: ResumeState, tally: Tally) -> None:
     """Say what --append found, and which units cannot be had any more."""
     if work.new_units:
@@ -218,6 +230,7 @@ def label_pending(
     gauges = RunGauges(state.job, work.plan.units)
     pools = plan_pools(config, choice, cluster, pending=int((~work.done).sum()))
     tally.printer.say(f"shardlabel: {pools.describe(cluster)}")
+    _tell_evenness(settings.dest, work, pools.readers, tally)
     cluster.wait_for(pools.actors[0] * pools.actor_cpus + min(1, pools.decoders), pools.actors[0] * pools.actor_gpus)
     ref = ModelRef(
         spec, choice, settings.output.labels, config.top_k, pools.batch_size, pools.gpu_share, ray.put(graph),

@@ -78,17 +78,15 @@ class PlannedSlices:
         Raises:
             SourceError: A shard changed, or is gone; the message names it.
         """
-        iterator, last = iter(slices), ""
+        iterator = iter(slices)
         while batch := list(islice(iterator, _BATCH)):
-            for piece in self._unplanned(batch):
-                # The parts of a large file come one behind the other: a later one is as new as the first.
-                if piece.start and piece.shard != last:
-                    refuse_changed(piece, None)
-                last = piece.shard
-                yield piece
+            yield from self._unplanned(batch)
+        # The parts of a shard have one name, of which one is looked up.
+        found = self._seen[self._order][np.searchsorted(self._names, self._names)]
+        self._seen[self._order] = found
         if not missing_ok and not self._seen.all():
             first = next(self.gone())[1].shard
-            others = f", and {more} more" if (more := int((~self._seen).sum()) - 1) else ""
+            others = f", and {more} more" if (more := len(np.unique(self._names[~found])) - 1) else ""
             raise SourceError(
                 f"SOURCE is not what was planned: shard {first} is gone{others}; put back what is missing, or let it be "
                 "with --missing-ok"
@@ -121,11 +119,11 @@ class PlannedSlices:
     def _refuse_changed(self, piece: Slice) -> None:
         """Raise where it is planned otherwise; it is not where another name has its hash."""
         for _, old in self._planned():
-            if (old.shard, old.start) == (piece.shard, piece.start):
+            if old.shard == piece.shard:
                 refuse_changed(piece, old)
 
 
 def _hashes(piece: Slice) -> tuple[int, int, int]:
-    """Return hashes of what names a slice, of its size, and of its ETag (0 without)."""
+    """Return hashes of its shard's name, size, and ETag (0 without): how that is cut is the plan's own matter."""
     etag = hash(piece.etag) & _SHORT if piece.etag else 0
-    return hash((piece.shard, piece.start)), hash((piece.size, piece.stop)) & _SHORT, etag
+    return hash(piece.shard), hash(piece.size) & _SHORT, etag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from pipeline.dest.plan import (
     read_plan,
     write_plan,
 )
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, part_number
 from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
@@ -80,15 +82,17 @@ def prepare(
     plan = before = begin(dest, (source,), check, overwrite=config.overwrite)
     gone: Iterator[tuple[int, Slice]] = iter(())
     images = source.format is SourceFormat.IMAGES
+    # Manifests are in runs of rows already.
+    cut = partial(cut_large, source.base, kind=source.format) if config.uri_column is None else iter
     if plan is None:
         check()
-        wanted = slices() if config.limit is None else limited(slices(), config.limit, count)
+        wanted = cut(slices()) if config.limit is None else limited(slices(), config.limit, count)
         plan = write_plan(dest, cut_units(wanted, images=images), settings)
     else:
         check_settings(plan, settings, dest)
         if config.append or config.missing_ok or plan.earlier:
             check()
-            plan, gone = _compare(config, dest, plan, slices(), images=images)
+            plan, gone = _compare(config, dest, plan, slices(), cut, images=images)
         else:
             check_source(dest, plan, slices(), limited=config.limit is not None)
     work = load_state(dest, plan, check)
@@ -132,7 +136,13 @@ def load_state(dest: Storage, plan: Plan, check: Callable[[], None]) -> ResumeSt
 
 
 def _compare(
-    config: LabelConfig, dest: Storage, plan: Plan, slices: Iterator[Slice], *, images: bool
+    config: LabelConfig,
+    dest: Storage,
+    plan: Plan,
+    slices: Iterator[Slice],
+    cut: Callable[[Iterator[Slice]], Iterator[Slice]],
+    *,
+    images: bool,
 ) -> tuple[Plan, Iterator[tuple[int, Slice]]]:
     """Compare SOURCE with a plan in any order, and extend it where that is asked for.
 
@@ -142,7 +152,7 @@ def _compare(
     planned = PlannedSlices(dest, plan)
     new = planned.new(slices, missing_ok=config.missing_ok)
     if config.append:
-        plan = extend_plan(dest, plan, cut_units(new, images=images, first=plan.units))
+        plan = extend_plan(dest, plan, cut_units(cut(new), images=images, first=plan.units))
     else:
         for extra in new:
             if config.limit is None:

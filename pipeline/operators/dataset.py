@@ -21,6 +21,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from models.inference.classifier import Provider
+from pipeline.config import SourceFormat
 from pipeline.operators.fused import LabelUnits
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.staged import PIECE_ROWS, Label, ReadDecode, staged_columns
@@ -42,6 +43,9 @@ MAX_PASSES = 100
 MAX_TRIED_AGAIN = 100
 # One batch is copied in, one computed, one copied out.
 GPU_IN_FLIGHT = 3
+# Units that a fused actor has at a time where a request takes long: while one waits for its first image, or until its
+# file is taken, another has the core. Those of loose images are small; of larger ones more would end unevenly.
+REMOTE_UNITS = {SourceFormat.IMAGES: 4, SourceFormat.WEBDATASET: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +112,19 @@ def alive_nodes() -> set[str]:
 def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Iterator[Result]:
     job, pools = labelling, labelling.pools
     low, high = pools.actors[0], max(pools.actors[1], pools.growth)
+    at_a_time = 1 if isolate else units_at_a_time(job.settings)
     results = map_actors(
         _handed_over(units, 1 if isolate else high, isolate=isolate),
         LabelUnits,
         (job.settings, job.model, job.state, isolate),
         retries=0,
-        compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=_in_flight(isolate)),
+        compute=ActorPoolStrategy(
+            min_size=low,
+            max_size=high,
+            max_tasks_in_flight_per_actor=max(at_a_time, _in_flight(isolate)),
+            max_concurrent_calls_per_actor=at_a_time,
+            enable_true_multi_threading=at_a_time > 1,
+        ),
         batch_size=None,
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
@@ -174,6 +185,13 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
             yield from noted(assembly.add(table))
             watch.look()
         yield from noted(assembly.rest())
+
+
+def units_at_a_time(settings: UnitSettings) -> int:
+    """Return how many units a fused actor has at a time: several where its core would wait for a store."""
+    if settings.source.is_local and settings.dest.is_local:
+        return 1
+    return REMOTE_UNITS.get(settings.format, 1)
 
 
 def _in_flight(isolate: bool) -> int:

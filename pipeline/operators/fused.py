@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pyarrow as pa
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelUnits:
-    """Operator: reads, decodes, labels and publishes units.
+    """Operator: reads, decodes, labels and publishes units; may be called by several threads at a time.
 
     Args:
         settings: What to do.
@@ -41,7 +42,9 @@ class LabelUnits:
         labeller = WatchedLabeller(
             model.loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s
         )
-        self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings)
+        # Of several units at a time only one computes: memory is that of one image, and the core is one.
+        self._turn = threading.Lock()
+        self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings, turn=self._turn)
         self._label_isolated: LabelBatches = label_isolated(
             model.loader, labeller.timeout_s, self._clock, embeddings=settings.embeddings
         )
@@ -56,7 +59,7 @@ class LabelUnits:
         for _ in range(MAX_ATTEMPTS):
             label = self._label_isolated if isolate else self._label
             try:
-                commit = label_unit(self._settings, unit, label, isolate=isolate, clock=self._clock)
+                commit = label_unit(self._settings, unit, label, isolate=isolate, clock=self._clock, turn=self._turn)
             except Exception as err:
                 logger.exception("unit=%d failed", unit.number)
                 why, stops = why_failed(err)

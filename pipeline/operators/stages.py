@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -160,8 +160,13 @@ def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
     return sum(1 for _ in islice(read_samples(settings, Unit(0, (piece,)), UnitNotes()), at_most))
 
 
+# What computes holds it meanwhile, where several units are done at a time on one core.
+Turn = AbstractContextManager[Any]
+ALONE: Turn = nullcontext()
+
+
 def decode_batches(
-    settings: UnitSettings, samples: Iterable[Sample], *, isolate: bool = False
+    settings: UnitSettings, samples: Iterable[Sample], *, isolate: bool = False, turn: Turn = ALONE
 ) -> Iterator[DecodedBatch]:
     """Decode samples, batch by batch; one that cannot be decoded is a row with its status and error.
 
@@ -169,10 +174,11 @@ def decode_batches(
         settings: What to decode to.
         samples: Of one unit.
         isolate: Decode in a process of its own: for units that were being done when a process died.
+        turn: Held while an image is decoded, and not while one is waited for.
     """
     iterator = iter(samples)
     side = settings.preprocessing.crop
-    with open_decoder(settings, isolate=isolate) as decode:
+    with open_decoder(settings, isolate=isolate, turn=turn) as decode:
         while True:
             pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
@@ -190,9 +196,11 @@ def decode_batches(
 Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 
-def open_decoder(settings: UnitSettings | DecodeSettings, *, isolate: bool) -> AbstractContextManager[Decode]:
+def open_decoder(
+    settings: UnitSettings | DecodeSettings, *, isolate: bool, turn: Turn = ALONE
+) -> AbstractContextManager[Decode]:
     """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
-    return _IsolatedDecode(settings) if isolate else _WatchedDecode(settings)
+    return _IsolatedDecode(settings) if isolate else _WatchedDecode(settings, turn)
 
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
@@ -213,8 +221,9 @@ def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
 class _WatchedDecode(AbstractContextManager[Decode]):
     """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
 
-    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
+    def __init__(self, settings: UnitSettings | DecodeSettings, turn: Turn) -> None:
         self._settings = settings
+        self._turn = turn
 
     def __enter__(self) -> Decode:
         self._watchdog = Watchdog(self._settings.image_timeout_s)
@@ -225,7 +234,7 @@ class _WatchedDecode(AbstractContextManager[Decode]):
 
     def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
         s = self._settings
-        with self._watchdog:
+        with self._turn, self._watchdog:
             return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
 
 
@@ -247,12 +256,12 @@ LabelBatches = Callable[[Iterator[DecodedBatch]], Iterator[tuple[DecodedBatch, P
 """Labels decoded batches, in order; it may take some in advance of those that it gives."""
 
 
-def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool) -> LabelBatches:
-    """Return what labels each batch in this process."""
+def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool, turn: Turn = ALONE) -> LabelBatches:
+    """Return what labels each batch in this process, in its turn."""
 
     def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
         for batch in batches:
-            with clock.measured(Stage.LABEL):
+            with turn, clock.measured(Stage.LABEL):
                 predictions = classifier.predict(batch.pixels, embedding=embeddings)
             yield batch, predictions
 
@@ -294,7 +303,13 @@ def refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
 
 
 def label_unit(
-    settings: UnitSettings, unit: Unit, label: LabelBatches, *, isolate: bool = False, clock: StageClock | None = None
+    settings: UnitSettings,
+    unit: Unit,
+    label: LabelBatches,
+    *,
+    isolate: bool = False,
+    clock: StageClock | None = None,
+    turn: Turn = ALONE,
 ) -> Commit:
     """Read and decode a unit, have it labelled, publish its Parquet file, and return its commit record.
 
@@ -304,6 +319,7 @@ def label_unit(
         label: Labels batches, here or elsewhere.
         isolate: See `decode_batches`.
         clock: Takes the seconds of each stage.
+        turn: See `decode_batches`.
 
     Raises:
         StorageError: Input cannot be read, or output not be written.
@@ -314,7 +330,7 @@ def label_unit(
     clock = clock or StageClock()
     schema = settings.output.schema()
     samples = clock.timed(Stage.READ, read_samples(settings, unit, notes), within=Stage.DECODE)
-    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, isolate=isolate))
+    batches = clock.timed(Stage.DECODE, decode_batches(settings, samples, isolate=isolate, turn=turn))
     with open_writer(settings, unit) as writer:
         for rows, predictions in _gathered(label(batches)):
             with clock.measured(Stage.WRITE):

@@ -14,12 +14,13 @@ from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 
-# Requests under way at a time, and the bytes that these files may have together.
-REMOTE_CALLS = 8
+# Requests under way at a time: at 30 ms each they bring an image every ms, and one is decoded in more.
+REMOTE_CALLS = 32
 # On a warm disk threads only cost, up to 40 us a file of 100 kB beside 60 to read and 3000 to decode it; a cold or a
 # network disk takes ms a file, and for several at once no longer.
 LOCAL_CALLS = 4
-AHEAD_BYTES = 64 * 2**20
+# Of one unit: that the files under way, or waiting to be used, may have together; or one file alone.
+AHEAD_BYTES = 16 * 2**20
 
 
 def read_images(storage: Storage, pieces: Iterable[Slice], notes: ShardNotes, limits: ImageLimits) -> Iterator[Sample]:

@@ -55,18 +55,22 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
         file.most = None
 
 
-def row_group_pieces(metadata: pq.FileMetaData) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of row groups of up to PIECE_BYTES, as they lie in the file; at least one each."""
-    start, size = 0, 0
-    for index in range(metadata.num_row_groups):
+def row_group_pieces(
+    metadata: pq.FileMetaData, most: int | None = None, groups: range | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of row groups of up to `most` bytes, as they lie in the file; at least one each."""
+    most = PIECE_BYTES if most is None else most
+    groups = range(metadata.num_row_groups) if groups is None else groups
+    start, size = groups.start, 0
+    for index in groups:
         # Before compression, which images know little of. (The sizes of columns tell it after; but asking pyarrow 26
         # for a column of a damaged footer can end the process.)
         own = metadata.row_group(index).total_byte_size
-        if index > start and size + own > PIECE_BYTES:
+        if index > start and size + own > most:
             yield start, index
             start, size = index, 0
         size += own
-    yield start, metadata.num_row_groups
+    yield start, groups.stop
 
 
 def read_parquet(

@@ -217,8 +217,9 @@ def _read_shard(
         finally:
             file.close()
         return
-    with settings.source.open_stream(piece.shard, expected=planned) as stream:
-        yield from read_webdataset(stream, piece.shard, notes, settings.limits)
+    with settings.source.open_stream(piece.shard, expected=planned, span=(piece.start, piece.stop)) as stream:
+        goes_on = 0 <= piece.stop < piece.size
+        yield from read_webdataset(stream, piece.shard, notes, settings.limits, goes_on=goes_on)
 
 
 def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:

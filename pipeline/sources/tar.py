@@ -80,9 +80,10 @@ class TarReader:
         stream: The tar's bytes, nothing read yet but `head`.
         notes: Told what was lost.
         head: What was read of it already.
+        goes_on: Whether the stream is a piece of a tar that ends between two members, and no end mark stands there.
     """
 
-    def __init__(self, stream: ForwardStream, notes: ShardNotes, head: bytes = b"") -> None:
+    def __init__(self, stream: ForwardStream, notes: ShardNotes, head: bytes = b"", *, goes_on: bool = False) -> None:
         self._stream = stream
         self._notes = notes
         self._head = head
@@ -94,6 +95,7 @@ class TarReader:
         self._ended = False  # whether the last block that is no damage was an end mark
         self._damaged = 0  # bytes since then that are neither members nor end marks
         self._interrupted = False  # whether anything stood between the last two headers
+        self._goes_on = goes_on
         self._globals: dict[bytes, bytes] = {}
 
     def __iter__(self) -> TarReader:
@@ -123,6 +125,16 @@ class TarReader:
             if kind == b"V"[0]:  # a label of the volume
                 continue
             return self._member(header, {**self._globals, **records} if records or self._globals else {}, long_name)
+
+    @property
+    def position(self) -> int:
+        """Where the next member's headers begin; what stands before them belongs to no member."""
+        return self._next
+
+    @property
+    def has_globals(self) -> bool:
+        """Whether a PAX header came that is of all members behind it."""
+        return bool(self._globals)
 
     def read(self, member: Member) -> bytes | None:
         """Return the member's bytes; None where the tar is truncated inside it, which is noted."""
@@ -220,6 +232,7 @@ class TarReader:
 
     def _end(self, block: bytes) -> None:
         """Note an end that is none: the bytes stop, and `block` is what is left of them."""
+        self._ended |= self._goes_on and not block
         self.broken_off = not self._ended
         if block.strip(b"\0") and not self._ended and not self._damaged and self._held:
             self._notes.lose(f"truncated inside the header behind {self._where()}")

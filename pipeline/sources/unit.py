@@ -15,7 +15,7 @@ class Slice:
         shard: URI relative to the source's base.
         size: Bytes of the whole shard.
         etag: Of the whole shard.
-        start: First row group (Parquet), or first row (a manifest), that belongs to the unit.
+        start: First row group (Parquet), row (a manifest) or byte (a tar) that belongs to the unit.
         stop: One behind the last; -1 for all.
         limit: How many samples of it are taken, with --limit; -1 for all.
     """
@@ -26,6 +26,11 @@ class Slice:
     start: int = 0
     stop: int = -1
     limit: int = -1
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether it is a tar, or a part of one, and no gzip of it."""
+        return self.shard.lower().endswith(".tar")
 
 
 @dataclass(frozen=True, slots=True)

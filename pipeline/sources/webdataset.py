@@ -46,7 +46,13 @@ def is_image_extension(extension: str) -> bool:
 
 
 def read_webdataset(
-    file: ReadsForward, shard: str, notes: ShardNotes, limits: ImageLimits, *, beside: bool = False
+    file: ReadsForward,
+    shard: str,
+    notes: ShardNotes,
+    limits: ImageLimits,
+    *,
+    beside: bool = False,
+    goes_on: bool = False,
 ) -> Iterator[Sample]:
     """Yield a sample per image member, in the tar's order; a sample without an image is a row too.
 
@@ -59,18 +65,20 @@ def read_webdataset(
         notes: Filled while reading.
         limits: A member over max_image_bytes is not read.
         beside: Whether to read the small members beside the images.
+        goes_on: Whether the file is a piece of a tar, behind which others come.
 
     Raises:
         StorageError: The file itself cannot be read.
     """
     raw = file if isinstance(file, ForwardStream) else FileForward(file)
     stream = raw
+    begin = raw.tell()
     head = raw.read(len(MAGIC))
-    if head == MAGIC:
+    if head == MAGIC and not begin:
         stream, head = GzipStream(raw, notes, head), b""
     keys = UniqueKeys()
     group = _Group("", shard, keys)
-    tar = TarReader(stream, notes, head)
+    tar = TarReader(stream, notes, head, goes_on=goes_on)
     try:
         for member in tar:
             named = split_key(member.name)
@@ -89,7 +97,7 @@ def read_webdataset(
         if group.images or not tar.broken_off:
             yield from group.end(notes)
     finally:
-        notes.bytes_read = raw.tell()
+        notes.bytes_read = raw.tell() - begin
 
 
 @dataclass(slots=True)

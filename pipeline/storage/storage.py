@@ -131,14 +131,19 @@ class Storage(Location):
         return retried(f"read {self.describe(name)}", read)
 
     def open_stream(
-        self, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
+        self,
+        name: str,
+        *,
+        expected: FileStat | None = None,
+        span: tuple[int, int] = (0, -1),
+        policy: RetryPolicy = DEFAULT_RETRY,
     ) -> RetryingStream:
-        """Open a file for reading from its beginning to its end; transient errors are retried where it stood.
+        """Open a file for reading from front to back, or only the bytes of a span; see `RetryingStream`.
 
         Raises:
             StorageError: It cannot be read, or has other size or ETag than expected.
         """
-        return RetryingStream(self, name, expected=expected, policy=policy)
+        return RetryingStream(self, name, expected=expected, span=span, policy=policy)
 
     def open_random(self, name: str, *, expected: FileStat | None = None) -> RandomFile:
         """Open a file for random access, as Parquet needs; otherwise like `open_stream`."""

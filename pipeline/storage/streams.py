@@ -127,15 +127,29 @@ class RetryingStream(ForwardStream):
 
     No rows are made of two versions: an object's answers are all of one, and the end of a local file is reached only if
     it is still the one that was opened.
+
+    Args:
+        storage: Holds it.
+        name: Of the file.
+        expected: Size and ETag that it was planned with.
+        span: Its first byte, and one behind its last; -1 for the file's end. Positions count from the file's beginning.
+        policy: How often to try.
     """
 
     def __init__(
-        self, storage: Location, name: str, *, expected: FileStat | None = None, policy: RetryPolicy = DEFAULT_RETRY
+        self,
+        storage: Location,
+        name: str,
+        *,
+        expected: FileStat | None = None,
+        span: tuple[int, int] = (0, -1),
+        policy: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         super().__init__()
         self._file = StoredFile(storage, name, expected=expected, policy=policy)
         self._is_local = storage.is_local
-        self._next = 0  # position of the piece to ask for next
+        self._start = self._next = span[0]  # position of the piece to ask for next
+        self._stop = self._file.size if span[1] < 0 else span[1]
         self._ahead: Generator[bytes, None, None] | None = None
 
     @property
@@ -155,17 +169,17 @@ class RetryingStream(ForwardStream):
 
     def _more(self) -> bytes:
         if self._is_local:
-            piece = self._file.read_at(self._next, LOCAL_PIECE_BYTES)
+            piece = self._file.read_at(self._next, min(LOCAL_PIECE_BYTES, self._stop - self._next))
             if not piece:
                 self._file.check_unchanged()
         else:
             self._ahead = self._ahead or one_ahead(self._file.pieces(self._next, REMOTE_PIECE_BYTES))
-            piece = next(self._ahead, b"")
+            piece = next(self._ahead, b"")[: self._stop - self._next]
         self._next += len(piece)
         return piece
 
     def _skip(self, size: int) -> int:
-        size = min(size, self.size - self._next)
+        size = min(size, self._stop - self._next)
         if not self._is_local and size < SKIPPED_BYTES:
             return 0  # it is on its way
         self._forget()

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from models.decode.decode import ImageLimits
 from models.errors import SourceError, StorageError
 from pipeline.config import SourceFormat
+from pipeline.sources.images import AHEAD_BYTES, REMOTE_CALLS, read_images
+from pipeline.sources.reader import slices
+from pipeline.sources.sample import ShardNotes
 from pipeline.sources.source import open_source
 from pipeline.storage import stores
 from pipeline.storage.retries import RetryPolicy, retried
@@ -83,6 +88,55 @@ def test_a_stalled_request_is_given_up_and_asked_again(
 
     assert storage.read_bytes("a") == b"content"
     assert 0.9 < time.perf_counter() - started < 10
+
+
+class Together:
+    """A proxy's rule: requests for objects wait for each other until so many are there at a time, or for `wait_s`."""
+
+    def __init__(self, wanted: int, wait_s: float) -> None:
+        self.most = self._now = 0
+        self._wanted, self._wait_s = wanted, wait_s
+        self._changed = threading.Condition()
+
+    def __call__(self, call: Call) -> None:
+        if call.method != "GET" or call.is_listing:
+            return
+        with self._changed:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most >= self._wanted, self._wait_s)
+            self._now -= 1
+
+
+def test_many_loose_images_are_asked_for_at_a_time_and_come_in_order(proxy: FaultProxy, place: Place) -> None:
+    for number in range(40):
+        place.put(f"{number:02d}.jpg", b"image %d" % number)
+    source = source_of(place)
+    pieces = list(slices(source))
+    place.remove("07.jpg")
+    proxy.rule = together = Together(REMOTE_CALLS, 10)  # less than a request may be silent
+
+    samples = list(read_images(source.base, pieces, ShardNotes(), ImageLimits()))
+
+    assert together.most == REMOTE_CALLS >= 32
+    assert [sample.key for sample in samples] == [f"{number:02d}.jpg" for number in range(40)]
+    assert [sample.data for sample in samples if sample.key != "07.jpg"] == [
+        b"image %d" % number for number in range(40) if number != 7
+    ]
+    assert (samples[7].status, samples[7].error) == ("empty", "the file is gone since the run was planned")
+
+
+def test_large_loose_images_are_asked_for_as_far_as_there_is_memory_for_them(proxy: FaultProxy, place: Place) -> None:
+    for number in range(6):
+        place.put(f"{number}.jpg", bytes(AHEAD_BYTES // 2 - 1))
+    source = source_of(place)
+    proxy.rule = together = Together(3, 0.5)
+
+    samples = read_all(source)
+
+    assert [len(sample.data or b"") for sample in samples] == [AHEAD_BYTES // 2 - 1] * 6
+    assert together.most == 2
 
 
 def test_an_object_that_changes_between_requests_is_an_error_that_names_it(proxy: FaultProxy, place: Place) -> None:

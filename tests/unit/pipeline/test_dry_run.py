@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +20,12 @@ from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.writer import OutputSpec, UnitWriter
 from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder
 from pipeline.estimate import Measured, Whole, extrapolate
+from pipeline.sources import pieces
+from pipeline.sources.pieces import cut_large
 from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport
+from tests.support.shard_factory import images, tar_bytes
 from tests.support.tiny_model import colour_shards
 
 # 100 images in 4 units of 2 s each, at 1 kB an image: 12.5 images/s of a worker.
@@ -63,6 +67,35 @@ def test_units_are_done_in_rounds_of_as_many_as_there_are_workers(workers, round
 
     assert estimate.seconds_estimated == 7.0 + rounds * 100 / 12.5
     assert estimate.images_per_s == 12.5 * min(workers, 100)
+
+
+def test_units_of_unequal_sizes_keep_workers_waiting_for_the_largest():
+    uneven = dataclasses.replace(WHOLE, units=4, sizes=(1.0, 1.0, 1.0, 5.0))
+
+    estimate = extrapolate(uneven, MEASURED, workers=2)
+
+    assert estimate.workers_busy == pytest.approx(8 / (2 * 6), abs=1e-4)  # 1 and 5 beside 1 and 1
+    assert estimate.seconds_estimated == pytest.approx(7.0 + 6 / 8 * 10_000 / 12.5)
+    assert "busy:   workers have something to do for 67% of the time" in estimate.sentences()
+
+
+def test_a_large_tar_is_drawn_whole_and_counted_in_its_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "WHOLE_BYTES", 1_000)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 5_000)
+    (tmp_path / "a.tar").write_bytes(tar_bytes(images(30)))
+    base = open_storage(str(tmp_path))
+    file = base.stat("a.tar")
+
+    drawn, whole = draw(
+        iter([Slice("a.tar", file.size, file.etag)]),
+        9,
+        SourceFormat.AUTO,
+        partial(cut_large, base, kind=SourceFormat.WEBDATASET),
+    )
+
+    assert [(piece.shard, piece.stop) for piece in drawn] == [("a.tar", -1)]
+    assert whole.units == len(whole.sizes) > 3
+    assert (sum(whole.sizes), whole.bytes) == (file.size, file.size)
 
 
 def test_in_stages_the_wall_clock_counts_since_units_wait_for_each_other():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,7 +17,8 @@ from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.dest.writer import OutputSpec
-from pipeline.operators.stages import UnitSettings, label_here, label_unit, samples_at
+from pipeline.operators import stages
+from pipeline.operators.stages import ALONE, UnitSettings, label_here, label_unit, samples_at
 from pipeline.session.stage_clock import StageClock
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.unit import Slice, Unit
@@ -35,8 +39,8 @@ def label(tmp_path, tiny_model):
     piece = Slice(shard.name, shard.stat().st_size, "")
     model = label_here(Classifier(spec, precision=Precision.FP32, top_k=2), StageClock(), embeddings=False)
 
-    def run(*, slices=(piece,), **changed):
-        commit = label_unit(replace(settings, **changed), Unit(0, slices), model)
+    def run(*, slices=(piece,), unit=0, turn=ALONE, **changed):
+        commit = label_unit(replace(settings, **changed), Unit(unit, slices), model, turn=turn)
         return commit, pq.read_schema(tmp_path / "out" / commit.part).metadata
 
     run.piece = piece
@@ -66,6 +70,38 @@ def test_a_record_has_the_token_of_its_run(label, monkeypatch):
     monkeypatch.setattr("pipeline.operators.stages.check_token", lambda dest, token: None)
 
     assert label(token="of this run")[0].token == "of this run"
+
+
+def test_a_unit_that_waits_for_its_images_leaves_the_core_to_another(label, monkeypatch):
+    """And of those that compute there is one at a time, whatever its threads are."""
+    core, second_is_done = threading.Lock(), threading.Event()
+    really_read, really_decode = stages.read_samples, stages.decode_image
+    computing: list[int] = []
+
+    def read(settings, unit, notes):
+        if unit.number == 0:
+            assert second_is_done.wait(60)
+        yield from really_read(settings, unit, notes)
+
+    def decode(*args, **options):
+        computing.append(1)
+        assert len(computing) == 1
+        time.sleep(0.002)
+        image = really_decode(*args, **options)
+        computing.pop()
+        return image
+
+    monkeypatch.setattr(stages, "read_samples", read)
+    monkeypatch.setattr(stages, "decode_image", decode)
+
+    def run(number: int) -> int:
+        commit, _ = label(unit=number, turn=core)
+        if number == 1:
+            second_is_done.set()
+        return commit.ok
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(run, range(4))) == [label()[0].ok] * 4
 
 
 def test_of_a_manifest_only_the_images_at_some_places_are_fetched(tmp_path, tiny_model):

@@ -1,0 +1,43 @@
+"""How even a plan is: the share of the workers' time that has work, by the sizes of units alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heapreplace
+from itertools import groupby
+
+from pipeline.sources.unit import Slice, Unit
+
+
+def unit_bytes(units: Iterable[Unit]) -> Iterator[float]:
+    """Yield the bytes of each unit; those of a Parquet file that is cut count as equal parts of it."""
+    for shard, group in groupby(units, key=_parquet_in_parts):
+        if shard is None:
+            yield from (sum(map(_bytes, unit.slices)) for unit in group)
+            continue
+        parts = list(group)
+        yield from (unit.size / len(parts) for unit in parts)
+
+
+def _parquet_in_parts(unit: Unit) -> str | None:
+    piece = unit.slices[0]
+    return piece.shard if piece.stop >= 0 and not piece.is_tar else None
+
+
+def _bytes(piece: Slice) -> int:
+    return piece.size if piece.stop < 0 else piece.stop - piece.start
+
+
+def longest(sizes: Sequence[float], workers: int) -> float:
+    """Return what the busiest worker has to do where each takes the next unit when it is through with its last."""
+    loads = [0.0] * min(workers, max(1, len(sizes)))
+    heapify(loads)
+    for size in sizes:
+        heapreplace(loads, loads[0] + size)
+    return max(loads)
+
+
+def busy_share(sizes: Sequence[float], workers: int) -> float:
+    """Return the share of the time until the last unit ends that workers have something to do, 0 to 1."""
+    most = longest(sizes, workers)
+    return sum(sizes) / (workers * most) if most else 1.0

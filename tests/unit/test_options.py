@@ -106,8 +106,7 @@ def test_examples_of_help_are_lines_that_can_be_copied(command):
     page = CliRunner(env={"COLUMNS": "60"}).invoke(build_app(), [command, "--help"]).output
 
     _, _, examples = page.partition("Example")
-    lines = examples.partition("Arguments:")[0].partition("Options:")[0].splitlines()[1:]
-    commands = [line.strip() for line in lines if line.strip()]
+    commands = [line.strip() for line in examples.partition("\n\n")[0].splitlines()[1:]]
     assert len(commands) > 0
     for line in commands:
         assert line.startswith(("shardlabel ", "curl ")), line

@@ -63,7 +63,7 @@ def test_a_file_says_what_options_say(told, tmp_path):
 
     assert by_file == by_words
     config, listen = by_file
-    assert (config.model, config.top_k, config.max_queue, config.downscale_delay_s) == ("resnet18-v2", 3, 99, 5)
+    assert (config.model, config.top_k, config.max_queue, config.downscale_delay_s) == (("resnet18-v2",), 3, 99, 5)
     assert (listen.url, listen.grpc_port, listen.tls_key) == ("https://127.0.0.1:8123", 0, key)
 
 

@@ -17,7 +17,7 @@ from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.repository import Repository
-from serve.settled import settle
+from serve.settled import Settled, settle
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
 
@@ -57,7 +57,7 @@ class Replicas:
                 mode=self.config.decode, limits=self.config.image_limits(), plan=plan,
             )  # fmt: skip
 
-        def start(engine: Engine) -> Engine:
+        def start(engine: Engine, _: Settled) -> Engine:
             engine.start(lambda report: None)
             return engine
 

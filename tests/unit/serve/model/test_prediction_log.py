@@ -28,6 +28,7 @@ from serve.config import ServeConfig
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
+from serve.model.models import Models
 from serve.model.observed import set_request_id
 from serve.observers import Observers
 from serve.oip.endpoint import Endpoint, Limits
@@ -131,7 +132,7 @@ def test_the_edge_says_which_request_it_is(tmp_path):
     by_header = {"content_type": "image/jpeg", "x_request_id": "by-header"}
     with logging_to(tmp_path, FakeBackend()) as (backend, _):
         config = ServeConfig(model="efficientnet-lite0")
-        app = build_asgi(backend, config)
+        app = build_asgi(Models(backend), config)
         for path, body, headers in (
             ("/v1/classify", JPEG, by_header),
             ("/models/efficientnet-lite0", JPEG, {"content_type": "image/jpeg"}),
@@ -145,7 +146,7 @@ def test_the_edge_says_which_request_it_is(tmp_path):
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-        calls = GrpcCalls(Endpoint(backend, Limits.of(config)), BodyMemory(config.max_body_memory))
+        calls = GrpcCalls(Endpoint(Models(backend), Limits.of(config)), BodyMemory(config.max_body_memory))
         for more in ({"id": "own"}, {}):
             message = raw_images(JPEG, **more)
             message.model_name = "efficientnet-lite0"

@@ -56,7 +56,6 @@ def test_the_operator_refuses_what_validate_does(name, tmp_path):
 
     assert verdict, "the operator takes it"
     assert faults
-    print(f"{name} | {verdict} | {faults[0]}")
 
 
 def test_nothing_that_the_operator_refuses_passes(tmp_path):

@@ -64,6 +64,9 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", put("spec", "submissionMode", to="K8SJobMode"), "spec.submissionMode", "did you mean 'K8sJobMode'?"),
     "submitter in a mode without one": (
         "rayjob", put("spec", "submissionMode", to="SidecarMode"), "spec.submitterPodTemplate", "no submitter pod"),
+    "submitter that is restarted": (
+        "rayjob", put("spec", "submitterPodTemplate", "spec", "restartPolicy", to="Always"),
+        "submitterPodTemplate.spec.restartPolicy", "a Kubernetes Job refuses it"),
     "kept after the end, but never shut down": (
         "rayjob", put("spec", "shutdownAfterJobFinishes", to=False),
         "spec.ttlSecondsAfterFinished", "shutdownAfterJobFinishes: true"),

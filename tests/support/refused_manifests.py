@@ -74,6 +74,16 @@ def autoscaler(version: str | None) -> Change:
     return change
 
 
+def alone(auth: dict[str, object]) -> Change:
+    """Take the job's cluster alone, with other options of authentication."""
+
+    def change(documents: list[Any]) -> None:
+        spec = documents[-1]["spec"]["rayClusterSpec"] | {"authOptions": auth}
+        documents[-1] |= {"kind": "RayCluster", "spec": spec}
+
+    return change
+
+
 def upgraded(**options: object) -> Change:
     """Upgrade by steps."""
     good = {"gatewayClassName": "istio", "intervalSeconds": 10, "stepSizePercent": 10, "maxSurgePercent": 50}
@@ -107,6 +117,11 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
                        lambda documents: documents[-1]["spec"].pop("submitterPodTemplate"),
                        put(*HEAD, "template", "spec", "restartPolicy", to="Always")),
         "headGroupSpec.template.spec.restartPolicy", "expected 'Never' in SidecarMode, got 'Always'"),
+    "settings of a submitter beside the head": (
+        "rayjob", both(put("spec", "submissionMode", to="SidecarMode"),
+                       lambda documents: documents[-1]["spec"].pop("submitterPodTemplate"),
+                       put("spec", "submitterConfig", to={"backoffLimit": 1})),
+        "spec.submitterConfig", "expected no submitterConfig"),
     "negative time to keep": (
         "rayjob", put("spec", "ttlSecondsAfterFinished", to=-1), "spec.ttlSecondsAfterFinished", "at least 0, got -1"),
     "no time to run": (
@@ -148,6 +163,12 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "Kubernetes' tokens in a service": (
         "rayservice", put(*SERVICE, "authOptions", "enableK8sTokenAuth", to=True),
         "authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+    "Kubernetes' tokens without Ray's": (
+        "rayjob", alone({"enableK8sTokenAuth": True}),
+        "spec.authOptions.enableK8sTokenAuth", "expected authOptions.mode: token beside it"),
+    "Kubernetes' tokens and a secret": (
+        "rayjob", alone({"mode": "token", "enableK8sTokenAuth": True, "secretName": "x"}),
+        "spec.authOptions.secretName", "expected none beside enableK8sTokenAuth, got 'x'"),
     "an upgrade of a job's cluster": (
         "rayjob", put(*JOB, "upgradeStrategy", to={"type": "Recreate"}),
         f"{JOB_PATH}.upgradeStrategy.type", "for a RayCluster alone"),
@@ -187,6 +208,12 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "a user of Redis by a parameter": (
         "rayjob", put(*HEAD, "rayStartParams", "redis-username", to="ray"),
         "rayStartParams.redis-username", "expected gcsFaultToleranceOptions.redisUsername"),
+    "a password of Redis by a variable": (
+        "rayjob", both(lambda documents: documents[-1]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+                       ["containers"][0]["env"].append({"name": "REDIS_PASSWORD", "valueFrom": {
+                           "secretKeyRef": {"name": "redis", "key": "password"}}}),
+                       put(*JOB, "gcsFaultToleranceOptions", to={"redisAddress": "redis:6379"})),
+        ENV_PATH, "expected gcsFaultToleranceOptions.redisPassword"),
     "a password of Redis by a parameter": (
         "rayjob", both(put(*HEAD, "rayStartParams", "redis-password", to="x"),
                        put(*JOB, "gcsFaultToleranceOptions", to={"redisAddress": "redis:6379"})),

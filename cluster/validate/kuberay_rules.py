@@ -18,7 +18,8 @@ from cluster.validate.schema import shown
 HEAD_POD = "headGroupSpec.template.spec"
 OPTIONS = "upgradeStrategy.clusterUpgradeOptions"
 HEAD_ENV = f"{HEAD_POD}.containers.0.env"
-DURATION = re.compile(r"\+?(?=.*[1-9])(\d+|(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+")
+# As Go writes it (1h30m), or seconds.
+DURATION = re.compile(r"\+?(?=.*[1-9])(?:\d+|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class _Spec:
         return str(self.document.get("metadata", "annotations", name) or "")
 
     def fault(self, dotted: str, reason: str) -> Fault:
-        return self.document.fault(self.path(dotted), reason.format(got=shown(self.get(dotted))))
+        return self.document.fault(self.path(dotted), reason.replace("{got}", shown(self.get(dotted))))
 
     # Of a RayJob.
     def mode(self) -> object:
@@ -159,8 +160,6 @@ SERVICE: tuple[Rule, ...] = (
     ("rayClusterConfig.headGroupSpec.headService.metadata.name",
      lambda s: s.get("rayClusterConfig.headGroupSpec.headService.metadata.name"),
      "expected no name: KubeRay names the service of the head itself"),
-    ("", lambda s: (text := s.annotation("ray.io/initializing-timeout")) and not DURATION.fullmatch(text),
-     "metadata.annotations: expected ray.io/initializing-timeout as '30m' or in seconds, above 0"),
 )  # fmt: skip
 
 UPGRADE: tuple[Rule, ...] = (  # an incremental one
@@ -191,6 +190,10 @@ def service_rules(document: Document, base: Path) -> Iterator[Fault]:
     service = _Spec(document, base)
     yield from _apply(SERVICE, service)
     yield from _apply(OWNED, _Spec(document, (*base, "rayClusterConfig")))
+    timeout = service.annotation("ray.io/initializing-timeout")
+    if timeout and not DURATION.fullmatch(timeout):
+        at = ("metadata", "annotations", "ray.io/initializing-timeout")
+        yield document.fault(at, f"expected seconds above 0, or as '30m', got {timeout!r}")
     if service.get("upgradeStrategy.type") == "NewClusterWithIncrementalUpgrade":
         yield from _apply(UPGRADE, service)
 

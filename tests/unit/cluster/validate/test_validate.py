@@ -160,6 +160,22 @@ def test_owners_of_a_resource_are_nothing_wrong(tmp_path):
     assert faults_of(tmp_path, write(found)) == []
 
 
+@pytest.mark.parametrize("timeout", ["1800", "30m", "1h30m", "1.5h", "500ms"])
+def test_a_time_to_start_is_written_as_go_does(tmp_path, timeout):
+    found = documents("rayservice")
+    found[-1]["metadata"]["annotations"] = {"ray.io/initializing-timeout": timeout}
+
+    assert faults_of(tmp_path, write(found)) == []
+
+
+def test_braces_in_a_rule_of_deletion_are_text(tmp_path):
+    found = documents("rayjob")
+    rule = {"policy": "{x", "condition": {"jobStatus": "{y}"}}
+    found[-1]["spec"]["deletionStrategy"] = {"deletionRules": [rule, rule]}
+
+    assert any("{x is there twice" in fault for fault in faults_of(tmp_path, write(found)))
+
+
 def test_the_jobs_of_a_raycronjob_are_checked(tmp_path):
     job = documents("rayjob")[-1]
     spec = {"schedule": "0 2 * * *", "timeZone": "Europe/Berlin", "jobTemplate": job["spec"]}

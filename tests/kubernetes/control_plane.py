@@ -21,6 +21,7 @@ from tests.kubernetes.programs import built, module_folder
 
 TOKEN = "of-the-tests"
 SHARED_CRDS = Path(__file__).parents[3] / "shared" / "kuberay-crds"
+KINDS = {"RayCluster", "RayJob", "RayService", "RayCronJob"}
 CLUSTER_SCOPED = ("Namespace", "CustomResourceDefinition", "GatewayClass")
 Found = TypeVar("Found")
 
@@ -33,6 +34,7 @@ class Api:
         self.session = requests.Session()
         self.session.headers["Authorization"] = f"Bearer {TOKEN}"
         self.session.verify = False  # its own certificate, on this machine's loopback
+        self.session.trust_env = False  # a bundle of certificates in the environment would come before that
 
     def call(self, method: str, path: str, body: Any = None, **params: str) -> requests.Response:
         """Send one request."""
@@ -44,12 +46,16 @@ class Api:
     def create(self, manifest: dict[str, Any], *, dry_run: bool = False) -> requests.Response:
         """Create a resource, in the namespace that it names."""
         group = manifest["apiVersion"]
-        resources = self.call("GET", self.prefix(group)).json()["resources"]
-        plural = next(one["name"] for one in resources if one["kind"] == manifest["kind"] and "/" not in one["name"])
+        plural = self.kinds(group)[manifest["kind"]]
         namespace = manifest["metadata"].get("namespace", "default")
         scope = "" if manifest["kind"] in CLUSTER_SCOPED else f"/namespaces/{namespace}"
         params = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
         return self.call("POST", f"{self.prefix(group)}{scope}/{plural}", manifest, **params)
+
+    def kinds(self, group: str) -> dict[str, str]:
+        """Return the kinds of a group, with their names in paths; none where there is no such group."""
+        resources = self.call("GET", self.prefix(group)).json().get("resources", [])
+        return {one["kind"]: one["name"] for one in resources if "/" not in one["name"]}
 
     @staticmethod
     def prefix(group: str) -> str:
@@ -132,7 +138,7 @@ def api_server(folder: Path) -> Iterator[Api]:
         for file in resource_definitions():
             done = api.create(yaml.load(file.read_text(), Loader=yaml.CSafeLoader))
             assert done.ok, done.text
-        wait_for(lambda: api.call("GET", "apis/ray.io/v1").ok, "ray.io/v1 is not there")
+        wait_for(lambda: KINDS <= api.kinds("ray.io/v1").keys(), "KubeRay's kinds are not there")
         for namespace in ("default", "vision"):
             api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         yield api

@@ -138,7 +138,7 @@ def api_server(folder: Path) -> Iterator[Api]:
         for file in resource_definitions():
             done = api.create(yaml.load(file.read_text(), Loader=yaml.CSafeLoader))
             assert done.ok, done.text
-        wait_for(lambda: KINDS <= api.kinds("ray.io/v1").keys(), "KubeRay's kinds are not there")
+        wait_for(lambda: api.kinds("ray.io/v1").keys() >= KINDS, "KubeRay's kinds are not there")
         for namespace in ("default", "vision"):
             api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         yield api

@@ -7,6 +7,7 @@ import yaml
 
 from cluster.manifests.render import Target, render
 from cluster.manifests.settings_sources import build_configuration
+from tests.kubernetes.control_plane import KINDS
 from tests.kubernetes.programs import BIN, operators_verdicts
 from tests.kubernetes.test_rules import RAY, broken
 from tests.support.broken_manifests import BROKEN
@@ -19,7 +20,7 @@ CORPUS = {name: case for name, case in (BROKEN | REFUSED | SINCE_1_7).items() if
 
 def refusal(api, manifest):
     """Return what the API server says against a manifest; empty where it takes it."""
-    if not isinstance(manifest.get("apiVersion"), str) or manifest.get("kind") not in ("RayJob", "RayService"):
+    if not isinstance(manifest.get("apiVersion"), str) or manifest.get("kind") not in KINDS:
         return "no such kind"
     try:
         done = api.create(manifest, dry_run=True)

@@ -187,3 +187,18 @@ def test_what_its_rules_refuse_makes_no_pod(with_operator):
     assert "BackoffLimit is incompatible with InteractiveMode" in message
     clusters = with_operator.list(f"ray.io/v1/namespaces/{NAMESPACE}/rayclusters")
     assert not [one for one in clusters if one["metadata"]["name"].startswith("refused")]
+
+
+def test_a_raycronjob_starts_a_job_of_what_was_rendered(with_operator):
+    job = documents("rayjob")[-1]
+    spec = {"schedule": "* * * * *", "jobTemplate": job["spec"]}
+    done = with_operator.create({**job, "kind": "RayCronJob", "metadata": {"name": "nightly"}, "spec": spec})
+    assert done.ok, done.text
+
+    def started():
+        jobs = with_operator.list(f"ray.io/v1/namespaces/{NAMESPACE}/rayjobs")
+        return next((one for one in jobs if one["metadata"]["name"].startswith("nightly")), None)
+
+    assert (
+        wait_for(started, "nothing was started within two minutes")["spec"]["entrypoint"] == job["spec"]["entrypoint"]
+    )

@@ -22,7 +22,7 @@ NEWER = {"priority"}
 
 def without_newer(document):
     """Drop the keys that this operator does not know yet."""
-    spec = document["spec"].get("jobTemplate", document["spec"])
+    spec = document.get("spec", {}).get("jobTemplate", document.get("spec", {}))
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or {}
     for group in cluster.get("workerGroupSpecs", []):
         for key in NEWER:

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,11 +66,6 @@ class Api:
         group, _, rest = what.partition("/namespaces/")
         found: list[Any] = self.call("GET", f"{self.prefix(group)}/namespaces/{rest}", **params).json()["items"]
         return found
-
-    @cached_property
-    def version(self) -> str:
-        """Return what the API server says it is."""
-        return str(self.call("GET", "version").json()["gitVersion"])
 
 
 def wait_for(what: Callable[[], Found | None], why: str, seconds: float = 120) -> Found:

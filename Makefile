@@ -9,10 +9,10 @@ OUT ?= out/demo
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help install demo check fmt test test-fast test-long lock proto wheel bundle clean
+.PHONY: help install demo check fmt test test-fast test-long test-kubernetes lock proto wheel bundle clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # The stamps hold the environment to the files that describe it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -60,6 +60,9 @@ test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
 test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minutes each: memory under hostile input, the corpora in full
 	$(BIN)/python -m pytest -m long
 
+test-kubernetes: $(VENV)/.installed-dev ## Manifests before a real API server and KubeRay's operator (needs Go; the first run builds both)
+	$(BIN)/python -m pytest tests/kubernetes --timeout 3600
+
 lock: ## Resolve constraints.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
@@ -77,4 +80,4 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
-	rm -rf $(VENV) .azurite .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .azurite .kubernetes .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -70,28 +70,34 @@ def validate(
 ) -> None:
     """Check manifests strictly, with no cluster: one line a fault, with file, line, document, path and reason.
 
-    It reads KubeRay's RayJob, RayService and RayCluster with what stands beside them, files of `ray up`, Ray Serve's
-    configuration, and Prometheus's. Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too.
+    It reads KubeRay's RayJob, RayService, RayCluster and RayCronJob, files of `ray up`, and Ray Serve's configuration.
+    Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too. What is not checked is named: other kinds, and
+    what only a cluster knows; there `kubectl apply --dry-run=server` tells.
 
     Exit codes: 0 no fault; 2 faults.
 
     Example:
         shardlabel cluster validate rayjob.yaml rayservice.yaml serve/config.yaml
     """
+    from cluster.validate.files import not_checked
     from cluster.validate.files import validate as check
 
     results = list(check(files))
     faults = [fault for _, _, found in results for fault in found]
+    left = {str(file): missing for file, documents, _ in results if (missing := not_checked(documents))}
     if as_json:
-        typer.echo(json.dumps({"ok": not faults, "faults": [asdict(fault) for fault in faults]}))
-    else:
-        for file, documents, found in results:
-            for fault in found:
-                typer.echo(str(fault))
-            if not found:
-                typer.echo(f"{file}: {documents} document{'s' if documents != 1 else ''}, no fault")
-        if faults:
-            sys.stderr.write(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}\n")
+        report = {"ok": not faults, "faults": [asdict(fault) for fault in faults], "not_checked": left}
+        typer.echo(json.dumps(report))
+        raise typer.Exit(EXIT_FAULTS if faults else 0)
+    for file, documents, found in results:
+        for fault in found:
+            typer.echo(str(fault))
+        if not found:
+            typer.echo(f"{file}: {len(documents)} document{'s' if len(documents) != 1 else ''}, no fault")
+    for name, missing in left.items():
+        sys.stderr.write(f"{name}: not checked: {'; '.join(missing)}: kubectl apply --dry-run=server -f {name}\n")
+    if faults:
+        sys.stderr.write(f"{len(faults)} fault{'s' if len(faults) != 1 else ''}\n")
     raise typer.Exit(EXIT_FAULTS if faults else 0)
 
 

@@ -6,6 +6,7 @@ and descriptions; every subtree that occurs more than once is stored once and re
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,16 @@ FILES = {
 LEAST_SHARED = 120
 DROPPED = {"description", "default", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-validations"}
 INT_BOUNDS = {"int32": 2**31, "int64": 2**63}
+# Values and bounds that the operator alone knows.
+MODES = ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
+UPGRADES = ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]
+NOT_NEGATIVE = ("backoffLimit", "ttlSecondsAfterFinished", "idleTimeoutSeconds", "minReplicas", "maxReplicas")
+BOUNDS: dict[str, dict[str, int]] = {
+    **{name: {"minimum": 0} for name in NOT_NEGATIVE},
+    **{name: {"minimum": 1} for name in ("activeDeadlineSeconds", "intervalSeconds")},
+    **{name: {"minimum": 0, "maximum": 100} for name in ("maxSurgePercent", "stepSizePercent")},
+    "gatewayClassName": {"minLength": 1},
+}
 
 
 def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
@@ -36,12 +47,15 @@ def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
     kept: dict[str, Any] = {}
     for key, value in node.items():
         if key == "properties":
-            kept[key] = {name: tidy(schema) for name, schema in value.items()}
+            kept[key] = {name: tidy(schema) | BOUNDS.get(name, {}) for name, schema in value.items()}
         elif key == "format" and value in INT_BOUNDS:
             kept.setdefault("minimum", -INT_BOUNDS[value])
             kept.setdefault("maximum", INT_BOUNDS[value] - 1)
         elif key not in DROPPED and key != "format":
             kept[key] = tidy(value)
+    for rule in node.get("x-kubernetes-validations", []):
+        if rule["rule"].startswith("self in ["):
+            kept["enum"] = ast.literal_eval(rule["rule"].removeprefix("self in "))
     return kept
 
 
@@ -101,9 +115,21 @@ def read_kind(path: Path) -> dict[str, Any]:
     return schema
 
 
+def cron_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a RayCronJob as far as its jobs go; other keys are left open, as it is still an alpha."""
+    template = {"schedule": {"type": "string"}, "jobTemplate": job["properties"]["spec"]}
+    spec = {"type": "object", "properties": template, "required": [*template], "additionalProperties": True}
+    return {**job, "properties": {**job["properties"], "spec": spec}}
+
+
 def main(folder: Path) -> None:
     """Write the bundle."""
-    bundle = share({kind: read_kind(folder / name) for kind, name in FILES.items()})
+    kinds = {kind: read_kind(folder / name) for kind, name in FILES.items()}
+    job, service = (kinds[kind]["properties"]["spec"]["properties"] for kind in ("RayJob", "RayService"))
+    job["submissionMode"]["enum"] = MODES
+    service["upgradeStrategy"]["properties"]["type"]["enum"] = UPGRADES
+    kinds["RayCronJob"] = cron_job(kinds["RayJob"])
+    bundle = share(kinds)
     source = "KubeRay, helm-chart/kuberay-operator/crds, version v1, trimmed; Apache-2.0, see LICENSE"
     text = _text({"source": source, **bundle})
     SCHEMA_FILE.write_text(text + "\n", encoding="utf-8")

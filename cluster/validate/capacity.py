@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, isnan
 
@@ -99,18 +98,3 @@ def _amount(document: Document, group: Path, resource: str, param: str, ray_name
             amount = quantity(told)
             return None if isnan(amount) else amount
     return None
-
-
-def start_param_conflicts(document: Document, base: Path) -> Iterator[tuple[Path, str]]:
-    """Yield workers that tell Ray of more than their pod has."""
-    for _, path in worker_paths(document, base):
-        limits = (*path, "template", "spec", "containers", 0, "resources", "limits")
-        for param, resource in (("num-cpus", "cpu"), ("num-gpus", "nvidia.com/gpu")):
-            told = document.get(*path, "rayStartParams", param)
-            limit = document.get(*limits, resource)
-            if told is not None and quantity(told) > (quantity(limit) if limit is not None else 0):
-                has = limit if limit is not None else "none"
-                yield (
-                    (*path, "rayStartParams", param),
-                    f"tells Ray of {told}, and the pod's limit is {has} ({resource})",
-                )

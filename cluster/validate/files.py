@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cluster.validate.documents import Document, Fault, read_documents
-from cluster.validate.kubernetes import check_resource
-from cluster.validate.prometheus import TOP, check_prometheus
+from cluster.validate.kubernetes import check_resource, is_foreign
 from cluster.validate.ray_up import check_ray_up, ray_up_schema
 from cluster.validate.raycluster import check_ray_cluster
 from cluster.validate.rayjob import check_rayjob
@@ -17,17 +16,17 @@ from cluster.validate.serve_config import check_serve, serve_schema
 Check = Callable[[Document], Iterator[Fault]]
 
 
-def validate(files: Iterable[Path]) -> Iterator[tuple[Path, int, list[Fault]]]:
+def validate(files: Iterable[Path]) -> Iterator[tuple[Path, list[Document], list[Fault]]]:
     """Check files.
 
     Yields:
-        (file, number of documents, faults by line); nothing is started and no cluster asked.
+        (file, its documents, faults by line); nothing is started and no cluster asked.
     """
     for file in files:
         documents, faults = read_documents(file)
         for document in documents:
             faults += check_document(document)
-        yield file, len(documents), sorted(dict.fromkeys(faults), key=lambda fault: fault.line)
+        yield file, documents, sorted(dict.fromkeys(faults), key=lambda fault: fault.line)
 
 
 def check_document(document: Document) -> Iterator[Fault]:
@@ -46,7 +45,6 @@ def _check_for(document: Document) -> Check:
     scores: list[tuple[int, Check]] = [
         (len(keys & set(ray_up_schema()["properties"])), check_ray_up),
         (len(keys & set(serve_schema()["properties"])), lambda document: check_serve(document, None)),
-        (len(keys & set(TOP)), check_prometheus),
         (len(keys & {"metadata", "spec"}), _kubernetes),
     ]
     score, check = max(scores, key=lambda scored: scored[0])
@@ -59,11 +57,22 @@ def _unknown(document: Document) -> Iterator[Fault]:
     yield document.fault((), f"expected {expected} (applications), got {got}")
 
 
+def not_checked(documents: Iterable[Document]) -> list[str]:
+    """Name what only a cluster can tell of documents: those of kinds that are not KubeRay's, and its own rules."""
+    of_kubernetes = [document for document in documents if document.get("kind") is not None]
+    foreign = [document.name for document in of_kubernetes if is_foreign(document)]
+    return [*foreign, "what a cluster adds: admission, quotas, KubeRay's feature gates"] if of_kubernetes else []
+
+
 def _kubernetes(document: Document) -> Iterator[Fault]:
+    if is_foreign(document):
+        return
     yield from check_resource(document)
     kind = document.get("kind")
     if kind == "RayJob":
         yield from check_rayjob(document)
+    elif kind == "RayCronJob":
+        yield from check_rayjob(document, ("spec", "jobTemplate"))
     elif kind == "RayService":
         yield from check_rayservice(document)
     elif kind == "RayCluster":

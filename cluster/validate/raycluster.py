@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from cluster.manifests.pods import SPOT_LABELS
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.documents import Document, Fault, Path
+from cluster.validate.kuberay_rules import cluster_rules
 from cluster.validate.kubernetes import DNS_1123
 from cluster.validate.ray_options import check_image, check_ray_version, start_options
 from cluster.validate.schema import shown
 
 SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|ACCESS_KEY|API_KEY|CREDENTIALS)$")
-SPOT_VALUES = {(key, value) for key, value in SPOT_LABELS.items()}
+TOLD = {"num-cpus": "cpu", "num-gpus": "nvidia.com/gpu"}
 
 
 def check_ray_cluster(document: Document, base: Path) -> Iterator[Fault]:
@@ -31,9 +32,10 @@ def check_ray_cluster(document: Document, base: Path) -> Iterator[Fault]:
     for index, path in worker_paths(document, base):
         yield from _group(document, path, index)
     yield from _group_names(document, base)
+    yield from check_head_port(document, base, "dashboard", 8265)
     for path in pod_paths(document, base):
         yield from check_pod(document, path)
-    yield from _autoscaler(document, base)
+    yield from cluster_rules(document, base, [path for _, path in worker_paths(document, base)])
 
 
 def worker_paths(document: Document, base: Path) -> Iterator[tuple[int, Path]]:
@@ -130,7 +132,7 @@ def _head(document: Document, base: Path) -> Iterator[Fault]:
     spec = (*head, "template", "spec")
     selector = document.get(*spec, "nodeSelector")
     for key, value in (selector if isinstance(selector, dict) else {}).items():
-        if (key, value) in SPOT_VALUES:
+        if (key, value) in SPOT_LABELS.items():
             path = (*spec, "nodeSelector", key)
             yield document.fault(path, "the head on a spot node: when that is taken back, the whole cluster is gone")
 
@@ -180,20 +182,11 @@ def _start_params(document: Document, group: Path, *, is_head: bool) -> Iterator
         elif name == "dashboard-host" and is_head and value in ("127.0.0.1", "localhost"):
             reason = f"expected '0.0.0.0', got {value!r}: KubeRay asks the dashboard from another pod"
             yield document.fault(path, f"{reason}, and would wait for ever")
-
-
-def _autoscaler(document: Document, base: Path) -> Iterator[Fault]:
-    is_on = document.get(*base, "enableInTreeAutoscaling") is True
-    if document.get(*base, "autoscalerOptions") is not None and not is_on:
-        path = (*base, "autoscalerOptions")
-        yield document.fault(path, "has no effect without enableInTreeAutoscaling: true")
-    if is_on and document.get(*base, "autoscalerOptions", "version") == "v2":
-        for path in pod_paths(document, base):
-            policy = document.get(*path, "restartPolicy")
-            if policy not in (None, "Never"):
-                yield document.fault(
-                    (*path, "restartPolicy"), f"expected 'Never' with autoscaler v2, got {shown(policy)}"
-                )
+        elif name in TOLD and not is_head:
+            limit = document.get(*group, "template", "spec", "containers", 0, "resources", "limits", TOLD[name])
+            if quantity(value) > (0 if limit is None else quantity(limit)):
+                reason = f"tells Ray of {value}, and the pod's limit is {limit or 'none'} ({TOLD[name]})"
+                yield document.fault(path, reason)
 
 
 SUFFIXES = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from cluster.manifests.settings import LABEL_KEY, LABEL_VALUE
+from cluster.manifests.setting_types import LABEL_KEY, LABEL_VALUE
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.crds import kuberay_schemas
 from cluster.validate.documents import Document, Fault
@@ -18,6 +18,8 @@ API_VERSIONS = {
     "RayCluster": RAY_API,
     "RayJob": RAY_API,
     "RayService": RAY_API,
+    "RayCronJob": RAY_API,
+    "PodDisruptionBudget": "policy/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "Service": "v1",
     "Pod": "v1",
@@ -85,6 +87,12 @@ def schemas() -> dict[str, Schema]:
     service = _resolve(kuberay_schemas()["kinds"]["RayService"]["properties"]["spec"])["properties"]["serveService"]
     kinds["Service"] = _whole(_resolve(service)["properties"]["spec"])
     kinds |= _workloads(below("spec", "headGroupSpec", "template"), selector)
+    job = kuberay_schemas()["kinds"]["RayJob"]["properties"]["spec"]
+    cron: Schema = {"schedule": {"type": "string"}, "suspend": {"type": "boolean"}, "jobTemplate": job}
+    kinds["RayCronJob"] = _whole({"type": "object", "required": ["schedule", "jobTemplate"], "properties": cron})
+    amounts = {name: {"type": ["integer", "string"]} for name in ("minAvailable", "maxUnavailable")}
+    budget: Schema = {**amounts, "selector": selector, "unhealthyPodEvictionPolicy": {"type": "string"}}
+    kinds["PodDisruptionBudget"] = _whole({"type": "object", "required": ["selector"], "properties": budget})
     kinds["Secret"] = _whole(None, data=TEXTS, stringData=TEXTS, type={"type": "string"}, immutable={"type": "boolean"})
     kinds["ConfigMap"] = _whole(None, data=TEXTS, binaryData=TEXTS, immutable={"type": "boolean"})
     kinds["ServiceAccount"] = _whole(None, automountServiceAccountToken={"type": "boolean"}, imagePullSecrets={})

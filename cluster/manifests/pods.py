@@ -9,6 +9,9 @@ from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, 
 
 USER_ID = 1000  # `ray` in cluster/Dockerfile
 CACHE_PATH = "/cache"
+# Ray's sessions and logs, HAProxy's files: beside the models all that is written.
+TMP_MOUNT: dict[str, Any] = {"name": "tmp", "mountPath": "/tmp"}
+TMP_VOLUME: dict[str, Any] = {"name": "tmp", "emptyDir": {}}
 KEYS_PATH = "/etc/shardlabel"
 METRICS_PORT = 8080
 HTTP_PORT = 8000
@@ -126,9 +129,14 @@ def drain_command(drain_s: int) -> str:
     )
 
 
-def container_security() -> dict[str, Any]:
-    """Return what no container may do."""
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+def container_security(*, writes: bool = False) -> dict[str, Any]:
+    """Return what no container may do.
+
+    Args:
+        writes: Whether it may write anywhere in its file system: only a container that is not ours.
+    """
+    closed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return closed if writes else {**closed, "readOnlyRootFilesystem": True}
 
 
 def pod_security() -> dict[str, Any]:
@@ -171,7 +179,7 @@ def _resources(group: HeadSettings | WorkerSettings, gpus: int = 0) -> dict[str,
 
 
 def _mounts(config: ClusterConfiguration) -> list[dict[str, Any]]:
-    mounts: list[dict[str, Any]] = [{"name": "models", "mountPath": CACHE_PATH}]
+    mounts: list[dict[str, Any]] = [{"name": "models", "mountPath": CACHE_PATH}, TMP_MOUNT]
     if config.service.api_keys_secret:
         mounts.append({"name": "api-keys", "mountPath": KEYS_PATH, "readOnly": True})
     return mounts
@@ -184,7 +192,7 @@ def _volumes(config: ClusterConfiguration) -> list[dict[str, Any]]:
     if config.cache_host_path:
         # Not DirectoryOrCreate: Kubernetes would make it root's, and no pod could write there.
         cache = {"hostPath": {"path": config.cache_host_path, "type": "Directory"}}
-    volumes = [{"name": "models", **cache}]
+    volumes = [{"name": "models", **cache}, TMP_VOLUME]
     if config.service.api_keys_secret:
         volumes.append({"name": "api-keys", "secret": {"secretName": config.service.api_keys_secret}})
     return volumes

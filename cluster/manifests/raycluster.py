@@ -56,7 +56,7 @@ def _autoscaler() -> dict[str, Any]:
         "autoscalerOptions": {
             "version": "v2",
             "resources": {"requests": dict(amounts), "limits": dict(amounts)},
-            "securityContext": container_security(),
+            "securityContext": container_security(writes=True),
         },
     }
 

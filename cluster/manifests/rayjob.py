@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from cluster.manifests.pods import container_security, pod_labels, pod_security
+from cluster.manifests.pods import TMP_MOUNT, TMP_VOLUME, container_security, pod_labels, pod_security
 from cluster.manifests.raycluster import metadata, queued_metadata, ray_cluster, worker_groups
 from cluster.manifests.settings import ClusterConfiguration
 from cluster.manifests.yaml_text import dump
@@ -70,7 +70,9 @@ def _submitter(config: ClusterConfiguration) -> dict[str, Any]:
                     "imagePullPolicy": config.image.pull_policy,
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     "securityContext": container_security(),
+                    "volumeMounts": [TMP_MOUNT],
                 }
             ],
+            "volumes": [TMP_VOLUME],
         },
     }

@@ -90,7 +90,10 @@ def test_no_container_runs_as_root_or_without_limits(target):
         spec = pod["template"]["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         for container in spec["containers"]:
-            assert container["securityContext"] == unprivileged
+            assert container["securityContext"] == {**unprivileged, "readOnlyRootFilesystem": True}
+            # What Ray writes, and nothing of the image.
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+            assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
             assert container["resources"]["limits"] == container["resources"]["requests"]
             assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
     # KubeRay's own container, which it starts beside the head.

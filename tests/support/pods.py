@@ -104,7 +104,7 @@ class Pod:
             os.kill(self._first(), signal.SIGKILL)
         self.process.kill()
         self.process.wait()
-        subprocess.run(["ip", "netns", "del", self._netns], check=False)
+        subprocess.run(["ip", "netns", "del", self._netns], check=False, capture_output=True)
 
     def stop(self) -> float:
         """End it as a kubelet does: the hook, SIGTERM, and what is left of its time later SIGKILL; return the seconds."""

@@ -63,7 +63,7 @@ class Rehearsal:
         for _ in range(HEADS):
             with suppress(ChildProcessError):
                 self.wait("the head is ready", lambda: is_ready(head))
-                time.sleep(3)
+                time.sleep(10)
                 if head.is_alive:
                     break
             self.note("head: ended; started again")

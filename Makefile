@@ -9,7 +9,13 @@ OUT ?= out/demo
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help install demo check fmt test test-fast test-long test-kubernetes lock proto wheel bundle clean
+# The image: any Debian or Ubuntu with Python 3.11 or newer, pip and venv below it.
+IMAGE ?= registry.example.com/shardlabel
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell sed -n 's/^ray==//p' constraints.txt)
+BASE ?= python:3.11-slim-bookworm
+BUILD_IMAGE = $(if $(shell command -v buildah),buildah build --layers,docker build) --build-arg BASE=$(BASE) --file cluster/Dockerfile
+
+.PHONY: help install demo check fmt test test-fast test-long test-kubernetes test-image image image-cuda image-bom lock proto wheel bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -63,6 +69,28 @@ test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minute
 test-kubernetes: $(VENV)/.installed-dev ## Manifests before a real API server and KubeRay's operator (needs Go; the first run builds both)
 	$(BIN)/python -m pytest tests/kubernetes --timeout 3600
 
+test-image: $(VENV)/.installed-dev ## Build the CPU image on a base made here, and run it (root, buildah, debootstrap)
+	SHARDLABEL_TEST_IMAGE=1 $(BIN)/python -m pytest tests/image
+
+image: ## Build the image for CPUs, by buildah or docker
+	$(BUILD_IMAGE) --target cpu --tag $(IMAGE):$(TAG)-cpu .
+
+image-cuda: ## Build the image for GPUs
+	$(BUILD_IMAGE) --target cuda --tag $(IMAGE):$(TAG)-cuda .
+
+# Tools with dependencies of their own.
+.venv-bom/.installed: tools/bom_requirements.txt
+	test -x .venv-bom/bin/python || $(PYTHON) -m venv .venv-bom
+	.venv-bom/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@
+
+image-bom: .venv-bom/.installed ## What the built CPU image holds (CycloneDX, and Debian's packages), and what of it has known vulnerabilities
+	mkdir -p out/image
+	set -e; if command -v buildah > /dev/null; then box=$$(buildah from $(IMAGE):$(TAG)-cpu); run="buildah run $$box --"; \
+		trap "buildah rm $$box > /dev/null" EXIT; else run="docker run --rm $(IMAGE):$(TAG)-cpu"; fi; \
+		$$run dpkg-query --show > out/image/debian.txt; $$run pip freeze --exclude shardlabel > out/image/python.txt
+	.venv-bom/bin/cyclonedx-py requirements out/image/python.txt --output-file out/image/python.cdx.json
+	.venv-bom/bin/pip-audit --requirement out/image/python.txt --no-deps --disable-pip --strict
+
 lock: ## Resolve constraints.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
@@ -80,4 +108,4 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
-	rm -rf $(VENV) .azurite .kubernetes .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .azurite .kubernetes .venv-bom .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis

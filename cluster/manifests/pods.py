@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, Spot, WorkerSettings
+from cluster.manifests.setting_types import Spot
+from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, HeadSettings, WorkerSettings
 
 USER_ID = 1000  # `ray` in cluster/Dockerfile
 CACHE_PATH = "/cache"
+# Ray's sessions and logs, HAProxy's files: beside the models all that is written.
+TMP_MOUNT: dict[str, Any] = {"name": "tmp", "mountPath": "/tmp"}
+TMP_VOLUME: dict[str, Any] = {"name": "tmp", "emptyDir": {}}
 KEYS_PATH = "/etc/shardlabel"
 METRICS_PORT = 8080
 HTTP_PORT = 8000
 GRPC_PORT = 9000
 INSTANCE_LABEL = "app.kubernetes.io/instance"
+# KubeRay's: head or worker.
+NODE_TYPE_LABEL = "ray.io/node-type"
 # How the clouds mark nodes that they may take back.
 SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
@@ -52,7 +58,7 @@ def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool)
         ],
         "env": _env(config, env),
         **_storage(config),
-        "resources": _resources(config.head.cpus, config.head.memory),
+        "resources": _resources(config.head),
         "securityContext": container_security(),
         "volumeMounts": _mounts(config),
     }
@@ -73,8 +79,17 @@ def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool)
     return {"metadata": {"labels": pod_labels(config)}, "spec": spec}
 
 
-def worker_pod(config: ClusterConfiguration, group: WorkerSettings, env: dict[str, str]) -> dict[str, Any]:
-    """Return the pod template of a group of workers, which finish what they do when they are stopped."""
+def worker_pod(
+    config: ClusterConfiguration, group: WorkerSettings, env: dict[str, str], *, serves: bool
+) -> dict[str, Any]:
+    """Return the pod template of a group of workers, which finish what they do when they are stopped.
+
+    Args:
+        config: What was asked for.
+        group: Its workers.
+        env: More environment.
+        serves: Whether they answer requests: then they go to several zones and nodes, so that all are not lost at once.
+    """
     gpus = group.gpus if isinstance(group, GpuWorkerSettings) else 0
     container = {
         "name": "ray-worker",
@@ -82,7 +97,7 @@ def worker_pod(config: ClusterConfiguration, group: WorkerSettings, env: dict[st
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "env": _env(config, {**env, **AFTER_DRAIN}),
         **_storage(config),
-        "resources": _resources(group.cpus, group.memory, gpus),
+        "resources": _resources(group, gpus),
         "securityContext": container_security(),
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", drain_command(config.drain_s)]}}},
         "volumeMounts": _mounts(config),
@@ -94,6 +109,7 @@ def worker_pod(config: ClusterConfiguration, group: WorkerSettings, env: dict[st
         **({"nodeSelector": group.node_selector} if group.node_selector else {}),
         **_spot(group.spot),
         **_tolerations(group.spot, has_gpus=bool(gpus)),
+        **(_spread(config) if serves and config.service.spread else {}),
         "containers": [container],
         "volumes": _volumes(config),
     }
@@ -113,9 +129,14 @@ def drain_command(drain_s: int) -> str:
     )
 
 
-def container_security() -> dict[str, Any]:
-    """Return what no container may do."""
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+def container_security(*, writes: bool = False) -> dict[str, Any]:
+    """Return what no container may do.
+
+    Args:
+        writes: Whether it may write anywhere in its file system: only a container that is not ours.
+    """
+    closed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return closed if writes else {**closed, "readOnlyRootFilesystem": True}
 
 
 def pod_security() -> dict[str, Any]:
@@ -149,16 +170,16 @@ def _storage(config: ClusterConfiguration) -> dict[str, Any]:
     return {"envFrom": [{"secretRef": {"name": config.storage_secret}}]} if config.storage_secret else {}
 
 
-def _resources(cpus: int, memory: str, gpus: int = 0) -> dict[str, Any]:
+def _resources(group: HeadSettings | WorkerSettings, gpus: int = 0) -> dict[str, Any]:
     # Limits equal to requests: Ray counts on the limits, so anything less would be promised twice.
-    amounts: dict[str, Any] = {"cpu": str(cpus), "memory": memory}
+    amounts = {"cpu": str(group.cpus), "memory": group.memory, "ephemeral-storage": group.ephemeral_storage}
     if gpus:
         amounts["nvidia.com/gpu"] = str(gpus)
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def _mounts(config: ClusterConfiguration) -> list[dict[str, Any]]:
-    mounts: list[dict[str, Any]] = [{"name": "models", "mountPath": CACHE_PATH}]
+    mounts: list[dict[str, Any]] = [{"name": "models", "mountPath": CACHE_PATH}, TMP_MOUNT]
     if config.service.api_keys_secret:
         mounts.append({"name": "api-keys", "mountPath": KEYS_PATH, "readOnly": True})
     return mounts
@@ -168,7 +189,10 @@ def _volumes(config: ClusterConfiguration) -> list[dict[str, Any]]:
     cache: dict[str, Any] = {"emptyDir": {"sizeLimit": config.cache_size}}
     if config.cache_claim:
         cache = {"persistentVolumeClaim": {"claimName": config.cache_claim}}
-    volumes = [{"name": "models", **cache}]
+    if config.cache_host_path:
+        # Not DirectoryOrCreate: Kubernetes would make it root's, and no pod could write there.
+        cache = {"hostPath": {"path": config.cache_host_path, "type": "Directory"}}
+    volumes = [{"name": "models", **cache}, TMP_VOLUME]
     if config.service.api_keys_secret:
         volumes.append({"name": "api-keys", "secret": {"secretName": config.service.api_keys_secret}})
     return volumes
@@ -179,7 +203,7 @@ def _spot(spot: Spot) -> dict[str, Any]:
     terms = [
         {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]} for key, value in SPOT_LABELS.items()
     ]
-    if spot is Spot.REQUIRE:
+    if spot in (Spot.REQUIRE, Spot.FIRST):
         rule: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     elif spot is Spot.PREFER:
         weighted = [{"weight": 100, "preference": term} for term in terms]
@@ -187,6 +211,21 @@ def _spot(spot: Spot) -> dict[str, Any]:
     else:
         return {}
     return {"affinity": {"nodeAffinity": rule}}
+
+
+def _spread(config: ClusterConfiguration) -> dict[str, Any]:
+    workers = {INSTANCE_LABEL: config.name, NODE_TYPE_LABEL: "worker"}
+    return {
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": workers},
+            }
+            for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+        ]
+    }
 
 
 def _tolerations(spot: Spot, *, has_gpus: bool) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.manifests.raycluster import worker_groups
-from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, Spot, WorkerSettings
+from cluster.manifests.setting_types import Spot
+from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, WorkerSettings
 
 TOKEN_IN_CONTAINER = "/home/ray/.ray/auth_token"
 

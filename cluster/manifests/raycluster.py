@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from cluster.manifests.pods import METRICS_PORT, head_pod, worker_pod
+from cluster.manifests.pods import METRICS_PORT, container_security, head_pod, worker_pod
+from cluster.manifests.setting_types import Spot
 from cluster.manifests.settings import ClusterConfiguration, WorkerSettings
+
+# Of the group that is grown first; KubeRay's own is 0.
+FIRST_PRIORITY = 10
 
 
 def ray_cluster(
@@ -30,14 +35,7 @@ def ray_cluster(
     return {
         "rayVersion": version("ray"),
         "authOptions": auth,
-        "enableInTreeAutoscaling": True,
-        "autoscalerOptions": {
-            "version": "v2",
-            "resources": {
-                "requests": {"cpu": "500m", "memory": "512Mi"},
-                "limits": {"cpu": "500m", "memory": "512Mi"},
-            },
-        },
+        **(_autoscaler() if config.autoscaling else {}),
         "headGroupSpec": {
             # KubeRay itself sets dashboard-host: it asks the dashboard from its own pod, and with loopback alone a
             # RayJob would wait for ever.
@@ -45,8 +43,32 @@ def ray_cluster(
             "rayStartParams": {"num-cpus": "0", "metrics-export-port": str(METRICS_PORT)},
             "template": head_pod(config, env or {}, serves=serves),
         },
-        "workerGroupSpecs": [_group(config, name, group, env or {}) for name, group in groups.items()],
+        "workerGroupSpecs": [
+            _group(config, name, group, env or {}, serves=serves) for name, group in _by_priority(groups)
+        ],
     }
+
+
+def _autoscaler() -> dict[str, Any]:
+    amounts = {"cpu": "500m", "memory": "512Mi"}
+    return {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+            "securityContext": container_security(writes=True),
+        },
+    }
+
+
+def _by_priority(groups: dict[str, WorkerSettings]) -> Iterator[tuple[str, WorkerSettings]]:
+    """Yield the groups; of one that takes spot nodes first the workers that must be there are on other nodes."""
+    for name, group in groups.items():
+        if group.spot is Spot.FIRST:
+            yield f"{name}-spot", group.model_copy(update={"min": 0})
+            yield name, group.model_copy(update={"spot": Spot.NO})
+        else:
+            yield name, group
 
 
 def worker_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
@@ -58,18 +80,46 @@ def worker_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
     return {"gpu": config.gpu, "cpu": config.cpu}
 
 
-def _group(config: ClusterConfiguration, name: str, group: WorkerSettings, env: dict[str, str]) -> dict[str, Any]:
+def _group(
+    config: ClusterConfiguration, name: str, group: WorkerSettings, env: dict[str, str], *, serves: bool
+) -> dict[str, Any]:
     return {
         "groupName": name,
-        "replicas": group.min,
+        "replicas": group.min if config.autoscaling else group.max,
         "minReplicas": group.min,
         "maxReplicas": group.max,
-        "idleTimeoutSeconds": group.idle_timeout_s,
+        **({"idleTimeoutSeconds": group.idle_timeout_s} if config.autoscaling else {}),
+        **({"priority": FIRST_PRIORITY} if group.spot is Spot.FIRST else {}),
         "rayStartParams": {"metrics-export-port": str(METRICS_PORT)},
-        "template": worker_pod(config, group, env),
+        "template": worker_pod(config, group, env, serves=serves),
     }
 
 
 def metadata(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the name and, where one was given, the namespace."""
     return {"name": config.name, **({"namespace": config.namespace} if config.namespace else {})}
+
+
+def queued_metadata(config: ClusterConfiguration, annotations: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return the metadata of what waits in a queue, which KubeRay hands on to the cluster and its pods.
+
+    Args:
+        config: What was asked for.
+        annotations: More of them.
+    """
+    labels, notes = {}, dict(annotations or {})
+    queue, priority = config.queue.name, config.queue.priority
+    if config.queue.scheduler == "kueue":
+        labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority}
+        # Kueue takes a cluster that grows only where it is told so.
+        notes |= {"kueue.x-k8s.io/elastic-job": "true"} if config.autoscaling else {}
+    elif config.queue.scheduler == "volcano":
+        labels = {"volcano.sh/queue-name": queue, "ray.io/priority-class-name": priority}
+    elif config.queue.scheduler == "yunikorn":
+        labels = {"yunikorn.apache.org/app-id": config.name, "yunikorn.apache.org/queue": queue}
+    given = {key: value for key, value in labels.items() if value}
+    return {
+        **metadata(config),
+        **({"labels": given} if given else {}),
+        **({"annotations": notes} if notes else {}),
+    }

@@ -5,20 +5,30 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from cluster.manifests.pods import container_security, pod_labels, pod_security
-from cluster.manifests.raycluster import metadata, ray_cluster, worker_groups
+from cluster.manifests.pods import TMP_MOUNT, TMP_VOLUME, container_security, pod_labels, pod_security
+from cluster.manifests.raycluster import metadata, queued_metadata, ray_cluster, worker_groups
 from cluster.manifests.settings import ClusterConfiguration
 from cluster.manifests.yaml_text import dump
 
 
 def rayjob(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the RayJob. Every retry is a new cluster, and `label` resumes what the last one left."""
+    """Return the RayJob, or a RayCronJob of it. Every retry is a new cluster, and `label` resumes what was left."""
+    spec = _job(config)
+    if config.job.schedule:
+        # KubeRay gives its jobs names and labels of its own.
+        cron = {"schedule": config.job.schedule, "jobTemplate": spec}
+        return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": metadata(config), "spec": cron}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": queued_metadata(config), "spec": spec}
+
+
+def _job(config: ClusterConfiguration) -> dict[str, Any]:
     job = config.job
     spec: dict[str, Any] = {
         "entrypoint": entrypoint(config),
         "submissionMode": job.submission,
         "backoffLimit": job.retries,
         **({"activeDeadlineSeconds": job.deadline_s} if job.deadline_s else {}),
+        **({"preRunningDeadlineSeconds": job.start_deadline_s} if job.start_deadline_s else {}),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": job.keep_s,
     }
@@ -27,7 +37,7 @@ def rayjob(config: ClusterConfiguration) -> dict[str, Any]:
     if job.submission == "K8sJobMode":
         spec["submitterPodTemplate"] = _submitter(config)
     spec["rayClusterSpec"] = ray_cluster(config, worker_groups(config))
-    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata(config), "spec": spec}
+    return spec
 
 
 def entrypoint(config: ClusterConfiguration) -> str:
@@ -38,6 +48,8 @@ def entrypoint(config: ClusterConfiguration) -> str:
         gpus = config.gpu
         options += ["--actors", f"{max(1, gpus.min * gpus.gpus)}:{gpus.max * gpus.gpus}"]
     options += ["--progress", "plain", *config.job.options]
+    if config.job.schedule and "--append" not in options:
+        options.append("--append")
     return shlex.join(["shardlabel", "label", *config.job.source, "--output", config.job.output, *options])
 
 
@@ -58,7 +70,9 @@ def _submitter(config: ClusterConfiguration) -> dict[str, Any]:
                     "imagePullPolicy": config.image.pull_policy,
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     "securityContext": container_security(),
+                    "volumeMounts": [TMP_MOUNT],
                 }
             ],
+            "volumes": [TMP_VOLUME],
         },
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.manifests.pods import GRPC_PORT, HTTP_PORT, INSTANCE_LABEL, KEYS_PATH, pod_labels
-from cluster.manifests.raycluster import metadata, ray_cluster, worker_groups
-from cluster.manifests.settings import ClusterConfiguration, WorkerSettings
+from cluster.manifests.raycluster import metadata, queued_metadata, ray_cluster, worker_groups
+from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, UpgradeSettings, WorkerSettings
 from cluster.manifests.yaml_text import dump
+from models.errors import ConfigError
 from serve.config import ServeConfig
 from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
@@ -19,15 +20,16 @@ def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
     """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
     served = ServeConfig.model_validate(_args(config))
     env = of_every_node(served) | of_haproxy(served, LAUNCHER)
-    cluster = ray_cluster(config, _groups(config), env=env, serves=True)
+    cluster = ray_cluster(config, endpoint_groups(config), env=env, serves=True)
     if config.service.redis_address:
         cluster["gcsFaultToleranceOptions"] = _redis(config)
+    patience = config.service.start_deadline_s
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": metadata(config),
+        "metadata": queued_metadata(config, {"ray.io/initializing-timeout": str(patience)} if patience else None),
         "spec": {
-            "upgradeStrategy": {"type": "NewCluster"},
+            "upgradeStrategy": _upgrade(config.service.upgrade),
             # The head has no replica and no CPU for requests.
             "excludeHeadPodFromServeSvc": True,
             "serveConfigV2": dump(serve_config(config)),
@@ -82,21 +84,42 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
         args["calibration"] = config.service.calibration
     if config.service.api_keys_secret:
         args["api_keys_file"] = f"{KEYS_PATH}/keys"
-    return args
+    return {**args, **config.service.options}
 
 
 def replica_cpus(config: ClusterConfiguration) -> int:
-    """Return the CPUs of a replica: on a GPU its share of the worker's, which decode for it; else one."""
-    return max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
+    """Return the CPUs of a replica where they are not given: on a GPU its share of the worker's, which decode for it."""
+    given = config.service.options.get("replica_cpus")
+    return int(given) if given else max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
 
 
-def _groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
+def _upgrade(upgrade: UpgradeSettings) -> dict[str, Any]:
+    if upgrade.gateway_class is None:
+        return {"type": "NewCluster"}
+    return {
+        "type": "NewClusterWithIncrementalUpgrade",
+        "clusterUpgradeOptions": {
+            "gatewayClassName": upgrade.gateway_class,
+            "stepSizePercent": upgrade.step_percent,
+            "intervalSeconds": upgrade.interval_s,
+            "maxSurgePercent": upgrade.max_surge_percent,
+        },
+    }
+
+
+def endpoint_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
     """Return the one group that replicas run in: a replica decodes beside its own GPU.
 
     The endpoint is built only where its least replicas fit on the workers that are there, so those must be there.
     """
     name, group = next(iter(worker_groups(config).items()))
-    a_worker = config.gpu.gpus if config.device == "cuda" else group.cpus
+    a_worker = group.cpus // replica_cpus(config)
+    if isinstance(group, GpuWorkerSettings):
+        a_worker = min(group.gpus, a_worker)
+    if a_worker == 0:
+        raise ConfigError(
+            f"service.options: a replica of replica_cpus={replica_cpus(config)} does not fit a worker of {group.cpus} CPUs"
+        )
     least = max(group.min, -(-max(1, config.service.min_replicas) // a_worker))
     changes = {"spot": config.service.spot, "min": least, "max": max(group.max, least)}
     return {name: group.model_copy(update=changes)}

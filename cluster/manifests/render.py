@@ -6,10 +6,11 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from cluster.manifests.budget import head_budget, worker_budget
 from cluster.manifests.network import network_policy
 from cluster.manifests.ray_up import ray_up
 from cluster.manifests.rayjob import rayjob
-from cluster.manifests.rayservice import grpc_service, rayservice
+from cluster.manifests.rayservice import endpoint_groups, grpc_service, rayservice
 from cluster.manifests.settings import ClusterConfiguration
 from cluster.manifests.yaml_text import dump
 
@@ -28,12 +29,16 @@ def render(target: Target, config: ClusterConfiguration) -> str:
 
 
 def _rayjob(config: ClusterConfiguration) -> list[dict[str, Any]]:
-    return [*([network_policy(config)] if config.network_policy else []), rayjob(config)]
+    policy = [network_policy(config)] if config.network_policy else []
+    budget = [head_budget(config)] if config.disruption_budget else []
+    return [*policy, *budget, rayjob(config)]
 
 
 def _rayservice(config: ClusterConfiguration) -> list[dict[str, Any]]:
-    policy = network_policy(config, serves=True)
-    return [*([policy] if config.network_policy else []), grpc_service(config), rayservice(config)]
+    policy = [network_policy(config, serves=True)] if config.network_policy else []
+    least = sum(group.min for group in endpoint_groups(config).values())
+    budget = [worker_budget(config, least)] if config.disruption_budget and least > 1 else []
+    return [*policy, *budget, grpc_service(config), rayservice(config)]
 
 
 _DOCUMENTS: dict[Target, Callable[[ClusterConfiguration], list[dict[str, Any]]]] = {

@@ -2,75 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from enum import StrEnum
 from importlib.metadata import version
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cluster.manifests.setting_types import (
+    CRON,
+    DNS_LABEL,
+    HOST_PATH,
+    OWN_SERVE_OPTIONS,
+    Labels,
+    LabelText,
+    Option,
+    PlainText,
+    Quantity,
+    SecretName,
+    ServeOptions,
+    Settings,
+    Spot,
+    Word,
+)
 from pipeline.config import PrecisionName
-from pipeline.storage.uris import has_secrets
+from serve.config import ServeConfig
 
-# KubeRay appends six characters for the cluster and up to ten for its services, of the 63 that Kubernetes allows.
+# KubeRay appends six characters for the cluster and up to ten for its services, of the 63 that Kubernetes allows, and
+# for a job of a schedule a time of up to eleven before them.
 MAX_NAME_LENGTH = 47
-QUANTITY = r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
-DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?", re.ASCII)
-LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]*[A-Za-z0-9])?)?", re.ASCII)
-# The entrypoint of a RayJob is read by two shells, and Kubernetes replaces $(NAME) in it. Quoting survives both, yet
-# nothing that labels images needs more than these.
-WORD = re.compile(r"[\w@%+=:,./*?{}\[\]~^!&#-]+", re.ASCII)
-
-
-class Spot(StrEnum):
-    """Whether a group of workers runs on nodes that the cloud may take back."""
-
-    NO = "no"
-    PREFER = "prefer"
-    REQUIRE = "require"
-
-
-def _is_word(text: str) -> str:
-    if text.startswith("-"):
-        raise ValueError("must not start with a dash")
-    return _is_option(text)
-
-
-def _is_option(text: str) -> str:
-    if not WORD.fullmatch(text):
-        raise ValueError("must be one word of letters, digits and @%+=:,./*?{}[]~^!&#-")
-    if has_secrets(text.removeprefix("@")):
-        raise ValueError("must hold no credentials, which a manifest shows: name a Secret in storage_secret")
-    return text
-
-
-def _is_plain(text: str) -> str:
-    if not text.isprintable() or set(text) & set('$`\\"'):
-        raise ValueError('must be plain text without $ ` \\ ", which a shell would read')
-    return text
-
-
-def _are_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(value) or len(value) > 63:
-            raise ValueError(f"{key!r}: {value!r} is not a label that Kubernetes takes")
-    return labels
-
-
-Word = Annotated[str, AfterValidator(_is_word)]
-Option = Annotated[str, AfterValidator(_is_option)]
-PlainText = Annotated[str, AfterValidator(_is_plain)]
-Quantity = Annotated[str, Field(pattern=QUANTITY)]
-SecretName = Annotated[str, Field(pattern=DNS_NAME, max_length=253)]
-Labels = Annotated[dict[str, str], AfterValidator(_are_labels)]
-
-
-class Settings(BaseModel):
-    """Base of all: no unknown key, no change once built."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+MAX_SCHEDULED_NAME_LENGTH = 36
 
 
 class ImageSettings(Settings):
@@ -98,6 +57,7 @@ class HeadSettings(Settings):
 
     cpus: int = Field(default=3, ge=1, description="CPUs of the head.")
     memory: Quantity = Field(default="12Gi", description="Memory of the head.")
+    ephemeral_storage: Quantity = Field(default="10Gi", description="Disk of the head: logs, and its model cache.")
     node_selector: Labels = Field(default={}, description="Labels of the nodes that may carry the head.")
 
 
@@ -108,7 +68,12 @@ class WorkerSettings(Settings):
     max: int = Field(default=8, ge=1, description="Most workers.")
     cpus: int = Field(default=7, ge=1, description="CPUs of each; of eight, leave one to the node's own processes.")
     memory: Quantity = Field(default="26Gi", description="Memory of each.")
-    spot: Spot = Field(default=Spot.PREFER, description="Nodes that may be taken back: no, prefer or require.")
+    ephemeral_storage: Quantity = Field(default="10Gi", description="Disk of each: logs, and the pod's model cache.")
+    spot: Spot = Field(
+        default=Spot.PREFER,
+        description="Nodes that may be taken back: no, prefer, require; or first: a group of them is grown before one "
+        "of others, each up to max, and min of the others are always there (KubeRay 1.7).",
+    )
     idle_timeout_s: int = Field(
         default=120, ge=10, description="Idle workers above the least are given back after this."
     )
@@ -138,7 +103,15 @@ class JobSettings(Settings):
     output: Word = Field(default="s3://my-bucket/labels", description="DEST of `label`, on shared storage.")
     options: tuple[Option, ...] = Field(default=(), description="More words for `label`, as --top-k,3.")
     retries: int = Field(default=2, ge=0, description="Runs after a failed one, each on a new cluster; they resume.")
+    schedule: Annotated[str, Field(pattern=CRON)] | None = Field(
+        default=None,
+        description="Run again and again, as '0 2 * * *': a RayCronJob, which KubeRay has behind its gate RayCronJob; "
+        "--append is added.",
+    )
     deadline_s: int | None = Field(default=None, ge=1, description="Give up after this many seconds in all.")
+    start_deadline_s: int | None = Field(
+        default=None, ge=1, description="Give up where the run has not begun after this many seconds (KubeRay 1.6)."
+    )
     keep_s: int = Field(default=600, ge=0, description="The cluster stays this long after the end, to be looked at.")
     submission: Literal["K8sJobMode", "HTTPMode", "SidecarMode"] = Field(
         default="K8sJobMode", description="How KubeRay submits: by a Kubernetes Job, by itself, or beside the head."
@@ -146,6 +119,28 @@ class JobSettings(Settings):
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], PlainText] = Field(
         default={"PYTHONUNBUFFERED": "1"}, description="Environment of the driver and the workers. No secrets."
     )
+
+
+class UpgradeSettings(Settings):
+    """How a change of the endpoint's pods is made."""
+
+    gateway_class: SecretName | None = Field(
+        default=None,
+        description="GatewayClass by which requests go over to the new cluster step by step (KubeRay 1.7); "
+        "otherwise they all do once it is ready.",
+    )
+    step_percent: int = Field(default=10, ge=1, le=100, description="Share of the requests that goes over in a step.")
+    interval_s: int = Field(default=60, ge=1, description="Time between two steps.")
+    max_surge_percent: int = Field(default=100, ge=1, le=100, description="Most that the new cluster adds at once.")
+
+    @model_validator(mode="after")
+    def _check(self) -> UpgradeSettings:
+        if self.step_percent > self.max_surge_percent:
+            raise ValueError(
+                "step_percent must not be above max_surge_percent, "
+                f"got step_percent={self.step_percent} and max_surge_percent={self.max_surge_percent}"
+            )
+        return self
 
 
 class ServiceSettings(Settings):
@@ -162,12 +157,38 @@ class ServiceSettings(Settings):
     )
     redis_address: Word | None = Field(default=None, description="host:port of a Redis that the head survives with.")
     redis_secret: SecretName | None = Field(default=None, description="Secret whose key `password` is Redis's.")
+    options: ServeOptions = Field(
+        default={},
+        description=f"More options of `serve`, as top_k=3,deadline_s=30: "
+        f"{', '.join(name for name in ServeConfig.model_fields if name not in OWN_SERVE_OPTIONS)}.",
+    )
+    spread: bool = Field(default=True, description="Workers go to different zones and nodes where they can.")
+    start_deadline_s: int | None = Field(
+        default=None, ge=1, description="Give up where the endpoint is not ready after this many seconds (KubeRay 1.6)."
+    )
+    upgrade: UpgradeSettings = Field(default_factory=UpgradeSettings, description="How its pods are changed.")
 
     @model_validator(mode="after")
     def _check(self) -> ServiceSettings:
         if self.min_replicas > self.max_replicas:
             got = f"got min_replicas={self.min_replicas} and max_replicas={self.max_replicas}"
             raise ValueError(f"min_replicas must not be above max_replicas, {got}")
+        return self
+
+
+class QueueSettings(Settings):
+    """The queue that a run or an endpoint waits in, where the Kubernetes cluster has one."""
+
+    scheduler: Literal["kueue", "volcano", "yunikorn"] | None = Field(default=None, description="Whose queue it is.")
+    name: LabelText | None = Field(default=None, description="The queue; Kueue's local one.")
+    priority: LabelText | None = Field(default=None, description="Priority class in it (Kueue and Volcano).")
+
+    @model_validator(mode="after")
+    def _check(self) -> QueueSettings:
+        if (self.scheduler is None) != (self.name is None):
+            raise ValueError(f"scheduler and name go together, got scheduler={self.scheduler} and name={self.name}")
+        if self.priority and self.scheduler not in ("kueue", "volcano"):
+            raise ValueError(f"priority needs scheduler=kueue or volcano, got scheduler={self.scheduler}")
         return self
 
 
@@ -216,6 +237,9 @@ class ClusterConfiguration(Settings):
     cache_claim: SecretName | None = Field(
         default=None, description="PersistentVolumeClaim for models; otherwise each pod has its own cache."
     )
+    cache_host_path: Annotated[str, Field(pattern=HOST_PATH)] | None = Field(
+        default=None, description="Folder of each node for models, which its pods share; user 1000 must own it."
+    )
     cache_size: Quantity = Field(default="5Gi", description="Limit of a pod's own model cache.")
     storage_secret: SecretName | None = Field(
         default=None, description="Secret whose keys are the storage's environment, as AWS_ACCESS_KEY_ID."
@@ -227,6 +251,12 @@ class ClusterConfiguration(Settings):
         default=None, description="Secret whose key auth_token is Ray's token; otherwise KubeRay makes one."
     )
     drain_s: int = Field(default=100, ge=10, le=3600, description="A worker that is stopped may finish for this long.")
+    autoscaling: bool = Field(
+        default=True, description="Groups grow and shrink between min and max; otherwise they have max workers."
+    )
+    disruption_budget: bool = Field(
+        default=True, description="A node that is emptied waits for a run's head, and leaves the endpoint its workers."
+    )
     network_policy: bool = Field(
         default=True, description="Let only this cluster, KubeRay and monitoring reach the pods' control ports."
     )
@@ -240,6 +270,7 @@ class ClusterConfiguration(Settings):
     cpu: WorkerSettings = Field(default_factory=WorkerSettings, description="Workers without: they decode.")
     job: JobSettings = Field(default_factory=JobSettings, description="RayJob.")
     service: ServiceSettings = Field(default_factory=ServiceSettings, description="RayService.")
+    queue: QueueSettings = Field(default_factory=QueueSettings, description="A queue of the Kubernetes cluster.")
     aws: AwsSettings = Field(default_factory=AwsSettings, description="`ray up`.")
 
     @model_validator(mode="after")
@@ -247,5 +278,20 @@ class ClusterConfiguration(Settings):
         if self.device == "cuda" and self.gpu.min < 1:
             raise ValueError(
                 "gpu.min must be at least 1 with device=cuda, got 0: a run looks for its GPUs when it starts"
+            )
+        if not self.autoscaling and Spot.FIRST in (self.gpu.spot, self.cpu.spot, self.service.spot):
+            raise ValueError("spot=first needs autoscaling=true, which fills one group before the other, got false")
+        if not self.autoscaling and self.service.upgrade.gateway_class:
+            raise ValueError("service.upgrade.gateway_class needs autoscaling=true, got false: KubeRay refuses it")
+        if self.cache_claim and self.cache_host_path:
+            raise ValueError("cache_claim and cache_host_path are two places for models; give one")
+        if self.job.schedule and len(self.name) > MAX_SCHEDULED_NAME_LENGTH:
+            got = f"{len(self.name)}: {self.name!r}"
+            raise ValueError(
+                f"name must have at most {MAX_SCHEDULED_NAME_LENGTH} characters with job.schedule, got {got}"
+            )
+        if self.job.schedule and self.queue.scheduler:
+            raise ValueError(
+                "job.schedule and queue.scheduler do not go together: KubeRay gives the jobs of a schedule no labels"
             )
         return self

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.manifests.settings import LABEL_KEY, LABEL_VALUE
+from cluster.manifests.setting_types import LABEL_KEY, LABEL_VALUE
 from cluster.manifests.settings_sources import nearest
 from cluster.validate.crds import kuberay_schemas
 from cluster.validate.documents import Document, Fault, Path

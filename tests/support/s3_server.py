@@ -79,13 +79,13 @@ def serves_s3() -> bool:
 
 
 @contextmanager
-def running_s3(folder: Path) -> Iterator[S3Server]:
+def running_s3(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Serve S3 until the block ends; what lies in `folder/BUCKET` is in the bucket from the start."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**30)},
         )  # fmt: skip
         try:

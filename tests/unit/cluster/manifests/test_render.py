@@ -31,12 +31,30 @@ VARIANTS = {
     "calibrated": ["service.calibration=s3://bucket/calibration.json", "job.options=--calibration,s3://bucket/c.json"],
     "Redis": ["service.redis_address=redis:6379", "service.redis_secret=redis"],
     "many replicas": ["service.min_replicas=3", "service.max_replicas=12", "gpu.max=6", "gpu.gpus=2", "gpu.cpus=15"],
+    "Kueue": ["queue.scheduler=kueue", "queue.name=vision", "queue.priority=low"],
+    "Kueue, of one size": ["queue.scheduler=kueue", "queue.name=vision", "autoscaling=false"],
+    "Volcano": ["queue.scheduler=volcano", "queue.name=vision", "queue.priority=low"],
+    "YuniKorn": ["queue.scheduler=yunikorn", "queue.name=root.vision"],
+    "nightly": ["job.schedule=0 2 * * 1-5", "job.start_deadline_s=1800", "name=nightly"],
+    "spot first": ["gpu.spot=first", "cpu.spot=first", "service.spot=first"],
+    "impatient": ["job.start_deadline_s=1800", "job.deadline_s=7200", "service.start_deadline_s=1800"],
+    "step by step": ["service.upgrade.gateway_class=istio", "service.upgrade.step_percent=25"],
+    "a folder of the node": ["cache_host_path=/var/lib/shardlabel"],
+    "no budget": ["disruption_budget=false", "service.spread=false", "service.min_replicas=3"],
+    "options of serve": ["service.options=top_k=3,deadline_s=45.5,decode=exact,access_log=/tmp/access.log", "device=cpu"],
     "several sources": ["job.source=s3://b/a-{0,1}.tar,s3://b/c/*.tar", "job.options=--top-k,3,--decode,exact"],
 }  # fmt: skip
 
 
 def documents(target, *words):
     return list(yaml.safe_load_all(render(Target(target), build_configuration(list(words)))))
+
+
+def cluster_of(found):
+    """Return the Ray cluster of what was rendered."""
+    spec = found[-1]["spec"]
+    spec = spec.get("jobTemplate", spec)
+    return spec.get("rayClusterSpec") or spec["rayClusterConfig"]
 
 
 @pytest.mark.parametrize("target", COMMITTED)
@@ -64,20 +82,22 @@ def test_what_is_rendered_is_valid(target, variant, tmp_path):
 
 @pytest.mark.parametrize("target", ["rayjob", "rayservice"])
 def test_no_container_runs_as_root_or_without_limits(target):
-    *_, resource = documents(target, "gpu.max=2")
-    cluster = resource["spec"].get("rayClusterSpec") or resource["spec"]["rayClusterConfig"]
+    cluster = cluster_of(documents(target, "gpu.max=2"))
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    unprivileged = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
     for pod in pods:
         spec = pod["template"]["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         for container in spec["containers"]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-            }
+            assert container["securityContext"] == {**unprivileged, "readOnlyRootFilesystem": True}
+            # What Ray writes, and nothing of the image.
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+            assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
             assert container["resources"]["limits"] == container["resources"]["requests"]
-            assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+            assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+    # KubeRay's own container, which it starts beside the head.
+    assert cluster["autoscalerOptions"]["securityContext"] == unprivileged
     assert cluster["authOptions"]["mode"] == "token"
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
 
@@ -231,19 +251,22 @@ def stays_where_it_is(config):
         found = list(yaml.safe_load_all(render(target, config)))
         kinds = [document.get("kind", "ray up") for document in found]
         policy = ["NetworkPolicy"] if config.network_policy else []
+        budget = ["PodDisruptionBudget"] if config.disruption_budget else []
+        of_workers = budget if max(config.gpu.min, config.service.min_replicas) > 1 else []
         assert (
             kinds
             == {
-                Target.RAYJOB: [*policy, "RayJob"],
-                Target.RAYSERVICE: [*policy, "Service", "RayService"],
+                Target.RAYJOB: [*policy, *budget, "RayCronJob" if config.job.schedule else "RayJob"],
+                Target.RAYSERVICE: [*policy, *of_workers, "Service", "RayService"],
                 Target.RAY_UP: ["ray up"],
             }[target]
         )
         if target is Target.RAYJOB:
-            words = shlex.split(found[-1]["spec"]["entrypoint"])
+            entrypoint = found[-1]["spec"].get("jobTemplate", found[-1]["spec"])["entrypoint"]
+            words = shlex.split(entrypoint)
             assert words[:2] == ["shardlabel", "label"]
             assert words[2 : 2 + len(config.job.source)] == list(config.job.source)
-            assert not re.search(r"[`$;|<>\n\\]", found[-1]["spec"]["entrypoint"])
+            assert not re.search(r"[`$;|<>\n\\]", entrypoint)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +284,25 @@ def stays_where_it_is(config):
         (["name"], "--set needs key=value, got 'name'"),
         (["name.first=x"], "name"),
         (["job.env=A"], "--set job.env needs name=value,name=value, got 'A'"),
+        (["queue.name=a"], "scheduler and name go together, got scheduler=None and name=a"),
+        (["queue.scheduler=yunikorn", "queue.name=a", "queue.priority=b"], "priority needs scheduler=kueue or volcano"),
+        (
+            ["queue.scheduler=kueue", "queue.name=a", "job.schedule=@daily"],
+            "KubeRay gives the jobs of a schedule no labels",
+        ),
+        (["job.schedule=daily"], "job.schedule: string should match"),
+        (["job.schedule=@daily", f"name={'a' * 37}"], "name must have at most 36 characters with job.schedule, got 37"),
+        (["gpu.spot=first", "autoscaling=false"], "spot=first needs autoscaling=true"),
+        (["service.upgrade.gateway_class=g", "autoscaling=false"], "gateway_class needs autoscaling=true"),
+        (
+            ["service.upgrade.max_surge_percent=5"],
+            "step_percent must not be above max_surge_percent, got step_percent=10",
+        ),
+        (["cache_claim=a", "cache_host_path=/b"], "two places for models"),
+        (["cache_host_path=/var/../etc"], "cache_host_path: string should match"),
+        (["service.options=top_kk=3"], "'top_kk' is none of access_log, batch_size"),
+        (["service.options=model=x"], "'model' is none of"),
+        (["service.options=top_k=0"], "service.options: top_k: Input should be greater than or equal to 1"),
         (["device=tpu"], "device: input should be 'cpu' or 'cuda', got 'tpu'"),
     ],
 )
@@ -314,3 +356,174 @@ def test_the_endpoint_starts_with_workers_for_its_least_replicas():
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
 
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["kueue", "low"], {"kueue.x-k8s.io/queue-name": "vision", "kueue.x-k8s.io/priority-class": "low"}),
+        (["volcano", "low"], {"volcano.sh/queue-name": "vision", "ray.io/priority-class-name": "low"}),
+        (["yunikorn", ""], {"yunikorn.apache.org/app-id": "shardlabel", "yunikorn.apache.org/queue": "vision"}),
+    ],
+)
+@pytest.mark.parametrize("target", ["rayjob", "rayservice"])
+def test_a_queue_is_named_where_its_scheduler_looks(target, words, labels):
+    scheduler, priority = words
+
+    *others, resource = documents(
+        target, f"queue.scheduler={scheduler}", "queue.name=vision", f"queue.priority={priority}"
+    )
+
+    assert resource["metadata"]["labels"] == labels
+    # What waits is the cluster alone.
+    assert not any(labels.keys() & other["metadata"].get("labels", {}).keys() for other in others)
+
+
+@pytest.mark.parametrize(("autoscaling", "elastic"), [("true", True), ("false", False)])
+def test_kueue_is_told_of_a_cluster_that_grows(autoscaling, elastic):
+    *_, job = documents("rayjob", "queue.scheduler=kueue", "queue.name=vision", f"autoscaling={autoscaling}")
+
+    assert (job["metadata"].get("annotations", {}).get("kueue.x-k8s.io/elastic-job") == "true") is elastic
+
+
+def test_a_cluster_that_does_not_grow_has_all_its_workers_and_nothing_of_the_autoscaler():
+    cluster = cluster_of(documents("rayjob", "autoscaling=false", "gpu.max=3"))
+
+    assert not {"enableInTreeAutoscaling", "autoscalerOptions"} & cluster.keys()
+    assert [group["replicas"] for group in cluster["workerGroupSpecs"]] == [3, 8]
+    assert not any("idleTimeoutSeconds" in group for group in cluster["workerGroupSpecs"])
+
+
+def test_spot_first_grows_spot_nodes_before_others_and_keeps_the_least_on_others():
+    cluster = cluster_of(documents("rayjob", "gpu.spot=first", "gpu.min=2", "gpu.max=6", "cpu.spot=no"))
+
+    spot, others, _ = cluster["workerGroupSpecs"]
+    assert (spot["groupName"], spot["minReplicas"], spot["maxReplicas"]) == ("gpu-spot", 0, 6)
+    assert (others["groupName"], others["minReplicas"], others["maxReplicas"]) == ("gpu", 2, 6)
+    assert spot["priority"] > others.get("priority", 0)
+    affinity = spot["template"]["spec"]["affinity"]["nodeAffinity"]
+    assert "requiredDuringSchedulingIgnoredDuringExecution" in affinity
+    assert "affinity" not in others["template"]["spec"]
+
+
+def test_ray_reads_the_priority_of_a_group():
+    from ray.autoscaler._private.kuberay.autoscaling_config import PRIORITY_KEY
+
+    spot, *_ = cluster_of(documents("rayjob", "gpu.spot=first"))["workerGroupSpecs"]
+
+    assert spot[PRIORITY_KEY] == 10
+
+
+def test_a_nightly_run_appends_to_what_is_there():
+    *_, cron = documents("rayjob", "job.schedule=0 2 * * *", "job.options=--top-k,3")
+
+    config = parse_entrypoint(cron["spec"]["jobTemplate"]["entrypoint"])
+
+    assert (cron["kind"], cron["spec"]["schedule"]) == ("RayCronJob", "0 2 * * *")
+    assert (config.append, config.top_k) == (True, 3)
+
+
+def test_a_run_that_does_not_begin_and_an_endpoint_that_is_not_ready_are_given_up():
+    words = ["job.start_deadline_s=60", "service.start_deadline_s=90"]
+    *_, job = documents("rayjob", *words)
+    *_, service = documents("rayservice", *words)
+
+    assert job["spec"]["preRunningDeadlineSeconds"] == 60
+    assert service["metadata"]["annotations"] == {"ray.io/initializing-timeout": "90"}
+
+
+def test_an_endpoint_is_upgraded_step_by_step_where_a_gateway_is_named():
+    *_, plain = documents("rayservice")
+    *_, service = documents("rayservice", "service.upgrade.gateway_class=istio", "service.upgrade.step_percent=25")
+
+    assert plain["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
+    assert service["spec"]["upgradeStrategy"] == {
+        "type": "NewClusterWithIncrementalUpgrade",
+        "clusterUpgradeOptions": {
+            "gatewayClassName": "istio",
+            "stepSizePercent": 25,
+            "intervalSeconds": 60,
+            "maxSurgePercent": 100,
+        },
+    }
+
+
+def test_options_of_serve_reach_the_endpoint_with_their_types():
+    from serve.config import ServeConfig
+
+    *_, service = documents("rayservice", "service.options=top_k=3,deadline_s=45.5,decode=exact", "device=cpu")
+    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    head = cluster_of([service])["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+    served = ServeConfig.model_validate(args, strict=False)
+    assert (args["top_k"], args["deadline_s"], args["decode"]) == (3, 45.5, "exact")
+    assert (served.top_k, served.deadline_s) == (3, 45.5)
+    # A request's time is told to the proxy before it too.
+    assert {"name": "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", "value": "66"} in head["env"]
+
+
+def test_every_option_of_serve_can_be_set():
+    from serve.config import ServeConfig
+
+    told = yaml.safe_load(
+        documents("rayservice", "service.calibration=s3://b/c.json", "service.api_keys_secret=k")[-1]["spec"][
+            "serveConfigV2"
+        ]
+    )
+    settable = {key: about for key, _, about in list_settings()}["service.options"]
+
+    for name in ServeConfig.model_fields:
+        assert name in told["applications"][0]["args"] or name in settable, name
+
+
+def test_a_replica_of_many_cpus_has_workers_for_the_least_replicas():
+    words = ["device=cpu", "service.options=replica_cpus=4", "service.min_replicas=3"]
+
+    (group,) = cluster_of(documents("rayservice", *words))["workerGroupSpecs"]
+
+    # Seven CPUs hold one replica of four.
+    assert group["minReplicas"] == 3
+    with pytest.raises(ConfigError, match=r"replica_cpus=9 does not fit a worker of 7 CPUs"):
+        documents("rayservice", "device=cpu", "service.options=replica_cpus=9")
+
+
+def test_an_emptied_node_waits_for_the_head_of_a_run():
+    _, budget, _ = documents("rayjob", "name=pets")
+
+    assert budget["kind"] == "PodDisruptionBudget"
+    assert budget["spec"]["minAvailable"] == 1
+    assert budget["spec"]["selector"]["matchLabels"] == {
+        "app.kubernetes.io/instance": "pets",
+        "ray.io/node-type": "head",
+    }
+
+
+@pytest.mark.parametrize(("replicas", "stay"), [(1, []), (2, [1]), (5, [4])])
+def test_workers_of_the_endpoint_leave_one_after_the_other(replicas, stay):
+    found = documents("rayservice", f"service.min_replicas={replicas}", "service.max_replicas=8", "gpu.max=8")
+
+    budgets = [document["spec"]["minAvailable"] for document in found if document["kind"] == "PodDisruptionBudget"]
+
+    assert budgets == stay
+
+
+def test_workers_of_the_endpoint_are_spread_and_those_of_a_run_are_not():
+    def constraints(target):
+        (group, *_) = cluster_of(documents(target))["workerGroupSpecs"]
+        return group["template"]["spec"].get("topologySpreadConstraints", [])
+
+    keys = [constraint["topologyKey"] for constraint in constraints("rayservice")]
+    assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    assert {constraint["whenUnsatisfiable"] for constraint in constraints("rayservice")} == {"ScheduleAnyway"}
+    # Between zones every byte of an image would cost.
+    assert constraints("rayjob") == []
+
+
+def test_pods_of_a_node_share_its_folder_of_models():
+    cluster = cluster_of(documents("rayjob", "cache_host_path=/var/lib/shardlabel"))
+
+    for pod in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        spec = pod["template"]["spec"]
+        # Kubernetes would make a folder that is not there root's.
+        assert {"name": "models", "hostPath": {"path": "/var/lib/shardlabel", "type": "Directory"}} in spec["volumes"]
+        assert {"name": "models", "mountPath": "/cache"} in spec["containers"][0]["volumeMounts"]

@@ -117,8 +117,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_every_fault_of_a_file_is_told(tmp_path):
     broken = documents("rayjob")
-    broken[1]["spec"]["backoffLimit"] = -1
-    broken[1]["spec"]["rayClusterSpec"]["rayVersion"] = "2.9.0"
+    broken[-1]["spec"]["backoffLimit"] = -1
+    broken[-1]["spec"]["rayClusterSpec"]["rayVersion"] = "2.9.0"
 
     faults = faults_of(tmp_path, write(broken))
 

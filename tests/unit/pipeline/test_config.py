@@ -29,7 +29,7 @@ def test_the_defaults_are_those_of_the_contract():
         pytest.param({"actors": "many"}, "--actors: .*got 'many'", id="actors-text"),
         pytest.param({"max_error_rate": 7}, "--max-error-rate: .*less than or equal to 1, got 7", id="rate"),
         pytest.param({"batch_size": 0}, "--batch-size: .*got 0", id="batch"),
-        pytest.param({"colour": "red"}, "unknown option 'colour'; known are source, output", id="unknown"),
+        pytest.param({"colour": "red"}, "unknown option 'colour'; known are source, format", id="unknown"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_says_which_and_what_was_expected(options, message):

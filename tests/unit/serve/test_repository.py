@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import time
 import weakref
 from pathlib import Path
@@ -342,6 +343,7 @@ def test_what_callers_had_loaded_and_is_gone_keeps_no_replica_from_starting(tmp_
 
 
 def test_serves_user_config_sets_the_models_and_what_it_cannot_have_leaves_the_others(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "serve")  # whatever tests before have told Ray's loggers
     from serve.replica import Replica
 
     async def run():

@@ -300,7 +300,7 @@ def stays_where_it_is(config):
         ),
         (["cache_claim=a", "cache_host_path=/b"], "two places for models"),
         (["cache_host_path=/var/../etc"], "cache_host_path: string should match"),
-        (["service.options=top_kk=3"], "'top_kk' is none of access_log, batch_size"),
+        (["service.options=top_kk=3"], "'top_kk' is none of access_log, baseline, batch_size"),
         (["service.options=model=x"], "'model' is none of"),
         (["service.options=top_k=0"], "service.options: top_k: Input should be greater than or equal to 1"),
         (["device=tpu"], "device: input should be 'cpu' or 'cuda', got 'tpu'"),

@@ -147,7 +147,10 @@ def test_kinds_that_are_not_checked_are_named_and_never_refused(tmp_path):
     as_json = json.loads(run("validate", file, "--json").stdout)
 
     assert done.exit_code == 0, done.output
-    assert f"{file}: not checked: Job tidy; NetworkPolicy shardlabel; what a cluster adds" in done.stderr
+    assert (
+        f"{file}: not checked: Job tidy; NetworkPolicy shardlabel; PodDisruptionBudget shardlabel-head; what a cluster adds"
+        in done.stderr
+    )
     assert f"kubectl apply --dry-run=server -f {file}" in done.stderr
     assert as_json["not_checked"][str(file)][:2] == ["Job tidy", "NetworkPolicy shardlabel"]
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import errno
 import json
+import logging
 import threading
 import time
 from hashlib import sha256
@@ -209,6 +210,7 @@ def test_while_a_part_file_is_under_way_rows_are_taken_up_to_a_bound_and_answers
 
 
 def test_a_full_disk_costs_rows_which_are_counted_and_then_it_goes_on(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "serve")  # whatever tests before have told Ray's loggers
     monkeypatch.setattr(prediction_log, "PART_ROWS", 2)
     write, is_full = prediction_log.write_part, threading.Event()
 

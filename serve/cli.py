@@ -87,7 +87,7 @@ def serve(
                 _say(f"error: {fault}")
                 raise typer.Exit(EXIT_FAILED)
             _renew(endpoint)
-        _say("stopping: finishing the requests there are")
+        _say("stopping once the requests in progress are answered")
     _say("stopped")
 
 

@@ -59,6 +59,8 @@ def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> 
 
 def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
     """Return the row groups at which a slice's pieces begin, and one behind its last."""
+    if storage.unreadable(piece.shard):
+        return []  # the worker notes why
     try:
         file = storage.open_random(piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
     except StorageError:

@@ -149,6 +149,12 @@ def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -
     assert cut(storage, [few, broken], SourceFormat.PARQUET) == [few, broken]
 
 
+def test_a_file_whose_key_cannot_be_fetched_is_left_to_the_worker_that_notes_it() -> None:
+    odd = Slice("a\x01.parquet", 10**9, "e")
+
+    assert cut(open_storage("s3://bucket/in"), [odd], SourceFormat.PARQUET) == [odd]
+
+
 def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

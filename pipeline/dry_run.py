@@ -49,7 +49,7 @@ from pipeline.job import has_local_gpu, run
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.pools import Pools, plan_pools
 from pipeline.sources.parquet import open_parquet
-from pipeline.sources.pieces import cut_large
+from pipeline.sources.pieces import Cut, cutter
 from pipeline.sources.source import format_of, open_source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
@@ -59,8 +59,6 @@ from pipeline.summary import RunReport
 IMAGES_PER_SHARD = 50
 # Shards that are kept as candidates; one without images costs one of them.
 MAX_CANDIDATES = 10_000
-
-Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
 
 
 def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
@@ -176,8 +174,7 @@ def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
 
 def _cut(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
     """Put pieces in the place of large shards, as the job would."""
-    source = open_source(config.source, config.format)
-    return slices if config.uri_column is not None else cut_large(source.base, slices, source.format)
+    return cutter(config, open_source(config.source, config.format))(slices)
 
 
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:

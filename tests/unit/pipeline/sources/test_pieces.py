@@ -13,10 +13,10 @@ from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
 from pipeline.sources import pieces as cutting
-from pipeline.sources.pieces import cut_large
+from pipeline.sources.pieces import cut_large, cutter
 from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
-from pipeline.sources.source import open_source
+from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 from tests.support.s3_place import Settings
@@ -153,6 +153,23 @@ def test_a_file_whose_key_cannot_be_fetched_is_left_to_the_worker_that_notes_it(
     odd = Slice("a\x01.parquet", 10**9, "e")
 
     assert cut(open_storage("s3://bucket/in"), [odd], SourceFormat.PARQUET) == [odd]
+
+
+@pytest.mark.parametrize("name", ["key_column", "uri_column"])
+def test_pieces_that_would_ask_a_store_for_all_keys_before_them_are_not_made(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cutting, "_EDGES", {SourceFormat.PARQUET: lambda storage, piece: asked.append(piece.shard)})
+    config = LabelConfig(source="s3://bucket/in", output="out", **{name: "name"})
+    whole = Slice("a.parquet", 10**9, "e")
+
+    pieces = cutter(config, Source(open_storage("s3://bucket/in"), SourceFormat.PARQUET, lambda: iter([])))(
+        iter([whole])
+    )
+
+    assert list(pieces) == [whole]
+    assert not asked
 
 
 def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(

@@ -130,6 +130,22 @@ def test_a_tar_that_must_be_read_from_its_beginning_stays_whole(tmp_path: Path, 
     assert cut(storage, [whole]) == [whole]
 
 
+def test_a_header_of_all_members_gives_each_its_size(tmp_path: Path) -> None:
+    storage, whole = put(tmp_path, "a.tar", with_global_header())
+
+    samples, [notes] = read(storage, [whole])
+
+    assert [sample.data for sample in samples] == [jpeg()] * 30
+    assert notes.missing is None
+
+
+def test_a_whole_tar_without_an_end_mark_is_told(tmp_path: Path) -> None:
+    storage, whole = put(tmp_path, "a.tar", tar_bytes(images(30), end=False))
+
+    assert cut(storage, [whole]) == [whole]
+    assert "no end mark" in (read(storage, [whole])[1][0].missing or "")
+
+
 def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -> None:
     content = parquet_bytes({"image": pa.array(image_rows(20), pa.binary())}, rows_per_group=1)
     storage, whole = put(tmp_path, "a.parquet", content)

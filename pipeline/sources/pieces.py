@@ -45,11 +45,11 @@ Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
 def cutter(config: LabelConfig, source: Source) -> Cut:
     """Return what puts pieces in the place of SOURCE's large shards.
 
-    Not of manifests, which are in runs of rows already; nor in an object store where a column holds the keys: each piece
-    asks for those of every row group before it.
+    Not of manifests, which are in runs of rows already; nor with --limit, which is counted shard by shard; nor in an
+    object store where a column holds the keys: each piece asks for those of every row group before it.
     """
     asks_for_keys = config.key_column is not None and not source.base.is_local
-    if config.uri_column is not None or asks_for_keys:
+    if config.uri_column is not None or config.limit is not None or asks_for_keys:
         return iter
     return partial(cut_large, source.base, kind=source.format)
 

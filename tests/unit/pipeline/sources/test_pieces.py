@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -171,13 +172,18 @@ def test_a_file_whose_key_cannot_be_fetched_is_left_to_the_worker_that_notes_it(
     assert cut(open_storage("s3://bucket/in"), [odd], SourceFormat.PARQUET) == [odd]
 
 
-@pytest.mark.parametrize("name", ["key_column", "uri_column"])
-def test_pieces_that_would_ask_a_store_for_all_keys_before_them_are_not_made(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"key_column": "name"}, id="each would ask a store for all keys before it"),
+        pytest.param({"uri_column": "name"}, id="a manifest is in runs of rows already"),
+        pytest.param({"limit": 3}, id="a run with a limit takes whole shards, so its estimate does"),
+    ],
+)
+def test_runs_that_take_no_pieces(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     asked: list[str] = []
     monkeypatch.setattr(cutting, "_EDGES", {SourceFormat.PARQUET: lambda storage, piece: asked.append(piece.shard)})
-    config = LabelConfig(source="s3://bucket/in", output="out", **{name: "name"})
+    config = LabelConfig(source="s3://bucket/in", output="out", **options)
     whole = Slice("a.parquet", 10**9, "e")
 
     pieces = cutter(config, Source(open_storage("s3://bucket/in"), SourceFormat.PARQUET, lambda: iter([])))(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tarfile
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
 from pipeline.sources import pieces as cutting
+from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.pieces import cut_large, cutter
 from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
@@ -164,6 +167,23 @@ def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -
     few = put(tmp_path, "b.parquet", parquet_bytes(rows_per_group=100))[1]
     broken = put(tmp_path, "c.parquet", content[:-9])[1]
     assert cut(storage, [few, broken], SourceFormat.PARQUET) == [few, broken]
+
+
+def test_a_key_whose_first_row_is_lost_is_numbered_alike_in_the_whole_file_and_its_pieces(tmp_path: Path) -> None:
+    columns = {"image": pa.array(image_rows(8), pa.binary()), "name": pa.array(["a", "b"] * 4)}
+    content = bytearray(parquet_bytes(columns, rows_per_group=2))
+    content[pq.read_metadata(BytesIO(content)).row_group(0).column(0).data_page_offset + 200] ^= 1
+    storage, whole = put(tmp_path, "a.parquet", bytes(content))
+    settings = Settings(storage, SourceFormat.PARQUET, columns=ParquetColumns("image", "name"))
+    lost: list[str | None] = []
+
+    def keys(piece: Slice) -> list[str]:
+        return [s.key for s in read_unit(settings, Unit(0, (piece,)), lambda shard, notes: lost.append(notes.missing))]
+
+    pieces = cut(storage, [whole], SourceFormat.PARQUET)
+
+    assert keys(whole) == [key for piece in pieces for key in keys(piece)] == ["a#2", "b#2", "a#3", "b#3", "a#4", "b#4"]
+    assert "row group 0" in (lost[0] or "")
 
 
 def test_a_file_whose_key_cannot_be_fetched_is_left_to_the_worker_that_notes_it() -> None:

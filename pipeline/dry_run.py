@@ -49,8 +49,8 @@ from pipeline.job import has_local_gpu, run
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.pools import Pools, plan_pools
 from pipeline.sources.parquet import open_parquet
-from pipeline.sources.pieces import cut_large
-from pipeline.sources.source import format_of, open_source
+from pipeline.sources.pieces import Cut, cutter
+from pipeline.sources.source import Source, format_of, open_source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport
@@ -59,8 +59,6 @@ from pipeline.summary import RunReport
 IMAGES_PER_SHARD = 50
 # Shards that are kept as candidates; one without images costs one of them.
 MAX_CANDIDATES = 10_000
-
-Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
 
 
 def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
@@ -97,10 +95,10 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
             assert picker.whole is not None
             pools = _pools(config, picker.cluster, picker.whole.units)
             each = bytes_per_image(config, picker.picked) or report.bytes_read / report.images
-            measured = measure(
-                open_storage(folder), report, each, counting=picker.seconds, in_stages=pools.decoders > 0,
-                unit_rows=images_in(picker.whole, each) // picker.whole.units,
-            )  # fmt: skip
+            dest, source = open_storage(folder), open_source(config.source, config.format)
+            unit_rows = images_in(picker.whole, each) // picker.whole.units
+            overlap = units_overlap(pools, source, dest)
+            measured = measure(dest, report, each, counting=picker.seconds, overlap=overlap, unit_rows=unit_rows)
     finally:
         if picker.cluster is not None:
             picker.cluster.close()
@@ -176,8 +174,7 @@ def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
 
 def _cut(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
     """Put pieces in the place of large shards, as the job would."""
-    source = open_source(config.source, config.format)
-    return slices if config.uri_column is not None else cut_large(source.base, slices, source.format)
+    return cutter(config, open_source(config.source, config.format))(slices)
 
 
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:
@@ -225,8 +222,15 @@ def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:
     return size / rows if rows else None
 
 
+def units_overlap(pools: Pools, source: Source, dest: Storage) -> bool:
+    """Tell whether a unit's seconds hold those of others: decoders work for actors, or an actor has several at a time."""
+    from pipeline.operators.dataset import units_at_a_time
+
+    return pools.decoders > 0 or units_at_a_time(source.base, dest, source.format) > 1
+
+
 def measure(
-    dest: Storage, report: RunReport, each: float, *, counting: float, in_stages: bool, unit_rows: int
+    dest: Storage, report: RunReport, each: float, *, counting: float, overlap: bool, unit_rows: int
 ) -> Measured:
     """Sum up what labelling some images came to.
 
@@ -235,7 +239,7 @@ def measure(
         report: Of that run.
         each: Bytes of input per image.
         counting: Seconds of the run that a real one does not need.
-        in_stages: Whether decoders work for actors.
+        overlap: See `units_overlap`.
         unit_rows: Images in a unit of the whole job.
     """
     plan = read_plan(dest)
@@ -255,7 +259,7 @@ def measure(
         startup_seconds=startup,
         file_bytes=file_bytes,
         row_bytes=row_bytes,
-        in_stages=in_stages,
+        overlap=overlap,
     )
 
 

@@ -42,7 +42,7 @@ class Measured:
         startup_seconds: Until the first unit could begin.
         file_bytes: Of a part file without rows.
         row_bytes: Of a row in a part file as long as those of the whole job.
-        in_stages: Whether some processes decode for others; then unit_seconds hold waiting, and the wall clock counts.
+        overlap: Whether units wait for one another; then unit_seconds hold waiting, and the wall clock counts.
     """
 
     images: int
@@ -54,11 +54,11 @@ class Measured:
     startup_seconds: float
     file_bytes: float
     row_bytes: float
-    in_stages: bool = False
+    overlap: bool = False
 
     def rate_per_worker(self, workers: int) -> float:
         """Return images per second of one of so many workers, among those that had something to do."""
-        if self.in_stages:
+        if self.overlap:
             return self.images / max(self.wall_seconds, 1e-9) / min(workers, self.units)
         return self.images / max(self.unit_seconds, 1e-9)
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heapreplace
 from itertools import groupby
 
-from pipeline.sources.unit import Slice, Unit
+from pipeline.sources.unit import Unit
 
 
 def unit_bytes(units: Iterable[Unit]) -> Iterator[float]:
     """Yield the bytes of each unit; those of a Parquet file that is cut count as equal parts of it."""
     for shard, group in groupby(units, key=_parquet_in_parts):
         if shard is None:
-            yield from (sum(map(_bytes, unit.slices)) for unit in group)
+            yield from (unit.size for unit in group)
             continue
         parts = list(group)
         yield from (unit.size / len(parts) for unit in parts)
@@ -22,10 +22,6 @@ def unit_bytes(units: Iterable[Unit]) -> Iterator[float]:
 def _parquet_in_parts(unit: Unit) -> str | None:
     piece = unit.slices[0]
     return piece.shard if piece.stop >= 0 and not piece.is_tar else None
-
-
-def _bytes(piece: Slice) -> int:
-    return piece.size if piece.stop < 0 else piece.stop - piece.start
 
 
 def longest(sizes: Sequence[float], workers: int) -> float:

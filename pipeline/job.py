@@ -154,7 +154,8 @@ def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
 def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally) -> None:
     """Say how much of the workers' time has work, where units are so few that they may be uneven."""
     if work.plan.units <= SINGLE_SHARD_UNITS:
-        sizes = list(unit_bytes(unit for unit in iter_units(dest, work.plan) if not work.done[unit.number]))
+        all_sizes = unit_bytes(iter_units(dest, work.plan))
+        sizes = [size for size, done in zip(all_sizes, work.done, strict=True) if not done]
         busy = busy_share(sizes, workers)
         tally.printer.say(
             f"shardlabel: {many_text(len(sizes), 'unit')} to do; by their sizes workers are busy {busy:.0%} of the time"

@@ -120,10 +120,14 @@ class Totals:
         self.output_bytes += commit.size
         for status, count in commit.errors.items():
             self.errors[status] = self.errors.get(status, 0) + count
-        self.incomplete += len(commit.incomplete)
+        named = self.incomplete_named
         for shard, what in commit.incomplete.items():
-            if len(self.incomplete_named) < MAX_NAMED:
-                self.incomplete_named[shard] = what
+            before = named.get(shard)  # of another piece of it
+            self.incomplete += before is None
+            if before is None and len(named) < MAX_NAMED:
+                named[shard] = what
+            elif before is not None and what not in before:
+                named[shard] = f"{before}; {what}"
 
 
 class CommitLog:

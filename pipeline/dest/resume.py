@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from pipeline.dest.plan import (
     read_plan,
     write_plan,
 )
-from pipeline.sources.pieces import cut_large
+from pipeline.sources.pieces import Cut, cutter
 from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, part_number
 from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
@@ -82,8 +81,7 @@ def prepare(
     plan = before = begin(dest, (source,), check, overwrite=config.overwrite)
     gone: Iterator[tuple[int, Slice]] = iter(())
     images = source.format is SourceFormat.IMAGES
-    # Manifests are in runs of rows already.
-    cut = partial(cut_large, source.base, kind=source.format) if config.uri_column is None else iter
+    cut = cutter(config, source)
     if plan is None:
         check()
         wanted = cut(slices()) if config.limit is None else limited(slices(), config.limit, count)
@@ -140,7 +138,7 @@ def _compare(
     dest: Storage,
     plan: Plan,
     slices: Iterator[Slice],
-    cut: Callable[[Iterator[Slice]], Iterator[Slice]],
+    cut: Cut,
     *,
     images: bool,
 ) -> tuple[Plan, Iterator[tuple[int, Slice]]]:

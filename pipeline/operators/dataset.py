@@ -34,6 +34,7 @@ from pipeline.session.metrics import UnitMetrics
 from pipeline.session.pools import Pools
 from pipeline.session.stage_clock import StageClock
 from pipeline.sources.unit import Unit
+from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def alive_nodes() -> set[str]:
 def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Iterator[Result]:
     job, pools = labelling, labelling.pools
     low, high = pools.actors[0], max(pools.actors[1], pools.growth)
-    at_a_time = 1 if isolate else units_at_a_time(job.settings)
+    at_a_time = 1 if isolate else units_at_a_time(job.settings.source, job.settings.dest, job.settings.format)
     results = map_actors(
         _handed_over(units, 1 if isolate else high, isolate=isolate),
         LabelUnits,
@@ -187,11 +188,11 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         yield from noted(assembly.rest())
 
 
-def units_at_a_time(settings: UnitSettings) -> int:
+def units_at_a_time(source: Storage, dest: Storage, kind: SourceFormat) -> int:
     """Return how many units a fused actor has at a time: several where its core would wait for a store."""
-    if settings.source.is_local and settings.dest.is_local:
+    if source.is_local and dest.is_local:
         return 1
-    return REMOTE_UNITS.get(settings.format, 1)
+    return REMOTE_UNITS.get(kind, 1)
 
 
 def _in_flight(isolate: bool) -> int:

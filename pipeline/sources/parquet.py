@@ -176,9 +176,9 @@ class ParquetReader:
         for index in range(metadata.num_row_groups if stop < 0 else stop):
             group = metadata.row_group(index)
             rows, size = group.num_rows, max(1, group.total_byte_size)
+            done = 0
             if index >= start:
                 batch_rows = max(1, min(self._most_rows, BATCH_BYTES * rows // size))
-                done = 0
                 try:
                     for samples in self._row_group(
                         index, range(rows), batch_rows, number, self._names, self._samples, self._notes
@@ -187,11 +187,12 @@ class ParquetReader:
                         yield samples
                 except _RefusedPageError as err:
                     yield self._refused(index, range(done, rows), number, str(err))
-            elif self._key is not None:
-                # Read anew, and nothing else of these rows, so that a key which comes again has the same number in
-                # however many pieces the file is read.
-                key, unseen = [self._key], ShardNotes()
-                deque(self._row_group(index, range(rows), MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
+                    done = rows
+            if self._key is not None and done < rows:
+                # Of rows before `start`, and of those that are lost, nothing but the keys: one that comes again has the
+                # same number in however many pieces the file is read.
+                left, key, unseen = range(done, rows), [self._key], ShardNotes()
+                deque(self._row_group(index, left, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
             number += rows
 
     def _row_group(

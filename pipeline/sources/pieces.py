@@ -11,13 +11,15 @@ A Parquet file is cut between two row groups, which its footer tells; one of few
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice, pairwise
 
 from models.errors import StorageError
-from pipeline.config import SourceFormat
+from pipeline.config import LabelConfig, SourceFormat
 from pipeline.sources.gzip_stream import MAGIC
 from pipeline.sources.parquet import open_parquet, row_group_pieces
 from pipeline.sources.sample import ShardNotes, UniqueKeys, cut_key
+from pipeline.sources.source import Source
 from pipeline.sources.tar import MemberKind, TarReader
 from pipeline.sources.unit import Slice
 from pipeline.sources.webdataset import split_key
@@ -35,6 +37,21 @@ WHOLE_BYTES = 64 * 2**20
 PIECES = 64
 PIECE_BYTES = 4 * 2**20
 _HEADER_BYTES = 4096
+
+
+Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
+
+
+def cutter(config: LabelConfig, source: Source) -> Cut:
+    """Return what puts pieces in the place of SOURCE's large shards.
+
+    Not of manifests, which are in runs of rows already; nor with --limit, which is counted shard by shard; nor in an
+    object store where a column holds the keys: each piece asks for those of every row group before it.
+    """
+    asks_for_keys = config.key_column is not None and not source.base.is_local
+    if config.uri_column is not None or config.limit is not None or asks_for_keys:
+        return iter
+    return partial(cut_large, source.base, kind=source.format)
 
 
 def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> Iterator[Slice]:
@@ -59,6 +76,8 @@ def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> 
 
 def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
     """Return the row groups at which a slice's pieces begin, and one behind its last."""
+    if storage.unreadable(piece.shard):
+        return []  # the worker notes why
     try:
         file = storage.open_random(piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
     except StorageError:

@@ -47,8 +47,8 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Bytes of its shards."""
-        return sum(piece.size for piece in self.slices)
+        """Bytes of its shards, and of its pieces of tars; of row groups, whose bytes no plan tells, those of the file."""
+        return sum(p.stop - p.start if p.stop >= 0 and p.is_tar else p.size for p in self.slices)
 
     def id(self, rows_id: str) -> str:
         """Return a hash of its slices and of the settings that its rows depend on.

@@ -18,10 +18,12 @@ from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.commits import Commit, CommitLog
 from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.writer import OutputSpec, UnitWriter
-from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder
+from pipeline.dry_run import ShardPicker, bytes_per_image, draw, measure, scratch_folder, units_overlap
 from pipeline.estimate import Measured, Whole, extrapolate
+from pipeline.session.pools import Pools
 from pipeline.sources import pieces
 from pipeline.sources.pieces import cut_large
+from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, Unit, part_name
 from pipeline.storage.storage import open_storage
 from pipeline.summary import RunReport
@@ -98,8 +100,24 @@ def test_a_large_tar_is_drawn_whole_and_counted_in_its_pieces(tmp_path, monkeypa
     assert (sum(whole.sizes), whole.bytes) == (file.size, file.size)
 
 
-def test_in_stages_the_wall_clock_counts_since_units_wait_for_each_other():
-    staged = dataclasses.replace(MEASURED, in_stages=True)
+@pytest.mark.parametrize(
+    ("source", "dest", "kind", "decoders", "overlap"),
+    [
+        pytest.param("in", "out", SourceFormat.IMAGES, 0, False, id="a unit at a time, on a disk"),
+        pytest.param("s3://b/in", "out", SourceFormat.IMAGES, 0, True, id="images from a store"),
+        pytest.param("in", "s3://b/out", SourceFormat.WEBDATASET, 0, True, id="tars, labels to a store"),
+        pytest.param("s3://b/in", "s3://b/out", SourceFormat.PARQUET, 0, False, id="Parquet, a unit at a time"),
+        pytest.param("in", "out", SourceFormat.IMAGES, 2, True, id="decoders for actors"),
+    ],
+)
+def test_where_an_actor_has_several_units_at_a_time_their_seconds_overlap(source, dest, kind, decoders, overlap):
+    source = Source(open_storage(source), kind, lambda: iter([]))
+
+    assert units_overlap(Pools((1, 1), 1, 0, decoders, 8), source, open_storage(dest)) is overlap
+
+
+def test_where_units_overlap_the_wall_clock_counts_since_they_wait_for_each_other():
+    staged = dataclasses.replace(MEASURED, overlap=True)
 
     estimate = extrapolate(WHOLE, staged, workers=10)
 
@@ -224,7 +242,7 @@ def test_the_start_is_what_came_before_the_first_unit_and_counting_is_not_part_o
         images_per_s=6.0, first_commit_s=12.0,
     )  # fmt: skip
 
-    measured = measure(dest, report, 100.0, counting=1.5, in_stages=False, unit_rows=100)
+    measured = measure(dest, report, 100.0, counting=1.5, overlap=False, unit_rows=100)
 
     assert measured.startup_seconds == 12.0 - 2.0 - 1.5
     assert measured.wall_seconds == 20.0 - 1.5 - measured.startup_seconds

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from pipeline.dest.plan import cut_units
+from pipeline.dest.plan import cut_units, write_plan
 from pipeline.evenness import busy_share, longest, unit_bytes
-from pipeline.sources.unit import Slice
+from pipeline.job import _tell_evenness
+from pipeline.sources.unit import Slice, Unit
+from pipeline.storage.storage import open_storage
 
 MB = 10**6
 
@@ -51,3 +55,20 @@ def test_parts_of_a_parquet_file_have_its_bytes_together_and_those_of_a_tar_thei
               Slice("b.tar", 90, "", 80, 90), Slice("c.parquet", 7, "")]  # fmt: skip
 
     assert list(unit_bytes(cut_units(slices))) == [45, 45, 80, 10, 7]
+
+
+def test_a_part_that_is_left_of_a_parquet_file_is_not_all_of_it(tmp_path):
+    """One part of ten is left of the first file, and all ten of the second: two workers have 11 equal parts to do."""
+    slices = [Slice(f"{name}.parquet", 100 * MB, "", i, i + 1) for name in "ab" for i in range(10)]
+    dest = open_storage(str(tmp_path))
+    work = SimpleNamespace(plan=write_plan(dest, cut_units(slices), {}), done=[True] * 9 + [False] * 11)
+    said: list[str] = []
+
+    _tell_evenness(dest, work, 2, SimpleNamespace(printer=SimpleNamespace(say=said.append)))
+
+    assert said == ["shardlabel: 11 units to do; by their sizes workers are busy 92% of the time"]
+
+
+def test_a_piece_of_a_tar_has_its_own_bytes():
+    assert Unit(0, (Slice("a.tar", 90, "", 80, 90), Slice("b.tar", 7, ""))).size == 17
+    assert Unit(0, (Slice("a.parquet", 90, "", 1, 9),)).size == 90

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from models.errors import ConfigError, StorageError
-from pipeline.dest.commits import Commit, CommitLog
+from pipeline.dest.commits import Commit, CommitLog, Totals
 from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage, open_storage
 
@@ -45,6 +45,16 @@ def test_records_survive_in_another_process(dest):
     assert done.tolist() == [False, True, False, True, False]
     assert (totals.rows, totals.ok, totals.errors) == (20, 18, {"undecodable": 2})
     assert totals.incomplete_named == {"a.tar": "truncated"}
+
+
+def test_a_shard_that_is_damaged_in_several_of_its_pieces_is_one_shard():
+    totals = Totals()
+    for unit, what in enumerate(["row group 0", "row group 7", "row group 7"]):
+        totals.add(commit(unit, incomplete={"a.parquet": what}))
+    totals.add(commit(3, incomplete={"b.tar": "truncated"}))
+
+    assert totals.incomplete == 2
+    assert totals.incomplete_named == {"a.parquet": "row group 0; row group 7", "b.tar": "truncated"}
 
 
 def wait_until(condition, seconds: float = 30.0) -> None:

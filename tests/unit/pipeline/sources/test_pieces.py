@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import tarfile
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
 from pipeline.sources import pieces as cutting
-from pipeline.sources.pieces import cut_large
+from pipeline.sources.parquet_columns import ParquetColumns
+from pipeline.sources.pieces import cut_large, cutter
 from pipeline.sources.reader import read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
-from pipeline.sources.source import open_source
+from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 from tests.support.s3_place import Settings
@@ -130,6 +134,22 @@ def test_a_tar_that_must_be_read_from_its_beginning_stays_whole(tmp_path: Path, 
     assert cut(storage, [whole]) == [whole]
 
 
+def test_a_header_of_all_members_gives_each_its_size(tmp_path: Path) -> None:
+    storage, whole = put(tmp_path, "a.tar", with_global_header())
+
+    samples, [notes] = read(storage, [whole])
+
+    assert [sample.data for sample in samples] == [jpeg()] * 30
+    assert notes.missing is None
+
+
+def test_a_whole_tar_without_an_end_mark_is_told(tmp_path: Path) -> None:
+    storage, whole = put(tmp_path, "a.tar", tar_bytes(images(30), end=False))
+
+    assert cut(storage, [whole]) == [whole]
+    assert "no end mark" in (read(storage, [whole])[1][0].missing or "")
+
+
 def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -> None:
     content = parquet_bytes({"image": pa.array(image_rows(20), pa.binary())}, rows_per_group=1)
     storage, whole = put(tmp_path, "a.parquet", content)
@@ -147,6 +167,51 @@ def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -
     few = put(tmp_path, "b.parquet", parquet_bytes(rows_per_group=100))[1]
     broken = put(tmp_path, "c.parquet", content[:-9])[1]
     assert cut(storage, [few, broken], SourceFormat.PARQUET) == [few, broken]
+
+
+def test_a_key_whose_first_row_is_lost_is_numbered_alike_in_the_whole_file_and_its_pieces(tmp_path: Path) -> None:
+    columns = {"image": pa.array(image_rows(8), pa.binary()), "name": pa.array(["a", "b"] * 4)}
+    content = bytearray(parquet_bytes(columns, rows_per_group=2))
+    content[pq.read_metadata(BytesIO(content)).row_group(0).column(0).data_page_offset + 200] ^= 1
+    storage, whole = put(tmp_path, "a.parquet", bytes(content))
+    settings = Settings(storage, SourceFormat.PARQUET, columns=ParquetColumns("image", "name"))
+    lost: list[str | None] = []
+
+    def keys(piece: Slice) -> list[str]:
+        return [s.key for s in read_unit(settings, Unit(0, (piece,)), lambda shard, notes: lost.append(notes.missing))]
+
+    pieces = cut(storage, [whole], SourceFormat.PARQUET)
+
+    assert keys(whole) == [key for piece in pieces for key in keys(piece)] == ["a#2", "b#2", "a#3", "b#3", "a#4", "b#4"]
+    assert "row group 0" in (lost[0] or "")
+
+
+def test_a_file_whose_key_cannot_be_fetched_is_left_to_the_worker_that_notes_it() -> None:
+    odd = Slice("a\x01.parquet", 10**9, "e")
+
+    assert cut(open_storage("s3://bucket/in"), [odd], SourceFormat.PARQUET) == [odd]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"key_column": "name"}, id="each would ask a store for all keys before it"),
+        pytest.param({"uri_column": "name"}, id="a manifest is in runs of rows already"),
+        pytest.param({"limit": 3}, id="a run with a limit takes whole shards, so its estimate does"),
+    ],
+)
+def test_runs_that_take_no_pieces(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(cutting, "_EDGES", {SourceFormat.PARQUET: lambda storage, piece: asked.append(piece.shard)})
+    config = LabelConfig(source="s3://bucket/in", output="out", **options)
+    whole = Slice("a.parquet", 10**9, "e")
+
+    pieces = cutter(config, Source(open_storage("s3://bucket/in"), SourceFormat.PARQUET, lambda: iter([])))(
+        iter([whole])
+    )
+
+    assert list(pieces) == [whole]
+    assert not asked
 
 
 def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(

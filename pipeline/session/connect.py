@@ -143,12 +143,17 @@ def check_address(address: str | None) -> None:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
                 return
         except (OSError, OverflowError) as err:
-            if time.monotonic() > deadline or isinstance(err, (socket.gaierror, OverflowError)):
+            if time.monotonic() > deadline or _is_final(err):
                 raise ConfigError(
                     f"cannot join the Ray cluster at {address}: {err}; give the address that `ray start --head` printed, "
                     "and see that this machine can reach it"
                 ) from err
         time.sleep(0.5)
+
+
+def _is_final(err: Exception) -> bool:
+    """Tell whether trying again is of no use: there is no such name, or no such port."""
+    return isinstance(err, OverflowError) or (isinstance(err, socket.gaierror) and err.errno != socket.EAI_AGAIN)
 
 
 def _free_cpus(cpus: float) -> float:

@@ -132,8 +132,8 @@ class Replica(Methods):
         except ConfigError as err:
             logger.warning("user_config: what can be loaded is there, and not %s", err)
 
-    async def follow(self) -> list[str]:
-        """Have the models that callers have asked another replica for; return what goes wrong."""
+    async def follow(self) -> dict[str, str]:
+        """Have the models that callers have asked another replica for; see `serve.repository.Repository.follow`."""
         return await self._repository.follow()
 
     async def check_health(self) -> None:
@@ -166,18 +166,18 @@ class Replica(Methods):
             self._metrics.forget(name)
         self._shown = names
 
-    async def _call_all(self) -> list[str]:
+    async def _call_all(self) -> list[dict[str, str]]:
         """Have every replica follow, this one too; return what each says went wrong."""
         handle = ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
         answers = await handle.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True)
-        wrong: list[str] = []
+        wrong: list[dict[str, str]] = []
         for each in answers:
             if not isinstance(each, Exception):
-                wrong += each
+                wrong.append(each)
             elif not isinstance(each, RayActorError):  # of one that has died: its successor reads what is wanted
                 # Its text may name machines and files: callers see what is returned.
                 logger.error("a replica did not follow", exc_info=each)
-                wrong.append("a replica did not answer; its log says more")
+                wrong.append({"": "a replica did not answer; the log says more"})
         return wrong
 
     async def __del__(self) -> None:

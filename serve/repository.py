@@ -12,7 +12,7 @@ import gc
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -57,7 +57,7 @@ class Repository:
         build: Builds its engine, and what is offered of it; blocks for seconds.
         start: Ties an engine to the loop.
         store: What callers have asked for, which all replicas share; None where they may not.
-        call_all: Has every replica `follow`; returns what each says went wrong.
+        call_all: Has every replica `follow`; returns what each says went wrong, under "" where it says nothing.
         keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
     """
 
@@ -69,7 +69,7 @@ class Repository:
         build: Callable[[Settled], tuple[Engine, Backend]],
         start: Callable[[Engine], None],
         store: Store | None,
-        call_all: Callable[[], Awaitable[Sequence[str]]],
+        call_all: Callable[[], Awaitable[Sequence[Mapping[str, str]]]],
         keep_s: float,
     ) -> None:
         self._models = models
@@ -104,8 +104,8 @@ class Repository:
         if own := [text for source, text in wrong.items() if source in sources or not self._loaded]:
             raise ConfigError("; ".join(own))
 
-    async def follow(self, *, patient: bool = False) -> list[str]:
-        """Have what callers have asked for by now; return what goes wrong.
+    async def follow(self, *, patient: bool = False) -> dict[str, str]:
+        """Have what callers have asked for by now; return what goes wrong, by name or file.
 
         Args:
             patient: Whether to leave a model alone for a while that could not be loaded just now.
@@ -116,7 +116,7 @@ class Repository:
             if patient:
                 soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
                 wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
-            return list((await self._have(wanted, {})).values())
+            return await self._have(wanted, {})
 
     async def load(self, name: str) -> None:
         """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
@@ -139,7 +139,7 @@ class Repository:
             wrong = list((await self._have(wanted, {}, replace_all=False)).values())
             if not wrong:
                 await self._write(wanted)
-        wrong = wrong or await self._tell()
+        wrong = wrong or await self._tell(wanted)
         if wrong:
             raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
 
@@ -151,7 +151,7 @@ class Repository:
             if not gone:
                 raise self._models.unknown(name)
             await self._write(dict.fromkeys(gone))
-        wrong = await self._tell()
+        wrong = await self._tell(gone)
         if wrong:
             raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
 
@@ -216,9 +216,10 @@ class Repository:
             value = orjson.dumps({"configured": self._configured, "asked": asked})
             await asyncio.to_thread(self._store.put, source, value)
 
-    async def _tell(self) -> list[str]:
-        """Have every replica follow, this one first; return what goes wrong."""
-        return [*await self.follow(), *await self._call_all()]
+    async def _tell(self, sources: Collection[str]) -> list[str]:
+        """Have every replica follow, this one first; return what goes wrong with these: others' faults are not theirs."""
+        said = [await self.follow(), *await self._call_all()]
+        return [text for wrong in said for source, text in wrong.items() if source in sources or not source]
 
     async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
         """Build what is wanted and not there, and offer it; return what goes wrong, by name or file. One at a time.

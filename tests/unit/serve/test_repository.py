@@ -76,8 +76,8 @@ class Replicas:
         self.every.append((repository, models))
         return repository, models
 
-    async def _call_all(self) -> list[str]:
-        return [text for repository, _ in self.every for text in await repository.follow()]
+    async def _call_all(self) -> list[dict[str, str]]:
+        return [await repository.follow() for repository, _ in self.every]
 
 
 @contextlib.asynccontextmanager
@@ -154,7 +154,7 @@ def test_what_cannot_be_loaded_says_why_and_changes_nothing(tmp_path):
     assert str(tmp_path) not in message
     assert names == others == ["one"]
     assert list(unavailable) == ["two"] or "two" in unavailable
-    assert again == []
+    assert again == {}
     assert label == "red"
 
 
@@ -430,7 +430,7 @@ def test_a_model_that_a_replica_could_not_load_is_unloaded_through_it_too(tmp_pa
     wrong, then = asyncio.run(run())
 
     assert len(wrong) == 1
-    assert then == []
+    assert then == {}
 
 
 def logs_of(these: Replicas, folder: Path) -> Observers:
@@ -508,12 +508,29 @@ def test_a_replica_that_died_is_no_fault_of_a_model_and_what_another_raises_stay
     from serve import replica
 
     async def results_async(**_: object) -> list[object]:
-        return [[], RayActorError(), RuntimeError("Traceback of 10.0.0.7, /home/ann/x.py"), ["two: no memory"]]
+        return [{}, RayActorError(), RuntimeError("Traceback of 10.0.0.7, /home/ann/x.py"), {"two": "no memory"}]
 
     handle = SimpleNamespace(broadcast=lambda _: SimpleNamespace(results_async=results_async))
     monkeypatch.setattr(replica.ray_serve, "get_deployment_handle", lambda *_: handle)
 
     wrong = asyncio.run(replica.Replica._call_all(SimpleNamespace(_application="a")))
 
-    assert wrong == ["a replica did not answer; its log says more", "two: no memory"]
+    assert wrong == [{}, {"": "a replica did not answer; the log says more"}, {"two": "no memory"}]
     assert "10.0.0.7" in caplog.text
+
+
+def test_a_model_that_is_gone_keeps_callers_from_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(2, one, two) as these:
+            asked = b'{"configured": ["%s", "%s"], "asked": 7}' % (str(one).encode(), str(two).encode())
+            these.store.put("gone", asked)
+            ((repository, models), _) = these.every
+            await repository.unload("two")
+            before = models.names
+            await repository.load("two")
+            return before, models.names
+
+    assert asyncio.run(run()) == (["one"], ["one", "two"])

@@ -21,6 +21,7 @@ from models.errors import ConfigError
 from models.inference.classifier import Device, Provider
 from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
+from pipeline.storage.uris import without_secrets
 from serve import tracing
 from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
@@ -211,7 +212,9 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     settled = [settle(source, config, has_gpu=gpus > 0 or may_come) for source in config.model]
     if config.calibration is not None and not any(each.calibration for each in settled):
         names = ", ".join(each.spec.name for each in settled)
-        raise ConfigError(f"--calibration {config.calibration} is of none of the models {names}; give the one it is of")
+        raise ConfigError(
+            f"--calibration {without_secrets(config.calibration)} is of none of the models {names}; give the one it is of"
+        )
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     if config.prediction_log is not None:

@@ -94,7 +94,8 @@ def test_a_log_is_compared_with_an_output_that_has_the_sha256_of_its_images(tmp_
     found = compare(str(tmp_path / "bulk"), str(tmp_path / "log")).report
 
     assert (found.both, found.same_label, found.only_old, found.only_new) == (2, 1, 0, 0)
-    assert [(flip.old_label, flip.new_label) for flip in found.flips] == [("blue", "red")]
+    # Of which one that is gone is a row too: pictures are looked up by it.
+    assert [(flip.old_label, flip.new_label, flip.row) for flip in found.flips] == [("blue", "red", 2)]
 
     colour_shards(tmp_path / "shards")
     label_without_ray(tmp_path / "shards", tmp_path / "plain", tiny_model)

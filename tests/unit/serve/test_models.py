@@ -150,6 +150,8 @@ def test_one_models_full_queue_or_fault_refuses_its_own_requests_only(name, othe
 
     assert ask(models, f"/v1/classify?model={name}").status == 503
     assert ask(models, f"/v1/classify?model={other}").status == 200
+    assert embed(models, "/v1/embeddings", model=name).status == 503
+    assert embed(models, "/v1/embeddings", model=other).status == 200
     models.admit(1)  # of a call of gRPC, before it is known which model it is for
 
 

@@ -226,7 +226,7 @@ class Repository:
 
         Args:
             wanted: What is to be there.
-            known: Models that are settled already.
+            known: Models that were settled when the endpoint was configured.
             replace_all: Whether what is not wanted is to go.
         """
         wrong = {}
@@ -235,7 +235,9 @@ class Repository:
             if self._asked(source) == asked:
                 continue
             try:
-                settled = known[source] if source in known else await asyncio.to_thread(self._settle, source)
+                # What callers have asked for anew may be another since.
+                is_known = asked == 0 and source in known
+                settled = known[source] if is_known else await asyncio.to_thread(self._settle, source)
                 if there is not None and there.settled == settled:
                     self._loaded[source] = replace(there, asked=asked)
                 else:

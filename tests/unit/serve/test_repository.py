@@ -8,6 +8,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.observers import Observers
 from serve.repository import Repository
-from serve.settled import settle
+from serve.settled import Settled, settle
 from tests.support.calibrations import write_calibration
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
@@ -56,7 +57,7 @@ class Replicas:
         self.every: list[tuple[Repository, Models]] = []
         self.around = lambda engine, settled: engine
 
-    async def add(self) -> tuple[Repository, Models]:
+    async def add(self, settled: Sequence[Settled] = ()) -> tuple[Repository, Models]:
         models = Models()
         plan = plan_replica(self.config, on_gpu=False, cpus=1)
 
@@ -72,7 +73,7 @@ class Replicas:
             start=lambda engine: engine.start(lambda report: None),
             store=self.store, call_all=self._call_all, keep_s=self.keep_s,
         )  # fmt: skip
-        await repository.configure(self.config.model)
+        await repository.configure(self.config.model, settled)
         self.every.append((repository, models))
         return repository, models
 
@@ -534,3 +535,17 @@ def test_a_model_that_is_gone_keeps_callers_from_no_other(tmp_path, monkeypatch)
             return before, models.names
 
     assert asyncio.run(run()) == (["one"], ["one", "two"])
+
+
+def test_a_replica_that_starts_after_a_swap_has_the_new_model_though_it_was_configured_with_the_old(tmp_path):
+    async def run():
+        path = own_model(tmp_path, "one")
+        async with replicas(1, path) as these:
+            ((first, _),) = these.every
+            as_deployed = [settle(str(path), these.config, has_gpu=False)]
+            same = (await these.add(as_deployed))[1].find("one").spec.version
+            own_model(tmp_path, "one", -10.0, version="2")
+            await first.load("one")
+            return same, (await these.add(as_deployed))[1].find("one").spec.version
+
+    assert asyncio.run(run()) == ("1", "2")

@@ -99,7 +99,7 @@ def _renew(endpoint: Endpoint) -> None:
     try:
         if endpoint.renew_certificate():
             _say("the certificate was renewed: new connections get it")
-    except ShardlabelError as err:
+    except (ShardlabelError, OSError) as err:
         _say(f"warning: the old certificate stays: {err}")
 
 

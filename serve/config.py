@@ -25,8 +25,8 @@ SHARED_REPLICAS = 8
 MAX_GPU_CPUS = 8
 
 
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())
+def _absolute(location: str | None) -> str | None:
+    return location if location is None or "://" in location else str(Path(location).absolute())
 
 
 # A replica's working folder is not the caller's.
@@ -65,7 +65,7 @@ class ServeConfig(BaseModel):
     top_k: int = Field(
         default=5, ge=1, le=10_000, description="Labels per image where a request does not say how many."
     )
-    calibration: CalibrationFile = None
+    calibration: Annotated[CalibrationFile, AfterValidator(_absolute)] = None
 
     batch_size: int | None = Field(
         default=None,

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,7 +22,7 @@ from serve.model.observed import Observed
 from serve.model.prediction_log import PredictionLog
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Watched:
     model: str
     log: PredictionLog | None
@@ -41,21 +42,22 @@ class Observers(Collector):
         self._config = config
         self._replica = replica
         self._baseline = baseline
-        # By the model's name and version.
-        self._watched: dict[tuple[str, str], _Watched] = {}
+        self._watched: list[_Watched] = []
+        self._ending = threading.Lock()
+        # What the logs of models have counted that are not there any more: by model, and by model and reason.
+        self._written, self._lost = Counter[str](), Counter[tuple[str, str]]()
 
     def on(self, backend: Backend, choice: DeviceChoice) -> Backend:
-        """Return a backend whose answers are looked at; the same one where nobody wants to."""
-        spec = backend.spec
-        self._end(self._watched.pop((spec.name, spec.version), None))  # of one that was loaded or built anew
+        """Return a backend whose answers are looked at; the same one where nobody wants to. Opens the log's storage."""
         log = self._log(backend, choice)
         fits = self._baseline is not None and self._baseline.fits(backend.labels)
         drift = Drift(self._baseline, len(backend.labels)) if self._baseline is not None and fits else None
         observers = [observer for observer in (log, drift) if observer is not None]
         if not observers:
             return backend
-        self._watched[spec.name, spec.version] = _Watched(spec.name, log, drift)
-        return Observed(backend, observers, top_k=self._config.top_k if log else 1)
+        watched = _Watched(backend.spec.name, log, drift)
+        self._watched.append(watched)
+        return Observed(backend, observers, top_k=self._config.top_k if log else 1, end=partial(self._end, watched))
 
     def _log(self, backend: Backend, choice: DeviceChoice) -> PredictionLog | None:
         location = self._config.prediction_log
@@ -84,12 +86,10 @@ class Observers(Collector):
             "Rows that the prediction log gave up.",
             labels=("model", "replica", "reason"),
         )
-        written, lost = Counter[str](), Counter[tuple[str, str]]()
-        watched = list(self._watched.values())
+        with self._ending:
+            written, lost, watched = self._written.copy(), self._lost.copy(), list(self._watched)
         for each in watched:
-            if each.log is not None:
-                written[each.model] += each.log.rows
-                lost.update({(each.model, reason): count for reason, count in each.log.dropped.items()})
+            _count(each, written, lost)
         for model, count in written.items():
             rows.add_metric((model, self._replica), count)
         for (model, reason), count in lost.items():
@@ -108,18 +108,21 @@ class Observers(Collector):
             gauge.add_metric((model, self._replica), value)
         return gauge
 
-    def forget(self, model: str) -> None:
-        """Look no more at a model that is unloaded, and write the last rows of its log."""
-        for key in [key for key in self._watched if key[0] == model]:
-            self._end(self._watched.pop(key))
-
-    def _end(self, watched: _Watched | None) -> None:
-        """Write the last rows of a log, aside: that may take seconds, and this is the event loop."""
-        if watched is not None and watched.log is not None:
-            threading.Thread(target=watched.log.close, name="prediction-log-end").start()
+    def _end(self, watched: _Watched) -> None:
+        if watched.log is not None:
+            watched.log.close()
+        with self._ending:  # a count that falls for a moment is a restart to Prometheus
+            self._watched.remove(watched)
+            _count(watched, self._written, self._lost)
 
     def close(self) -> None:
         """Write the last rows of the logs."""
-        for each in self._watched.values():
+        for each in list(self._watched):
             if each.log is not None:
                 each.log.close()
+
+
+def _count(watched: _Watched, written: Counter[str], lost: Counter[tuple[str, str]]) -> None:
+    if watched.log is not None:
+        written[watched.model] += watched.log.rows
+        lost.update({(watched.model, reason): count for reason, count in watched.log.dropped.items()})

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig
 
 from models.catalog import load_labels
@@ -20,6 +21,7 @@ from models.errors import ConfigError
 from models.inference.classifier import Device, Provider
 from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
+from pipeline.storage.uris import without_secrets
 from serve import tracing
 from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
@@ -131,8 +133,8 @@ class Replica(Methods):
         except ConfigError as err:
             logger.warning("user_config: what can be loaded is there, and not %s", err)
 
-    async def follow(self) -> list[str]:
-        """Have the models that callers have asked another replica for; return what goes wrong."""
+    async def follow(self) -> dict[str, str]:
+        """Have the models that callers have asked another replica for; see `serve.repository.Repository.follow`."""
         return await self._repository.follow()
 
     async def check_health(self) -> None:
@@ -141,8 +143,8 @@ class Replica(Methods):
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
-    def _build(self, settled: Settled) -> Engine:
-        return Engine(
+    def _build(self, settled: Settled) -> tuple[Engine, Backend]:
+        engine = Engine(
             settled.spec,
             precision=settled.choice.precision,
             provider=settled.choice.provider,
@@ -151,11 +153,11 @@ class Replica(Methods):
             plan=self._plan,
             calibration=settled.calibration,
         )
+        return engine, self._observers.on(engine, settled.choice)
 
-    def _start(self, engine: Engine, settled: Settled) -> Backend:
+    def _start(self, engine: Engine) -> None:
         report = partial(self._metrics.batch, model=engine.spec.name)
         engine.start(report, delay_s=self.config.max_batch_delay_ms / 1000)
-        return self._observers.on(engine, settled.choice)
 
     def _show_queues(self) -> None:
         names = set(self.models.names)
@@ -163,22 +165,30 @@ class Replica(Methods):
             self._metrics.watch(name, partial(self._repository.queued, name))
         for name in self._shown - names:
             self._metrics.forget(name)
-            self._observers.forget(name)
         self._shown = names
 
-    async def _call_all(self) -> list[str]:
+    async def _call_all(self) -> list[dict[str, str]]:
         """Have every replica follow, this one too; return what each says went wrong."""
         handle = ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
         answers = await handle.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True)
-        return [text for each in answers for text in ([str(each)] if isinstance(each, Exception) else each)]
+        wrong: list[dict[str, str]] = []
+        for each in answers:
+            if not isinstance(each, Exception):
+                wrong.append(each)
+            elif not isinstance(each, RayActorError):  # of one that has died: its successor reads what is wanted
+                # Its text may name machines and files: callers see what is returned.
+                logger.error("a replica did not follow", exc_info=each)
+                wrong.append({"": "a replica did not answer; the log says more"})
+        return wrong
 
     async def __del__(self) -> None:
         self._repository.close()
+        # First what takes no time: Serve waits for seconds, and the others may wait for storage or a collector.
+        if self._access_log is not None:
+            await asyncio.to_thread(self._access_log.close)
         await asyncio.to_thread(self._observers.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
-        if self._access_log is not None:
-            await asyncio.to_thread(self._access_log.close)
 
 
 def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_serve.Application:
@@ -202,7 +212,9 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     settled = [settle(source, config, has_gpu=gpus > 0 or may_come) for source in config.model]
     if config.calibration is not None and not any(each.calibration for each in settled):
         names = ", ".join(each.spec.name for each in settled)
-        raise ConfigError(f"--calibration {config.calibration} is of none of the models {names}; give the one it is of")
+        raise ConfigError(
+            f"--calibration {without_secrets(config.calibration)} is of none of the models {names}; give the one it is of"
+        )
     if config.api_keys_file is not None:
         ApiKeys(config.api_keys_file)
     if config.prediction_log is not None:

@@ -12,7 +12,7 @@ import gc
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -54,10 +54,10 @@ class Repository:
     Args:
         models: What is offered; kept up to date.
         settle: Finds a model by its name or file; blocks.
-        build: Builds its engine, and blocks for seconds.
-        start: Ties an engine to the loop, and returns what is offered of it.
+        build: Builds its engine, and what is offered of it; blocks for seconds.
+        start: Ties an engine to the loop.
         store: What callers have asked for, which all replicas share; None where they may not.
-        call_all: Has every replica `follow`; returns what each says went wrong.
+        call_all: Has every replica `follow`; returns what each says went wrong, under "" where it says nothing.
         keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
     """
 
@@ -66,10 +66,10 @@ class Repository:
         models: Models,
         *,
         settle: Callable[[str], Settled],
-        build: Callable[[Settled], Engine],
-        start: Callable[[Engine, Settled], Backend],
+        build: Callable[[Settled], tuple[Engine, Backend]],
+        start: Callable[[Engine], None],
         store: Store | None,
-        call_all: Callable[[], Awaitable[Sequence[str]]],
+        call_all: Callable[[], Awaitable[Sequence[Mapping[str, str]]]],
         keep_s: float,
     ) -> None:
         self._models = models
@@ -98,22 +98,25 @@ class Repository:
         """
         self._configured = tuple(sources)
         known = dict(zip(sources, settled, strict=False))
-        wrong = await self._have(await asyncio.to_thread(self._read), known)
+        async with self._one_at_a_time:
+            wrong = await self._have(await asyncio.to_thread(self._read), known)
         # What callers had asked for, and what is not to be had any more, keeps no replica from starting.
         if own := [text for source, text in wrong.items() if source in sources or not self._loaded]:
             raise ConfigError("; ".join(own))
 
-    async def follow(self, *, patient: bool = False) -> list[str]:
-        """Have what callers have asked for by now; return what goes wrong.
+    async def follow(self, *, patient: bool = False) -> dict[str, str]:
+        """Have what callers have asked for by now; return what goes wrong, by name or file.
 
         Args:
             patient: Whether to leave a model alone for a while that could not be loaded just now.
         """
-        wanted = await asyncio.to_thread(self._read)
-        if patient:
-            soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
-            wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
-        return list((await self._have(wanted, {})).values())
+        # Read within: what was read before another change would undo it.
+        async with self._one_at_a_time:
+            wanted = await asyncio.to_thread(self._read)
+            if patient:
+                soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
+                wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
+            return await self._have(wanted, {})
 
     async def load(self, name: str) -> None:
         """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
@@ -125,23 +128,30 @@ class Repository:
         await asyncio.shield(self._begin(self._unload(name)))
 
     async def _load(self, name: str) -> None:
-        sources = self._sources(name) or [name]
+        sources = await asyncio.to_thread(self._sources, name) or [name]
         if sources == [name] and (name.endswith(".onnx") or not ModelSpec.is_name(name)):
             # Not a file, whatever the name: where files lie is not for callers to say.
             raise UnknownModelError(
                 f"the catalog has no model {name[:60]!r}; `shardlabel models list` shows those it has"
             )
         wanted = dict.fromkeys(sources, time.time_ns())
-        wrong = list((await self._have(wanted, {}, replace_all=False)).values()) or await self._tell(wanted)
+        async with self._one_at_a_time:
+            wrong = list((await self._have(wanted, {}, replace_all=False)).values())
+            if not wrong:
+                await self._write(wanted)
+        wrong = wrong or await self._tell(wanted)
         if wrong:
             raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
 
     async def _unload(self, name: str) -> None:
-        wanted = await asyncio.to_thread(self._read)
-        gone = [source for source in self._sources(name) if source in wanted]
-        if not gone:
-            raise self._models.unknown(name)
-        wrong = await self._tell(dict.fromkeys(gone))
+        # By its name also where this replica could not load what others have.
+        sources = {*await asyncio.to_thread(self._sources, name), name}
+        async with self._one_at_a_time:
+            gone = sources & (await asyncio.to_thread(self._read)).keys()
+            if not gone:
+                raise self._models.unknown(name)
+            await self._write(dict.fromkeys(gone))
+        wrong = await self._tell(gone)
         if wrong:
             raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
 
@@ -174,7 +184,7 @@ class Repository:
             loaded.engine.close()
 
     def _sources(self, name: str) -> list[str]:
-        """Return where the models of a name are from, of those that are configured or there."""
+        """Return where the models of a name are from, of those that are configured or there; reads their files."""
         own = {source: loaded.settled.spec.name for source, loaded in self._loaded.items()}
         files = {}
         for source in self._configured:
@@ -199,44 +209,48 @@ class Repository:
         there = self._loaded.get(source)
         return -1 if there is None else there.asked
 
-    async def _tell(self, changes: Mapping[str, int | None]) -> list[str]:
-        """Write down when each model was asked for, or None for not any more, and have every replica follow."""
+    async def _write(self, changes: Mapping[str, int | None]) -> None:
+        """Write down when each model was asked for, or None for not any more."""
         assert self._store is not None, "callers may change what is there"
         for source, asked in changes.items():
             value = orjson.dumps({"configured": self._configured, "asked": asked})
             await asyncio.to_thread(self._store.put, source, value)
-        wrong = await self.follow()
-        return [*wrong, *await self._call_all()]
+
+    async def _tell(self, sources: Collection[str]) -> list[str]:
+        """Have every replica follow, this one first; return what goes wrong with these: others' faults are not theirs."""
+        said = [await self.follow(), *await self._call_all()]
+        return [text for wrong in said for source, text in wrong.items() if source in sources or not source]
 
     async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
-        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file.
+        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file. One at a time.
 
         Args:
             wanted: What is to be there.
-            known: Models that are settled already.
+            known: Models that were settled when the endpoint was configured.
             replace_all: Whether what is not wanted is to go.
         """
-        async with self._one_at_a_time:
-            wrong = {}
-            for source, asked in wanted.items():
-                there = self._loaded.get(source)
-                if self._asked(source) == asked:
-                    continue
-                try:
-                    settled = known[source] if source in known else await asyncio.to_thread(self._settle, source)
-                    if there is not None and there.settled == settled:
-                        self._loaded[source] = replace(there, asked=asked)
-                    else:
-                        await self._put(source, asked, settled)
-                except Exception as err:
-                    if isinstance(err, UnknownModelError) and not replace_all:
-                        raise UnknownModelError(_PATH.sub("", str(err))) from None
-                    if not isinstance(err, ShardlabelError):
-                        logger.exception("model cannot be loaded model=%s", source)
-                    wrong[source] = self._why(source, err)
-            if replace_all:
-                self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
-            return wrong
+        wrong = {}
+        for source, asked in wanted.items():
+            there = self._loaded.get(source)
+            if self._asked(source) == asked:
+                continue
+            try:
+                # What callers have asked for anew may be another since.
+                is_known = asked == 0 and source in known
+                settled = known[source] if is_known else await asyncio.to_thread(self._settle, source)
+                if there is not None and there.settled == settled:
+                    self._loaded[source] = replace(there, asked=asked)
+                else:
+                    await self._put(source, asked, settled)
+            except Exception as err:
+                if isinstance(err, UnknownModelError) and not replace_all:
+                    raise UnknownModelError(_PATH.sub("", str(err))) from None
+                if not isinstance(err, ShardlabelError):
+                    logger.exception("model cannot be loaded model=%s", source)
+                wrong[source] = self._why(source, err)
+        if replace_all:
+            self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
+        return wrong
 
     def _why(self, source: str, err: Exception) -> str:
         # No paths of this machine: callers see it.
@@ -248,11 +262,12 @@ class Repository:
         return f"{name}: {text}"
 
     async def _put(self, source: str, asked: int, settled: Settled) -> None:
-        engine = await asyncio.to_thread(self._build, settled)
+        engine, backend = await asyncio.to_thread(self._build, settled)
         try:
-            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, self._start(engine, settled))})
-        except ConfigError:
-            engine.close()
+            self._start(engine)
+            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, backend)})
+        except BaseException:
+            self._begin(asyncio.to_thread(backend.close))
             raise
 
     async def _rebuild(self, source: str) -> None:
@@ -268,17 +283,18 @@ class Repository:
         """Offer these from now on; end what is not among them once nobody can be asking it any more."""
         self._models.replace(each.backend for each in loaded.values())
         kept = {each.engine for each in loaded.values()}
-        for engine in [each.engine for each in self._loaded.values() if each.engine not in kept]:
-            self._models.unavailable[engine.spec.name] = "unloaded"
-            self._begin(self._retire(engine))
+        for each in self._loaded.values():
+            if each.engine not in kept:
+                self._models.unavailable[each.settled.spec.name] = "unloaded"
+                self._begin(self._retire(each.backend))
         self._loaded = loaded
         for name in self._models.names:
             self._models.unavailable.pop(name, None)
 
-    async def _retire(self, engine: Engine) -> None:
+    async def _retire(self, backend: Backend) -> None:
         await asyncio.sleep(self._keep_s)
-        engine.close()
-        del engine
+        await asyncio.to_thread(backend.close)
+        del backend
         await asyncio.to_thread(_collect)
 
     def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:

@@ -27,7 +27,7 @@ def settle(source: str, config: ServeConfig, *, has_gpu: bool) -> Settled:
 
     Args:
         source: A name of the catalog, or an .onnx file.
-        config: Precision, device and calibration. Of several models a calibration is for the one that it names.
+        config: Precision, device and calibration. A calibration is for the model that it names.
         has_gpu: Whether there is a GPU.
 
     Raises:
@@ -37,6 +37,6 @@ def settle(source: str, config: ServeConfig, *, has_gpu: bool) -> Settled:
     choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
     locate(spec, choice.precision)
     place = config.calibration
-    if place is not None and len(config.model) > 1 and read_calibration(place).model != spec.name:
+    if place is not None and read_calibration(place).model != spec.name:
         place = None
     return Settled(spec, choice, settle_calibration(place, spec, choice, config.decode))

@@ -169,15 +169,16 @@ def _rows(dest: FinishedDest, unit: int | None, name: _Name) -> Iterator[pa.Tabl
             for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
                 if batch.num_rows:
                     table = pa.Table.from_batches([batch])
-                    yield _placed(name(table) if name else table, unit, start)
+                    yield _placed(table, unit, start, name)
                     start += batch.num_rows
     except (pa.ArrowException, OSError) as err:
         raise unreadable(dest.dest, part, err) from err
 
 
-def _placed(table: pa.Table, unit: int, start: int) -> pa.Table:
+def _placed(table: pa.Table, unit: int, start: int, named: _Name) -> pa.Table:
     rows = np.arange(start, start + len(table))
     table = table.append_column(UNIT, pa.array(np.full(len(table), unit))).append_column(ROW, pa.array(rows))
+    table = named(table) if named else table
     for name in set(COLUMNS) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table)))
     return table.select(SCHEMA.names).cast(SCHEMA)

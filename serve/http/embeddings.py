@@ -50,14 +50,14 @@ def embeddings_route(models: Models, config: ServeConfig) -> Operation:
     async def answer(request: Request) -> Response:
         deadline = deadline_of(request, config.deadline_s)
         named = request.query_params.get("model")
-        backend = find_model(request, models, named)
+        if named is None:  # the body may name one
+            models.admit(1)
+        else:
+            find_model(request, models, named)
         parsed = await read_images(request, config, deadline, _parse_json)
-        if parsed.model is not None and parsed.model != backend.spec.name:
-            if named is not None:
-                raise Rejected(
-                    400, f"model is given twice: {named[:60]!r} in the query, {parsed.model[:60]!r} in the body"
-                )
-            backend = find_model(request, models, parsed.model)
+        if named is not None and parsed.model not in (None, named):
+            raise Rejected(400, f"model is given twice: {named[:60]!r} in the query, {parsed.model[:60]!r} in the body")
+        backend = find_model(request, models, parsed.model if named is None else named)
         spec = backend.spec
         if spec.embedding is None:
             raise Rejected(

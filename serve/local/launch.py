@@ -80,12 +80,10 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
         folder,
         is_local=listen.address is None,
         renewal=renewal,
-        has_log=config.prediction_log is not None,
+        replicas_write=config.prediction_log is not None or tracing.is_wanted(),
     )
-    haproxy = _set_environment(config, listen, folder)
-    if renewal is not None and not haproxy:
-        raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     try:
+        haproxy = _set_environment(config, listen, folder)
         _start_ray(listen)
         if listen.address:
             listen = endpoint.listen = _as_it_listens(listen, say)
@@ -126,6 +124,9 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
 
     Returns:
         Whether HAProxy is to stand before the replicas.
+
+    Raises:
+        ConfigError: It is not there, and TLS needs it.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Who checked the certificate was given it as an option.
@@ -134,6 +135,8 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
     wanted = environment.of_every_node(config) | environment.of_this_machine(listen.host)
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
     haproxy = listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file()
+    if listen.tls_cert and not haproxy:
+        raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     if haproxy:
         given = os.environ.pop(RAY_BINARY_VARIABLE, None)
         if given and Path(given).name != launcher.name:
@@ -282,10 +285,12 @@ def _wait_until_answered(listen: Listen, folder: Path) -> None:
     problem = "nothing answers"
     # The certificate was looked at, and bears another name than this machine's.
     trusting = ssl._create_unverified_context() if listen.tls_cert else None
+    # No proxy of the environment's stands between a machine and itself.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
     while time.monotonic() < deadline:
         _look_for_refusal(folder)
         try:
-            with urllib.request.urlopen(f"{listen.url}/healthz", timeout=5, context=trusting) as answer:
+            with opener.open(f"{listen.url}/healthz", timeout=5) as answer:
                 if orjson.loads(answer.read()) == {"status": "ok"}:
                     return
         except (OSError, ValueError) as err:

@@ -23,14 +23,18 @@ from serve.metrics.all_replicas import RayStore
 
 @dataclass(slots=True)
 class Endpoint:
-    """An endpoint that runs. `close` drains it and leaves nothing behind."""
+    """An endpoint that runs. `close` drains it and leaves nothing behind.
+
+    Attributes:
+        replicas_write: Whether replicas have rows or spans to write when they are told to stop.
+    """
 
     listen: Listen
     drain_s: float
     folder: Path
     is_local: bool
     renewal: Renewal | None = None
-    has_log: bool = False
+    replicas_write: bool = False
 
     def close(self) -> None:
         """Stop taking requests, finish those that are being served, and stop.
@@ -56,8 +60,8 @@ class Endpoint:
                     ray_serve.delete(APP_NAME)
                     RayStore(APP_NAME).clear()
                     RayStore(APP_NAME, "models").clear()
-                elif haproxy and self.has_log:
-                    ray_serve.delete(APP_NAME)  # replicas that are told to stop write the last rows
+                elif haproxy and self.replicas_write:
+                    ray_serve.delete(APP_NAME)
                 elif not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
@@ -90,7 +94,7 @@ class Endpoint:
         """Give HAProxy the certificate that its files hold, where it was renewed; tell whether it was.
 
         Raises:
-            ConfigError: The new one cannot be used; the old one stays.
+            ConfigError, OSError: The new one cannot be used; the old one stays.
             ClusterError: HAProxy does not take it.
         """
         pem = None if self.renewal is None else self.renewal.take()

@@ -77,13 +77,15 @@ class Renewal:
 
         Raises:
             ConfigError: What is there now cannot be used; not said again before it changes.
+            OSError: It is being replaced at this moment.
         """
         stamps = self._stamps()
         if stamps == self._known:
             return None
         self._known = stamps
         check_certificate(*self._files)
-        return "\n".join(path.read_text().strip() for path in self._files)
+        # Both may be one file; what stands around the PEM may be in any encoding.
+        return "\n".join(path.read_text(errors="replace").strip() for path in dict.fromkeys(self._files))
 
     def _stamps(self) -> list[tuple[int, int]]:
         # One that is away, since it is being replaced, is a change that `check_certificate` tells.

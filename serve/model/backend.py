@@ -121,3 +121,6 @@ class Backend(Protocol):
         Returns:
             float32 of shape (n_images, n_classes), the model's own output.
         """
+
+    def close(self) -> None:
+        """End what answers, once nobody asks any more; may take seconds."""

@@ -20,6 +20,7 @@ from pipeline.dest.fingerprint import class_names
 from pipeline.dest.prediction_log import open_records
 from pipeline.report.scan import count_parts
 from pipeline.storage.storage import open_storage
+from pipeline.storage.uris import without_secrets
 from serve.model.backend import Labelled, Outcome
 
 Int64Array = npt.NDArray[np.int64]
@@ -56,7 +57,7 @@ def read_baseline(location: str) -> Baseline:
         ConfigError: It holds rows of several sets of classes, or too few.
         SourceError, StorageError: It is no output, or cannot be read.
     """
-    dest = open_storage(location)
+    dest, location = open_storage(location), without_secrets(location)
     plan, records = open_records(dest)
     names = plan.settings.get("class names")
     counted = count_parts(dest, records)
@@ -83,7 +84,9 @@ def fitting_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
     """
     baseline = read_baseline(location)
     if not any(map(baseline.fits, labels)):
-        raise ConfigError(f"--baseline {location} has other classes than the model, or calls them otherwise")
+        raise ConfigError(
+            f"--baseline {without_secrets(location)} has other classes than the model, or calls them otherwise"
+        )
     return baseline
 
 

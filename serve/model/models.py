@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from models.errors import ConfigError, OverloadedError, RequestError, UnknownModelError
+from models.errors import ConfigError, RequestError, UnknownModelError
 from serve.model.backend import Backend
 
 
@@ -90,12 +90,12 @@ class Models:
         return UnknownModelError(f"no model {'' if name is None else repr(name[:60]) + ' '}is served here; {known}")
 
     def admit(self, images: int) -> None:
-        """Raise OverloadedError if no model has room for so many images more: before it is known which is meant."""
+        """Raise why no model can take so many images more: before it is known which is meant."""
         refused: RequestError | None = None
         for backend in self._backends:
             try:
                 return backend.admit(images)
-            except OverloadedError as err:
+            except RequestError as err:
                 refused = err
         if refused is not None:
             raise refused

@@ -33,11 +33,13 @@ class Observed:
         backend: What answers.
         observers: Who looks at its answers.
         top_k: Labels that observers see at least, however few are asked for.
+        end: Ends the observers; may take seconds.
     """
 
-    def __init__(self, backend: Backend, observers: Sequence[Observer], *, top_k: int) -> None:
+    def __init__(self, backend: Backend, observers: Sequence[Observer], *, top_k: int, end: Callable[[], None]) -> None:
         self._backend = backend
         self._observers = observers
+        self._end = end
         self._top_k = min(top_k, len(backend.labels))
         self.spec, self.precision = backend.spec, backend.precision
         self.labels, self.calibration = backend.labels, backend.calibration
@@ -75,6 +77,11 @@ class Observed:
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         """Run the model on its own input tensor."""
         return await self._backend.run_tensor(batch, deadline=deadline)
+
+    def close(self) -> None:
+        """End the backend, then the observers."""
+        self._backend.close()
+        self._end()
 
 
 def _cut(outcome: Outcome, top_k: int) -> Outcome:

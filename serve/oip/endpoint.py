@@ -244,16 +244,11 @@ class Endpoint:
         control = self._allowed()
         if parameters:
             raise malformed("a model's configuration and files cannot be replaced by a request")
-        try:
-            await control.load(name)
-        except UnknownModelError as err:
-            raise Rejected(404, str(err)) from None
-        except ConfigError as err:
-            raise malformed(str(err)) from None
+        await _told(control.load(name))
 
     async def unload(self, name: str) -> None:
         """Unload a model in every replica; as `load`."""
-        await self._allowed().unload(name)
+        await _told(self._allowed().unload(name))
 
     def _allowed(self) -> ModelControl:
         if self._control is None:
@@ -263,6 +258,16 @@ class Endpoint:
                 kind="no_model_control",
             )
         return self._control
+
+
+async def _told(work: Awaitable[None]) -> None:
+    """Await what a caller has asked for, and tell the caller what is wrong with it."""
+    try:
+        await work
+    except UnknownModelError:
+        raise
+    except ConfigError as err:
+        raise malformed(str(err)) from None
 
 
 def _ns_since(started: float) -> int:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from models.errors import ConfigError, OverloadedError
+from models.errors import ConfigError, NotReadyError, OverloadedError
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.metrics.replica_metrics import ServeMetrics
@@ -140,12 +140,19 @@ def test_a_model_that_is_not_ready_is_not_and_the_endpoint_is():
     ]
 
 
-def test_one_models_full_queue_refuses_its_own_requests_only():
-    models = two(full=OverloadedError("overloaded", retry_after_s=3.0))
+@pytest.mark.parametrize(
+    "refused", [OverloadedError("overloaded", retry_after_s=3.0), NotReadyError("has failed")], ids=["full", "broken"]
+)
+@pytest.mark.parametrize(("name", "other"), ["ab", "ba"])
+def test_one_models_full_queue_or_fault_refuses_its_own_requests_only(name, other, refused):
+    models = two()
+    models.find(name).full = refused
 
-    assert ask(models, "/v1/classify?model=b").status == 503
-    assert ask(models, "/v1/classify?model=a").status == 200
-    models.admit(1)
+    assert ask(models, f"/v1/classify?model={name}").status == 503
+    assert ask(models, f"/v1/classify?model={other}").status == 200
+    assert embed(models, "/v1/embeddings", model=name).status == 503
+    assert embed(models, "/v1/embeddings", model=other).status == 200
+    models.admit(1)  # of a call of gRPC, before it is known which model it is for
 
 
 def test_requests_are_counted_by_model_and_those_for_none_by_none():

@@ -6,19 +6,28 @@ import asyncio
 import contextlib
 import gc
 import logging
+import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import RayActorError
 
 from models.errors import ConfigError, NotReadyError, UnknownModelError
+from pipeline.dest.prediction_log import begin_log
+from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig, plan_replica
+from serve.model.backend import Backend
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.observers import Observers
 from serve.repository import Repository
 from serve.settled import Settled, settle
+from tests.support.calibrations import write_calibration
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
 
@@ -47,31 +56,30 @@ class Replicas:
         self.store = FakeStore()
         self.keep_s = 0.2
         self.every: list[tuple[Repository, Models]] = []
+        self.around = lambda engine, settled: engine
 
-    async def add(self) -> tuple[Repository, Models]:
+    async def add(self, settled: Sequence[Settled] = ()) -> tuple[Repository, Models]:
         models = Models()
         plan = plan_replica(self.config, on_gpu=False, cpus=1)
 
-        def build(settled) -> Engine:
-            return Engine(
+        def build(settled) -> tuple[Engine, Backend]:
+            engine = Engine(
                 settled.spec, precision=settled.choice.precision, provider=settled.choice.provider,
                 mode=self.config.decode, limits=self.config.image_limits(), plan=plan,
             )  # fmt: skip
-
-        def start(engine: Engine, _: Settled) -> Engine:
-            engine.start(lambda report: None)
-            return engine
+            return engine, self.around(engine, settled)
 
         repository = Repository(
-            models, settle=lambda source: settle(source, self.config, has_gpu=False), build=build, start=start,
+            models, settle=lambda source: settle(source, self.config, has_gpu=False), build=build,
+            start=lambda engine: engine.start(lambda report: None),
             store=self.store, call_all=self._call_all, keep_s=self.keep_s,
         )  # fmt: skip
-        await repository.configure(self.config.model)
+        await repository.configure(self.config.model, settled)
         self.every.append((repository, models))
         return repository, models
 
-    async def _call_all(self) -> list[str]:
-        return [text for repository, _ in self.every for text in await repository.follow()]
+    async def _call_all(self) -> list[dict[str, str]]:
+        return [await repository.follow() for repository, _ in self.every]
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +156,7 @@ def test_what_cannot_be_loaded_says_why_and_changes_nothing(tmp_path):
     assert str(tmp_path) not in message
     assert names == others == ["one"]
     assert list(unavailable) == ["two"] or "two" in unavailable
-    assert again == []
+    assert again == {}
     assert label == "red"
 
 
@@ -365,3 +373,181 @@ def test_serves_user_config_sets_the_models_and_what_it_cannot_have_leaves_the_o
     assert asyncio.run(run()) == [["one", "two"], ["two"], ["two"], ["two"]]
     assert "made-up" in caplog.text
     assert caplog.text.count("user_config must be") == 2
+
+
+class Slow:
+    """A store whose values take a while to come, once it is told."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+        self.seconds = 0.0
+
+    def put(self, key: str, value: bytes) -> None:
+        self._store.put(key, value)
+
+    def all(self) -> dict[str, bytes]:
+        values = self._store.all()
+        seconds, self.seconds = self.seconds, 0.0
+        time.sleep(seconds)
+        return values
+
+    def delete(self, key: str) -> None:
+        self._store.delete(key)
+
+
+def test_what_was_read_before_a_model_was_loaded_does_not_take_it_away(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one, two) as these:
+            these.store = store = Slow(these.store)
+            repository, models = await these.add()
+            await repository.unload("two")
+            seen: list[list[str]] = []
+            models.watch(lambda: seen.append(models.names))
+            store.seconds = 0.5
+            following = asyncio.create_task(repository.follow())
+            await asyncio.sleep(0.1)
+            await repository.load("two")
+            await following
+            return seen
+
+    seen = asyncio.run(run())
+
+    assert seen[-1] == ["one", "two"]
+    assert sorted(seen, key=len) == seen  # there from one moment on
+
+
+def test_a_model_that_a_replica_could_not_load_is_unloaded_through_it_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+
+    async def run():
+        one = own_model(tmp_path / "1", "one")
+        async with replicas(1, one) as these:
+            asked = b'{"configured": ["%s"], "asked": 7}' % str(one).encode()
+            these.store.put("gone", asked)
+            ((repository, _),) = these.every
+            wrong = await repository.follow()
+            await repository.unload("gone")
+            return wrong, await repository.follow()
+
+    wrong, then = asyncio.run(run())
+
+    assert len(wrong) == 1
+    assert then == {}
+
+
+def logs_of(these: Replicas, folder: Path) -> Observers:
+    """Have the answers of these replicas' models logged."""
+    begin_log(open_storage(str(folder)))
+    observers = Observers(these.config.model_copy(update={"prediction_log": str(folder)}), "r", None)
+    these.around = lambda engine, settled: observers.on(engine, settled.choice)
+    return observers
+
+
+def logged(observers: Observers, model: str) -> float:
+    (rows,) = [family for family in observers.collect() if family.name == "shardlabel_prediction_log_rows"]
+    return {sample.labels["model"]: sample.value for sample in rows.samples}[model]
+
+
+def test_the_answers_that_a_model_gives_while_it_is_unloaded_are_in_the_log_and_stay_counted(tmp_path):
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(0, one, two) as these:
+            observers, these.keep_s = logs_of(these, tmp_path / "log"), 0.5
+            repository, models = await these.add()
+            backend = models.find("two")
+            await best(models, "two")
+            await repository.unload("two")
+            await asyncio.sleep(0.2)
+            await backend.label([RED], top_k=1, deadline=time.monotonic() + 30)  # its body was long in coming
+            await asyncio.sleep(1.0)
+            counted = logged(observers, "two"), threading.active_count()
+            await repository.load("two")
+            await best(models, "two")
+            await asyncio.to_thread(observers.close)
+            return counted, logged(observers, "two"), sum(
+                pq.read_metadata(part).num_rows for part in (tmp_path / "log").glob("*.parquet")
+            )  # fmt: skip
+
+    (before, _), after, rows = asyncio.run(run())
+
+    assert (before, after, rows) == (2, 3, 3)
+
+
+def test_a_model_of_the_same_name_that_is_refused_leaves_the_others_log_alone_and_no_thread(tmp_path):
+    async def run():
+        one, other = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "one")
+        async with replicas(0, one) as these:
+            observers = logs_of(these, tmp_path / "log")
+            repository, models = await these.add()
+            await best(models, "one")
+            threads = threading.active_count()
+            with pytest.raises(ConfigError, match="given twice"):
+                await repository.configure([str(one), str(other)])
+            await best(models, "one")
+            deadline = time.monotonic() + 10
+            while (more := threading.active_count() - threads) > 1 and time.monotonic() < deadline:  # one of asyncio's
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(observers.close)
+            return logged(observers, "one"), more
+
+    rows, more = asyncio.run(run())
+
+    assert rows == 2
+    assert more <= 1
+
+
+def test_a_calibration_is_of_one_model_whatever_else_is_loaded_later(tmp_path):
+    one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+    place = write_calibration(tmp_path / "calibration.json", one)
+    config = ServeConfig(model=str(one), precision="fp32", calibration=str(place), model_control="explicit")
+
+    found = [settle(str(source), config, has_gpu=False).calibration for source in (one, two)]
+
+    assert [each is not None for each in found] == [True, False]
+
+
+def test_a_replica_that_died_is_no_fault_of_a_model_and_what_another_raises_stays_in_the_log(monkeypatch, caplog):
+    from serve import replica
+
+    async def results_async(**_: object) -> list[object]:
+        return [{}, RayActorError(), RuntimeError("Traceback of 10.0.0.7, /home/ann/x.py"), {"two": "no memory"}]
+
+    handle = SimpleNamespace(broadcast=lambda _: SimpleNamespace(results_async=results_async))
+    monkeypatch.setattr(replica.ray_serve, "get_deployment_handle", lambda *_: handle)
+
+    wrong = asyncio.run(replica.Replica._call_all(SimpleNamespace(_application="a")))
+
+    assert wrong == [{}, {"": "a replica did not answer; the log says more"}, {"two": "no memory"}]
+    assert "10.0.0.7" in caplog.text
+
+
+def test_a_model_that_is_gone_keeps_callers_from_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDLABEL_HOME", str(tmp_path / "home"))
+
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(2, one, two) as these:
+            asked = b'{"configured": ["%s", "%s"], "asked": 7}' % (str(one).encode(), str(two).encode())
+            these.store.put("gone", asked)
+            ((repository, models), _) = these.every
+            await repository.unload("two")
+            before = models.names
+            await repository.load("two")
+            return before, models.names
+
+    assert asyncio.run(run()) == (["one"], ["one", "two"])
+
+
+def test_a_replica_that_starts_after_a_swap_has_the_new_model_though_it_was_configured_with_the_old(tmp_path):
+    async def run():
+        path = own_model(tmp_path, "one")
+        async with replicas(1, path) as these:
+            ((first, _),) = these.every
+            as_deployed = [settle(str(path), these.config, has_gpu=False)]
+            same = (await these.add(as_deployed))[1].find("one").spec.version
+            own_model(tmp_path, "one", -10.0, version="2")
+            await first.load("one")
+            return same, (await these.add(as_deployed))[1].find("one").spec.version
+
+    assert asyncio.run(run()) == ("1", "2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from serve.config import ServeConfig
 from serve.local import launch
 from serve.local.listen import Listen
 from serve.local.running import Endpoint
+from tests.support.certificates import write_certificate
 
 
 def no_room():
@@ -205,3 +208,56 @@ def test_a_replica_takes_no_message_beyond_its_limit_where_its_node_was_told_non
                 await server.stop(0)
 
     assert asyncio.run(ask()) == ("RESOURCE_EXHAUSTED" if refused else str(6 * 2**20))
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status":"ok"}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "ROOM_S", 3.0)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        launch._wait_until_answered(Listen(port=server.server_port), tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_tls_without_haproxy_is_refused_and_leaves_no_folder(monkeypatch, tmp_path):
+    cert, key = write_certificate(tmp_path)
+    made = tmp_path / "made"
+    monkeypatch.setattr(launch.tempfile, "mkdtemp", lambda **_: made.mkdir() or str(made))
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(launch.os, "environ", dict(launch.os.environ))
+    monkeypatch.setattr(launch, "check_free", lambda *_: None)
+    monkeypatch.setattr("serve.local.running.holders", lambda port: [])
+
+    with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"):
+        launch.start(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(("replicas_write", "deleted"), [(True, ["shardlabel"]), (False, [])])
+def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_left(
+    monkeypatch, tmp_path, replicas_write, deleted
+):
+    found = []
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.serve.delete", found.append)
+    monkeypatch.setattr("serve.local.running.holders", lambda port: [(2**22 + 1, f"haproxy -f {tmp_path}/x")])
+
+    Endpoint(Listen(port=1), 0.1, tmp_path, is_local=True, replicas_write=replicas_write).close()
+
+    assert found == deleted

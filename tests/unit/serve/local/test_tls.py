@@ -61,6 +61,14 @@ def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path):
     assert key.read_text().strip() in given
     assert renewal.take() is None
 
+    cert.write_bytes("C = MÜNCHEN\n".encode("latin-1") + cert.read_bytes() + key.read_bytes())
+    given = renewal.take()
+    assert given is not None
+    assert key.read_text().strip() in given
+    together = Renewal(cert, cert)
+    cert.write_bytes(cert.read_bytes() + b"\n")
+    assert (together.take() or "").count("PRIVATE KEY") == 2  # its two ends
+
     key.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         renewal.take()

@@ -17,8 +17,18 @@ from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
 from serve.metrics.replica_metrics import ServeMetrics
+from serve.model import drift
 from serve.model.backend import Labelled
-from serve.model.drift import LEAST, WINDOW, Baseline, Drift, bins_of, fitting_baseline, stability_index
+from serve.model.drift import (
+    LEAST,
+    WINDOW,
+    Baseline,
+    Drift,
+    bins_of,
+    fitting_baseline,
+    read_baseline,
+    stability_index,
+)
 from serve.observers import Observers
 from tests.support.fake_backend import FakeBackend
 
@@ -137,3 +147,16 @@ def test_a_baseline_that_says_nothing_about_the_model_is_refused(tmp_path):
     logged(tmp_path / "other", [b"abc"] * LEAST)
     with pytest.raises(ConfigError, match="has other classes than the model"):
         fitting_baseline(str(tmp_path / "other"), ("cat", "dog"))
+
+
+def test_errors_name_a_baseline_without_the_secret_in_its_uri(tmp_path, monkeypatch):
+    logged(tmp_path, [b"ab"])
+    place = "s3://key:W0RD@bucket/labels"
+    monkeypatch.setattr(drift, "open_storage", lambda _: open_storage(str(tmp_path)))
+    with pytest.raises(ConfigError, match="holds 1 labelled rows") as few:
+        read_baseline(place)
+    monkeypatch.setattr(drift, "read_baseline", lambda _: Baseline({0: LEAST}, 0.75, "other"))
+    with pytest.raises(ConfigError, match="other classes") as other:
+        fitting_baseline(place, ("red",))
+
+    assert "W0RD" not in f"{few.value} {other.value}"

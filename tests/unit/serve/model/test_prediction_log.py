@@ -268,7 +268,7 @@ def test_without_a_log_or_a_baseline_answers_pass_by_nobody():
     )
 
 
-@pytest.mark.parametrize("name", ["prediction_log", "baseline"])
+@pytest.mark.parametrize("name", ["prediction_log", "baseline", "calibration"])
 def test_a_relative_folder_is_the_callers(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

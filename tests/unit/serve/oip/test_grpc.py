@@ -458,6 +458,8 @@ class Control:
 
     async def unload(self, name: str) -> None:
         self.calls.append(("unload", name))
+        if self.error is not None:
+            raise self.error
 
 
 def test_models_are_loaded_and_unloaded_where_callers_may():
@@ -477,11 +479,13 @@ def test_models_are_loaded_and_unloaded_where_callers_may():
 @pytest.mark.parametrize(
     ("error", "code"), [(UnknownModelError("none"), "NOT_FOUND"), (ConfigError("broken file"), "INVALID_ARGUMENT")]
 )
-def test_what_cannot_be_loaded_says_why(error, code):
+@pytest.mark.parametrize("what", ["Load", "Unload"])
+def test_what_cannot_be_loaded_or_unloaded_says_why(what, error, code):
     ingress = Ingress()
     ingress.control = Control(error)
 
-    _, context = ingress.call("RepositoryModelLoad", message_class("RepositoryModelLoadRequest")(model_name="m"))
+    rpc = f"RepositoryModel{what}"
+    _, context = ingress.call(rpc, message_class(f"{rpc}Request")(model_name="m"))
 
     assert (context.code.name, context.details) == (code, str(error))
 

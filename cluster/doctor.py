@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from models.errors import ShardlabelError
 from models.store.files import home
 from models.store.locate import is_cached
 from pipeline.config import build_config
+from pipeline.dest.made_by import cpu_info, cpu_model, versions
 from pipeline.session.connect import Cluster
 from pipeline.session.pools import plan_pools
 from pipeline.storage.uris import without_secrets
@@ -82,31 +82,18 @@ def _examined(examine: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON)
 
 
 def _software() -> dict[str, str]:
-    found = {"shardlabel": version("shardlabel"), "python": platform.python_version(), "system": platform.platform()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    here = {"python": platform.python_version(), "system": platform.platform()}
+    return {**versions(["shardlabel"]), **here, **versions(_PACKAGES)}
 
 
 def _cpus() -> dict[str, Any]:
-    told = _cpuinfo()
+    told = cpu_info()
     flags = told.get("flags", told.get("Features", "")).split()
     return {
         "count": _cpu_count(),
-        "model": told.get("model name", platform.machine()),
+        "model": cpu_model(),
         "int8": [flag for flag in _INT8_FLAGS if flag in flags],
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return {}
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _cpu_count() -> int:

@@ -152,8 +152,8 @@ def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
 
 
 def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally) -> None:
-    """Say how much of the workers' time has work, where units are so few that they may be uneven."""
-    if work.plan.units <= SINGLE_SHARD_UNITS:
+    """Say how much of the workers' time has work, where units are so few that they may be uneven; not of one alone."""
+    if work.plan.units <= SINGLE_SHARD_UNITS and work.plan.units - work.done.sum() > 1:
         all_sizes = unit_bytes(iter_units(dest, work.plan))
         sizes = [size for size, done in zip(all_sizes, work.done, strict=True) if not done]
         busy = busy_share(sizes, workers)

@@ -58,6 +58,7 @@ def serve(
         shardlabel serve --model efficientnet-lite0 --tls-cert cert.pem --tls-key key.pem
 
         shardlabel serve --config serve.yaml
+
         shardlabel serve --model efficientnet-lite0 --calibration calibration.json
 
         shardlabel serve --model efficientnet-lite0 --model resnet18-v2 --model-control explicit

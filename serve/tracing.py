@@ -111,7 +111,7 @@ def http_request(scope: Mapping[str, Any], route: str, path: str) -> AbstractCon
 
 
 def grpc_call(path: str, metadata: Sequence[tuple[str, str]]) -> AbstractContextManager[object]:
-    """Hold the span of a call of gRPC likewise.
+    """Hold the span of a call of gRPC for the time of a block; none where this process does not trace.
 
     Args:
         path: Of its method, as `/service/method`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,16 +16,28 @@ _PACKAGES = ("shardlabel", "onnxruntime", "onnxruntime-gpu", "pyarrow", "pillow"
 @cache
 def made_by() -> str:
     """Return the versions that count here, and the kind of CPU, in one line."""
-    found = []
-    for name in _PACKAGES:
+    found = [f"{name} {number}" for name, number in versions(_PACKAGES).items()]
+    return ", ".join([*found, cpu_model()])
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
         with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join([*found, _cpu()])
+            found[name] = version(name)
+    return found
 
 
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+def cpu_model() -> str:
+    """Return what the CPU calls itself, or its architecture."""
+    return cpu_info().get("model name", platform.machine())
+
+
+def cpu_info() -> dict[str, str]:
+    """Return what Linux says of the last CPU; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from contextlib import AbstractContextManager
 
 import pyarrow as pa
 
@@ -15,11 +17,33 @@ from pipeline.operators.units import Result, results_table, units_of, why_failed
 from pipeline.operators.watchdog import WatchedLabeller
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState, StopFlag
 from pipeline.session.metrics import UnitMetrics
-from pipeline.session.stage_clock import StageClock
+from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.session.worker import prepare_worker
 from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
+
+
+class DecodingTurn(AbstractContextManager[None]):
+    """A lock for decoding, which takes what waiting for it costs from the seconds that the clock counts as decoding.
+
+    Args:
+        lock: Shared with what labels.
+        clock: Counts the time in which images come as decoding, and that holds the waiting.
+    """
+
+    def __init__(self, lock: threading.Lock, clock: StageClock) -> None:
+        self._lock = lock
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            began = time.perf_counter()
+            self._lock.acquire()
+            self._clock.add(Stage.DECODE, began - time.perf_counter())
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class LabelUnits:
@@ -43,8 +67,9 @@ class LabelUnits:
             model.loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s
         )
         # Of several units at a time only one computes: memory is that of one image, and the core is one.
-        self._turn = threading.Lock()
-        self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings, turn=self._turn)
+        turn = threading.Lock()
+        self._turn = DecodingTurn(turn, self._clock)
+        self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings, turn=turn)
         self._label_isolated: LabelBatches = label_isolated(
             model.loader, labeller.timeout_s, self._clock, embeddings=settings.embeddings
         )

@@ -47,7 +47,7 @@ class About:
         text: More than the line.
         body: What the request has.
         query: Types of parameters, by name.
-        headers: Likewise.
+        headers: Types of headers, by name.
         needs_body: Whether there has to be a body.
         needs_key: Whether a key is asked for, where the endpoint has any.
     """

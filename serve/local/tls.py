@@ -61,7 +61,7 @@ class Renewal:
 
     Args:
         cert: See `check_certificate`.
-        key: Likewise.
+        key: See `check_certificate`.
 
     Raises:
         ConfigError: They cannot be used as they are.

@@ -18,11 +18,11 @@ class Labelled:
 
     Attributes:
         width: Of the image as stored, pixels.
-        height: Likewise.
+        height: Of the image as stored, pixels.
         label_ids: int32 of shape (k,), best first; equal scores keep the lower class index first.
         scores: float32 of shape (k,), probabilities after softmax.
         probabilities: float32 of shape (n_classes,), or None where it was not asked for.
-        embedding: float32 of shape (features,), likewise.
+        embedding: float32 of shape (features,), or None where it was not asked for.
         accepted: Whether the best label reaches the threshold of its class; None without a calibration.
     """
 

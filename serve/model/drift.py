@@ -129,7 +129,7 @@ class Drift:
 
     @property
     def mean_score(self) -> float:
-        """Of the same answers' best labels; likewise."""
+        """Mean score of the best labels of the same answers; nan where they are too few."""
         return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
 
 

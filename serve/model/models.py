@@ -68,7 +68,7 @@ class Models:
 
         Args:
             name: As the caller wrote it; None for the first.
-            version: Likewise; None or "" for the first of that name.
+            version: As the caller wrote it; None or "" for the first of that name.
 
         Raises:
             UnknownModelError: There is none; the message names those that there are.

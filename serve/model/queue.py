@@ -36,7 +36,7 @@ class Item:
         options: What the runner needs to know of it.
         decoded: What the decoder made of the payload; an exception where it could not.
         since: `time.monotonic()` when it began to wait.
-        taken: Likewise, when it was taken from the queue; 0.0 before that, as those below.
+        taken: `time.monotonic()` when it was taken from the queue; 0.0 before that, as those below.
         decoded_at: When it was decoded.
         run_at: When its batch began to run.
         done_at: When that ended.

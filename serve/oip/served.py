@@ -38,7 +38,7 @@ class ServedModel(Protocol):
         name: See above.
         backend: What answers.
         inputs: Its tensors.
-        outputs: Likewise.
+        outputs: Its tensors.
         parameters: What else its configuration says.
     """
 

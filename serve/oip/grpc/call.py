@@ -48,7 +48,7 @@ class Call:
         request: As sent.
         context: Of the call.
         id: Of the request, once it is parsed.
-        model: That it is for, likewise; None for none, or for one that is not there.
+        model: That it is for, once it is parsed; None for none, or for one that is not there.
     """
 
     rpc: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pipeline.dest.plan import cut_units, write_plan
@@ -61,12 +62,23 @@ def test_a_part_that_is_left_of_a_parquet_file_is_not_all_of_it(tmp_path):
     """One part of ten is left of the first file, and all ten of the second: two workers have 11 equal parts to do."""
     slices = [Slice(f"{name}.parquet", 100 * MB, "", i, i + 1) for name in "ab" for i in range(10)]
     dest = open_storage(str(tmp_path))
-    work = SimpleNamespace(plan=write_plan(dest, cut_units(slices), {}), done=[True] * 9 + [False] * 11)
+    work = SimpleNamespace(plan=write_plan(dest, cut_units(slices), {}), done=np.array([True] * 9 + [False] * 11))
     said: list[str] = []
 
     _tell_evenness(dest, work, 2, SimpleNamespace(printer=SimpleNamespace(say=said.append)))
 
     assert said == ["shardlabel: 11 units to do; by their sizes workers are busy 92% of the time"]
+
+
+def test_of_one_unit_that_is_left_nothing_is_said(tmp_path):
+    dest = open_storage(str(tmp_path))
+    work = SimpleNamespace(plan=write_plan(dest, cut_units([Slice("a.tar", 9, ""), Slice("b.tar", 9, "")]), {}))
+    work.done = np.array([True, False])
+    said: list[str] = []
+
+    _tell_evenness(dest, work, 1, SimpleNamespace(printer=SimpleNamespace(say=said.append)))
+
+    assert said == []
 
 
 def test_a_piece_of_a_tar_has_its_own_bytes():

@@ -77,12 +77,12 @@ def test_a_request_over_http_is_a_span_below_its_callers_with_its_stages(traced,
 
     began = time.time()
     assert post(server, RED, traceparent=header) == 200
-    ended = time.time()
 
     spans = traced.of_trace(trace, 4)
     request = spans["POST /v1/classify"]
     assert (request.parent, request.kind, request.is_error) == (caller, SERVER, False)
-    assert began <= request.begun < request.ended <= ended
+    # The server's span ends once the answer is written, which the client may have read before.
+    assert began <= request.begun < request.ended < time.time()
     assert request.about == {
         "http.request.method": "POST",
         "http.route": "/v1/classify",

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 
-from serve.oip.datatypes import BYTES
 from serve.oip.faults import malformed, shown
 from serve.oip.grpc.messages import message_class
-from serve.oip.parameters import Parameters
-from serve.oip.request import InferRequest, RequestedOutput, build_request
-from serve.oip.response import InferResponse, OutputTensor
-from serve.oip.tensor import InputTensor, check_tensor
+from serve.oip.request import BYTES, InferRequest
+from serve.oip.response import InferResponse
 
-# Where a tensor's values lie in its typed contents. FP16 and BF16 have no place there: they travel raw.
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    BYTES: "bytes_contents",
-}
+# Where the values of a tensor lie in its typed contents: of all that models here take and give.
+_CONTENTS = {"BOOL": "bool_contents", "INT32": "int_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
 
 
-def request_from_message(message: Any) -> InferRequest:  # noqa: ANN401 (protobuf)
+def request_from_message(message: Message) -> InferRequest:
     """Read a ModelInferRequest.
 
     Its outputs come as its inputs did, raw or typed, unless the parameter `binary_data_output` says otherwise.
@@ -45,21 +30,26 @@ def request_from_message(message: Any) -> InferRequest:  # noqa: ANN401 (protobu
         raise malformed(
             f"raw_input_contents must hold one entry for each of {len(message.inputs)} inputs, got {len(raw)}"
         )
-    inputs = [_input(tensor, raw[index] if raw else None) for index, tensor in enumerate(message.inputs)]
-    parameters = _parameters(message.parameters)
-    asked = parameters.flag("binary_data_output")
-    as_raw = bool(raw) if asked is None else asked
+    inputs = [
+        {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": list(tensor.shape),
+            "parameters": _parameters(tensor.parameters),
+            "data": _data(tensor, raw[index] if raw else None),
+        }
+        for index, tensor in enumerate(message.inputs)
+    ]
+    # All outputs in one form: of those that are raw, clients know by their number which they are.
     outputs = [
-        RequestedOutput(output.name, _parameters(output.parameters).integer("classification"), as_raw)
+        {"name": output.name, "parameters": {**_parameters(output.parameters), "binary_data": None}}
         for output in message.outputs
     ]
-    for output in message.outputs:
-        _parameters(output.parameters).refuse_what_is_not_offered()
-    values = {**parameters.values, "binary_data_output": as_raw}
-    return build_request(inputs, outputs, Parameters(values), id=message.id or None)
+    parameters = {"binary_data_output": bool(raw), **_parameters(message.parameters)}
+    return InferRequest.of({"id": message.id or None, "parameters": parameters, "inputs": inputs, "outputs": outputs})
 
 
-def response_message(response: InferResponse) -> Any:  # noqa: ANN401 (protobuf)
+def response_message(response: InferResponse) -> Message:
     """Write a ModelInferResponse."""
     message = message_class("ModelInferResponse")(
         model_name=response.model_name, model_version=response.model_version, id=response.id or ""
@@ -69,45 +59,32 @@ def response_message(response: InferResponse) -> Any:  # noqa: ANN401 (protobuf)
         if output.binary:
             message.raw_output_contents.append(bytes(output.raw()))
         else:
-            getattr(tensor.contents, _CONTENTS[output.datatype]).extend(_values(output))
+            values = output.data.ravel().tolist() if isinstance(output.data, np.ndarray) else output.data
+            getattr(tensor.contents, _CONTENTS[output.datatype]).extend(values)
     return message
 
 
-def metadata_message(metadata: Mapping[str, Any]) -> Any:  # noqa: ANN401 (protobuf)
-    """Write a ModelMetadataResponse from the metadata's JSON form, whose names it shares."""
-    return message_class("ModelMetadataResponse")(**metadata)
-
-
-def config_message(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 (protobuf)
-    """Write a ModelConfigResponse from the configuration's JSON form, whose names it shares."""
-    return message_class("ModelConfigResponse")(config=config)
-
-
-def _input(tensor: Any, raw: bytes | None) -> InputTensor:  # noqa: ANN401 (protobuf)
-    name, datatype, shape = check_tensor(tensor.name, tensor.datatype, list(tensor.shape))
-    _parameters(tensor.parameters).refuse_what_is_not_offered()
+def _data(tensor: Message, raw: bytes | None) -> object:
     given = {field.name for field, _ in tensor.contents.ListFields()}
     if raw is not None:
         if given:
-            raise malformed(f"input {name!r} has both contents and raw_input_contents; it may have one of them")
-        return InputTensor(name, datatype, shape, memoryview(raw))
-    expected = _CONTENTS.get(datatype)
+            raise malformed(f"input {tensor.name!r} has both contents and raw_input_contents; it may have one of them")
+        return memoryview(raw)
+    expected = _CONTENTS.get(tensor.datatype)
     if expected is None:
-        raise malformed(f"input {name!r} is {datatype}, which has to be sent as raw_input_contents")
+        return None
     if given - {expected}:
-        raise malformed(f"contents of {name!r} ({datatype}) must be in {expected}, got {', '.join(sorted(given))}")
-    return InputTensor(name, datatype, shape, getattr(tensor.contents, expected))
+        raise malformed(
+            f"contents of {tensor.name!r} ({tensor.datatype}) must be in {expected}, got {', '.join(sorted(given))}"
+        )
+    return getattr(tensor.contents, expected)
 
 
-def _parameters(given: Mapping[str, Any]) -> Parameters:
+def _parameters(given: Mapping[str, Message]) -> dict[str, Any]:
     values = {}
     for name, parameter in given.items():
         kind = parameter.WhichOneof("parameter_choice")
         if kind is None:
             raise malformed(f"parameter {shown(name)} has no value")
         values[name] = getattr(parameter, kind)
-    return Parameters(values)
-
-
-def _values(output: OutputTensor) -> Sequence[Any]:
-    return output.data.ravel().tolist() if isinstance(output.data, np.ndarray) else output.data
+    return values

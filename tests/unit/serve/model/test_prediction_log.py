@@ -32,7 +32,7 @@ from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.observed import set_request_id
 from serve.observers import Observers
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import GrpcCalls
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
@@ -147,7 +147,7 @@ def test_the_edge_says_which_request_it_is(tmp_path):
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-        calls = GrpcCalls(Endpoint(Models(backend), Limits.of(config)), BodyMemory(config.max_body_memory))
+        calls = GrpcCalls(Endpoint(Models(backend), config), BodyMemory(config.max_body_memory))
         for more in ({"id": "own"}, {}):
             message = raw_images(JPEG, **more)
             message.model_name = "efficientnet-lite0"

@@ -19,7 +19,7 @@ from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.messages import COMPILED, message_class, request_class
@@ -260,7 +260,7 @@ def with_model(name: str, version: str = ""):
         (with_model("nothing"), "NOT_FOUND", "no model 'nothing'"),
         (with_model("tiny", "9"), "NOT_FOUND", "version"),
         (b"\xff\xff", "INVALID_ARGUMENT", "not a ModelInferRequest"),
-        (Request(model_name="tiny"), "INVALID_ARGUMENT", "at least one tensor"),
+        (Request(model_name="tiny"), "INVALID_ARGUMENT", "at least 1 item"),
         (two_inputs(), "INVALID_ARGUMENT", "one entry for each of 2 inputs"),
         (both_contents(), "INVALID_ARGUMENT", "both contents and raw_input_contents"),
         (wrong_contents(), "INVALID_ARGUMENT", "must be in bytes_contents"),
@@ -275,7 +275,7 @@ def with_model(name: str, version: str = ""):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_have_a_status_and_a_reason(message, code, says):
-    ingress = Ingress(limits=Limits(max_request_bytes=2000, max_images=4))
+    ingress = Ingress(limits=ServeConfig(max_request_bytes=2000, max_images=4))
 
     _, context = ingress.infer(message)
 
@@ -342,7 +342,7 @@ def test_any_bytes_get_a_status(given_bytes):
         for _ in range(given_bytes.draw(st.integers(1, 3))):
             good[given_bytes.draw(st.integers(0, len(good) - 1))] = given_bytes.draw(st.integers(0, 255))
         content = bytes(good)
-    ingress = Ingress(limits=Limits(max_request_bytes=2000, max_images=4))
+    ingress = Ingress(limits=ServeConfig(max_request_bytes=2000, max_images=4))
 
     for rpc in RPCS:
         _, context = ingress.call(rpc, content)
@@ -429,7 +429,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), BodyMemory(2**30), access_log=log)
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)

@@ -20,8 +20,6 @@ from typing import Any
 from ray import serve as ray_serve
 
 from benchmarks.serve_load import Load, sample_images
-from models.catalog import load_spec
-from models.inference.classifier import Provider
 from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
@@ -33,6 +31,7 @@ from serve.model.batcher import BatchReport
 from serve.model.engine import Engine, _Wanted
 from serve.model.models import Models
 from serve.model.queue import Item
+from serve.model.settled import settle
 from serve.replica import APP_NAME
 
 MODEL = "efficientnet-lite0"
@@ -44,21 +43,12 @@ class ServeBatch:
     """The endpoint's ASGI application over `@serve.batch`, with its usual settings."""
 
     async def __init__(self) -> None:
-        self.config = ServeConfig(model=MODEL, batch_size=BATCH)
-        spec = load_spec(MODEL)
-        self.engine = await asyncio.to_thread(
-            lambda: Engine(
-                spec,
-                precision=Precision.INT8,
-                provider=Provider.CPU,
-                mode=self.config.decode,
-                limits=self.config.image_limits(),
-                plan=plan_replica(self.config, on_gpu=False, cpus=1),
-            )
-        )
-        self.spec, self.precision, self.labels, self.is_ready = spec, Precision.INT8, self.engine.labels, True
+        self.config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH)
+        settled, plan = settle(MODEL, self.config, has_gpu=False), plan_replica(self.config, on_gpu=False, cpus=1)
+        self.engine = await asyncio.to_thread(Engine, settled, self.config, plan)
+        self.spec, self.precision, self.labels, self.is_ready = settled.spec, Precision.INT8, self.engine.labels, True
         self.calibration = None
-        self.metrics = ServeMetrics(MODEL, "serve.batch", lambda: 0)
+        self.metrics = ServeMetrics(MODEL, "serve.batch")
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_asgi(

@@ -30,17 +30,17 @@ from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
-from serve.metrics.all_replicas import MetricsShare, RayStore
+from serve.metrics.all_replicas import MetricsShare
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Backend
-from serve.model.drift import Baseline, fitting_baseline
+from serve.model.drift import Baseline, read_baseline
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.repository import Repository
+from serve.model.settled import Settled, settle
 from serve.observers import Observers
 from serve.oip.grpc.ingress import Methods
-from serve.repository import Repository
 from serve.routes import build_asgi
-from serve.settled import Settled, settle
+from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -82,19 +82,17 @@ class Replica(Methods):
             self.models,
             settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
             build=self._build,
-            start=self._start,
             store=RayStore(context.app_name, "models") if config.model_control == "explicit" else None,
             call_all=self._call_all,
             keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
         alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
-        self._metrics = ServeMetrics(alone, name, partial(self._repository.queued, alone))
-        self._observers = Observers(config, name, baseline)
-        self._metrics.registry.register(self._observers)
+        self._metrics = ServeMetrics(alone, name)
+        self._observers = Observers(config, self._metrics, baseline)
         self._shown: set[str] = set()
         self.models.watch(self._show_queues)
         await self._repository.configure(config.model, settled)
-        self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
+        self._share = MetricsShare(RayStore(context.app_name, "metrics"), name, self._metrics.render)
         self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
         self._memory = BodyMemory(config.max_body_memory)
         self.control = self._repository if config.model_control == "explicit" else None
@@ -134,7 +132,7 @@ class Replica(Methods):
             logger.warning("user_config: what can be loaded is there, and not %s", err)
 
     async def follow(self) -> dict[str, str]:
-        """Have the models that callers have asked another replica for; see `serve.repository.Repository.follow`."""
+        """Have the models that callers have asked another replica for; see `serve.model.repository.Repository.follow`."""
         return await self._repository.follow()
 
     async def check_health(self) -> None:
@@ -143,21 +141,11 @@ class Replica(Methods):
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
-    def _build(self, settled: Settled) -> tuple[Engine, Backend]:
-        engine = Engine(
-            settled.spec,
-            precision=settled.choice.precision,
-            provider=settled.choice.provider,
-            mode=self.config.decode,
-            limits=self.config.image_limits(),
-            plan=self._plan,
-            calibration=settled.calibration,
-        )
-        return engine, self._observers.on(engine, settled.choice)
-
-    def _start(self, engine: Engine) -> None:
-        report = partial(self._metrics.batch, model=engine.spec.name)
-        engine.start(report, delay_s=self.config.max_batch_delay_ms / 1000)
+    def _build(self, settled: Settled) -> Engine:
+        report = partial(self._metrics.batch, model=settled.spec.name)
+        engine = Engine(settled, self.config, self._plan, report)
+        self._observers.on(engine, settled.choice)
+        return engine
 
     def _show_queues(self) -> None:
         names = set(self.models.names)
@@ -182,11 +170,10 @@ class Replica(Methods):
         return wrong
 
     async def __del__(self) -> None:
-        self._repository.close()
         # First what takes no time: Serve waits for seconds, and the others may wait for storage or a collector.
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
-        await asyncio.to_thread(self._observers.close)
+        await asyncio.to_thread(self._repository.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
 
@@ -220,7 +207,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     if config.prediction_log is not None:
         begin_log(open_storage(config.prediction_log))
     labels = [load_labels(each.spec) for each in settled]
-    baseline = None if config.baseline is None else fitting_baseline(config.baseline, *labels)
+    baseline = None if config.baseline is None else read_baseline(config.baseline, *labels)
     on_gpu = any(each.choice.provider is not Provider.CPU for each in settled)
     plan = plan_replica(config, on_gpu=on_gpu, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)

@@ -22,8 +22,8 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import ModelControl
-from serve.model.observed import set_request_id
+from serve.model.backend import set_request_id
+from serve.model.repository import Repository
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Extras:
     keys: ApiKeys | None = None
     access_log: AccessLog | None = None
     memory: BodyMemory | None = None
-    control: ModelControl | None = None
+    control: Repository | None = None
 
 
 class _Watched:

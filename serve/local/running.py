@@ -18,7 +18,7 @@ from serve.local.haproxy import TLS_BUNDLE
 from serve.local.listen import Listen
 from serve.local.ports import holders
 from serve.local.tls import Renewal
-from serve.metrics.all_replicas import RayStore
+from serve.store import RayStore
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class Endpoint:
                 if not self.is_local:
                     # Others may have applications there.
                     ray_serve.delete(APP_NAME)
-                    RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "metrics").clear()
                     RayStore(APP_NAME, "models").clear()
                 elif haproxy and self.replicas_write:
                     ray_serve.delete(APP_NAME)

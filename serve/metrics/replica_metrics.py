@@ -7,6 +7,7 @@ its own (`serve.metrics.all_replicas`) and any one answers with all of them; Pro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -24,10 +25,9 @@ class ServeMetrics:
     Args:
         model: The label `model` of every series while there is one model only; else "", and each names its own.
         replica: This replica's name: a label of every series.
-        queued: Gives the number of images that wait for it; `watch` adds others.
     """
 
-    def __init__(self, model: str, replica: str, queued: Callable[[], int]) -> None:
+    def __init__(self, model: str, replica: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of the lines, which nobody reads
         self.registry = CollectorRegistry()
         common = ("model", "replica")
@@ -51,10 +51,18 @@ class ServeMetrics:
         self._depth = Gauge("shardlabel_queue_depth", "Images that wait.", common, registry=self.registry)
         in_flight = Gauge("shardlabel_in_flight", "Requests begun and not answered.", common, registry=self.registry)
         self.in_flight = in_flight.labels(model, replica)
+        self._logged = counter("prediction_log_rows", "Rows written to the prediction log.")
+        self._not_logged = counter("prediction_log_dropped", "Rows that the prediction log gave up.", "reason")
+        self._drift = {
+            attribute: Gauge(f"shardlabel_{name}", text, common, registry=self.registry)
+            for attribute, name, text in (
+                ("index", "label_drift", "Stability index of labels."),
+                ("mean_score", "score_mean", "Mean best score."),
+                ("baseline_mean_score", "baseline_score_mean", "The baseline's."),
+            )
+        }
         # Looking a labelled series up takes longer than adding to it, and there are few.
         self._known: dict[tuple[Any, ...], Any] = {}
-        if model:
-            self.watch(model, queued)
 
     def watch(self, model: str, queued: Callable[[], int]) -> None:
         """Show how many images wait for a model, and its series from the start.
@@ -104,6 +112,22 @@ class ServeMetrics:
             self._series(self._images, model).inc(report.size)
         for (reason, before), count in report.dropped.items():
             self._series(self._dropped, model, reason, before).inc(count)
+
+    def logged(self, model: str, rows: int) -> None:
+        """Count rows of a model's answers that were written to the prediction log; from any thread."""
+        self._series(self._logged, model).inc(rows)
+
+    def not_logged(self, model: str, reason: str, rows: int) -> None:
+        """Count rows of a model's answers that the prediction log gave up; from any thread."""
+        self._series(self._not_logged, model, reason).inc(rows)
+
+    def watch_drift(self, model: str, drift: object | None) -> None:
+        """Show how far a model's labels are from a baseline, as the attributes of `drift` say; None shows it no more."""
+        for attribute, gauge in self._drift.items():
+            if drift is None:
+                gauge.remove(model, self._replica)
+            else:
+                gauge.labels(model, self._replica).set_function(partial(getattr, drift, attribute))
 
     def _series(self, family: Any, model: str, *labels: str) -> Any:  # noqa: ANN401 (a counter or a histogram)
         key = (family, model, *labels)

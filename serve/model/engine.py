@@ -1,4 +1,4 @@
-"""The model behind the endpoint: the bulk actors' own `Classifier` and `decode_image`, fed by the pulling batcher."""
+"""A backend: the bulk actors' own `Classifier` and `decode_image`, fed by the pulling batcher."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
-from models.calibration import Calibration
 from models.catalog import load_labels
-from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.decode.decode import DecodedImage, ImageLimits, decode_image
 from models.errors import DeadlineError, InputError, NotReadyError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Classifier, Provider
+from models.inference.classifier import Classifier
 from models.inference.predictions import Float32Array, Predictions, UInt8Array
 from models.inference.tensor_model import TensorModel
 from models.labels import check_classes
 from models.malloc import tune_malloc
-from models.spec import ModelSpec, Precision
 from models.store.locate import locate
 from serve import tracing
-from serve.config import Plan
-from serve.model.backend import Labelled, Outcome
+from serve.config import Plan, ServeConfig
+from serve.model.backend import Backend, Labelled, Outcome
 from serve.model.batcher import Batcher, BatchReport
 from serve.model.queue import Item
+from serve.model.settled import Settled
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
 STUCK_S = 60.0
@@ -44,45 +44,38 @@ class _Wanted:
     embedding: bool
 
 
-class Engine:
-    """One model, ready to answer: see `serve.model.backend.Backend`. Build one per process; takes seconds.
+class Engine(Backend):
+    """The model, its session and its threads. Build one per process; takes seconds.
 
     Construction runs a real inference on every batch shape that is used, and starts the threads; it blocks, so it
     belongs in a thread of its own when an event loop is running. `start` ties it to the loop.
 
     Args:
-        spec: What to load.
-        precision: Which artifact of it.
-        provider: Execution provider.
-        mode: How images are decoded.
-        limits: Of one image.
+        settled: What to load, and what it runs on.
+        config: How images are decoded, and limits of one.
         plan: Batch size and threads.
-        calibration: Of the scores; checked against the model already.
+        report: Called on the event loop after each batch.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        precision: Precision,
-        provider: Provider,
-        mode: DecodeMode,
-        limits: ImageLimits,
-        plan: Plan,
-        calibration: Calibration | None = None,
+        self, settled: Settled, config: ServeConfig, plan: Plan, report: Callable[[BatchReport], None] = lambda _: None
     ) -> None:
-        self.spec = spec
-        self.precision = precision
-        self.calibration = calibration
-        self.labels = load_labels(spec)
-        self._mode = mode
-        self._limits = limits
+        self.settled = settled
+        self._report = report
+        self.spec, self.calibration = settled.spec, settled.calibration
+        self.precision = settled.choice.precision
+        self.labels = load_labels(self.spec)
+        self._mode = config.decode
+        self._limits = config.image_limits()
         self._plan = plan
-        temperature = 1.0 if calibration is None else calibration.temperature
-        graph = load_graph(spec, precision, locate(spec, precision), temperature)
-        self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1, graph=graph)
-        check_classes(spec, self._classifier.num_classes)
-        self._provider = provider
+        self._delay_s = config.max_batch_delay_ms / 1000
+        self._provider = settled.choice.provider
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        graph = load_graph(self.spec, self.precision, locate(self.spec, self.precision), temperature)
+        self._classifier = Classifier(
+            self.spec, precision=self.precision, provider=self._provider, top_k=1, graph=graph
+        )
+        check_classes(self.spec, self._classifier.num_classes)
         self._tensors: TensorModel | None = None
         self._building: asyncio.Future[TensorModel] | None = None
         tune_malloc()
@@ -91,13 +84,8 @@ class Engine:
         self._warm_up()
 
     @property
-    def num_classes(self) -> int:
-        """Return how many classes the model tells apart."""
-        return self._classifier.num_classes
-
-    @property
+    @override
     def is_ready(self) -> bool:
-        """Tell whether a real inference has passed on every batch shape that is used, and the threads run and succeed."""
         return self._batcher is not None and self.fault() is None
 
     @property
@@ -105,14 +93,8 @@ class Engine:
         """Images that wait."""
         return 0 if self._batcher is None else self._batcher.queued
 
-    def start(self, report: Callable[[BatchReport], None], *, delay_s: float = 0.0) -> None:
+    def start(self) -> None:
         """Start the threads; on the event loop that `label` is called on."""
-
-        def watch(batch: BatchReport) -> None:
-            if batch.size:
-                self._failures = self._failures + 1 if batch.failed else 0
-            report(batch)
-
         plan = self._plan
         self._batcher = Batcher(
             self,
@@ -120,17 +102,23 @@ class Engine:
             workers=plan.workers,
             decoders=plan.decoders,
             max_queue=plan.max_queue,
-            delay_s=delay_s,
-            report=watch,
+            delay_s=self._delay_s,
+            report=self._count,
         )
 
+    def _count(self, batch: BatchReport) -> None:
+        if batch.size:
+            self._failures = self._failures + 1 if batch.failed else 0
+        self._report(batch)
+
+    @override
     def close(self) -> None:
-        """Let the threads end."""
         if self._batcher is not None:
             self._batcher.close()
+        super().close()
 
+    @override
     def admit(self, images: int) -> None:
-        """Let a request in before its body is read; see `serve.model.backend.Backend.admit`."""
         if (fault := self.fault()) is not None:
             raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
         self._started().admit(images)
@@ -142,16 +130,10 @@ class Engine:
         stuck = 0.0 if self._batcher is None else self._batcher.stuck_s()
         return f"a thread has been at one batch for {stuck:.0f} s" if stuck > STUCK_S else None
 
-    async def label(
-        self,
-        images: Sequence[bytes],
-        *,
-        top_k: int,
-        deadline: float,
-        probabilities: bool = False,
-        embedding: bool = False,
+    @override
+    async def _label(
+        self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
     ) -> list[Outcome]:
-        """Label encoded images; see `serve.model.backend.Backend.label`."""
         wanted = _Wanted(top_k, probabilities, embedding)
         outcomes = await self._submit([Item(data, 1, deadline, wanted) for data in images])
         for outcome in outcomes:
@@ -159,8 +141,8 @@ class Engine:
                 raise outcome
         return outcomes
 
+    @override
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
-        """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
         await self._have_tensors(deadline)
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
@@ -248,7 +230,7 @@ class Engine:
         Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
         image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
-            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
+            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, len(self.labels)))
         if self.spec.embedding is not None:
             self._classifier.predict(_stacked([image.pixels]), embedding=True)
 

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 from models.errors import ConfigError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected, not_ready
-from serve.model.backend import Backend, ModelControl
+from serve.model.backend import Backend, set_request_id
 from serve.model.models import Models
-from serve.model.observed import set_request_id
+from serve.model.repository import Repository
 from serve.oip.faults import malformed
 from serve.oip.request import BYTES, InferRequest
 from serve.oip.response import InferResponse
@@ -80,7 +80,7 @@ class Endpoint:
         control: Loads and unloads models; None where callers may not.
     """
 
-    def __init__(self, models: Models, config: ServeConfig, control: ModelControl | None = None) -> None:
+    def __init__(self, models: Models, config: ServeConfig, control: Repository | None = None) -> None:
         self.config = config
         self.admit = models.admit
         self._models = models
@@ -263,7 +263,7 @@ class Endpoint:
         """Unload a model in every replica; as `load`."""
         await _told(self._allowed().unload(name))
 
-    def _allowed(self) -> ModelControl:
+    def _allowed(self) -> Repository:
         if self._control is None:
             raise Rejected(
                 503,

@@ -21,7 +21,7 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.observed import set_request_id
+from serve.model.backend import set_request_id
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import malformed
 from serve.oip.grpc.handlers import answer_to, health_of

@@ -14,8 +14,8 @@ from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import ModelControl
 from serve.model.models import Models
+from serve.model.repository import Repository
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
@@ -27,7 +27,7 @@ class Methods:
     models: Models
     config: ServeConfig
     # Where callers may load and unload models.
-    control: ModelControl | None = None
+    control: Repository | None = None
     # Set by what is mixed in to, where it counts.
     _metrics: ServeMetrics | None = None
     _access_log: AccessLog | None = None

@@ -29,7 +29,8 @@ METRIC = re.compile(r"\b((?:shardlabel|ray)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 @cache
 def exposed() -> dict[str, set[str]]:
     """Return the labels of each series that the endpoint gives once everything has happened."""
-    metrics = ServeMetrics("m", "r", lambda: 3)
+    metrics = ServeMetrics("m", "r")
+    metrics.watch("m", lambda: 3)
     metrics.request("/v1/classify", 503, 0.1, "overloaded")
     metrics.batch(BatchReport(size=2, infer_s=0.1, queue_s=[0.1], decode_s=[0.1], dropped={("deadline", "decode"): 1}))
     found: dict[str, set[str]] = {}

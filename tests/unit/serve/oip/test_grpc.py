@@ -320,7 +320,7 @@ def test_keys_are_asked_for_as_over_http(tmp_path):
 
 def test_calls_are_counted_beside_those_over_http():
     ingress = Ingress()
-    ingress._metrics = ServeMetrics("tiny", "a", lambda: 0)
+    ingress._metrics = ServeMetrics("tiny", "a")
 
     ingress.infer(raw_images(b"R", b"G"))
     ingress.infer(raw_images(b"?"))

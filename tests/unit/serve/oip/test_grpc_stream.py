@@ -240,7 +240,7 @@ def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
 
 
 def test_each_request_is_counted_and_has_its_line_in_the_log(tmp_path):
-    metrics, log = ServeMetrics("tiny", "a", lambda: 0), AccessLog(str(tmp_path / "log"))
+    metrics, log = ServeMetrics("tiny", "a"), AccessLog(str(tmp_path / "log"))
     calls = GrpcCalls(
         Endpoint(Models(FakeBackend()), ServeConfig()), BodyMemory(2**30), metrics=metrics, access_log=log
     )

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import orjson
 
@@ -21,11 +21,10 @@ from models.catalog import load_spec
 from models.errors import ConfigError, ShardlabelError, UnknownModelError
 from models.malloc import give_back_freed_memory
 from models.spec import ModelSpec
-from serve.metrics.all_replicas import Store
-from serve.model.backend import Backend
 from serve.model.engine import Engine
 from serve.model.models import Models
-from serve.settled import Settled
+from serve.model.settled import Settled
+from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +33,11 @@ REBUILD_S = 10.0
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model that is there: when callers had asked for it, what it was made of, and what answers."""
+class _Loaded(NamedTuple):
+    """A model that is there, and when callers had asked for it."""
 
     asked: int
-    settled: Settled
     engine: Engine
-    backend: Backend
 
 
 # When callers have asked for a model to be loaded, `time.time_ns()`, or 0, by its name or file; in order.
@@ -49,13 +45,12 @@ _Wanted = dict[str, int]
 
 
 class Repository:
-    """Holds the models of one replica; see `serve.model.backend.ModelControl`. Everything happens on its event loop.
+    """Holds the models of one replica. Everything happens on its event loop.
 
     Args:
         models: What is offered; kept up to date.
         settle: Finds a model by its name or file; blocks.
-        build: Builds its engine, and what is offered of it; blocks for seconds.
-        start: Ties an engine to the loop.
+        build: Builds its engine; blocks for seconds.
         store: What callers have asked for, which all replicas share; None where they may not.
         call_all: Has every replica `follow`; returns what each says went wrong, under "" where it says nothing.
         keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
@@ -66,16 +61,14 @@ class Repository:
         models: Models,
         *,
         settle: Callable[[str], Settled],
-        build: Callable[[Settled], tuple[Engine, Backend]],
-        start: Callable[[Engine], None],
-        store: Store | None,
+        build: Callable[[Settled], Engine],
+        store: RayStore | None,
         call_all: Callable[[], Awaitable[Sequence[Mapping[str, str]]]],
         keep_s: float,
     ) -> None:
         self._models = models
         self._settle = settle
         self._build = build
-        self._start = start
         self._store = store
         self._call_all = call_all
         self._keep_s = keep_s
@@ -119,12 +112,21 @@ class Repository:
             return await self._have(wanted, {})
 
     async def load(self, name: str) -> None:
-        """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
+        """Load a model in every replica, or load it anew where its entry is another than the one that is loaded.
+
+        Raises:
+            UnknownModelError: The catalog has none of this name.
+            ConfigError: It cannot be loaded; the message says why. What was there stays.
+        """
         # Also where the caller does not wait for it.
         await asyncio.shield(self._begin(self._load(name)))
 
     async def unload(self, name: str) -> None:
-        """Unload a model in every replica; see `serve.model.backend.ModelControl.unload`."""
+        """Unload a model in every replica; the requests that it has are finished.
+
+        Raises:
+            UnknownModelError: It is not loaded.
+        """
         await asyncio.shield(self._begin(self._unload(name)))
 
     async def _load(self, name: str) -> None:
@@ -176,16 +178,16 @@ class Repository:
 
     def queued(self, name: str) -> int:
         """Return how many images wait for the models of a name."""
-        return sum(each.engine.queued for each in self._loaded.values() if each.settled.spec.name == name)
+        return sum(each.engine.queued for each in self._loaded.values() if each.engine.spec.name == name)
 
     def close(self) -> None:
-        """End all engines."""
+        """End all engines; may take seconds."""
         for loaded in self._loaded.values():
             loaded.engine.close()
 
     def _sources(self, name: str) -> list[str]:
         """Return where the models of a name are from, of those that are configured or there; reads their files."""
-        own = {source: loaded.settled.spec.name for source, loaded in self._loaded.items()}
+        own = {source: loaded.engine.spec.name for source, loaded in self._loaded.items()}
         files = {}
         for source in self._configured:
             with contextlib.suppress(ShardlabelError):
@@ -238,8 +240,8 @@ class Repository:
                 # What callers have asked for anew may be another since.
                 is_known = asked == 0 and source in known
                 settled = known[source] if is_known else await asyncio.to_thread(self._settle, source)
-                if there is not None and there.settled == settled:
-                    self._loaded[source] = replace(there, asked=asked)
+                if there is not None and there.engine.settled == settled:
+                    self._loaded[source] = there._replace(asked=asked)
                 else:
                     await self._put(source, asked, settled)
             except Exception as err:
@@ -262,12 +264,12 @@ class Repository:
         return f"{name}: {text}"
 
     async def _put(self, source: str, asked: int, settled: Settled) -> None:
-        engine, backend = await asyncio.to_thread(self._build, settled)
+        engine = await asyncio.to_thread(self._build, settled)
         try:
-            self._start(engine)
-            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, backend)})
+            engine.start()
+            self._offer({**self._loaded, source: _Loaded(asked, engine)})
         except BaseException:
-            self._begin(asyncio.to_thread(backend.close))
+            self._begin(asyncio.to_thread(engine.close))
             raise
 
     async def _rebuild(self, source: str) -> None:
@@ -275,26 +277,26 @@ class Repository:
             there = self._loaded.get(source)
             if there is not None and there.engine.fault() is not None:
                 try:
-                    await self._put(source, there.asked, there.settled)
+                    await self._put(source, there.asked, there.engine.settled)
                 except Exception:
                     logger.exception("model cannot be built anew model=%s", source)
 
     def _offer(self, loaded: dict[str, _Loaded]) -> None:
         """Offer these from now on; end what is not among them once nobody can be asking it any more."""
-        self._models.replace(each.backend for each in loaded.values())
+        self._models.replace(each.engine for each in loaded.values())
         kept = {each.engine for each in loaded.values()}
         for each in self._loaded.values():
             if each.engine not in kept:
-                self._models.unavailable[each.settled.spec.name] = "unloaded"
-                self._begin(self._retire(each.backend))
+                self._models.unavailable[each.engine.spec.name] = "unloaded"
+                self._begin(self._retire(each.engine))
         self._loaded = loaded
         for name in self._models.names:
             self._models.unavailable.pop(name, None)
 
-    async def _retire(self, backend: Backend) -> None:
+    async def _retire(self, engine: Engine) -> None:
         await asyncio.sleep(self._keep_s)
-        await asyncio.to_thread(backend.close)
-        del backend
+        await asyncio.to_thread(engine.close)
+        del engine
         await asyncio.to_thread(_collect)
 
     def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:

@@ -27,10 +27,9 @@ from serve.local import launch
 from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.batcher import BatchReport
+from serve.model.batcher import Item
 from serve.model.engine import Engine, _Wanted
 from serve.model.models import Models
-from serve.model.queue import Item
 from serve.model.settled import settle
 from serve.replica import APP_NAME
 
@@ -60,18 +59,29 @@ class ServeBatch:
     def admit(self, images: int) -> None:
         """Serve bounds what waits."""
 
-    async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False) -> list:
-        return await asyncio.gather(*[self.one(Item(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])
+    async def label(
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
+    ) -> list:
+        wanted = _Wanted(top_k, probabilities, embedding)
+        return await asyncio.gather(*[self.one(Item(image, 1, deadline, wanted)) for image in images])
 
     @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
-    async def one(self, jobs: list[Item]) -> list:
-        self.metrics.batch(BatchReport(size=len(jobs)))
-        return await asyncio.to_thread(self.work, jobs)
+    async def one(self, items: list[Item]) -> list:
+        for item in items:
+            item.batch = len(items)
+        self.metrics.batch(items, MODEL)
+        return await asyncio.to_thread(self.work, items)
 
-    def work(self, jobs: list[Item]) -> list:
-        for job in jobs:
-            self.engine.decode(job)
-        return self.engine.run(jobs)
+    def work(self, items: list[Item]) -> list:
+        for item in items:
+            self.engine.decode(item)
+        return self.engine.run(items)
 
 
 def serve_batch_app(config: ServeConfig, *, is_fixed: bool) -> ray_serve.Application:

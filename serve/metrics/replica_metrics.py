@@ -6,13 +6,13 @@ its own (`serve.metrics.all_replicas`) and any one answers with all of them; Pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from serve.model.batcher import BatchReport
+from serve.model.batcher import Item
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -99,19 +99,20 @@ class ServeMetrics:
         if kind is not None:
             self._series(self._errors, model, route, kind).inc()
 
-    def batch(self, report: BatchReport, model: str | None = None) -> None:
-        """Count what one batch of a model took."""
-        model = self._model or model or ""
-        for stage, times in (("queue", report.queue_s), ("decode", report.decode_s)):
-            series = self._series(self._stages, model, stage)
-            for seconds in times:
-                series.observe(seconds)
-        if report.size:
-            self._series(self._batch, model).observe(report.size)
-            self._series(self._stages, model, "infer").observe(report.infer_s)
-            self._series(self._images, model).inc(report.size)
-        for (reason, before), count in report.dropped.items():
-            self._series(self._dropped, model, reason, before).inc(count)
+    def batch(self, items: Sequence[Item], model: str) -> None:
+        """Count what became of items of a model: those of one batch, or some that were dropped."""
+        model = self._model or model
+        for item in items:
+            if item.taken:
+                self._series(self._stages, model, "queue").observe(item.taken - item.since)
+            if item.decoded_at:
+                self._series(self._stages, model, "decode").observe(item.decoded_at - item.taken)
+            if item.dropped:
+                self._series(self._dropped, model, *item.dropped).inc()
+        if ran := [item for item in items if item.batch]:
+            self._series(self._batch, model).observe(ran[0].batch)
+            self._series(self._stages, model, "infer").observe(ran[0].done_at - ran[0].run_at)
+            self._series(self._images, model).inc(ran[0].batch)
 
     def logged(self, model: str, rows: int) -> None:
         """Count rows of a model's answers that were written to the prediction log; from any thread."""

@@ -25,8 +25,7 @@ from models.store.locate import locate
 from serve import tracing
 from serve.config import Plan, ServeConfig
 from serve.model.backend import Backend, Labelled, Outcome
-from serve.model.batcher import Batcher, BatchReport
-from serve.model.queue import Item
+from serve.model.batcher import Batcher, Item
 from serve.model.settled import Settled
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
@@ -54,11 +53,15 @@ class Engine(Backend):
         settled: What to load, and what it runs on.
         config: How images are decoded, and limits of one.
         plan: Batch size and threads.
-        report: Called on the event loop after each batch.
+        report: Called on the event loop with the items of each batch, and with those that were dropped.
     """
 
     def __init__(
-        self, settled: Settled, config: ServeConfig, plan: Plan, report: Callable[[BatchReport], None] = lambda _: None
+        self,
+        settled: Settled,
+        config: ServeConfig,
+        plan: Plan,
+        report: Callable[[Sequence[Item]], None] = lambda _: None,
     ) -> None:
         self.settled = settled
         self._report = report
@@ -95,21 +98,7 @@ class Engine(Backend):
 
     def start(self) -> None:
         """Start the threads; on the event loop that `label` is called on."""
-        plan = self._plan
-        self._batcher = Batcher(
-            self,
-            batch_size=plan.batch_size,
-            workers=plan.workers,
-            decoders=plan.decoders,
-            max_queue=plan.max_queue,
-            delay_s=self._delay_s,
-            report=self._count,
-        )
-
-    def _count(self, batch: BatchReport) -> None:
-        if batch.size:
-            self._failures = self._failures + 1 if batch.failed else 0
-        self._report(batch)
+        self._batcher = Batcher(self, self._plan, delay_s=self._delay_s, report=self._report)
 
     @override
     def close(self) -> None:
@@ -181,39 +170,44 @@ class Engine(Backend):
             tensors.run(np.zeros((size, *tensors.shape), np.float32))
         return tensors
 
-    def decode(self, job: Item) -> None:
+    def decode(self, item: Item) -> None:
         """Decode one image, in a thread of the batcher."""
-        if job.options is None:
+        if item.options is None:
             return
         try:
-            job.decoded = decode_image(job.payload, self.spec.preprocessing, self._mode, self._limits)
+            item.decoded = decode_image(item.payload, self.spec.preprocessing, self._mode, self._limits)
         except InputError as err:
-            job.decoded = err.with_traceback(
+            item.decoded = err.with_traceback(
                 None
-            )  # which has this frame, and this has the job, for the collector to find
+            )  # which has this frame, and this has the item, for the collector to find
         except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
-            job.decoded = err
+            item.decoded = err
 
-    def run(self, jobs: Sequence[Item]) -> list[Outcome | Float32Array | Exception]:
+    def run(self, items: Sequence[Item]) -> list[Outcome | Float32Array | Exception]:
         """Run one batch, in a thread of the batcher."""
-        outcomes: list[Outcome | Float32Array | Exception] = [job.decoded for job in jobs]
-        images = [i for i, job in enumerate(jobs) if isinstance(job.decoded, DecodedImage)]
+        outcomes: list[Outcome | Float32Array | Exception] = [item.decoded for item in items]
+        images = [i for i, item in enumerate(items) if isinstance(item.decoded, DecodedImage)]
         if images:
-            wanted = [jobs[i].options for i in images]
-            predictions = self._classifier.predict(
-                _stacked([jobs[i].decoded.pixels for i in images]),
-                top_k=max(w.top_k for w in wanted),
-                probabilities=any(w.probabilities for w in wanted),
-                embedding=any(w.embedding for w in wanted),
-            )
+            wanted = [items[i].options for i in images]
+            try:
+                predictions = self._classifier.predict(
+                    _stacked([items[i].decoded.pixels for i in images]),
+                    top_k=max(w.top_k for w in wanted),
+                    probabilities=any(w.probabilities for w in wanted),
+                    embedding=any(w.embedding for w in wanted),
+                )
+            except Exception:
+                self._failures += 1
+                raise
+            self._failures = 0
             accepted = self._accepted(predictions)
             for row, i in enumerate(images):
-                outcomes[i] = _labelled(jobs[i], predictions, row, accepted[row])
-        for i, job in enumerate(jobs):
-            if job.options is None:
+                outcomes[i] = _labelled(items[i], predictions, row, accepted[row])
+        for i, item in enumerate(items):
+            if item.options is None:
                 try:
                     assert self._tensors is not None, "`run_tensor` has built it"
-                    outcomes[i] = self._tensors.run(job.payload)
+                    outcomes[i] = self._tensors.run(item.payload)
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
         return outcomes
@@ -245,20 +239,20 @@ def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
     return pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
 
 
-def _labelled(job: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
-    k = job.options.top_k
+def _labelled(item: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
+    k = item.options.top_k
     # Best first: the first k of a larger k are the k best.
     return Labelled(
-        width=job.decoded.width,
-        height=job.decoded.height,
+        width=item.decoded.width,
+        height=item.decoded.height,
         label_ids=predictions.label_ids[row, :k],
         scores=predictions.scores[row, :k],
         probabilities=predictions.probabilities[row]
-        if job.options.probabilities and predictions.probabilities is not None
+        if item.options.probabilities and predictions.probabilities is not None
         else None,
         # A copy: it must not keep those of the whole batch.
         embedding=predictions.embedding[row].copy()
-        if job.options.embedding and predictions.embedding is not None
+        if item.options.embedding and predictions.embedding is not None
         else None,
         accepted=accepted,
     )

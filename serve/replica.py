@@ -61,8 +61,6 @@ FOLLOW_S = 600.0
 class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    _metrics: ServeMetrics
-
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         config: ServeConfig,
@@ -93,28 +91,21 @@ class Replica(Methods):
         self.models.watch(self._show_queues)
         await self._repository.configure(config.model, settled)
         self._share = MetricsShare(RayStore(context.app_name, "metrics"), name, self._metrics.render)
-        self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
-        self._memory = BodyMemory(config.max_body_memory)
-        self.control = self._repository if config.model_control == "explicit" else None
+        self.extras = Extras(
+            metrics=self._metrics,
+            render_metrics=lambda: asyncio.to_thread(self._share.render_all),
+            keys=None if config.api_keys_file is None else ApiKeys(config.api_keys_file),
+            access_log=None if config.access_log == "off" else AccessLog(config.access_log),
+            memory=BodyMemory(config.max_body_memory),
+            control=self._repository if config.model_control == "explicit" else None,
+        )
         self.start_grpc()
         tracing.start(name)
         logger.info("ready models=%s plan=%s", ",".join(self.models.names), plan)
 
     def __serve_build_asgi_app__(self) -> Application:
         """Return what Serve calls for each HTTP request."""
-        keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
-        return build_asgi(
-            self.models,
-            self.config,
-            Extras(
-                metrics=self._metrics,
-                render_metrics=lambda: asyncio.to_thread(self._share.render_all),
-                keys=keys,
-                access_log=self._access_log,
-                memory=self._memory,
-                control=self.control,
-            ),
-        )
+        return build_asgi(self.models, self.config, self.extras)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Have the models of Serve's `user_config`: `{"models": ["A", "B"]}`, in place of those of `args`.
@@ -171,8 +162,8 @@ class Replica(Methods):
 
     async def __del__(self) -> None:
         # First what takes no time: Serve waits for seconds, and the others may wait for storage or a collector.
-        if self._access_log is not None:
-            await asyncio.to_thread(self._access_log.close)
+        if self.extras.access_log is not None:
+            await asyncio.to_thread(self.extras.access_log.close)
         await asyncio.to_thread(self._repository.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)

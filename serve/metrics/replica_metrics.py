@@ -102,11 +102,12 @@ class ServeMetrics:
     def batch(self, items: Sequence[Item], model: str) -> None:
         """Count what became of items of a model: those of one batch, or some that were dropped."""
         model = self._model or model
+        queue, decode = self._series(self._stages, model, "queue"), self._series(self._stages, model, "decode")
         for item in items:
             if item.taken:
-                self._series(self._stages, model, "queue").observe(item.taken - item.since)
+                queue.observe(item.taken - item.since)
             if item.decoded_at:
-                self._series(self._stages, model, "decode").observe(item.decoded_at - item.taken)
+                decode.observe(item.decoded_at - item.taken)
             if item.dropped:
                 self._series(self._dropped, model, *item.dropped).inc()
         if ran := [item for item in items if item.batch]:

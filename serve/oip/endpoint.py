@@ -82,20 +82,19 @@ class Endpoint:
 
     def __init__(self, models: Models, config: ServeConfig, control: Repository | None = None) -> None:
         self.config = config
-        self.admit = models.admit
-        self._models = models
+        self.models = models
         self._control = control
-        # By name, then by version.
-        self._served: dict[str, dict[str, ServedModel]] = {}
+        # By name; of several versions first that which is meant where none is named.
+        self._served: dict[str, list[ServedModel]] = {}
         models.watch(self._serve)
 
     def _serve(self) -> None:
-        served: dict[str, dict[str, ServedModel]] = {}
+        served: dict[str, list[ServedModel]] = {}
         most = self.config.max_images
-        for backend in self._models:
+        for backend in self.models:
             images = ServedImages(backend, max_images=most, top_k=self.config.top_k)
             for model in (images, ServedTensors(backend, max_images=most)):
-                served.setdefault(model.name, {})[backend.spec.version] = model
+                served.setdefault(model.name, []).append(model)
         self._served = served
 
     @property
@@ -106,11 +105,6 @@ class Endpoint:
         """
         return max(self.config.max_request_bytes // 20, 64 * self.config.max_images)
 
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether a model is ready."""
-        return self._models.is_ready
-
     def model(self, name: str, model_version: str | None = None) -> ServedModel:
         """Return a model.
 
@@ -119,23 +113,16 @@ class Endpoint:
             model_version: None or "" for the first there is.
 
         Raises:
-            Rejected: There is no such model, or no such version of it.
+            UnknownModelError: There is no such model, or no such version of it.
         """
-        versions = self._served.get(name)
-        if versions is None:
-            known = ", ".join(self._served) or "none"
-            raise Rejected(404, f"no model {name[:60]!r} is served here; there are {known}")
-        if not model_version:
-            return next(iter(versions.values()))
-        if model_version not in versions:
-            have = ", ".join(map(repr, versions))
-            raise Rejected(404, f"model {name!r} has version {have}, got {model_version[:60]!r}")
-        return versions[model_version]
+        for model in self._served.get(name, ()):
+            if not model_version or model_version == model.version:
+                return model
+        raise self.models.unknown(name.removesuffix("-tensor"), model_version)
 
     def label_of(self, name: str) -> str | None:
         """Return how the metrics call the model of a request; None where there is none of this name."""
-        versions = self._served.get(name)
-        return None if versions is None else next(iter(versions.values())).backend.spec.name
+        return next((model.backend.spec.name for model in self._served.get(name, ())), None)
 
     def check_ready(self, model: ServedModel) -> None:
         """Check that a model is ready.
@@ -179,7 +166,7 @@ class Endpoint:
         counts.succeeded_ns += int((time.monotonic() - started) * 1e9)
         counts.images += outputs[0].shape[0]
         counts.last_ms = time.time_ns() // 1_000_000
-        return InferResponse(model.name, model.backend.spec.version, outputs, request.id)
+        return InferResponse(model.name, model.version, outputs, request.id)
 
     def server_metadata(self) -> Json:
         """Describe the server."""
@@ -193,7 +180,7 @@ class Endpoint:
         """Describe a model's tensors."""
         return {
             "name": model.name,
-            "versions": list(self._served.get(model.name, ())),
+            "versions": [each.version for each in self._served.get(model.name, ())],
             "platform": PLATFORM,
             "inputs": [model.input._asdict()],
             "outputs": [output._asdict() for output in model.outputs],
@@ -217,26 +204,18 @@ class Endpoint:
 
     def statistics(self, names: Sequence[str]) -> Json:
         """Return the counts of these models, as this replica knows them."""
-        return {
-            "model_stats": [
-                _counts_of(model).as_dict(name, model_version)
-                for name in names
-                for model_version, model in self._served[name].items()
-            ]
-        }
+        served = [model for name in names for model in self._served[name]]
+        return {"model_stats": [_counts_of(model).as_dict(model.name, model.version) for model in served]}
 
     def repository_index(self, *, only_ready: bool) -> list[Json]:
         """List the models with their state, and those that were unloaded or could not be loaded."""
+        broken = "not ready: starting, or failed and being built anew"
         states = [
-            (
-                name,
-                model_version,
-                "" if model.backend.is_ready else "not ready: starting, or failed and being built anew",
-            )
-            for name, versions in self._served.items()
-            for model_version, model in versions.items()
+            (model.name, model.version, "" if model.backend.is_ready else broken)
+            for versions in self._served.values()
+            for model in versions
         ]
-        states += [(name, "", why) for name, why in self._models.unavailable.items()]
+        states += [(name, "", why) for name, why in self.models.unavailable.items()]
         return [
             {"name": name, "version": model_version, "state": "UNAVAILABLE" if why else "READY", "reason": why}
             for name, model_version, why in states
@@ -254,33 +233,24 @@ class Endpoint:
             UnknownModelError: There is no such model.
             Rejected: Callers may not, or it cannot be loaded.
         """
-        control = self._allowed()
-        if parameters:
-            raise malformed("a model's configuration and files cannot be replaced by a request")
-        await _told(control.load(name))
+        await self._change("load", name, parameters)
 
     async def unload(self, name: str) -> None:
         """Unload a model in every replica; as `load`."""
-        await _told(self._allowed().unload(name))
+        await self._change("unload", name)
 
-    def _allowed(self) -> Repository:
+    async def _change(self, what: str, name: str, parameters: object = None) -> None:
         if self._control is None:
-            raise Rejected(
-                503,
-                "models are loaded and unloaded by request only with --model-control explicit",
-                kind="no_model_control",
-            )
-        return self._control
-
-
-async def _told(work: Awaitable[None]) -> None:
-    """Await what a caller has asked for, and tell the caller what is wrong with it."""
-    try:
-        await work
-    except UnknownModelError:
-        raise
-    except ConfigError as err:
-        raise malformed(str(err)) from None
+            text = "models are loaded and unloaded by request only with --model-control explicit"
+            raise Rejected(503, text, kind="no_model_control")
+        if parameters:
+            raise malformed("a model's configuration and files cannot be replaced by a request")
+        try:
+            await getattr(self._control, what)(name)
+        except UnknownModelError:
+            raise
+        except ConfigError as err:
+            raise malformed(str(err)) from None
 
 
 def _config_type(datatype: str) -> str:

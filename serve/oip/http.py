@@ -170,7 +170,7 @@ class _Routes:
         ]  # fmt: skip
 
     def ready(self, _: Request) -> object:
-        if not self._endpoint.is_ready:
+        if not self._endpoint.models.is_ready:
             raise not_ready("not ready: no model can answer yet")
         return {"ready": True}
 

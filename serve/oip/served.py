@@ -57,6 +57,11 @@ class ServedModel(ABC):
     layout: dict[str, Any]
     parameters: dict[str, str]
 
+    @property
+    def version(self) -> str:
+        """Return the version of the backend's entry."""
+        return self.backend.spec.version
+
     @abstractmethod
     def raw_input(self, body: memoryview) -> Tensor:
         """Take a whole body as the one input, as a header length of 0 asks for."""

@@ -14,13 +14,12 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServicerContext
 
+from models.errors import UnknownModelError
 from serve import tracing
-from serve.http.access_log import AccessLog
+from serve.http.application import Extras
 from serve.http.asgi import Rejected, as_rejected
 from serve.http.bodies import BodyMemory, Held
-from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
-from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.backend import set_request_id
 from serve.oip.endpoint import Endpoint
 from serve.oip.faults import malformed
@@ -104,33 +103,20 @@ class GrpcCalls:
 
     Args:
         endpoint: What answers.
-        memory: The budget of all bodies; see `serve.http.bodies`.
-        keys: Who may come in; None for everyone.
-        metrics: Counts calls.
-        access_log: Gets a line per call.
+        extras: Who may come in, what calls are counted and written by, and the budget of bodies.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        memory: BodyMemory,
-        *,
-        keys: ApiKeys | None = None,
-        metrics: ServeMetrics | None = None,
-        access_log: AccessLog | None = None,
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, extras: Extras) -> None:
         self._endpoint = endpoint
-        self._memory = memory
-        self._keys = keys
-        self._metrics = metrics
-        self._access_log = access_log
+        self._keys, self._metrics, self._access_log = extras.keys, extras.metrics, extras.access_log
+        self._memory = extras.memory or BodyMemory(endpoint.config.max_body_memory)
 
     def look(self, rpc: str, metadata: Metadata) -> Refusal | None:
         """Return why a call is refused before its message is received; see `service.look`."""
         try:
             self._check_key(rpc, metadata)
             if rpc in INFERS:
-                self._endpoint.admit(1)
+                self._endpoint.models.admit(1)
         except Exception as err:  # noqa: BLE001 (the edge: `_rejected` logs what is ours)
             rejected = _rejected(rpc, err)
             if self._metrics is not None:
@@ -196,7 +182,7 @@ class GrpcCalls:
         while True:
             try:
                 status = health_of(self._endpoint, message.service)
-            except Rejected:
+            except UnknownModelError:
                 status = "SERVICE_UNKNOWN"  # and not an error: it may come
             yield answer_class("Watch")(status=status)
             # Also where nothing has changed: HAProxy would take a connection that says nothing for a dead one.

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from serve.http.asgi import Rejected
+from models.errors import UnknownModelError
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.codec import request_from_message, response_message
 from serve.oip.grpc.messages import answer_class
@@ -18,7 +18,7 @@ from serve.oip.request import InferRequest
 # What the RPCs that only tell something answer: the fields of their messages.
 _TELL: dict[str, Callable[[Endpoint, Message], dict[str, Any]]] = {
     "ServerLive": lambda endpoint, message: {"live": True},
-    "ServerReady": lambda endpoint, message: {"ready": endpoint.is_ready},
+    "ServerReady": lambda endpoint, message: {"ready": endpoint.models.is_ready},
     "ModelReady": lambda endpoint, message: {"ready": _is_ready(endpoint, message)},
     "ServerMetadata": lambda endpoint, message: endpoint.server_metadata(),
     "ModelMetadata": lambda endpoint, message: endpoint.model_metadata(endpoint.model(message.name, message.version)),
@@ -75,9 +75,11 @@ def health_of(endpoint: Endpoint, service: str) -> str:
     """Tell whether everything (""), one of the services here, or a model answers, as gRPC's health protocol asks.
 
     Raises:
-        Rejected: 404, there is no such service.
+        UnknownModelError: There is no such service.
     """
-    is_ready = endpoint.is_ready if service in ("", SERVICE, HEALTH) else endpoint.model(service).backend.is_ready
+    is_ready = (
+        endpoint.models.is_ready if service in ("", SERVICE, HEALTH) else endpoint.model(service).backend.is_ready
+    )
     return "SERVING" if is_ready else "NOT_SERVING"
 
 
@@ -85,5 +87,5 @@ def _is_ready(endpoint: Endpoint, message: Message) -> bool:
     """Tell whether a model is ready; one that is not there is not: clients ask in order to wait for one."""
     try:
         return endpoint.model(message.name, message.version).backend.is_ready
-    except Rejected:
+    except UnknownModelError:
         return False

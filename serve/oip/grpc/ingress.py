@@ -10,12 +10,8 @@ from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
 from serve.config import ServeConfig
-from serve.http.access_log import AccessLog
-from serve.http.bodies import BodyMemory
-from serve.http.keys import ApiKeys
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.http.application import Extras
 from serve.model.models import Models
-from serve.model.repository import Repository
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
@@ -26,24 +22,12 @@ class Methods:
 
     models: Models
     config: ServeConfig
-    # Where callers may load and unload models.
-    control: Repository | None = None
-    # Set by what is mixed in to, where it counts.
-    _metrics: ServeMetrics | None = None
-    _access_log: AccessLog | None = None
-    # Shared with HTTP, where it is mixed in to what answers both.
-    _memory: BodyMemory | None = None
+    # Those that HTTP has.
+    extras: Extras = Extras()
 
     @cached_property
     def _calls(self) -> GrpcCalls:
-        path = self.config.api_keys_file
-        return GrpcCalls(
-            Endpoint(self.models, self.config, self.control),
-            self._memory or BodyMemory(self.config.max_body_memory),
-            keys=None if path is None else ApiKeys(path),
-            metrics=self._metrics,
-            access_log=self._access_log,
-        )
+        return GrpcCalls(Endpoint(self.models, self.config, self.extras.control), self.extras)
 
     def start_grpc(self) -> None:
         """Look at the head of each call of this process from now on, before its message is received."""

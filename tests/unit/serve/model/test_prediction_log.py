@@ -26,7 +26,7 @@ from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
 from serve.app import build_asgi
 from serve.config import ServeConfig
-from serve.http.bodies import BodyMemory
+from serve.http.application import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.backend import set_request_id
@@ -146,7 +146,7 @@ def test_the_edge_says_which_request_it_is(tmp_path):
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-        calls = GrpcCalls(Endpoint(Models(backend), config), BodyMemory(config.max_body_memory))
+        calls = GrpcCalls(Endpoint(Models(backend), config), Extras())
         for more in ({"id": "own"}, {}):
             message = raw_images(JPEG, **more)
             message.model_name = "efficientnet-lite0"

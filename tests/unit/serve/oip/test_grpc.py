@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from models.errors import ConfigError, DeadlineError, OverloadedError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
-from serve.http.bodies import BodyMemory
+from serve.http.application import Extras
+from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
 from serve.oip.endpoint import Endpoint
@@ -64,8 +65,10 @@ class Ingress(Methods):
         self.backend = backend or FakeBackend()
         self.models = models or Models(self.backend)
         self.config = ServeConfig(**config)
+        keys = self.config.api_keys_file
+        self.extras = Extras(keys=None if keys is None else ApiKeys(keys))
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.models, limits), BodyMemory(2**30))
+            self._calls = GrpcCalls(Endpoint(self.models, limits), Extras())
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -320,12 +323,12 @@ def test_keys_are_asked_for_as_over_http(tmp_path):
 
 def test_calls_are_counted_beside_those_over_http():
     ingress = Ingress()
-    ingress._metrics = ServeMetrics("tiny", "a")
+    ingress.extras = Extras(metrics=ServeMetrics("tiny", "a"))
 
     ingress.infer(raw_images(b"R", b"G"))
     ingress.infer(raw_images(b"?"))
 
-    text = ingress._metrics.render().decode()
+    text = ingress.extras.metrics.render().decode()
     assert 'requests_total{model="tiny",replica="a",route="grpc/ModelInfer",status="200"} 1.0' in text
     assert 'errors_total{kind="undecodable",model="tiny",replica="a",route="grpc/ModelInfer"} 1.0' in text
     assert 'in_flight{model="tiny",replica="a"} 0.0' in text
@@ -429,7 +432,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), BodyMemory(2**30), access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(access_log=log))
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
@@ -464,7 +467,7 @@ class Control:
 
 def test_models_are_loaded_and_unloaded_where_callers_may():
     ingress = Ingress()
-    ingress.control = Control()
+    ingress.extras = Extras(control=Control())
     load, unload = (message_class(f"RepositoryModel{what}Request")(model_name="m") for what in ("Load", "Unload"))
 
     codes = [ingress.call("RepositoryModelLoad", load)[1].code, ingress.call("RepositoryModelUnload", unload)[1].code]
@@ -473,7 +476,7 @@ def test_models_are_loaded_and_unloaded_where_callers_may():
 
     assert codes == [grpc.StatusCode.OK] * 2
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert ingress.control.calls == [("load", "m"), ("unload", "m")]
+    assert ingress.extras.control.calls == [("load", "m"), ("unload", "m")]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +485,7 @@ def test_models_are_loaded_and_unloaded_where_callers_may():
 @pytest.mark.parametrize("what", ["Load", "Unload"])
 def test_what_cannot_be_loaded_or_unloaded_says_why(what, error, code):
     ingress = Ingress()
-    ingress.control = Control(error)
+    ingress.extras = Extras(control=Control(error))
 
     rpc = f"RepositoryModel{what}"
     _, context = ingress.call(rpc, message_class(f"{rpc}Request")(model_name="m"))

@@ -87,8 +87,7 @@ class Replica(Methods):
         alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
         self._metrics = ServeMetrics(alone, name)
         self._observers = Observers(config, self._metrics, baseline)
-        self._shown: set[str] = set()
-        self.models.watch(self._show_queues)
+        self.models.watch(lambda: self._metrics.show_models(self.models.names, self._repository.queued))
         await self._repository.configure(config.model, settled)
         self._share = MetricsShare(RayStore(context.app_name, "metrics"), name, self._metrics.render)
         self.extras = Extras(
@@ -137,14 +136,6 @@ class Replica(Methods):
         engine = Engine(settled, self.config, self._plan, report)
         self._observers.on(engine, settled.choice)
         return engine
-
-    def _show_queues(self) -> None:
-        names = set(self.models.names)
-        for name in names - self._shown:
-            self._metrics.watch(name, partial(self._repository.queued, name))
-        for name in self._shown - names:
-            self._metrics.forget(name)
-        self._shown = names
 
     async def _call_all(self) -> list[dict[str, str]]:
         """Have every replica follow, this one too; return what each says went wrong."""

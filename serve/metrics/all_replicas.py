@@ -80,19 +80,11 @@ class MetricsShare:
 
 def merged(texts: Iterable[bytes]) -> bytes:
     """Join expositions that have the same families: each family's head once, then everyone's samples."""
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
+    families: dict[str, dict[str, None]] = {}
     for text in texts:
         family = ""
         for line in text.decode().splitlines():
             if line.startswith("# HELP "):
                 family = line.split(" ", 3)[2]
-                if family not in heads:
-                    heads[family], samples[family] = [], []
-            if line.startswith("#"):
-                if line not in heads[family]:
-                    heads[family].append(line)
-            elif line:
-                samples[family].append(line)
-    lines = [line for family in heads for line in (*heads[family], *samples[family])]
-    return ("\n".join(lines) + "\n").encode()
+            families.setdefault(family, {})[line] = None
+    return "".join(f"{line}\n" for lines in families.values() for line in lines).encode()

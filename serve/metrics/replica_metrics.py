@@ -39,6 +39,7 @@ class ServeMetrics:
             return Histogram(f"shardlabel_{name}", text, (*common, *labels), registry=self.registry, buckets=buckets)
 
         self._model, self._replica = model, replica
+        self._shown: set[str] = set()
         self._requests = counter("requests", "Requests answered.", "route", "status")
         self._errors = counter("errors", "Requests answered with an error.", "route", "kind")
         self._images = counter("images", "Images that a model was run on.")
@@ -64,24 +65,24 @@ class ServeMetrics:
         # Looking a labelled series up takes longer than adding to it, and there are few.
         self._known: dict[tuple[Any, ...], Any] = {}
 
-    def watch(self, model: str, queued: Callable[[], int]) -> None:
-        """Show how many images wait for a model, and its series from the start.
+    def show_models(self, models: Sequence[str], queued: Callable[[str], int]) -> None:
+        """Show the models that there are now, with their series from the start; what others have counted stays.
 
         Args:
-            model: Its name; beside that of another, no series is of one model that does not name it.
-            queued: Gives the number.
+            models: Their names; beside that of another, no series is of one model that does not name it.
+            queued: Gives the number of images that wait for a model.
         """
-        if model != self._model:
-            self._model = ""
-        self._depth.labels(model, self._replica).set_function(queued)
-        self._series(self._images, model)
-        self._series(self._batch, model)
-        for stage in ("decode", "queue", "infer"):
-            self._series(self._stages, model, stage)
-
-    def forget(self, model: str) -> None:
-        """Show a model's queue no more; what was counted stays."""
-        self._depth.remove(model, self._replica)
+        for model in self._shown - {*models}:
+            self._depth.remove(model, self._replica)
+        for model in {*models} - self._shown:
+            if model != self._model:
+                self._model = ""
+            self._depth.labels(model, self._replica).set_function(partial(queued, model))
+            self._series(self._images, model)
+            self._series(self._batch, model)
+            for stage in ("decode", "queue", "infer"):
+                self._series(self._stages, model, stage)
+        self._shown = {*models}
 
     def request(self, route: str, status: int, seconds: float, kind: str | None, model: str | None = None) -> None:
         """Count one answered request.

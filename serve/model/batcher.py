@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from models.errors import DeadlineError, OverloadedError
 from serve.config import Plan
@@ -71,30 +71,29 @@ class Item:
         return self.dropped is None
 
 
-class Runner(Protocol):
-    """What a batcher drives, from its threads."""
-
-    def decode(self, item: Item) -> None:
-        """Set `item.decoded`; never raises."""
-
-    def run(self, items: Sequence[Item]) -> Sequence[Any]:
-        """Return one outcome per item, in order; an exception is the outcome of all of them."""
-
-
 class Batcher:
     """Run items in batches, in threads.
 
     `submit` and `admit` belong to one event loop; everything that is counted is counted there.
 
     Args:
-        runner: Decodes and runs.
+        decode: Sets `decoded` of an item, and does not raise; called by the threads, as is the next.
+        run: Gives one outcome per item, in order; what it raises is the outcome of each.
         plan: Threads, images that may wait, and most images of a batch; an item of more is a batch of its own.
         delay_s: How long a free worker waits for a batch to fill, counted from when its first item came.
         report: Called on the event loop with the items of each batch, and with those that were dropped.
     """
 
-    def __init__(self, runner: Runner, plan: Plan, *, delay_s: float, report: Callable[[Sequence[Item]], None]) -> None:
-        self._runner = runner
+    def __init__(
+        self,
+        decode: Callable[[Item], None],
+        run: Callable[[Sequence[Item]], Sequence[Any]],
+        plan: Plan,
+        *,
+        delay_s: float,
+        report: Callable[[Sequence[Item]], None],
+    ) -> None:
+        self._decode_one, self._run_batch = decode, run
         self._plan = plan
         self._delay_s = delay_s
         self._report = report
@@ -190,7 +189,7 @@ class Batcher:
         for item in items:
             item.taken = time.monotonic()
             if self._alive([item], "decode"):
-                self._runner.decode(item)
+                self._decode_one(item)
                 item.decoded_at = time.monotonic()
                 alive.append(item)
         return alive
@@ -208,7 +207,7 @@ class Batcher:
         began = time.monotonic()
         outcomes: Sequence[Any]
         try:
-            outcomes = self._runner.run(items)
+            outcomes = self._run_batch(items)
         except Exception as err:  # noqa: BLE001 (it is each of these requests' outcome)
             outcomes = [err] * len(items)
         ended = time.monotonic()

@@ -34,13 +34,7 @@ LEAST = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The labels of an earlier output.
-
-    Attributes:
-        counts: Rows by class index.
-        mean_score: Of their best labels.
-        class_names: Hash of what the classes are called.
-    """
+    """The labels of an earlier output: rows by class index, their mean score, and a hash of what classes are called."""
 
     counts: dict[int, int]
     mean_score: float
@@ -129,7 +123,7 @@ class Drift(Observer):
 
     @property
     def mean_score(self) -> float:
-        """Mean score of the best labels of the same answers; nan where they are too few."""
+        """Mean score of the best labels of the same answers; NaN likewise."""
         return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
 
 

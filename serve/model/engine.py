@@ -98,7 +98,7 @@ class Engine(Backend):
 
     def start(self) -> None:
         """Start the threads; on the event loop that `label` is called on."""
-        self._batcher = Batcher(self, self._plan, delay_s=self._delay_s, report=self._report)
+        self._batcher = Batcher(self.decode, self.run, self._plan, delay_s=self._delay_s, report=self._report)
 
     @override
     def close(self) -> None:
@@ -110,7 +110,8 @@ class Engine(Backend):
     def admit(self, images: int) -> None:
         if (fault := self.fault()) is not None:
             raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
-        self._started().admit(images)
+        assert self._batcher is not None, "it was started"
+        self._batcher.admit(images)
 
     def fault(self) -> str | None:
         """Return why this engine should be replaced; None while it is healthy."""
@@ -124,28 +125,25 @@ class Engine(Backend):
         self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
     ) -> list[Outcome]:
         wanted = _Wanted(top_k, probabilities, embedding)
-        outcomes = await self._submit([Item(data, 1, deadline, wanted) for data in images])
-        for outcome in outcomes:
-            if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
-                raise outcome
-        return outcomes
+        return await self._submit([Item(data, 1, deadline, wanted) for data in images])
 
     @override
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         await self._have_tensors(deadline)
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
-        outputs = await self._submit([Item(piece, len(piece), deadline) for piece in pieces])
-        for output in outputs:
-            if isinstance(output, Exception):
-                raise output
-        return np.concatenate(outputs)
+        return np.concatenate(await self._submit([Item(piece, len(piece), deadline) for piece in pieces]))
 
     async def _submit(self, items: Sequence[Item]) -> list[Any]:
+        assert self._batcher is not None, "it was started"
         try:
-            return await self._started().submit(items)
+            outcomes = await self._batcher.submit(items)
         finally:
             tracing.stages(items, self.spec.name)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
+                raise outcome
+        return outcomes
 
     async def _have_tensors(self, deadline: float) -> None:
         """Build the session of the model's own tensors when it is first asked for: it takes the model's memory again.
@@ -177,9 +175,8 @@ class Engine(Backend):
         try:
             item.decoded = decode_image(item.payload, self.spec.preprocessing, self._mode, self._limits)
         except InputError as err:
-            item.decoded = err.with_traceback(
-                None
-            )  # which has this frame, and this has the item, for the collector to find
+            # Its traceback has this frame, and this has the item, for the collector to find.
+            item.decoded = err.with_traceback(None)
         except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
             item.decoded = err
 
@@ -200,7 +197,9 @@ class Engine(Backend):
                 self._failures += 1
                 raise
             self._failures = 0
-            accepted = self._accepted(predictions)
+            accepted: Sequence[bool | None] = [None] * len(images)
+            if self.calibration is not None:
+                accepted = self.calibration.accepts(predictions.label_ids[:, 0], predictions.scores[:, 0]).tolist()
             for row, i in enumerate(images):
                 outcomes[i] = _labelled(items[i], predictions, row, accepted[row])
         for i, item in enumerate(items):
@@ -211,11 +210,6 @@ class Engine(Backend):
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
         return outcomes
-
-    def _accepted(self, predictions: Predictions) -> Sequence[bool | None]:
-        """Return of each image whether its best label is accepted."""
-        ids, scores = predictions.label_ids[:, 0], predictions.scores[:, 0]
-        return [None] * len(ids) if self.calibration is None else self.calibration.accepts(ids, scores).tolist()
 
     def _warm_up(self) -> None:
         """Decode and run, as requests will be: a model that cannot is never ready."""
@@ -228,11 +222,6 @@ class Engine(Backend):
         if self.spec.embedding is not None:
             self._classifier.predict(_stacked([image.pixels]), embedding=True)
 
-    def _started(self) -> Batcher:
-        if self._batcher is None:
-            raise RuntimeError("the engine was not started")
-        return self._batcher
-
 
 def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
     """Join images of shape (crop, crop, 3) to a batch; one image is not copied."""
@@ -240,19 +229,15 @@ def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
 
 
 def _labelled(item: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
-    k = item.options.top_k
-    # Best first: the first k of a larger k are the k best.
+    wanted, probabilities, embeddings = item.options, predictions.probabilities, predictions.embedding
     return Labelled(
         width=item.decoded.width,
         height=item.decoded.height,
-        label_ids=predictions.label_ids[row, :k],
-        scores=predictions.scores[row, :k],
-        probabilities=predictions.probabilities[row]
-        if item.options.probabilities and predictions.probabilities is not None
-        else None,
+        # Best first: the first k of a larger k are the k best.
+        label_ids=predictions.label_ids[row, : wanted.top_k],
+        scores=predictions.scores[row, : wanted.top_k],
+        probabilities=probabilities[row] if wanted.probabilities and probabilities is not None else None,
         # A copy: it must not keep those of the whole batch.
-        embedding=predictions.embedding[row].copy()
-        if item.options.embedding and predictions.embedding is not None
-        else None,
+        embedding=embeddings[row].copy() if wanted.embedding and embeddings is not None else None,
         accepted=accepted,
     )

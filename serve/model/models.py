@@ -29,9 +29,6 @@ class Models:
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._backends)
 
-    def __len__(self) -> int:
-        return len(self._backends)
-
     @property
     def names(self) -> list[str]:
         """Return the names, each once."""

@@ -106,10 +106,8 @@ class Repository:
         # Read within: what was read before another change would undo it.
         async with self._one_at_a_time:
             wanted = await asyncio.to_thread(self._read)
-            if patient:
-                soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
-                wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
-            return await self._have(wanted, {})
+            soon = {source for source in wanted if patient and self._not_before.get(source, 0.0) > time.monotonic()}
+            return await self._have(wanted, {}, leave=soon)
 
     async def load(self, name: str) -> None:
         """Load a model in every replica, or load it anew where its entry is another than the one that is loaded.
@@ -167,12 +165,7 @@ class Repository:
         broken = {source: fault for source, fault in faults.items() if fault is not None}
         if broken and len(broken) == len(faults):
             return "; ".join(f"{source}: {fault}" for source, fault in broken.items())
-        for source, fault in broken.items():
-            if self._not_before.get(source, 0.0) < time.monotonic():
-                self._not_before[source] = time.monotonic() + REBUILD_S
-                logger.error("model is built anew model=%s fault=%s", source, fault)
-                self._begin(self._rebuild(source))
-        if self._store is not None and not self._one_at_a_time.locked():
+        if (broken or self._store is not None) and not self._one_at_a_time.locked():
             self._begin(self.follow(patient=True))
         return None
 
@@ -207,10 +200,6 @@ class Repository:
                 wanted[source] = change["asked"]
         return wanted
 
-    def _asked(self, source: str) -> int:
-        there = self._loaded.get(source)
-        return -1 if there is None else there.asked
-
     async def _write(self, changes: Mapping[str, int | None]) -> None:
         """Write down when each model was asked for, or None for not any more."""
         assert self._store is not None, "callers may change what is there"
@@ -223,27 +212,24 @@ class Repository:
         said = [await self.follow(), *await self._call_all()]
         return [text for wrong in said for source, text in wrong.items() if source in sources or not source]
 
-    async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
-        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file. One at a time.
+    async def _have(
+        self, wanted: _Wanted, known: Mapping[str, Settled], *, leave: Collection[str] = (), replace_all: bool = True
+    ) -> dict[str, str]:
+        """Build what is wanted and not there, or broken, and offer it; return what goes wrong, by name or file.
+
+        One at a time.
 
         Args:
             wanted: What is to be there.
             known: Models that were settled when the endpoint was configured.
+            leave: What is left as it is.
             replace_all: Whether what is not wanted is to go.
         """
         wrong = {}
         for source, asked in wanted.items():
-            there = self._loaded.get(source)
-            if self._asked(source) == asked:
-                continue
             try:
-                # What callers have asked for anew may be another since.
-                is_known = asked == 0 and source in known
-                settled = known[source] if is_known else await asyncio.to_thread(self._settle, source)
-                if there is not None and there.engine.settled == settled:
-                    self._loaded[source] = there._replace(asked=asked)
-                else:
-                    await self._put(source, asked, settled)
+                if source not in leave:
+                    await self._have_one(source, asked, known)
             except Exception as err:
                 if isinstance(err, UnknownModelError) and not replace_all:
                     raise UnknownModelError(_PATH.sub("", str(err))) from None
@@ -254,16 +240,22 @@ class Repository:
             self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
         return wrong
 
-    def _why(self, source: str, err: Exception) -> str:
-        # No paths of this machine: callers see it.
-        is_ours = isinstance(err, ShardlabelError)
-        text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
-        name = source.rpartition("/")[2]
-        self._not_before[source] = time.monotonic() + REBUILD_S
-        self._models.unavailable[name] = text
-        return f"{name}: {text}"
-
-    async def _put(self, source: str, asked: int, settled: Settled) -> None:
+    async def _have_one(self, source: str, asked: int, known: Mapping[str, Settled]) -> None:
+        there = self._loaded.get(source)
+        fault = None if there is None else there.engine.fault()
+        if there is not None and there.asked == asked:
+            if fault is None:
+                return
+            settled = there.engine.settled
+            self._not_before[source] = time.monotonic() + REBUILD_S
+            logger.error("model is built anew model=%s fault=%s", source, fault)
+        elif asked == 0 and source in known:
+            settled = known[source]
+        else:  # what callers have asked for anew may be another since
+            settled = await asyncio.to_thread(self._settle, source)
+        if there is not None and fault is None and there.engine.settled == settled:
+            self._loaded[source] = there._replace(asked=asked)
+            return
         engine = await asyncio.to_thread(self._build, settled)
         try:
             engine.start()
@@ -272,14 +264,14 @@ class Repository:
             self._begin(asyncio.to_thread(engine.close))
             raise
 
-    async def _rebuild(self, source: str) -> None:
-        async with self._one_at_a_time:
-            there = self._loaded.get(source)
-            if there is not None and there.engine.fault() is not None:
-                try:
-                    await self._put(source, there.asked, there.engine.settled)
-                except Exception:
-                    logger.exception("model cannot be built anew model=%s", source)
+    def _why(self, source: str, err: Exception) -> str:
+        # No paths of this machine: callers see it.
+        is_ours = isinstance(err, ShardlabelError)
+        text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
+        name = source.rpartition("/")[2]
+        self._not_before[source] = time.monotonic() + REBUILD_S
+        self._models.unavailable[name] = text
+        return f"{name}: {text}"
 
     def _offer(self, loaded: dict[str, _Loaded]) -> None:
         """Offer these from now on; end what is not among them once nobody can be asking it any more."""

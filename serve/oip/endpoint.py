@@ -15,21 +15,20 @@ from serve.http.asgi import Rejected, not_ready
 from serve.model.backend import Backend, set_request_id
 from serve.model.models import Models
 from serve.model.repository import Repository
-from serve.oip.faults import malformed
-from serve.oip.request import BYTES, InferRequest
+from serve.oip.request import BYTES, InferRequest, malformed
 from serve.oip.response import InferResponse
 from serve.oip.served import ServedImages, ServedModel, ServedTensors
 
 Json = dict[str, Any]
 
-EXTENSIONS = (
+EXTENSIONS = [
     "binary_tensor_data",
     "classification",
     "model_configuration",
     "statistics",
     "schedule_policy",
     "parameters",
-)
+]
 # The name that clients know a model run by ONNX Runtime by.
 PLATFORM = "onnxruntime_onnx"
 
@@ -170,7 +169,7 @@ class Endpoint:
 
     def server_metadata(self) -> Json:
         """Describe the server."""
-        return {"name": "shardlabel", "version": package_version(), "extensions": list(EXTENSIONS)}
+        return {"name": "shardlabel", "version": package_version(), "extensions": EXTENSIONS}
 
     def model_names(self) -> list[str]:
         """Return the names of all models."""

@@ -19,9 +19,8 @@ from serve.http.asgi import MODEL, JsonResponse, Rejected, deadline_of, not_read
 from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.http.openapi import BINARY, JSON, About, Operation
 from serve.oip.endpoint import Endpoint
-from serve.oip.faults import malformed, shown
 from serve.oip.grpc.messages import answer_class, json_schema
-from serve.oip.request import InferRequest, RequestParameters, Tensor, parse_request
+from serve.oip.request import InferRequest, RequestParameters, Tensor, malformed, parse_request, shown
 from serve.oip.served import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"

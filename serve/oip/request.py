@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -20,8 +21,11 @@ from pydantic import (
 )
 
 from models.inference.predictions import Float32Array
+from serve.http.asgi import Rejected
 from serve.http.bodies import load_json
-from serve.oip.faults import malformed, shown
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
 
 BYTES: Literal["BYTES"] = "BYTES"
 # The models here take FP32 and BYTES; the others are known, so that a refusal can say what was expected.
@@ -241,3 +245,13 @@ def split_elements(data: memoryview, count: int, name: str) -> list[memoryview]:
     if at != end:
         raise malformed(f"data of {name!r} go on for {end - at} bytes after the {count} elements of its shape")
     return elements
+
+
+def malformed(message: str) -> Rejected:
+    """Build the refusal of a request that breaks the protocol, or does not fit the model."""
+    return Rejected(400, message)
+
+
+def shown(value: object) -> str:
+    """Show what a caller sent, briefly, however long it is."""
+    return "nothing" if value is None else _BRIEF.repr(value)

@@ -15,8 +15,7 @@ from models.spec import Layout
 from serve.http.asgi import Rejected, input_status
 from serve.http.bodies import from_base64, off_the_loop
 from serve.model.backend import Backend, Labelled
-from serve.oip.faults import malformed, shown
-from serve.oip.request import BYTES, InferRequest, Tensor
+from serve.oip.request import BYTES, InferRequest, Tensor, malformed, shown
 from serve.oip.response import OutputTensor
 
 T = TypeVar("T")

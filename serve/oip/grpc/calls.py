@@ -22,11 +22,11 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.trace_context import trace_field
 from serve.model.backend import set_request_id
 from serve.oip.endpoint import Endpoint
-from serve.oip.faults import malformed
 from serve.oip.grpc.handlers import answer_to, health_of
 from serve.oip.grpc.messages import answer_class, request_class
 from serve.oip.grpc.service import PATHS, STREAM, Metadata, Refusal
 from serve.oip.grpc.wire import check_size
+from serve.oip.request import malformed
 
 logger = logging.getLogger(__name__)
 

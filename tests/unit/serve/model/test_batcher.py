@@ -48,7 +48,9 @@ class Setting:
         self.plan = Plan.model_construct(**{"batch_size": 4, "workers": 1, "decoders": 0, "max_queue": 8} | settings)
 
     async def __aenter__(self) -> Setting:
-        self.batcher = Batcher(self.model, self.plan, delay_s=self.delay_s, report=self.reports.append)
+        self.batcher = Batcher(
+            self.model.decode, self.model.run, self.plan, delay_s=self.delay_s, report=self.reports.append
+        )
         return self
 
     async def __aexit__(self, *exc) -> None:

@@ -67,5 +67,5 @@ class Observers:
         self._metrics.watch_drift(model, next((drift for name, drift in self._drifts if name == model), None))
 
     def _forget(self, model: str, drift: Drift) -> None:
-        self._drifts.remove((model, drift))
+        self._drifts = [each for each in self._drifts if each[1] is not drift]
         self._show(model)

@@ -74,6 +74,8 @@ class Repository:
         self._keep_s = keep_s
         self._configured: tuple[str, ...] = ()
         self._loaded: dict[str, _Loaded] = {}
+        # Offered no more, and not ended yet.
+        self._retired: set[Engine] = set()
         self._one_at_a_time = asyncio.Lock()
         # `time.monotonic()` before which a model that has failed, or could not be built, is not built anew.
         self._not_before: dict[str, float] = {}
@@ -175,8 +177,8 @@ class Repository:
 
     def close(self) -> None:
         """End all engines; may take seconds."""
-        for loaded in self._loaded.values():
-            loaded.engine.close()
+        for engine in [*(each.engine for each in self._loaded.values()), *self._retired]:
+            engine.close()
 
     def _sources(self, name: str) -> list[str]:
         """Return where the models of a name are from, of those that are configured or there; reads their files."""
@@ -280,6 +282,7 @@ class Repository:
         for each in self._loaded.values():
             if each.engine not in kept:
                 self._models.unavailable[each.engine.spec.name] = "unloaded"
+                self._retired.add(each.engine)
                 self._begin(self._retire(each.engine))
         self._loaded = loaded
         for name in self._models.names:
@@ -288,6 +291,7 @@ class Repository:
     async def _retire(self, engine: Engine) -> None:
         await asyncio.sleep(self._keep_s)
         await asyncio.to_thread(engine.close)
+        self._retired.discard(engine)
         del engine
         await asyncio.to_thread(_collect)
 

@@ -10,8 +10,8 @@ from pipeline.dest.prediction_log import CLASS_NAMES_KEY
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Backend, Observer
 from serve.model.drift import Baseline, Drift
+from serve.model.engine import Engine
 from serve.model.prediction_log import REASONS, PredictionLog
 
 
@@ -31,9 +31,9 @@ class Observers:
         # By model; of several of a name, versions or one and its successor, the first is shown.
         self._drifts: list[tuple[str, Drift]] = []
 
-    def on(self, backend: Backend, choice: DeviceChoice) -> None:
+    def on(self, backend: Engine, choice: DeviceChoice) -> None:
         """Have a backend's answers looked at, where anybody wants to. Opens the log's storage."""
-        observers: list[Observer] = []
+        observers: list[Drift | PredictionLog] = []
         model = backend.spec.name
         if (location := self._config.prediction_log) is not None:
             observers.append(self._log(location, backend, choice))
@@ -45,7 +45,7 @@ class Observers:
             observers.append(drift)
         backend.observers = observers
 
-    def _log(self, location: str, backend: Backend, choice: DeviceChoice) -> PredictionLog:
+    def _log(self, location: str, backend: Engine, choice: DeviceChoice) -> PredictionLog:
         spec, decode, metrics = backend.spec, self._config.decode, self._metrics
         metadata = file_metadata(spec, choice, decode, backend.calibration)
         metadata[CLASS_NAMES_KEY] = class_names(backend.labels)

@@ -22,7 +22,7 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import set_request_id
+from serve.model.outcomes import set_request_id
 from serve.model.repository import Repository
 
 logger = logging.getLogger(__name__)

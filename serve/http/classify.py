@@ -16,8 +16,8 @@ from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
 from serve.http.image_json import checked_top_k, images_of, json_object, only_keys, whole_number
 from serve.http.images import FORM, Parsed, choose_top_k, find_model, label_images, read_images
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Outcome
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 _TEXT = (
     "The body is one image, a form with one or more fields `image`, or JSON with base64. Of several images, one that "

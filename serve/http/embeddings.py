@@ -23,8 +23,8 @@ from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
 from serve.http.image_json import check_number, decoded, images_of, json_object, kind_of, only_keys
 from serve.http.images import FORM, Parsed, find_model, label_images, read_images
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Outcome
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 _KEYS = ("images", "input", "model", "encoding_format", "dimensions", "user")
 _TEXT = (

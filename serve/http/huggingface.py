@@ -14,8 +14,8 @@ from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
 from serve.http.image_json import checked_top_k, decoded, json_object, kind_of, only_keys
 from serve.http.images import Parsed, choose_top_k, find_model, label_images, read_images
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Labelled
 from serve.model.models import Models
+from serve.model.outcomes import Labelled
 
 _TEXT = (
     "The body is one image, or JSON with base64 and parameters. Scores are softmax probabilities, so that "

@@ -15,8 +15,9 @@ from serve.http.bodies import Held, read_body
 from serve.http.forms import parse_multipart
 from serve.http.image_json import check_number, whole_number
 from serve.http.openapi import BINARY, JSON
-from serve.model.backend import Backend, Outcome
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 FORM = "multipart/form-data"
 
@@ -51,12 +52,12 @@ class Parsed:
 ParseJson = Callable[[bytes, int], Parsed]
 
 
-def find_model(request: Request, models: Models, name: str | None) -> Backend:
+def find_model(request: Request, models: Models, name: str | None) -> Engine:
     """Return the model that a request is for, and let the request in; its body is not read yet.
 
     Raises:
         UnknownModelError: It is not served here.
-        OverloadedError, NotReadyError: As `Backend.admit` raises them.
+        OverloadedError, NotReadyError: As `Engine.admit` raises them.
     """
     backend = models.find(name)
     request.scope[MODEL] = backend.spec.name
@@ -103,13 +104,13 @@ async def read_images(
 
 
 async def label_images(
-    backend: Backend, parsed: Parsed, deadline: float, *, top_k: int, embedding: bool = False
+    backend: Engine, parsed: Parsed, deadline: float, *, top_k: int, embedding: bool = False
 ) -> list[Outcome]:
     """Label a request's images, and return their outcomes in order.
 
     Raises:
         InputError: The one image of the request cannot be labelled.
-        OverloadedError, DeadlineError: As `Backend.label` raises them.
+        OverloadedError, DeadlineError: As `Engine.label` raises them.
     """
     good = [image for image in parsed.images if isinstance(image, bytes)]
     found = await backend.label(good, top_k=top_k, deadline=deadline, embedding=embedding) if good else []

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from models.errors import ConfigError
 from pipeline.dest.fingerprint import class_names
@@ -22,7 +21,7 @@ from pipeline.dest.prediction_log import open_records
 from pipeline.report.scan import count_parts
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
-from serve.model.backend import Labelled, Observer, Outcome
+from serve.model.outcomes import Labelled, Outcome
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -78,7 +77,7 @@ def read_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
     return baseline
 
 
-class Drift(Observer):
+class Drift:
     """The last answers of one model, against a baseline.
 
     Args:
@@ -98,12 +97,12 @@ class Drift(Observer):
         self._answers: deque[tuple[int, float]] = deque()
         self._score_sum = 0.0
 
-    @override
     def close(self) -> None:
+        """Let it go: the model answers no more."""
         self._end(self)
 
-    @override
     def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
+        """Take the images of a request and their outcomes; on the event loop, in microseconds."""
         for outcome in outcomes:
             if not isinstance(outcome, Labelled):
                 continue

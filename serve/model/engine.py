@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from typing_extensions import override
 
 from models.catalog import load_labels
 from models.decode.decode import DecodedImage, ImageLimits, decode_image
@@ -24,8 +23,10 @@ from models.malloc import tune_malloc
 from models.store.locate import locate
 from serve import tracing
 from serve.config import Plan, ServeConfig
-from serve.model.backend import Backend, Labelled, Outcome
 from serve.model.batcher import Batcher, Item
+from serve.model.drift import Drift
+from serve.model.outcomes import Labelled, Outcome
+from serve.model.prediction_log import PredictionLog
 from serve.model.settled import Settled
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
@@ -43,8 +44,8 @@ class _Wanted:
     embedding: bool
 
 
-class Engine(Backend):
-    """The model, its session and its threads. Build one per process; takes seconds.
+class Engine:
+    """One model, ready to answer: its session and its threads. Build one per process; takes seconds.
 
     Construction runs a real inference on every batch shape that is used, and starts the threads; it blocks, so it
     belongs in a thread of its own when an event loop is running. `start` ties it to the loop.
@@ -54,7 +55,18 @@ class Engine(Backend):
         config: How images are decoded, and limits of one.
         plan: Batch size and threads.
         report: Called on the event loop with the items of each batch, and with those that were dropped.
+
+    Attributes:
+        spec: The model's entry.
+        precision: Which artifact of it.
+        labels: Name of each class, by class index.
+        calibration: Of all scores and probabilities, and what accepts labels; None without one.
+        observers: Who looks at what is answered, but not for the model's own tensor; ended with the engine.
+        observed_top_k: Labels that observers see at least, however few are asked for.
     """
+
+    observers: Sequence[Drift | PredictionLog] = ()
+    observed_top_k: int = 1
 
     def __init__(
         self,
@@ -87,8 +99,8 @@ class Engine(Backend):
         self._warm_up()
 
     @property
-    @override
     def is_ready(self) -> bool:
+        """Tell whether a real inference has passed on every batch shape that is used, and batches run and succeed."""
         return self._batcher is not None and self.fault() is None
 
     @property
@@ -100,14 +112,20 @@ class Engine(Backend):
         """Start the threads; on the event loop that `label` is called on."""
         self._batcher = Batcher(self.decode, self.run, self._plan, delay_s=self._delay_s, report=self._report)
 
-    @override
     def close(self) -> None:
+        """End the threads, once nobody asks any more, and the observers; may take seconds."""
         if self._batcher is not None:
             self._batcher.close()
-        super().close()
+        for observer in self.observers:
+            observer.close()
 
-    @override
     def admit(self, images: int) -> None:
+        """Let a request in before its body is read.
+
+        Raises:
+            OverloadedError: So many images would not fit into the queue.
+            NotReadyError: The model has failed, and is built anew.
+        """
         if (fault := self.fault()) is not None:
             raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
         assert self._batcher is not None, "it was started"
@@ -120,15 +138,53 @@ class Engine(Backend):
         stuck = 0.0 if self._batcher is None else self._batcher.stuck_s()
         return f"a thread has been at one batch for {stuck:.0f} s" if stuck > STUCK_S else None
 
-    @override
+    async def label(
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
+    ) -> list[Outcome]:
+        """Label encoded images, and show observers the outcomes.
+
+        Args:
+            images: Each one encoded image; within the limits on number and bytes, which the caller checks.
+            top_k: 1 <= top_k <= number of classes.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+            probabilities: Whether to give all classes' probabilities too.
+            embedding: Whether to give the penultimate features too; the model's entry has to name them.
+
+        Returns:
+            One outcome per image, in order.
+
+        Raises:
+            OverloadedError: The queue is full; nothing was begun.
+            DeadlineError: The deadline passed first.
+        """
+        most = max(top_k, min(self.observed_top_k, len(self.labels)))
+        outcomes = await self._label(images, most, deadline, probabilities, embedding)
+        for observe in self.observers:
+            observe(images, outcomes)
+        return outcomes if most == top_k else [_cut(outcome, top_k) for outcome in outcomes]
+
     async def _label(
         self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
     ) -> list[Outcome]:
         wanted = _Wanted(top_k, probabilities, embedding)
         return await self._submit([Item(data, 1, deadline, wanted) for data in images])
 
-    @override
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
+        """Run the model on its own input tensor, without our preprocessing or softmax.
+
+        Args:
+            batch: float32 of the model's own input shape, batch axis first.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+
+        Returns:
+            float32 of shape (n_images, n_classes), the model's own output.
+        """
         await self._have_tensors(deadline)
         size = self._plan.batch_size
         pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
@@ -241,3 +297,10 @@ def _labelled(item: Item, predictions: Predictions, row: int, accepted: bool | N
         embedding=embeddings[row].copy() if wanted.embedding and embeddings is not None else None,
         accepted=accepted,
     )
+
+
+def _cut(outcome: Outcome, top_k: int) -> Outcome:
+    """Leave the best few labels: of a larger k the first are the best."""
+    if not isinstance(outcome, Labelled):
+        return outcome
+    return replace(outcome, label_ids=outcome.label_ids[:top_k], scores=outcome.scores[:top_k])

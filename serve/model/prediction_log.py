@@ -16,14 +16,13 @@ from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
-from typing_extensions import override
 
 from models.errors import StorageError
 from models.inference.predictions import Float32Array, Int32Array, Predictions
 from pipeline.dest.prediction_log import LOG_FIELDS, write_part
 from pipeline.dest.writer import CHUNK_ROWS, ROW_GROUP_ROWS, STATUS_OK, OutputSpec, Row, build_batch
 from pipeline.storage.storage import Storage
-from serve.model.backend import REQUEST_ID, Labelled, Observer, Outcome
+from serve.model.outcomes import REQUEST_ID, Labelled, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ REASONS = ("queue_full", "storage", "internal")
 _Answer = tuple[bytes, str, float, Outcome]
 
 
-class PredictionLog(Observer):
+class PredictionLog:
     """One model's answers of one replica; the thread begins with it.
 
     Args:
@@ -89,8 +88,8 @@ class PredictionLog(Observer):
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    @override
     def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
+        """Take the images of a request and their outcomes; on the event loop, in microseconds."""
         size = sum(map(len, images))
         waiting = self._bytes_put - self._bytes_taken
         if len(self._queue) + len(images) > QUEUE_ROWS or waiting + size > QUEUE_BYTES:
@@ -105,9 +104,8 @@ class PredictionLog(Observer):
                 kept = Labelled(outcome.width, outcome.height, ids, scores, accepted=outcome.accepted)
             self._queue.append((image, request_id, now, kept))
 
-    @override
     def close(self) -> None:
-        # Waits for CLOSE_S at most.
+        """Write what there is, and stop; waits for CLOSE_S at most."""
         self._closed.set()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 from models.errors import ConfigError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected, not_ready
-from serve.model.backend import Backend, set_request_id
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import set_request_id
 from serve.model.repository import Repository
 from serve.oip.request import BYTES, InferRequest, malformed
 from serve.oip.response import InferResponse
@@ -63,7 +64,7 @@ class _Counts:
 
 
 # Of each backend's models, by name: HTTP and gRPC, which have an endpoint each, count together.
-_counts: WeakKeyDictionary[Backend, dict[str, _Counts]] = WeakKeyDictionary()
+_counts: WeakKeyDictionary[Engine, dict[str, _Counts]] = WeakKeyDictionary()
 
 
 def _counts_of(model: ServedModel) -> _Counts:

@@ -15,12 +15,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from serve.http.asgi import MODEL, JsonResponse, Rejected, deadline_of, not_ready
+from serve.http.asgi import MODEL, JsonResponse, deadline_of, not_ready
 from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.http.openapi import BINARY, JSON, About, Operation
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.messages import answer_class, json_schema
-from serve.oip.request import InferRequest, RequestParameters, Tensor, malformed, parse_request, shown
+from serve.oip.request import InferRequest, Parameters, Tensor, malformed, parse_request, shown
 from serve.oip.served import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -32,15 +32,6 @@ _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _POSITIVE = re.compile(r"(q=(1(\.0*)?|0\.0*[1-9]\d*))?")
 # Of a request that brings no images: a name or two.
 _MAX_OPTIONS_BYTES = 64 * 1024
-# Extensions of the protocol that clients know and nobody offers here.
-_NOT_OFFERED = (
-    "/v2/logging",
-    "/v2/trace/setting",
-    "/v2/models/{model}/trace/setting",
-    "/v2/systemsharedmemory/{rest:path}",
-    "/v2/cudasharedmemory/{rest:path}",
-)
-
 
 _Answer = Callable[[Request], object]
 _Repository = Callable[[str, dict[str, Any]], Awaitable[object]]
@@ -122,7 +113,6 @@ def oip_routes(endpoint: Endpoint) -> list[Route]:
         on.post("/v2/repository/index", "The models with their states", on.index, _of("RepositoryIndex", "models")),
         on.post(repository + "/load", "Load a model", on.load, ModelState, 404, 503),
         on.post(repository + "/unload", "Unload a model", on.unload, ModelState, 404, 503),
-        *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
     ]  # fmt: skip
 
 
@@ -219,7 +209,7 @@ class _Routes:
                 # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
                 binary = JSON not in request.headers.get("accept", "")
                 tensor = model.raw_input(memoryview(body))
-                return InferRequest(inputs=[tensor], parameters=RequestParameters(binary_data_output=binary))
+                return InferRequest(inputs=[tensor], parameters=Parameters(binary_data_output=binary))
             json_bytes = len(body) if length is None else min(length, len(body))
             # Images are cut out of the body; what JSON has is parsed first, and text is base64.
             held.set(2 * len(body) + json_bytes)
@@ -233,10 +223,6 @@ class _Routes:
         model = self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
         request.scope[MODEL] = model.backend.spec.name
         return model
-
-
-async def _not_offered(_: Request) -> Response:
-    raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
 
 
 def _header_length(request: Request) -> int | None:

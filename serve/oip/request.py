@@ -47,14 +47,23 @@ def _whole(value: object) -> object:
 # Some clients send them as text.
 _Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 _DATA = WithJsonSchema({"type": "array", "description": "Row-major, nested or flat; images as base64 text."})
-_NoneIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
 
 
-class _Parameters(BaseModel):
+class Parameters(BaseModel):
+    """Parameters of a request, of an input (binary_data_size) or of an output; others are ignored."""
+
     model_config = ConfigDict(extra="allow")
 
+    timeout: Annotated[_Count, Field(description="Microseconds; 0 for the endpoint's own deadline.")] = 0
+    top_k: Annotated[_Count, Field(ge=1)] | None = None
+    priority: Annotated[_Count, Field(description="Taken, and without effect.")] = 0
+    binary_data_output: StrictBool | None = None
+    binary_data_size: _Count | None = None
+    classification: Annotated[_Count, Field(description="This many best classes, as value:index:label.")] = 0
+    binary_data: Annotated[StrictBool | None, Field(description="Beats binary_data_output of the request.")] = None
+
     @model_validator(mode="after")
-    def _refuse_what_is_not_offered(self) -> _Parameters:
+    def _refuse_what_is_not_offered(self) -> Parameters:
         """Refuse what would change the answer if it were done, and is not done here."""
         for name, value in (self.model_extra or {}).items():
             if name.startswith("shared_memory"):
@@ -64,30 +73,8 @@ class _Parameters(BaseModel):
         return self
 
 
-class RequestParameters(_Parameters):
-    """Parameters of a request; others are ignored."""
-
-    timeout: Annotated[_Count, Field(description="Microseconds; 0 for the endpoint's own deadline.")] = 0
-    top_k: Annotated[_Count, Field(ge=1)] | None = None
-    priority: Annotated[_Count, Field(description="Taken, and without effect.")] = 0
-    binary_data_output: StrictBool | None = None
-
-
-class InputParameters(_Parameters):
-    """Parameters of an input; others are ignored."""
-
-    binary_data_size: _Count | None = None
-
-
-class OutputParameters(_Parameters):
-    """Parameters of an output that is wanted; others are ignored."""
-
-    classification: Annotated[_Count, Field(description="This many best classes, as value:index:label.")] = 0
-    binary_data: StrictBool | None = None
-
-    def binary(self, *, default: bool) -> bool:
-        """Tell whether it is to be given in binary form."""
-        return default if self.binary_data is None else self.binary_data
+# Of what a request, an input or an output may leave out, or say null.
+_MaybeParameters = Annotated[Parameters, BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class Tensor(BaseModel):
@@ -96,7 +83,7 @@ class Tensor(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     datatype: Datatype
     shape: Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(max_length=8)]
-    parameters: Annotated[InputParameters, _NoneIsEmpty] = Field(default_factory=InputParameters)
+    parameters: _MaybeParameters = Field(default_factory=Parameters)
     # Values, or bytes as a memoryview.
     data: Annotated[Any, _DATA] = None
 
@@ -152,14 +139,14 @@ class WantedOutput(BaseModel):
     """An output that the caller wants."""
 
     name: str
-    parameters: Annotated[OutputParameters, _NoneIsEmpty] = Field(default_factory=OutputParameters)
+    parameters: _MaybeParameters = Field(default_factory=Parameters)
 
 
 class InferRequest(BaseModel):
     """An inference request. Where no output is named, all are given."""
 
     id: str | None = None
-    parameters: Annotated[RequestParameters, _NoneIsEmpty] = Field(default_factory=RequestParameters)
+    parameters: _MaybeParameters = Field(default_factory=Parameters)
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=_MAX_TENSORS)]
     outputs: Annotated[list[WantedOutput], Field(max_length=_MAX_TENSORS)] | None = None
 

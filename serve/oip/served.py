@@ -14,7 +14,8 @@ from models.inference.predictions import Float32Array
 from models.spec import Layout
 from serve.http.asgi import Rejected, input_status
 from serve.http.bodies import from_base64, off_the_loop
-from serve.model.backend import Backend, Labelled
+from serve.model.engine import Engine
+from serve.model.outcomes import Labelled
 from serve.oip.request import BYTES, InferRequest, Tensor, malformed, shown
 from serve.oip.response import OutputTensor
 
@@ -49,7 +50,7 @@ class ServedModel(ABC):
         parameters: What else its configuration says.
     """
 
-    backend: Backend
+    backend: Engine
     name: str
     input: TensorMetadata
     outputs: tuple[TensorMetadata, ...]
@@ -76,7 +77,7 @@ class ServedModel(ABC):
 
         Raises:
             Rejected: The tensors are not this model's, or an image cannot be labelled.
-            OverloadedError, DeadlineError: As `Backend.label` raises them.
+            OverloadedError, DeadlineError: As `Engine.label` raises them.
         """
         tensor, *others = request.inputs
         if others or tensor.name != self.input.name:
@@ -87,11 +88,11 @@ class ServedModel(ABC):
                 f"input {tensor.name!r} of {self.name!r} must have datatype {self.input.datatype}, got {tensor.datatype}"
             )
         known = [output.name for output in self.outputs]
-        binary = bool(request.parameters.binary_data_output)
+        default = request.parameters.binary_data_output
         wanted = [
-            _Wanted(each.name, each.parameters.classification, each.parameters.binary(default=binary))
-            for each in request.outputs or ()
-        ] or [_Wanted(name, 0, binary) for name in known]
+            _Wanted(name, own.classification, bool(default if own.binary_data is None else own.binary_data))
+            for name, own in [(each.name, each.parameters) for each in request.outputs or ()]
+        ] or [_Wanted(name, 0, bool(default)) for name in known]
         for output in wanted:
             if output.name not in known:
                 raise malformed(f"model {self.name!r} has the outputs {', '.join(known)}, got {output.name[:60]!r}")
@@ -107,7 +108,7 @@ class ServedImages(ServedModel):
         top_k: Labels per image where a request does not say, or all where the model has fewer.
     """
 
-    def __init__(self, backend: Backend, *, max_images: int, top_k: int) -> None:
+    def __init__(self, backend: Engine, *, max_images: int, top_k: int) -> None:
         self.backend = backend
         self.name = backend.spec.name
         self._max_images = max_images
@@ -186,7 +187,7 @@ class ServedTensors(ServedModel):
         max_images: Per request.
     """
 
-    def __init__(self, backend: Backend, *, max_images: int) -> None:
+    def __init__(self, backend: Engine, *, max_images: int) -> None:
         spec = backend.spec
         self.backend = backend
         self.name = f"{spec.name}-tensor"

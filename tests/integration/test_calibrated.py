@@ -25,8 +25,8 @@ from pipeline.evaluate.evaluate import Measured, evaluate_source
 from pipeline.operators.model_ref import read_calibration
 from pipeline.relabel.job import relabel
 from serve.config import ServeConfig, plan_replica
-from serve.model.backend import Labelled
 from serve.model.engine import Engine
+from serve.model.outcomes import Labelled
 from serve.model.settled import settle
 from tests.support.calibrations import write_calibration
 from tests.support.labelling import label, parts

@@ -13,12 +13,13 @@ from models.catalog import load_spec
 from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
 from models.inference.predictions import Float32Array
 from models.spec import Precision
-from serve.model.backend import Backend, Labelled, Outcome
+from serve.model.engine import Engine
+from serve.model.outcomes import Labelled, Outcome
 
 MODEL = "efficientnet-lite0"
 
 
-class FakeBackend(Backend):
+class FakeBackend(Engine):
     """Labels `len(image) % 3` first; bytes that begin with `bad` are undecodable."""
 
     def __init__(
@@ -35,6 +36,7 @@ class FakeBackend(Backend):
         self.error: Exception | None = None
 
     is_ready = True
+    _batcher = None
 
     def admit(self, images: int) -> None:
         if self.full is not None:

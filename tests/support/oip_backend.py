@@ -16,8 +16,8 @@ from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKin
 from serve.config import ServeConfig
 from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
-from serve.model.backend import Labelled
 from serve.model.models import Models
+from serve.model.outcomes import Labelled
 from serve.oip.endpoint import Endpoint
 from serve.oip.http import oip_routes
 

@@ -20,7 +20,7 @@ from serve.http.application import Extras
 from serve.http.asgi import Rejected, as_rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.trace_context import trace_field
-from serve.model.backend import set_request_id
+from serve.model.outcomes import set_request_id
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.handlers import answer_to, health_of
 from serve.oip.grpc.messages import answer_class, request_class

@@ -18,7 +18,6 @@ from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import drift
-from serve.model.backend import Labelled
 from serve.model.drift import (
     LEAST,
     WINDOW,
@@ -28,6 +27,7 @@ from serve.model.drift import (
     read_baseline,
     stability_index,
 )
+from serve.model.outcomes import Labelled
 from serve.observers import Observers
 from tests.support.fake_backend import FakeBackend
 

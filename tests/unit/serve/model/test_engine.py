@@ -18,9 +18,9 @@ from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Labelled
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Labelled
 from serve.model.settled import settle
 from tests.support.asgi_client import request
 from tests.support.tiny_model import colour_jpeg

@@ -29,8 +29,8 @@ from serve.config import ServeConfig
 from serve.http.application import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
-from serve.model.backend import set_request_id
 from serve.model.models import Models
+from serve.model.outcomes import set_request_id
 from serve.observers import Observers
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import GrpcCalls

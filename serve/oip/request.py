@@ -73,8 +73,11 @@ class Parameters(BaseModel):
         return self
 
 
-# Of what a request, an input or an output may leave out, or say null.
-_MaybeParameters = Annotated[Parameters, BeforeValidator(lambda value: {} if value is None else value)]
+# One for all that have none; null is none too.
+_NO_PARAMETERS = Parameters()
+_MaybeParameters = Annotated[
+    Parameters, BeforeValidator(lambda value: _NO_PARAMETERS if value in (None, {}) else value)
+]
 
 
 class Tensor(BaseModel):
@@ -83,7 +86,7 @@ class Tensor(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     datatype: Datatype
     shape: Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(max_length=8)]
-    parameters: _MaybeParameters = Field(default_factory=Parameters)
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
     # Values, or bytes as a memoryview.
     data: Annotated[Any, _DATA] = None
 
@@ -139,14 +142,14 @@ class WantedOutput(BaseModel):
     """An output that the caller wants."""
 
     name: str
-    parameters: _MaybeParameters = Field(default_factory=Parameters)
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
 
 
 class InferRequest(BaseModel):
     """An inference request. Where no output is named, all are given."""
 
     id: str | None = None
-    parameters: _MaybeParameters = Field(default_factory=Parameters)
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=_MAX_TENSORS)]
     outputs: Annotated[list[WantedOutput], Field(max_length=_MAX_TENSORS)] | None = None
 

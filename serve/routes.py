@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from serve.config import ServeConfig
-from serve.http.answers import Health
 from serve.http.application import Application, Extras
 from serve.http.asgi import JsonResponse, Rejected, not_ready
 from serve.http.bodies import BodyMemory
@@ -19,6 +21,12 @@ from serve.metrics.replica_metrics import CONTENT_TYPE
 from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits, package_version
 from serve.oip.http import oip_routes
+
+
+class Health(TypedDict):
+    """A model is ready."""
+
+    status: Literal["ok"]
 
 
 def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None) -> Application:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import binascii
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from models.errors import DeadlineError, OverloadedError
 from serve.http.asgi import Rejected
@@ -24,7 +23,6 @@ T = TypeVar("T")
 # A body of so much is parsed where it was read, in less than 1 ms whatever it holds: a thread would cost a tenth of that.
 INLINE_BYTES = 32 * 1024
 _PIECE_BYTES = 2**20
-_LOOK_S = 0.25
 # Before each value of JSON but the first, and before each key, stands one of these.
 _BEFORE_A_VALUE = tuple(b",:[{")
 # One: beside what is counted, the most that unpacking or parsing takes for a while is taken once. It is also as much as
@@ -90,47 +88,6 @@ class Held:
             self._is_closed = True
 
 
-class _Upload:
-    """Bounds the time that a body takes to arrive.
-
-    One look at all uploads four times a second: a timer for each takes 25 microseconds, a quarter of what a request does.
-
-    Args:
-        deadline: `time.monotonic()`.
-    """
-
-    _under_way: ClassVar[set[_Upload]] = set()
-    # Where the next look is due; None where none is.
-    _looked_at_on: ClassVar[asyncio.AbstractEventLoop | None] = None
-
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
-        self._is_late = False
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        if _Upload._looked_at_on is not loop:
-            _Upload._looked_at_on = loop
-            loop.call_later(_LOOK_S, self._look)
-        self._under_way.add(self)
-
-    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
-        self._under_way.discard(self)
-        if self._is_late and kind is asyncio.CancelledError and self._task is not None and not self._task.uncancel():
-            raise DeadlineError("the deadline passed before the request had arrived") from None
-
-    @classmethod
-    def _look(cls) -> None:
-        for upload in list(cls._under_way):
-            if upload._deadline <= time.monotonic() and not upload._is_late and upload._task is not None:
-                upload._is_late = True
-                upload._task.cancel()
-        cls._looked_at_on = asyncio.get_running_loop() if cls._under_way else None
-        if cls._looked_at_on is not None:
-            cls._looked_at_on.call_later(_LOOK_S, cls._look)
-
-
 async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: object) -> T:
     """Run what takes milliseconds in a thread, one request's after the other's.
 
@@ -193,8 +150,11 @@ async def read_body(
         if announced > max_bytes:
             raise _too_many_bytes(announced, max_bytes)
         held.memory.check(announced)
-    with _Upload(deadline):
-        body = await _received(request, max_bytes, held)
+    try:
+        async with asyncio.timeout_at(deadline):
+            body = await _received(request.receive, max_bytes, held)
+    except TimeoutError:
+        raise DeadlineError("the deadline passed before the request had arrived") from None
     if window_bits is not None:
         return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
     if len(body) > inline_bytes:
@@ -202,18 +162,21 @@ async def read_body(
     return parse(body)
 
 
-async def _received(request: Request, max_bytes: int, held: Held) -> bytes:
+async def _received(receive: Receive, max_bytes: int, held: Held) -> bytes:
     parts: list[bytes] = []
-    size = 0
-    async with aclosing(request.stream()) as stream:
-        async for part in stream:
-            size += len(part)
-            if size > max_bytes:
-                raise _too_many_bytes(size, max_bytes)
-            held.set(size)
-            parts.append(part)
-    # The last one is empty; a body that came in one piece is not copied.
-    return parts[0] if len(parts) == 2 else b"".join(parts)
+    size, has_more = 0, True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise _too_many_bytes(size, max_bytes)
+        held.set(size)
+        has_more = message.get("more_body", False)
+    # A body that came in one piece is not copied.
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_many_bytes(got: int, max_bytes: int) -> Rejected:

@@ -13,7 +13,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h2{font-size:1.1rem;border-top:1px solid #ddd;padding-top:1rem}code,pre{font-family:ui-monospace,monospace}
 pre{background:#f5f5f5;padding:.75rem;overflow-x:auto;font-size:.85rem}.m{font-weight:700;margin-right:.5rem}
-table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1rem .15rem 0;vertical-align:top}
+summary{cursor:pointer}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}pre{background:#222}h2{border-color:#333}}
 """
 
@@ -21,7 +21,6 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1rem .15rem 
 def docs_page(document: Json) -> str:
     """Render an OpenAPI document."""
     title, about = (_text(document["info"][key]) for key in ("title", "description"))
-    responses = document["components"]["responses"]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>",
@@ -32,21 +31,14 @@ def docs_page(document: Json) -> str:
             parts.append(
                 f"<h2><span class=m>{method.upper()}</span><code>{_text(path)}</code></h2>"
                 f"<p><b>{_text(operation['summary'])}.</b> {_text(operation['description'])}</p>"
-                f"<table>{''.join(_rows(operation, responses))}</table>"
             )
-    schemas = orjson.dumps(document["components"]["schemas"], option=orjson.OPT_INDENT_2).decode()
-    parts.append(f"<h2>Schemas</h2><pre>{_text(schemas)}</pre></html>")
-    return "".join(parts)
+            parts.append(_details("Details", operation))
+    return "".join([*parts, *(_details(name, part) for name, part in document["components"].items()), "</html>"])
 
 
-def _rows(operation: Json, responses: Json) -> list[str]:
-    cells = [(p["name"], p["in"], p["schema"].get("description", "")) for p in operation["parameters"]]
-    cells += [(kind, "body", "") for kind in operation.get("requestBody", {}).get("content", ())]
-    cells += [
-        (status, "answer", responses[f"E{status}"]["description"] if "$ref" in response else response["description"])
-        for status, response in operation["responses"].items()
-    ]
-    return [f"<tr><td><code>{_text(name)}</code><td>{place}<td>{_text(text)}" for name, place, text in cells]
+def _details(name: str, part: Json) -> str:
+    text = orjson.dumps(part, option=orjson.OPT_INDENT_2).decode()
+    return f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>"
 
 
 def _text(value: object) -> str:

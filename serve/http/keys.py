@@ -36,7 +36,8 @@ class ApiKeys:
 
     def check(self, authorization: bytes | None) -> None:
         """Accept an `Authorization` header, or raise Rejected with 401."""
-        self._reload()
+        if time.monotonic() - self._checked >= RELOAD_S:
+            self._reload()
         scheme, _, key = (authorization or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             raise _unauthorized("this endpoint wants a key: send the header Authorization: Bearer KEY")
@@ -46,8 +47,6 @@ class ApiKeys:
             raise _unauthorized("the key is not known here")
 
     def _reload(self) -> None:
-        if time.monotonic() - self._checked < RELOAD_S:
-            return
         self._checked = time.monotonic()
         stamp = _stamp(self._path)
         if stamp == self._stamp:

@@ -57,15 +57,17 @@ Say = Callable[[str], None]
 _set_here: set[str] = set()
 
 
-def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
-    """Start everything; returns when a client is served.
+@contextlib.contextmanager
+def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
+    """Hold an endpoint for the time of a block, which begins when a client is served.
 
     Raises:
         ConfigError: A port is held, Ray has no room, or a setting cannot be used.
         ClusterError: Ray or Serve do not start.
         ModelError: The model cannot be had or loaded.
     """
-    if listen.address is None:
+    is_local = listen.address is None
+    if is_local:
         check_free(listen.host, listen.port, "--port")
         if listen.grpc_port:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
@@ -73,41 +75,38 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     if no_spans := tracing.problem():
         say(f"warning: {no_spans}")
     renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
+    # A short name: the path of a socket below it may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(
         listen,
         config.deadline_s + 5.0,
         folder,
-        is_local=listen.address is None,
+        is_local=is_local,
         renewal=renewal,
         replicas_write=config.prediction_log is not None or tracing.is_wanted(),
     )
     try:
         haproxy = _set_environment(config, listen, folder)
         _start_ray(listen)
-        if listen.address:
+        if not is_local:
             listen = endpoint.listen = _as_it_listens(listen, say)
         # What is behind HAProxy is nobody else's to ask.
         _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
         _wait_until_running(listen, folder, say)
-        if listen.address is None:
+        if is_local:
             _wait_until_answered(listen, folder)
-    except BaseException:
+        yield endpoint
+    finally:
         endpoint.close()
-        raise
-    return endpoint
 
 
 def _check(config: ServeConfig) -> None:
     """Find before anything is started what replicas would stumble over."""
     for spec in map(load_spec, config.model):
-        wanted = None if config.precision == "auto" else Precision(config.precision)
-        if wanted is None and len(spec.artifacts) == 1:
-            wanted = next(iter(spec.artifacts))
-        if wanted is not None:
-            spec.artifact(wanted)
+        wanted = list(spec.artifacts) if config.precision == "auto" else [Precision(config.precision)]
+        if len(wanted) == 1:
             # A download may take minutes, and has its own errors.
-            locate(spec, wanted)
+            locate(spec, wanted[0])
     if config.calibration is not None:
         read_calibration(config.calibration)
     if config.api_keys_file is not None:
@@ -245,7 +244,13 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
     from serve.replica import APP_NAME
 
     began = time.monotonic()
-    said = said_to_grow = False
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
     while True:
         _look_for_refusal(folder)
         app = ray_serve.status().applications.get(APP_NAME)
@@ -253,19 +258,16 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
         waited = time.monotonic() - began
         if state == "RUNNING":
             return
-        if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
         if waited > ROOM_S and "to be scheduled" in _reason(app):
             if listen.address is None or not _can_grow():
                 raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
-            if not said_to_grow:
-                said_to_grow = True
-                say("no replica has room yet: waiting for the cluster's autoscaler to add a node")
+            say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
             raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
-        if waited > 15 and not said:
-            said = True
-            say("still starting: the model is being loaded, or fetched by its node")
+        if waited > 15:
+            say_once("still starting: the model is being loaded, or fetched by its node")
         time.sleep(POLL_S)
 
 
@@ -297,13 +299,3 @@ def _wait_until_answered(listen: Listen, folder: Path) -> None:
             problem = str(err)
         time.sleep(POLL_S)
     raise ClusterError(f"{listen.url} does not answer: {problem}")
-
-
-@contextlib.contextmanager
-def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
-    """Hold an endpoint for the time of a block."""
-    endpoint = start(config, listen, say)
-    try:
-        yield endpoint
-    finally:
-        endpoint.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -240,10 +242,10 @@ def test_tls_without_haproxy_is_refused_and_leaves_no_folder(monkeypatch, tmp_pa
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(launch.os, "environ", dict(launch.os.environ))
     monkeypatch.setattr(launch, "check_free", lambda *_: None)
-    monkeypatch.setattr("serve.local.running.holders", lambda port: [])
 
-    with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"):
-        launch.start(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+    endpoint = launch.running(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+    with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"), endpoint:
+        pass
 
     assert not made.exists()
 
@@ -256,8 +258,10 @@ def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.serve.delete", found.append)
-    monkeypatch.setattr("serve.local.running.holders", lambda port: [(2**22 + 1, f"haproxy -f {tmp_path}/x")])
+    haproxy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "haproxy.cfg")])
+    monkeypatch.setattr("ray.shutdown", haproxy.kill)
 
     Endpoint(Listen(port=1), 0.1, tmp_path, is_local=True, replicas_write=replicas_write).close()
+    haproxy.wait()
 
     assert found == deleted

@@ -23,6 +23,14 @@ T = TypeVar("T")
 # A body of so much is parsed where it was read, in less than 1 ms whatever it holds: a thread would cost a tenth of that.
 INLINE_BYTES = 32 * 1024
 _PIECE_BYTES = 2**20
+# zlib's, by Content-Encoding; None where nothing is packed.
+_WINDOW_BITS = {
+    "": None,
+    "identity": None,
+    "gzip": 16 + zlib.MAX_WBITS,
+    "x-gzip": 16 + zlib.MAX_WBITS,
+    "deflate": zlib.MAX_WBITS,
+}
 # Before each value of JSON but the first, and before each key, stands one of these.
 _BEFORE_A_VALUE = tuple(b",:[{")
 # One: beside what is counted, the most that unpacking or parsing takes for a while is taken once. It is also as much as
@@ -142,7 +150,10 @@ async def read_body(
         DeadlineError: It did not arrive in time.
         ClientDisconnect: The client went away in the middle.
     """
-    window_bits = _window_bits(request.headers.get("content-encoding", ""))
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _WINDOW_BITS:
+        raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
+    window_bits = _WINDOW_BITS[encoding]
     held: Held = request.scope[Held.KEY]
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit():
@@ -185,42 +196,21 @@ def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
     )
 
 
-def _window_bits(encoding: str) -> int | None:
-    """Return zlib's window bits for a Content-Encoding; None where nothing is packed."""
-    encoding = encoding.strip().lower()
-    if encoding in ("identity", ""):
-        return None
-    if encoding in ("gzip", "x-gzip"):
-        return 16 + zlib.MAX_WBITS
-    if encoding == "deflate":
-        return zlib.MAX_WBITS
-    raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
-
-
 def _unpacked(body: bytes, window_bits: int, max_bytes: int, held: Held) -> bytes:
     """Unpack no more than is allowed: a few kilobytes can stand for gigabytes."""
     if window_bits == zlib.MAX_WBITS and body and (body[0] & 0x0F) != 8:
         window_bits = -zlib.MAX_WBITS  # raw deflate, which some clients send under that name
     machine = zlib.decompressobj(window_bits)
-    parts: list[bytes] = []
-    size = 0
-    rest = body
     try:
-        while part := machine.decompress(rest, _PIECE_BYTES):
-            size += len(part)
-            if size > max_bytes:
-                raise _too_many_bytes(size, max_bytes)
-            held.set(len(body) + size)
-            parts.append(part)
-            rest = machine.unconsumed_tail
+        unpacked = machine.decompress(body, max_bytes + 1)
     except zlib.error as err:
         raise Rejected(400, f"the body does not unpack by its Content-Encoding: {err}") from err
-    if not machine.eof:
-        raise Rejected(400, "the body does not unpack by its Content-Encoding: it ends early")
-    if machine.unused_data:
-        raise Rejected(400, "the body does not unpack by its Content-Encoding: data follow its end")
-    held.set(size)
-    return b"".join(parts)
+    if len(unpacked) > max_bytes:
+        raise _too_many_bytes(len(unpacked), max_bytes)
+    if not machine.eof or machine.unused_data:
+        raise Rejected(400, "the body does not unpack by its Content-Encoding: it ends early, or data follow its end")
+    held.set(len(body) + len(unpacked))
+    return unpacked
 
 
 def load_json(body: bytes | memoryview, most_values: int) -> Any:  # noqa: ANN401 (whatever JSON has)

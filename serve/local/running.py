@@ -56,16 +56,15 @@ class Endpoint:
         problem: Exception | None = None
         if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
             try:
-                if not self.is_local:
-                    # Others may have applications there.
-                    ray_serve.delete(APP_NAME)
-                    RayStore(APP_NAME).clear()
-                    RayStore(APP_NAME, "models").clear()
-                elif haproxy and self.replicas_write:
-                    ray_serve.delete(APP_NAME)
-                elif not haproxy:
+                if self.is_local and not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
+                elif not self.is_local or self.replicas_write:
+                    # And nothing else: others may have applications there.
+                    ray_serve.delete(APP_NAME)
+                if not self.is_local:
+                    RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "models").clear()
             except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
                 problem = err
         stop_ray()

@@ -18,10 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.staticfiles import NotModifiedResponse
-from typing_extensions import TypedDict
 
 from serve.http.asgi import JsonResponse, Rejected
-from serve.http.openapi import JSON, About, Operation
 from serve.model.models import Models
 
 # What every answer of these routes says to a browser.
@@ -32,22 +30,6 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-
-
-class PageModel(TypedDict):
-    """A model that the page can ask."""
-
-    name: str
-    precision: str
-    ready: bool
-
-
-class PageState(TypedDict):
-    """What the page shows of the server, and needs to know of it: it does not send what is over the limit."""
-
-    ready: bool
-    models: list[PageModel]
-    max_request_bytes: int
 
 
 def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
@@ -64,14 +46,14 @@ def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
         return NotModifiedResponse(document.headers) if is_known else document
 
     async def state(_: Request) -> Response:
-        state = PageState(
-            ready=models.is_ready,
-            models=[
-                PageModel(name=each.spec.name, precision=str(each.precision), ready=each.is_ready)
-                for each in map(models.find, models.names)
+        served = [models.find(name) for name in models.names]
+        state = {
+            "ready": models.is_ready,
+            "models": [
+                {"name": each.spec.name, "precision": str(each.precision), "ready": each.is_ready} for each in served
             ],
-            max_request_bytes=max_request_bytes,
-        )
+            "max_request_bytes": max_request_bytes,
+        }
         return JsonResponse(state, headers={"Cache-Control": "no-store", **SECURITY_HEADERS})
 
     async def photograph(request: Request) -> Response:
@@ -80,13 +62,7 @@ def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
             raise Rejected(404, f"there is no photograph {name[:200]!r}")
         return photographs[name]
 
-    about_page = About("A page to label images on", {"text/html": str}, needs_key=False)
-    about_state = About("What the page shows of this endpoint", {JSON: PageState}, needs_key=False)
-    return [
-        Operation("GET", "/", page, about_page),
-        Operation("GET", "/page/state", state, about_state),
-        Route("/page/samples/{name:path}", photograph),
-    ]
+    return [Route("/", page), Route("/page/state", state), Route("/page/samples/{name:path}", photograph)]
 
 
 def _document() -> Response:

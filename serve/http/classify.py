@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated, NotRequired
 
 from pydantic import Field, WithJsonSchema, create_model
-from starlette.requests import Request
-from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from models.errors import InputError
 from serve.config import ServeConfig
-from serve.http.asgi import TIMEOUT, JsonResponse, Rejected, deadline_of
+from serve.http.image_route import ImageRoute
 from serve.http.images import (
-    ERRORS,
     FORM,
-    RAW,
     STRICT,
     EncodedImage,
     JsonBody,
@@ -24,15 +20,11 @@ from serve.http.images import (
     Parsed,
     Score,
     Status,
-    choose_top_k,
-    find_model,
-    label_images,
-    read_images,
+    about_images,
     several,
-    whole_number,
 )
-from serve.http.openapi import JSON, About, Operation
-from serve.model.backend import Outcome
+from serve.http.openapi import JSON
+from serve.model.backend import Backend, Outcome
 from serve.model.models import Models
 
 _TEXT = (
@@ -81,44 +73,31 @@ class ClassifyAnswer(TypedDict):
     results: list[Result]
 
 
-def classify_route(models: Models, config: ServeConfig) -> Operation:
-    """Return the route, described with this endpoint's limits."""
-    most = min((len(backend.labels) for backend in models), default=config.top_k)
-    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": min(config.top_k, most)}
-    top_k = Annotated[int | None, WithJsonSchema(schema | {"description": "Labels per image, best first."})]
-    in_json = create_model(
-        "ClassifyRequest", __base__=ClassifyRequest, images=(several(EncodedImage, config), ...), top_k=(top_k, None)
-    )
-    in_form = create_model("ClassifyForm", __config__=STRICT, image=(several(bytes, config), ...), top_k=(top_k, None))
-    about = About(
-        "Label images",
-        {JSON: ClassifyAnswer},
-        errors=ERRORS,
-        text=_TEXT.format(
+class Classify(ImageRoute):
+    """The route, described with this endpoint's limits."""
+
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        most = min((len(backend.labels) for backend in models), default=config.top_k)
+        schema = {"type": "integer", "minimum": 1, "maximum": most, "default": min(config.top_k, most)}
+        top_k = Annotated[int | None, WithJsonSchema(schema | {"description": "Labels per image, best first."})]
+        images = (several(EncodedImage, config), ...)
+        in_json = create_model("ClassifyRequest", __base__=ClassifyRequest, images=images, top_k=(top_k, None))
+        files = (several(bytes, config), ...)
+        in_form = create_model("ClassifyForm", __config__=STRICT, image=files, top_k=(top_k, None))
+        text = _TEXT.format(
             bytes=config.max_request_bytes,
             images=config.max_images,
             pixels=config.max_pixels,
             seconds=config.deadline_s,
-        ),
-        body={**RAW, FORM: in_form, JSON: in_json},
-        query={"top_k": top_k, "model": ModelQuery},
-        headers=TIMEOUT,
-    )
+        )
+        query = {"top_k": top_k, "model": ModelQuery}
+        about = about_images("Label images", ClassifyAnswer, text, {FORM: in_form, JSON: in_json}, query)
+        super().__init__("/v1/classify", about, in_json, models, config)
 
-    async def answer(request: Request) -> Response:
-        deadline = deadline_of(request, config.deadline_s)
-        backend = find_model(request, models, request.query_params.get("model"))
-        asked = request.query_params.get("top_k")
-        asked_k = None if asked is None else whole_number(asked)
-        parsed = await read_images(request, config, deadline, in_json)
-        if None not in (asked_k, parsed.top_k) and asked_k != parsed.top_k:
-            raise Rejected(400, f"top_k is given twice: {asked_k} in the query and {parsed.top_k} in the body")
-        k = choose_top_k(parsed.top_k if asked_k is None else asked_k, config, len(backend.labels))
-        outcomes = await label_images(backend, parsed, deadline, top_k=k)
+    def render(self, backend: Backend, outcomes: list[Outcome], _: Parsed) -> ClassifyAnswer:
+        """Return the answer's JSON."""
         spec, results = backend.spec, [_result(outcome, backend.labels) for outcome in outcomes]
-        return JsonResponse(ClassifyAnswer(model=spec.name, model_version=spec.version, results=results))
-
-    return Operation("POST", "/v1/classify", answer, about)
+        return ClassifyAnswer(model=spec.name, model_version=spec.version, results=results)
 
 
 def _result(outcome: Outcome, names: Sequence[str]) -> Result:

@@ -6,17 +6,14 @@ import base64
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
-from starlette.requests import Request
-from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from models.errors import InputError
 from serve.config import ServeConfig
-from serve.http.asgi import TIMEOUT, JsonResponse, Rejected, deadline_of
+from serve.http.asgi import Rejected
+from serve.http.image_route import ImageRoute
 from serve.http.images import (
-    ERRORS,
     FORM,
-    RAW,
     STRICT,
     Base64,
     EncodedImage,
@@ -25,13 +22,11 @@ from serve.http.images import (
     ModelQuery,
     Parsed,
     Status,
-    find_model,
-    label_images,
-    read_images,
+    about_images,
     several,
 )
-from serve.http.openapi import JSON, About, Operation
-from serve.model.backend import Outcome
+from serve.http.openapi import JSON
+from serve.model.backend import Backend, Outcome
 from serve.model.models import Models
 
 _TEXT = (
@@ -95,55 +90,40 @@ class EmbeddingsAnswer(TypedDict):
     usage: dict[str, int]
 
 
-def embeddings_route(models: Models, config: ServeConfig) -> Operation:
-    """Return the route, described with this endpoint's limits."""
-    one_or_more: Any = Annotated[several(File, config), _ONE_OR_MORE]
-    in_json = create_model(
-        "EmbeddingsRequest",
-        __base__=EmbeddingsRequest,
-        images=(several(EncodedImage, config), []),
-        input=(one_or_more, []),
-    )
-    in_form = create_model("EmbeddingsForm", __config__=STRICT, image=(several(bytes, config), ...))
-    about = About(
-        "Embed images",
-        {JSON: EmbeddingsAnswer},
-        errors=ERRORS,
-        text=_TEXT,
-        body={**RAW, FORM: in_form, JSON: in_json},
-        query={"model": ModelQuery},
-        headers=TIMEOUT,
-    )
+class Embeddings(ImageRoute):
+    """The route, described with this endpoint's limits."""
 
-    async def answer(request: Request) -> Response:
-        deadline = deadline_of(request, config.deadline_s)
-        named = request.query_params.get("model")
-        if named is None:  # the body may name one
-            models.admit(1)
-        else:
-            find_model(request, models, named)
-        parsed = await read_images(request, config, deadline, in_json)
-        if named is not None and parsed.model not in (None, named):
-            raise Rejected(400, f"model is given twice: {named[:60]!r} in the query, {parsed.model[:60]!r} in the body")
-        backend = find_model(request, models, parsed.model if named is None else named)
-        spec = backend.spec
-        if spec.embedding is None:
+    gives_embeddings = True
+
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        images: Any = several(EncodedImage, config)
+        one_or_more: Any = Annotated[several(File, config), _ONE_OR_MORE]
+        in_json = create_model(
+            "EmbeddingsRequest", __base__=EmbeddingsRequest, images=(images, []), input=(one_or_more, [])
+        )
+        in_form = create_model("EmbeddingsForm", __config__=STRICT, image=(several(bytes, config), ...))
+        body = {FORM: in_form, JSON: in_json}
+        about = about_images("Embed images", EmbeddingsAnswer, _TEXT, body, {"model": ModelQuery})
+        super().__init__("/v1/embeddings", about, in_json, models, config)
+
+    def check(self, backend: Backend, top_k: int | None) -> None:
+        """Raise `Rejected` where the model has none, or labels are asked for."""
+        if backend.spec.embedding is None:
             raise Rejected(
                 404,
-                f"model {spec.name!r} has no embeddings: its entry names no embedding tensor; "
+                f"model {backend.spec.name!r} has no embeddings: its entry names no embedding tensor; "
                 "`shardlabel models add --embedding TENSOR` registers a model with one",
             )
-        if parsed.top_k is not None:
+        if top_k is not None:
             raise Rejected(400, "embeddings have no top_k; leave it out, or ask /v1/classify for labels")
-        outcomes = await label_images(backend, parsed, deadline, top_k=1, embedding=True)
+
+    def render(self, backend: Backend, outcomes: list[Outcome], parsed: Parsed) -> EmbeddingsAnswer:
+        """Return the answer's JSON."""
         data = [_embedding(index, outcome, parsed.encoding) for index, outcome in enumerate(outcomes)]
         # Clients read the usage: an image has no tokens.
         usage = {"prompt_tokens": 0, "total_tokens": 0}
-        return JsonResponse(
-            EmbeddingsAnswer(object="list", model=spec.name, model_version=spec.version, data=data, usage=usage)
-        )
-
-    return Operation("POST", "/v1/embeddings", answer, about)
+        spec = backend.spec
+        return EmbeddingsAnswer(object="list", model=spec.name, model_version=spec.version, data=data, usage=usage)
 
 
 def _embedding(index: int, outcome: Outcome, encoding: str) -> Embedding:

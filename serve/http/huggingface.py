@@ -5,27 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
-from starlette.requests import Request
-from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from serve.config import ServeConfig
-from serve.http.asgi import TIMEOUT, JsonResponse, deadline_of
-from serve.http.images import (
-    ERRORS,
-    RAW,
-    STRICT,
-    File,
-    JsonBody,
-    Parsed,
-    Score,
-    choose_top_k,
-    find_model,
-    label_images,
-    read_images,
-)
-from serve.http.openapi import JSON, About, Operation
-from serve.model.backend import Labelled
+from serve.http.image_route import ImageRoute
+from serve.http.images import STRICT, File, JsonBody, Parsed, Score, about_images
+from serve.http.openapi import JSON
+from serve.model.backend import Backend, Labelled, Outcome
 from serve.model.models import Models
 
 _TEXT = (
@@ -62,25 +48,17 @@ class LabelScore(TypedDict):
     score: Score
 
 
-def huggingface_route(models: Models, config: ServeConfig) -> Operation:
-    """Return the route, described with this endpoint's limits."""
-    about = About(
-        "Label an image (Hugging Face's image classification)",
-        {JSON: list[LabelScore]},
-        errors=ERRORS,
-        text=_TEXT,
-        body={**RAW, JSON: ImageClassificationRequest},
-        headers=TIMEOUT,
-    )
+class HuggingFace(ImageRoute):
+    """The route."""
 
-    async def answer(request: Request) -> Response:
-        deadline = deadline_of(request, config.deadline_s)
-        backend = find_model(request, models, request.path_params["model"])
-        parsed = await read_images(request, config, deadline, ImageClassificationRequest, allow_form=False)
-        top_k = choose_top_k(parsed.top_k, config, len(backend.labels))
-        (outcome,) = await label_images(backend, parsed, deadline, top_k=top_k)
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        summary = "Label an image (Hugging Face's image classification)"
+        about = about_images(summary, list[LabelScore], _TEXT, {JSON: ImageClassificationRequest})
+        super().__init__("/models/{model}", about, ImageClassificationRequest, models, config)
+
+    def render(self, backend: Backend, outcomes: list[Outcome], _: Parsed) -> list[LabelScore]:
+        """Return the answer's JSON."""
+        (outcome,) = outcomes
         assert isinstance(outcome, Labelled), "the error of an image that is alone is raised"
         best = zip(outcome.label_ids.tolist(), outcome.scores, strict=True)
-        return JsonResponse([LabelScore(label=backend.labels[index], score=score) for index, score in best])
-
-    return Operation("POST", "/models/{model}", answer, about)
+        return [LabelScore(label=backend.labels[index], score=score) for index, score in best]

@@ -1,9 +1,10 @@
-"""The images of a request: its body taken apart, in whichever of four forms is easiest for the caller, and labelled."""
+"""The images of a request: its body taken apart, in whichever of four forms is easiest for the caller."""
 
 from __future__ import annotations
 
 import io
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,11 @@ from starlette.requests import Request
 from models.decode.headers import sniff_format
 from models.errors import InputError, UndecodableImageError
 from serve.config import ServeConfig
-from serve.http.asgi import MODEL, Rejected
+from serve.http.asgi import TIMEOUT, Rejected
 from serve.http.bodies import Held, from_base64, load_json, read_body
-from serve.http.openapi import BINARY, JSON
-from serve.model.backend import Backend, Outcome
-from serve.model.models import Models
+from serve.http.openapi import BINARY, JSON, About, Content
 
 FORM = "multipart/form-data"
-RAW = {"image/*": bytes, BINARY: bytes}
 
 # A larger body is taken apart in a thread: base64 of 20 MB takes 30 ms, in which nothing else would be answered.
 _INLINE_BYTES = 512 * 1024
@@ -54,7 +52,6 @@ Score = Annotated[float, Field(ge=0, le=1, description="Softmax probability.")]
 ModelQuery = Annotated[str, Field(description="The model's name, where there are several; the first unless given.")]
 # Of bodies: nothing may be in them that they do not name.
 STRICT = ConfigDict(extra="forbid", strict=True)
-ERRORS = (400, 404, 405, 413, 415, 422, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Parsed:
 
 
 class JsonBody(BaseModel):
-    """JSON with images."""
+    """JSON with images, of one of the routes."""
 
     model_config = STRICT
 
@@ -97,17 +94,10 @@ def several(kind: Any, config: ServeConfig) -> Any:  # noqa: ANN401 (types)
     return Annotated[list[kind], Field(min_length=1, max_length=config.max_images)]
 
 
-def find_model(request: Request, models: Models, name: str | None) -> Backend:
-    """Return the model that a request is for, and let the request in; its body is not read yet.
-
-    Raises:
-        UnknownModelError: It is not served here.
-        OverloadedError, NotReadyError: As `Backend.admit` raises them.
-    """
-    backend = models.find(name)
-    request.scope[MODEL] = backend.spec.name
-    backend.admit(1)
-    return backend
+def about_images(summary: str, answer: Any, text: str, body: Content, query: Mapping[str, Any] | None = None) -> About:  # noqa: ANN401 (a type)
+    """Return what the document says of a route that takes images: as they are, or in the bodies given here."""
+    errors = (400, 404, 405, 413, 415, 422, 503, 504)
+    return About(summary, {JSON: answer}, errors, text, {"image/*": bytes, BINARY: bytes, **body}, query or {}, TIMEOUT)
 
 
 async def read_images(
@@ -148,24 +138,6 @@ async def read_images(
     return await read_body(request, config.max_request_bytes, deadline, parse, inline)
 
 
-async def label_images(
-    backend: Backend, parsed: Parsed, deadline: float, *, top_k: int, embedding: bool = False
-) -> list[Outcome]:
-    """Label a request's images, and return their outcomes in order.
-
-    Raises:
-        InputError: The one image of the request cannot be labelled.
-        OverloadedError, DeadlineError: As `Backend.label` raises them.
-    """
-    good = [image for image in parsed.images if isinstance(image, bytes)]
-    found = await backend.label(good, top_k=top_k, deadline=deadline, embedding=embedding) if good else []
-    labelled = iter(found)
-    outcomes = [next(labelled) if isinstance(image, bytes) else image for image in parsed.images]
-    if len(outcomes) == 1 and isinstance(outcomes[0], InputError):
-        raise outcomes[0]
-    return outcomes
-
-
 def whole_number(text: str) -> int:
     """Read a top_k that came as text.
 
@@ -175,19 +147,6 @@ def whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise Rejected(400, f"top_k must be a whole number, got {text[:40]!r}")
     return int(text)
-
-
-def choose_top_k(asked: int | None, config: ServeConfig, num_classes: int) -> int:
-    """Return how many labels an image gets: as many as were asked for, else the endpoint's default.
-
-    Raises:
-        Rejected: 400, more than the model has classes, or none.
-    """
-    if asked is None:
-        return min(config.top_k, num_classes)
-    if not 1 <= asked <= num_classes:
-        raise Rejected(400, f"top_k must be between 1 and {num_classes} (the classes of the model), got {asked}")
-    return asked
 
 
 def _is_image(body: bytes) -> bool:

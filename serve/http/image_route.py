@@ -34,6 +34,8 @@ class ImageRoute(Operation):
     def __init__(self, path: str, about: About, json_kind: type[JsonBody], models: Models, config: ServeConfig) -> None:
         super().__init__("POST", path, self._answer, about)
         self._json_kind = json_kind
+        self._body_names_model = "model" in json_kind.model_fields
+        self._allow_form = FORM in about.body
         self._models = models
         self._config = config
 
@@ -49,14 +51,13 @@ class ImageRoute(Operation):
         deadline = deadline_of(request, config.deadline_s)
         named = request.path_params.get("model", request.query_params.get("model"))
         backend = None
-        if named is None and "model" in self._json_kind.model_fields:
+        if named is None and self._body_names_model:
             self._models.admit(1)
         else:
             backend = self._admitted(request, named)
         asked = request.query_params.get("top_k")
         top_k = None if asked is None else whole_number(asked)
-        allow_form = FORM in self.about.body
-        parsed = await read_images(request, config, deadline, self._json_kind, allow_form=allow_form)
+        parsed = await read_images(request, config, deadline, self._json_kind, allow_form=self._allow_form)
         top_k = _only("top_k", top_k, parsed.top_k)
         name = _only("model", named, parsed.model)
         if backend is None:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,13 +31,7 @@ from serve import environment, tracing
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
-from serve.local.haproxy import (
-    BINARY_VARIABLE,
-    RAY_BINARY_VARIABLE,
-    REFUSED,
-    TLS_CERT_VARIABLE,
-    TLS_KEY_VARIABLE,
-)
+from serve.local.haproxy import RAY_BINARY_VARIABLE, REFUSED, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
 from serve.local.listen import Listen
 from serve.local.ports import check_free
 from serve.local.running import Endpoint
@@ -92,9 +85,7 @@ def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]
             listen = endpoint.listen = _as_it_listens(listen, say)
         # What is behind HAProxy is nobody else's to ask.
         _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
-        _wait_until_running(listen, folder, say)
-        if is_local:
-            _wait_until_answered(listen, folder)
+        _wait_until_ready(listen, folder, say)
         yield endpoint
     finally:
         endpoint.close()
@@ -137,9 +128,7 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
     if listen.tls_cert and not haproxy:
         raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     if haproxy:
-        given = os.environ.pop(RAY_BINARY_VARIABLE, None)
-        if given and Path(given).name != launcher.name:
-            os.environ[BINARY_VARIABLE] = given
+        os.environ.pop(RAY_BINARY_VARIABLE, None)
         wanted |= environment.of_haproxy(config, str(launcher))
         wanted |= environment.of_this_machines_haproxy(listen, folder)
     for name, value in wanted.items():
@@ -232,8 +221,8 @@ def _look_for_refusal(folder: Path) -> None:
         raise ClusterError(path.read_text())
 
 
-def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
-    """Wait until Serve calls the application running.
+def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
+    """Wait until Serve calls the application running, and a local one answers.
 
     Raises:
         ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
@@ -256,7 +245,7 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
         app = ray_serve.status().applications.get(APP_NAME)
         state = "" if app is None else str(app.status.value)
         waited = time.monotonic() - began
-        if state == "RUNNING":
+        if state == "RUNNING" and (listen.address is not None or _answers(listen)):
             return
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
@@ -281,21 +270,12 @@ def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type
     return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
 
 
-def _wait_until_answered(listen: Listen, folder: Path) -> None:
+def _answers(listen: Listen) -> bool:
     """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
-    deadline = time.monotonic() + ROOM_S
-    problem = "nothing answers"
     # The certificate was looked at, and bears another name than this machine's.
     trusting = ssl._create_unverified_context() if listen.tls_cert else None
     # No proxy of the environment's stands between a machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
-    while time.monotonic() < deadline:
-        _look_for_refusal(folder)
-        try:
-            with opener.open(f"{listen.url}/healthz", timeout=5) as answer:
-                if orjson.loads(answer.read()) == {"status": "ok"}:
-                    return
-        except (OSError, ValueError) as err:
-            problem = str(err)
-        time.sleep(POLL_S)
-    raise ClusterError(f"{listen.url} does not answer: {problem}")
+    with contextlib.suppress(OSError, ValueError), opener.open(f"{listen.url}/healthz", timeout=5) as answer:
+        return bool(orjson.loads(answer.read()) == {"status": "ok"})
+    return False

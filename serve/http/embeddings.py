@@ -54,7 +54,7 @@ class EmbeddingsRequest(JsonBody):
     model: Annotated[str | None, Field(description="The model's name; the first unless given.")] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[None, Field(description="The model's embeddings have one width.")] = None
-    user: Annotated[str, Field(description="Taken, and without effect.")] = ""
+    user: Annotated[Any, Field(description="Taken, and without effect.")] = None
 
     @model_validator(mode="after")
     def _check(self) -> EmbeddingsRequest:

@@ -102,23 +102,13 @@ def documented(routes: Sequence[Route], info: Json, *, has_keys: bool) -> list[R
         info: The document's head: title, version, description.
         has_keys: Whether the endpoint asks for keys.
     """
-
-    async def give_document(_: Request) -> Response:
-        return document_response
-
-    async def give_page(_: Request) -> Response:
-        return page_response
-
-    every: list[Route] = [
-        *routes,
-        Operation("GET", "/openapi.json", give_document, About("This document", {JSON: Json})),
-        Operation("GET", "/docs", give_page, About("This document as a page", {"text/html": str})),
-    ]
-    operations = [route for route in every if isinstance(route, Operation)]
+    operations = [route for route in routes if isinstance(route, Operation)]
     document = openapi_document(operations, info, has_keys=has_keys)
-    document_response = JsonResponse(document)
-    page_response = HTMLResponse(_page(document))
-    return every
+    return [
+        *routes,
+        Route("/openapi.json", JsonResponse(document), methods=["GET"]),
+        Route("/docs", HTMLResponse(_page(document)), methods=["GET"]),
+    ]
 
 
 def openapi_document(operations: Sequence[Operation], info: Json, *, has_keys: bool) -> Json:
@@ -142,7 +132,8 @@ def _page(document: Json) -> str:
     """Return the document as a page, which needs no script and nothing from outside."""
     title, about = (html.escape(document["info"][key]) for key in ("title", "description"))
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
         f"<h1>{title}</h1><p>{about} <a href=openapi.json>openapi.json</a></p>"
     ]
     for path, operations in document["paths"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.asgi import Rejected, error_response
+from serve.http.asgi import error_response, not_ready
 
 # As HAProxy: requests up to this are held until they are answered.
 HELD_BYTES = 512 * 1024
@@ -54,6 +54,6 @@ class RetryOnce:
         if not is_settled and size <= HELD_BYTES:
             await self._app(dict(scope), read_again, answer)
         if not is_settled:
-            text = "the replica that had this request died; try again"
-            await error_response(Rejected(503, text, headers=((b"retry-after", b"1"),)))(scope, receive, send)
+            gone = not_ready("the replica that had this request died; try again")
+            await error_response(gone)(scope, receive, send)
         return None

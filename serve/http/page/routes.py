@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.staticfiles import NotModifiedResponse
 
-from serve.http.asgi import JsonResponse, Rejected
+from serve.http.asgi import JsonResponse
 from serve.model.models import Models
 
 # What every answer of these routes says to a browser.
@@ -39,7 +39,7 @@ def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
         models: Asked at every `/page/state`.
         max_request_bytes: The limit on a request's body.
     """
-    document, photographs = _document(), _photographs()
+    document = _document()
 
     async def page(request: Request) -> Response:
         is_known = document.headers["ETag"] in request.headers.get("if-none-match", "")
@@ -56,13 +56,7 @@ def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
         }
         return JsonResponse(state, headers={"Cache-Control": "no-store", **SECURITY_HEADERS})
 
-    async def photograph(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in photographs:
-            raise Rejected(404, f"there is no photograph {name[:200]!r}")
-        return photographs[name]
-
-    return [Route("/", page), Route("/page/state", state), Route("/page/samples/{name:path}", photograph)]
+    return [Route("/", page), Route("/page/state", state), *_photographs()]
 
 
 def _document() -> Response:
@@ -83,13 +77,14 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _photographs() -> dict[str, Response]:
-    """Return the answers of `models/samples/photos.tar`, by name; its other members are the photographs' classes."""
+def _photographs() -> list[Route]:
+    """Return a route for each photograph of `models/samples/photos.tar`; its other members are their classes."""
     headers = {"Cache-Control": "public, max-age=3600", **SECURITY_HEADERS}
-    photographs = {}
+    routes = []
     with tarfile.open(fileobj=io.BytesIO(files("models").joinpath("samples", "photos.tar").read_bytes())) as tar:
         for member in tar:
-            kind, stream = guess_type(member.name)[0], tar.extractfile(member)
+            kind, stream = guess_type(member.name, strict=False)[0], tar.extractfile(member)
             if kind is not None and kind.startswith("image/") and stream is not None:
-                photographs[member.name] = Response(stream.read(), headers=headers, media_type=kind)
-    return photographs
+                photograph = Response(stream.read(), headers=headers, media_type=kind)
+                routes.append(Route(f"/page/samples/{member.name}", photograph, methods=["GET"]))
+    return routes

@@ -114,3 +114,9 @@ def test_a_model_without_embeddings_is_404_and_says_how_to_have_them():
     assert "names no embedding tensor" in response.json["error"]
     assert "models add --embedding" in response.json["error"]
     assert backend.seen == []
+
+
+def test_a_model_in_the_query_and_another_in_the_body_are_400():
+    response = ask({"input": B64, "model": "other"}, path=f"/v1/embeddings?model={MODEL}")
+
+    assert (response.status, "given twice" in response.json["error"]) == (400, True)

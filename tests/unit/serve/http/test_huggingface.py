@@ -99,3 +99,11 @@ def test_another_model_is_404_and_a_form_415():
 
     assert (unknown.status, "there is efficientnet-lite0" in unknown.json["error"]) == (404, True)
     assert ask(JPEG, content_type="multipart/form-data; boundary=x").status == 415
+
+
+def test_the_query_may_say_top_k_too_and_twice_must_agree():
+    once = ask(JPEG, model=f"{MODEL}?top_k=1")
+    twice = ask({"inputs": B64, "parameters": {"top_k": 2}}, model=f"{MODEL}?top_k=1")
+
+    assert [row["label"] for row in once.json] == ["red"]
+    assert (twice.status, "given twice" in twice.json["error"]) == (400, True)

@@ -42,7 +42,7 @@ from pipeline.session.metrics import RunGauges, job_name
 from pipeline.session.pools import plan_pools
 from pipeline.session.shared_disk import check_disks
 from pipeline.sources import reader
-from pipeline.sources.source import Source, open_source
+from pipeline.sources.source import Source, in_part, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport, Tally, write_summary
@@ -104,7 +104,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 rows_id=rows_id(same),
             )
             count = partial(count_samples, settings)
-            listed = partial(reader.slices, source, manifests=config.uri_column is not None)
+            listed = partial(reader.slices, in_part(source, *config.part_of()), manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
             printer = ProgressPrinter(config.progress, work.plan.units, _all_bytes(config, work), work.totals)

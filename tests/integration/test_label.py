@@ -12,8 +12,10 @@ import pytest
 
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
+from pipeline import job
 from pipeline.config import LabelConfig
 from pipeline.job import RunReport, run
+from pipeline.operators import dataset
 from pipeline.patches.patch import SWITCH_VARIABLE
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
@@ -272,3 +274,21 @@ def test_what_cannot_be_done_is_an_error_at_once(tmp_path, tiny_model, options, 
 
     with pytest.raises(ConfigError, match=message):
         label(tmp_path / "in", tmp_path / "out", tiny_model, **options)
+
+
+def test_where_decoders_feed_one_actor_a_window_is_as_large_as_the_decoders_ask_for(tmp_path, tiny_model, monkeypatch):
+    colour_shards(tmp_path / "in", shards=6, samples=1)
+    monkeypatch.setattr(job, "WINDOW_UNITS", 1)
+    monkeypatch.setattr(job, "UNITS_PER_ACTOR", 2)
+    windows, label_units = [], dataset.label_units
+
+    def noted(labelling, units, stopping):
+        windows.append(len(units))
+        return label_units(labelling, units, stopping)
+
+    monkeypatch.setattr(dataset, "label_units", noted)
+
+    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:1000")
+
+    assert report.units == 6
+    assert windows == [4, 2]

@@ -263,7 +263,7 @@ def label_pending(
                     if stops:
                         tally.failure = f"{name}: {result.why}"
                 if stops:
-                    tally.printer.say("shardlabel: stopping, what is in flight is finished")
+                    tally.printer.say("shardlabel: stopping once the units in progress are finished")
                     state.request_stop()
                     stopped.set()
             work.log.flush()

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import ConfigError, StorageError
-from pipeline.dest.finished import FinishedDest, open_part, unreadable
+from pipeline.dest.finished import FinishedDest, open_part
 from pipeline.dest.plan import iter_units
 from pipeline.sources.unit import Unit
 from pipeline.storage.listing import CALLS_AHEAD, ahead
@@ -164,15 +164,12 @@ def _rows(dest: FinishedDest, unit: int | None, name: _Name) -> Iterator[pa.Tabl
         return
     part, start = dest.plan.part(unit), 0
     columns = [column for column in (*COLUMNS, *((CONTENT,) if name else ())) if column in dest.schema.names]
-    try:
-        with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
-            for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
-                if batch.num_rows:
-                    table = pa.Table.from_batches([batch])
-                    yield _placed(table, unit, start, name)
-                    start += batch.num_rows
-    except (pa.ArrowException, OSError) as err:
-        raise unreadable(dest.dest, part, err) from err
+    with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
+        for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
+            if batch.num_rows:
+                table = pa.Table.from_batches([batch])
+                yield _placed(table, unit, start, name)
+                start += batch.num_rows
 
 
 def _placed(table: pa.Table, unit: int, start: int, named: _Name) -> pa.Table:

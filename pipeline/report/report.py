@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import uuid
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from models.errors import StorageError
 from pipeline.dest.plan import SUMMARY_FILE
 from pipeline.dest.prediction_log import open_records
 from pipeline.quantities import bytes_text
 from pipeline.report.contact_sheet import build_sheet
+from pipeline.report.files import write_page
 from pipeline.report.findings import Findings
 from pipeline.report.scan import count_parts, read_rows
-from pipeline.report.unit_table import UnitTable, add_end_times
-from pipeline.storage.retries import reason
+from pipeline.report.unit_table import UnitTable, add_end_times, while_run_goes_on
 from pipeline.storage.storage import Storage, open_storage
 
 # Rows of each error that the page shows.
@@ -37,7 +33,7 @@ def gather(dest: Storage) -> Findings:
     add_end_times(dest, plan, units)
     wanted = {status: places[:EXAMPLES] for status, places in sorted(counts.bad.items())}
     places = [place for some in wanted.values() for place in some]
-    rows = {(row.unit, row.position): row for row in read_rows(dest, places, plan.part)}
+    rows = {row.place: row for row in read_rows(dest, places, plan.part)}
     return Findings(
         dest=dest.describe(),
         plan=plan,
@@ -63,16 +59,9 @@ def write_report(dest: str, output: str) -> str:
     from pipeline.report.page import render
 
     storage = open_storage(dest)
-    try:
-        findings = gather(storage)
-    except StorageError as err:
-        if not isinstance(err.__cause__, FileNotFoundError):
-            raise
-        # A run that is going on has merged its commit records while they were read.
-        findings = gather(storage)
-    page = render(findings).encode("utf-8", "replace")
-    write_page(output, page)
-    return f"{findings.sentence()}\nreport: {output} ({bytes_text(len(page))})"
+    findings = while_run_goes_on(lambda: gather(storage))
+    size = write_page(output, render(findings))
+    return f"{findings.sentence()}\nreport: {output} ({bytes_text(size)})"
 
 
 def _read_summary(dest: Storage) -> dict[str, Any]:
@@ -84,31 +73,3 @@ def _read_summary(dest: Storage) -> dict[str, Any]:
     except ValueError:
         return {}
     return summary if isinstance(summary, dict) else {}
-
-
-def write_page(output: str, content: bytes) -> None:
-    """Write a page whole, or not at all.
-
-    Args:
-        output: A path or a URI.
-        content: The page.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    if "://" in output:
-        folder, _, name = output.rpartition("/")
-        open_storage(folder).write_bytes(name, content)
-        return
-    temporary: Path | None = None
-    try:
-        path = Path(output).expanduser()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except (OSError, RuntimeError, ValueError) as err:  # the latter: nobody is called ~so, or it is no name
-        if isinstance(err, OSError) and temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {output or 'a page without a name'}: {reason(err)}") from err

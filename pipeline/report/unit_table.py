@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ConfigError
+from models.errors import ConfigError, StorageError
 from pipeline.dest.commits import Commit, CommitLog, Totals
 from pipeline.dest.plan import Plan
 from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
 Float64Array = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -102,3 +104,17 @@ def add_end_times(dest: Storage, plan: Plan, table: UnitTable) -> None:
         unit = units.get(file.path) if plan.is_log else part_number(file.path)
         if unit is not None and unit < plan.units and file.modified_s:
             table.ended[unit] = file.modified_s
+
+
+def while_run_goes_on(look: Callable[[], T]) -> T:
+    """Return what look returns, which reads commit records: a run that goes on may merge them meanwhile; then again.
+
+    Raises:
+        StorageError: They, or what they name, cannot be read.
+    """
+    try:
+        return look()
+    except StorageError as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            raise
+        return look()

@@ -62,12 +62,11 @@ def sample(  # noqa: PLR0913 (one argument an option)
     """
     started = time.perf_counter()
     from pipeline.dest.plan import open_plan
-    from pipeline.review.output import check_output
-    from pipeline.review.sample import draw_sample
-    from pipeline.review.select import Wanted
+    from pipeline.report.files import empty_folder
+    from pipeline.review.sample import Wanted, draw_sample
     from pipeline.storage.storage import open_storage
 
-    folder = check_output(output)
+    folder = empty_folder("--output", output)
     storage = open_storage(dest)
     plan = open_plan(storage)
     if again is not None:
@@ -114,10 +113,12 @@ def _say_what(sampled: Sampled) -> None:
 
 def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Written:
     from pipeline.quantities import count_text
-    from pipeline.review.write import write_draw
+    from pipeline.review.label_studio import write_tasks
+    from pipeline.review.output import write_draw, write_list, write_page
 
+    forms = {Form.FOLDER: write_page, Form.LABEL_STUDIO: write_tasks, Form.CSV: write_list}
     try:
-        written = write_draw(dest, plan, draw, to.value, folder)
+        written = write_draw(forms[to], dest, plan, draw, folder)
     except BaseException:
         _note(
             f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output"

@@ -11,12 +11,11 @@ from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
 from pipeline.evaluate.thresholds import images_needed
 from pipeline.report.scan import Counts, count_parts
-from pipeline.report.unit_table import UnitTable, iter_new
+from pipeline.report.unit_table import UnitTable, iter_new, while_run_goes_on
 from pipeline.review.answers import Answers, read_answers
 from pipeline.review.classes import Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
 from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
-from pipeline.review.sample import while_run_goes_on
 from pipeline.storage.storage import Storage
 
 _Answered = tuple[DrawnRow, bool]  # and whether its label is right
@@ -80,20 +79,13 @@ class ReviewScore:
 
     def as_json(self) -> dict[str, Any]:
         """Return it for `--json`; rates in percent, scores as they are."""
-        values = {**asdict(self), "target": _percent(self.target), "pooled": _threshold_json(self.pooled)}
-        values |= _precision_json(self.precision)
-        values["classes"] = [
-            {
-                "id": one.id,
-                "name": one.name,
-                "labels": one.labels,
-                "answered": one.answered,
-                "right": one.right,
-                **_precision_json(one.precision),
-                "threshold": _threshold_json(one.threshold),
-            }
-            for one in self.classes
-        ]
+        values = {**asdict(self), "target": _percent(self.target)}
+        for one in (values, *values["classes"]):
+            found = one["precision"]
+            one["precision"] = found and _percent(found["value"])
+            one["interval"] = found and [_percent(found["low"]), _percent(found["high"])]
+        for found in filter(None, (values["pooled"], *(one["threshold"] for one in values["classes"]))):
+            found["precision"] = _percent(found["precision"])
         return values
 
 
@@ -229,13 +221,3 @@ def _only_uncertain(draws: Iterable[Draw], answers: Answers) -> list[bool]:
 
 def _percent(rate: float) -> float:
     return round(100 * rate, 3)
-
-
-def _precision_json(found: Precision | None) -> dict[str, Any]:
-    if found is None:
-        return {"precision": None, "interval": None}
-    return {"precision": _percent(found.value), "interval": [_percent(found.low), _percent(found.high)]}
-
-
-def _threshold_json(found: Threshold | None) -> dict[str, Any] | None:
-    return None if found is None else {**asdict(found), "precision": _percent(found.precision)}

@@ -19,13 +19,12 @@ from PIL import Image
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import SourceFormat
 from pipeline.dest.plan import open_plan
-from pipeline.review import label_studio, pictures
-from pipeline.review.folder import file_name
-from pipeline.review.output import check_output
+from pipeline.report import pictures
+from pipeline.report.files import empty_folder
+from pipeline.review import label_studio
+from pipeline.review.output import file_name, write_draw, write_list, write_page
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
-from pipeline.review.select import Wanted
-from pipeline.review.write import write_draw
+from pipeline.review.sample import Wanted, draw_sample
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards, write_tar
 
@@ -36,6 +35,9 @@ def picture(colour, kind="JPEG", size=(20, 16)):
     return buffer.getvalue()
 
 
+FORMS = {"folder": write_page, "label-studio": label_studio.write_tasks, "csv": write_list}
+
+
 def drawn(dest, per_class=100):
     plan = open_plan(dest)
     return plan, draw_sample(dest, plan, Wanted(By.MARGIN, per_class)).draw
@@ -43,7 +45,7 @@ def drawn(dest, per_class=100):
 
 def written(dest, form, folder, per_class=100):
     plan, draw = drawn(dest, per_class)
-    return draw, write_draw(dest, plan, draw, form, folder)
+    return draw, write_draw(FORMS[form], dest, plan, draw, folder)
 
 
 def listed(folder, name="answers.csv"):
@@ -202,7 +204,7 @@ def test_a_shard_is_read_no_further_than_the_last_picture_that_is_wanted(tmp_pat
             yield sample
 
     monkeypatch.setattr(pictures, "samples_at", counted)
-    write_draw(dest, plan, draw, "folder", tmp_path / "look")
+    write_draw(write_page, dest, plan, draw, tmp_path / "look")
 
     assert len(read) == 1 + max(row.position for row in draw.shown) < 30
 
@@ -260,7 +262,7 @@ def test_a_dest_that_does_not_say_how_source_was_read_is_refused(tmp_path, tiny_
 @pytest.mark.parametrize(
     ("output", "said"),
     [("s3://b/x", "must be a folder of this machine"), ("file", "must be a folder, and is a file"),
-     ("full", "already holds files, which may be another draw; give an empty folder"),
+     ("full", "--output full already holds files; give an empty folder"),
      ("~nobody-is-called-so/x", "cannot be used: .*; give another folder"), ("x" * 300, "cannot be used: .*name too long")],
 )  # fmt: skip
 def test_an_output_that_cannot_take_a_draw_is_refused(tmp_path, monkeypatch, output, said):
@@ -271,6 +273,6 @@ def test_an_output_that_cannot_take_a_draw_is_refused(tmp_path, monkeypatch, out
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ConfigError, match=said):
-        check_output(output)
-    assert check_output("empty").name == "empty"
-    assert check_output("new/deep").name == "deep"
+        empty_folder("--output", output)
+    assert empty_folder("--output", "empty").name == "empty"
+    assert empty_folder("--output", "new/deep").name == "deep"

@@ -19,14 +19,16 @@ from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Classifier, Device, DeviceChoice, Provider, choose
+from models.inference.classifier import Classifier, DeviceChoice, Provider, choose
 from models.inference.predictions import Predictions
 from models.labels import ClassName, check_classes, load_classes
 from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
+from pipeline.config import LabelConfig
 from pipeline.evaluate.counts import Batch, BoolArray, Pair, Paired, Score
 from pipeline.evaluate.temperature import Collector, Observed, observe
+from pipeline.job import has_local_gpu
 from pipeline.operators.model_ref import settle_calibration
 from pipeline.quantities import count_text
 
@@ -49,26 +51,19 @@ class Variant:
     classifier: Classifier
     calibration: Calibration | None = None
 
-    @property
-    def name(self) -> str:
-        """What tells it from others."""
-        return f"{self.spec.name} {self.choice.precision.value}, {self.mode.value} decode"
 
-
-def open_way(
-    model: str, precision: str, device: Device, mode: DecodeMode, *, has_gpu: bool, calibration: str | None = None
-) -> Variant:
-    """Load a model; fetches it where it is not here. `calibration` is the path or URI of one.
+def open_way(config: LabelConfig) -> Variant:
+    """Load a model; fetches it where it is not here.
 
     Raises:
         ConfigError: The calibration is not of this model.
         ModelError: It cannot be had or used.
         SignatureError: It has another number of classes than its labels file.
     """
-    spec = load_spec(model)
+    spec = load_spec(config.model)
     classes = load_classes(spec)
-    choice = choose(spec, device, precision, has_gpu=has_gpu)
-    calibrated = settle_calibration(calibration, spec, choice, mode)
+    choice = choose(spec, config.device, config.precision, has_gpu=has_local_gpu())
+    calibrated = settle_calibration(config.calibration, spec, choice, config.decode)
     with progress_printer(spec.name) as progress:
         path = locate(spec, choice.precision, progress=progress)
     graph = load_graph(spec, choice.precision, path, 1.0 if calibrated is None else calibrated.temperature)
@@ -76,7 +71,7 @@ def open_way(
         spec, precision=choice.precision, provider=choice.provider, top_k=min(TOP_K, len(classes)), graph=graph
     )
     check_classes(spec, classifier.num_classes)
-    return Variant(spec, choice, mode, classes, classifier, calibrated)
+    return Variant(spec, choice, config.decode, classes, classifier, calibrated)
 
 
 @dataclass(frozen=True, slots=True)

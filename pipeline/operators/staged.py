@@ -20,7 +20,6 @@ from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.read import BLOCK_BYTES, column_of
 from pipeline.operators.stages import (
-    DecodeSettings,
     UnitNotes,
     UnitSettings,
     decode_sample,
@@ -60,9 +59,7 @@ class ReadDecode:
 
     def __init__(self, settings: UnitSettings, state: RunState, isolate: bool) -> None:
         self._settings = settings
-        s = settings
-        decoding = DecodeSettings(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
-        self._decode = open_decoder(decoding, isolate=isolate).__enter__()
+        self._decode = open_decoder(settings.decoding, isolate=isolate).__enter__()
         self._stop = StopFlag(state)
         prepare_worker()
         tune_malloc()

@@ -21,12 +21,13 @@ from models.errors import InputError, ShardlabelError, SourceError, StorageError
 from models.spec import Interpolation, Preprocessing
 from pipeline.config import SourceFormat
 from pipeline.dest.plan import Plan, iter_units
-from pipeline.dest.writer import OutputSpec
 from pipeline.fetch.settings import FetchSettings, storage_options
-from pipeline.operators.stages import UnitSettings, samples_at
+from pipeline.operators.stages import DecodeSettings
 from pipeline.quantities import bytes_text
 from pipeline.report.scan import REACH_BYTES, Place, PlacedRow
 from pipeline.sources.parquet_columns import ParquetColumns
+from pipeline.sources.reader import ReadSettings, read_unit
+from pipeline.sources.sample import Sample
 from pipeline.sources.unit import Unit
 from pipeline.storage.listing import ahead
 from pipeline.storage.retries import Fault, classify
@@ -68,54 +69,45 @@ class _Shard(Generic[RowT]):
     rows: tuple[RowT, ...]
 
 
-def reader_settings(dest: Storage, plan: Plan, metadata: dict[str, str]) -> UnitSettings:
-    """Return the settings that the run read SOURCE with, and a preprocessing whose pixels are thumbnails.
-
-    Args:
-        dest: DEST.
-        plan: Its plan.
-        metadata: Of a part file.
+def reader_settings(dest: Storage, plan: Plan) -> ReadSettings:
+    """Return the settings that DEST's run read SOURCE with.
 
     Raises:
-        SourceError: They do not say how, or there is no SOURCE: a prediction log keeps no images.
+        SourceError: The plan does not say, or there is no SOURCE: a prediction log keeps no images.
     """
     if plan.is_log:
         raise SourceError("a prediction log keeps no images")
     settings = plan.settings
+    fetch = FetchSettings(bool(settings.get("allow-private-hosts")), storage_options=storage_options())
     try:
-        model = Preprocessing.model_validate_json(metadata["shardlabel.preprocessing"])
-        return UnitSettings(
-            source=open_storage(settings["source"]),
-            dest=dest,
-            format=SourceFormat(settings["format"]),
-            preprocessing=Preprocessing(
-                resize_shorter=round(THUMBNAIL_SIDE * model.resize_shorter / model.crop),
-                crop=THUMBNAIL_SIDE,
-                interpolation=Interpolation.BILINEAR,
-                scale=1.0,
-                mean=(0.0, 0.0, 0.0),
-                std=(1.0, 1.0, 1.0),
-            ),
-            mode=DecodeMode.FAST,
-            limits=ImageLimits(max_pixels=settings["max-pixels"], max_image_bytes=settings["max-image-bytes"]),
-            batch_size=1,
-            output=OutputSpec((), {}),
-            columns=ParquetColumns(
-                settings.get("image-column"), settings.get("key-column"), uri=settings.get("uri-column")
-            ),
-            fetch=FetchSettings(
-                allow_private_hosts=bool(settings.get("allow-private-hosts")), storage_options=storage_options()
-            ),
+        return ReadSettings(
+            open_storage(settings["source"]),
+            SourceFormat(settings["format"]),
+            ImageLimits(max_pixels=settings["max-pixels"], max_image_bytes=settings["max-image-bytes"]),
+            ParquetColumns(settings.get("image-column"), settings.get("key-column"), uri=settings.get("uri-column")),
+            fetch,
         )
     except (KeyError, ValueError) as err:
-        why = str(err).splitlines()[0]
         raise SourceError(
-            f"{dest.describe()} does not say how SOURCE was read ({why}), so there are no pictures"
+            f"{dest.describe()} does not say how SOURCE was read ({err}), so there are no pictures"
         ) from err
 
 
+def samples_at(settings: ReadSettings, unit: Unit, places: Sequence[int]) -> Iterator[Sample]:
+    """Yield a unit's samples; of a manifest only those at some places in it, as the others would be fetched.
+
+    Raises:
+        StorageError: A shard cannot be read, for good or for longer than the retries.
+    """
+    wanted = None
+    if settings.columns.uri is not None:
+        wanted = np.zeros(1 + max(places), np.bool_)
+        wanted[list(places)] = True
+    return read_unit(settings, unit, lambda shard, notes: None, wanted)
+
+
 def fetch_pictures(
-    settings: UnitSettings,
+    settings: ReadSettings,
     units: Iterable[Unit],
     rows: Iterable[RowT],
     save: Callable[[RowT, bytes], T],
@@ -167,12 +159,13 @@ def read_thumbnails(
     if not rows:
         return {}, []
     try:
-        settings = reader_settings(dest, plan, metadata)
-    except ShardlabelError as err:
+        settings = reader_settings(dest, plan)
+        decoding = _thumbnails(metadata, settings.limits)
+    except (ShardlabelError, KeyError, ValueError) as err:
         return {}, [f"SOURCE cannot be read: {err}"]
 
     def save(row: RowT, data: bytes) -> bytes:
-        small = thumbnail(data, settings)
+        small = thumbnail(data, decoding)
         keep(row, data)
         return small
 
@@ -184,7 +177,7 @@ def read_thumbnails(
     return {one.row.place: one.saved for one in found if one.saved is not None}, problems
 
 
-def _shards(settings: UnitSettings, units: Iterable[Unit], rows: Iterable[RowT]) -> Iterator[_Shard[RowT]]:
+def _shards(settings: ReadSettings, units: Iterable[Unit], rows: Iterable[RowT]) -> Iterator[_Shard[RowT]]:
     """Yield the shards that hold wanted rows; the plan is read no further than the last of them."""
     wanted: dict[int, list[RowT]] = {}
     for row in rows:
@@ -204,7 +197,7 @@ def _shards(settings: UnitSettings, units: Iterable[Unit], rows: Iterable[RowT])
 
 
 def _read_shard(
-    settings: UnitSettings,
+    settings: ReadSettings,
     shard: _Shard[RowT],
     save: Callable[[RowT, bytes], T],
     silent: list[str],
@@ -241,15 +234,27 @@ def _saved(row: RowT, data: bytes | None, error: str | None, save: Callable[[Row
         return Picture(row, None, str(err))
 
 
-def thumbnail(data: bytes, settings: UnitSettings) -> bytes:
-    """Return an image as the model sees it, cut and small, as JPEG.
+def _thumbnails(metadata: dict[str, str], limits: ImageLimits) -> DecodeSettings:
+    """Return a preprocessing whose pixels are thumbnails, cut as the model sees images."""
+    model = Preprocessing.model_validate_json(metadata["shardlabel.preprocessing"])
+    small = Preprocessing(
+        resize_shorter=round(THUMBNAIL_SIDE * model.resize_shorter / model.crop),
+        crop=THUMBNAIL_SIDE,
+        interpolation=Interpolation.BILINEAR,
+        scale=1.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    return DecodeSettings(small, DecodeMode.FAST, limits)
+
+
+def thumbnail(data: bytes, settings: DecodeSettings) -> bytes:
+    """Return an image small, as JPEG.
 
     Raises:
         InputError: It cannot be decoded.
     """
-    side = settings.preprocessing.crop
-    pixels = np.empty((side, side, 3), np.uint8)
-    decode_image(data, settings.preprocessing, settings.mode, settings.limits, out=pixels)
+    pixels = decode_image(data, settings.preprocessing, settings.mode, settings.limits).pixels
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=75, optimize=True)
     return buffer.getvalue()

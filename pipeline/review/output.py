@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import pyarrow.parquet as pq
 from markupsafe import Markup
 from rich.console import Console
 from rich.progress import track
 
 from models.decode.headers import ImageLimits
 from models.errors import SourceError
-from pipeline.dest.finished import file_metadata, open_part
 from pipeline.dest.plan import Plan, iter_units
 from pipeline.html import pages
 from pipeline.report.files import writing_to
@@ -25,7 +23,6 @@ from pipeline.report.pictures import Picture, fetch_pictures, for_browser, reade
 from pipeline.report.scan import Place
 from pipeline.review.classes import NO_CLASS, Classes
 from pipeline.review.draws import Draw, DrawnRow
-from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage
 
 ANSWERS_FILE = "answers.csv"
@@ -67,10 +64,8 @@ class Material:
             SourceError: SOURCE cannot be opened, by what DEST says of it.
         """
         shown = self.draw.shown
-        with open_part(self.dest, part_name(shown[0].unit)) as file:
-            metadata = file_metadata(pq.read_schema(file))
         try:
-            settings = reader_settings(self.dest, self.plan, metadata)
+            settings = reader_settings(self.dest, self.plan)
         except SourceError as err:
             raise SourceError(f"{err}; give --to csv") from err
         units = iter_units(self.dest, self.plan)

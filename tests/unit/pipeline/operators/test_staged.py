@@ -44,8 +44,8 @@ def test_large_carried_values_end_a_piece_as_they_end_a_block(
     columns = columns_of(source, config, taken=())
     spec = load_spec(str(tiny_model))
     settings = UnitSettings(
-        source.base, open_storage(str(tmp_path / "out")), SourceFormat.PARQUET, spec.preprocessing, DecodeMode.FAST,
-        ImageLimits(), 16, OutputSpec(("a",), {}, carried=columns.carried), columns=columns,
+        source.base, SourceFormat.PARQUET, ImageLimits(), columns, dest=open_storage(str(tmp_path / "out")), batch_size=16,
+        preprocessing=spec.preprocessing, mode=DecodeMode.FAST, output=OutputSpec(("a",), {}, carried=columns.carried),
     )  # fmt: skip
     monkeypatch.setattr(staged, "StopFlag", NeverStops)
 

@@ -8,10 +8,10 @@ import pytest
 from models.errors import ConfigError, StorageError
 from pipeline.evaluate.statistics import wilson
 from pipeline.evaluate.thresholds import lowest_score
+from pipeline.report.unit_table import while_run_goes_on
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws, record_draw
 from pipeline.review.estimate import Precision, overall, threshold
 from pipeline.review.ranking import By
-from pipeline.report.unit_table import while_run_goes_on
 from pipeline.review.sample import Wanted, draw_sample
 from pipeline.review.score import score_answers
 from pipeline.sources.unit import part_name

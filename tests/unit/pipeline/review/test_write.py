@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -252,11 +253,11 @@ def test_label_studio_gets_tasks_with_small_pictures_and_a_choice_of_every_class
 def test_a_dest_that_does_not_say_how_source_was_read_is_refused(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=1)
     dest = make_dest(tmp_path, tiny_model)
-    part = tmp_path / "out" / "part-00000.parquet"
-    pq.write_table(pq.read_table(part).replace_schema_metadata({}), part)
+    plan, draw = drawn(dest)
+    plan = replace(plan, settings={**plan.settings, "format": "of tomorrow"})
 
     with pytest.raises(SourceError, match=r"does not say how SOURCE was read .*; give --to csv"):
-        written(dest, "folder", tmp_path / "look")
+        write_draw(write_page, dest, plan, draw, tmp_path / "look")
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.progress import ProgressPrinter
 
 # Variables that a run, or Ray for it, sets.
 _OURS = ("RAY_", "AWS_REQUEST_CHECKSUM", "AWS_RESPONSE_CHECKSUM", "PYTHONDONTWRITEBYTECODE")
-
-
-class Stoppable(Protocol):
-    """What can be asked to stop."""
-
-    def request_stop(self) -> None:
-        """Begin nothing more."""
 
 
 @contextmanager
@@ -42,8 +35,8 @@ def caller_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal(state: Stoppable, printer: ProgressPrinter) -> Iterator[threading.Event]:
-    """On the first SIGINT or SIGTERM finish what is in flight; on the second leave at once."""
+def stop_on_signal(request_stop: Callable[[], None], printer: ProgressPrinter) -> Iterator[threading.Event]:
+    """On the first SIGINT or SIGTERM request a stop, to finish what is in flight; on the second leave at once."""
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -55,7 +48,7 @@ def stop_on_signal(state: Stoppable, printer: ProgressPrinter) -> Iterator[threa
 
     def ask() -> None:
         printer.say("shardlabel: stopping once the shards in progress are finished; press Ctrl-C again to stop at once")
-        state.request_stop()
+        request_stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -54,18 +53,14 @@ def diff(
     source, flips = found.source, list(chosen_flips(found.flips, everything=folder is not None))
     if folder is not None:
         thumbnails, problems = write_examples(folder, found, flips)
-        _say(f"shardlabel: wrote the images of flips and flips.csv to {folder}")
+        typer.echo(f"shardlabel: wrote the images of flips and flips.csv to {folder}", err=True)
     else:
         wanted = flips if output is not None else []
         thumbnails, problems = read_thumbnails(source.dest, source.plan, source.metadata, wanted)
     if output is not None:
         write_page(output, build_page(found, flips, thumbnails, problems))
-        _say(f"shardlabel: wrote {output}")
+        typer.echo(f"shardlabel: wrote {output}", err=True)
     for problem in problems[:5]:
-        _say(f"shardlabel: warning: {problem}")
+        typer.echo(f"shardlabel: warning: {problem}", err=True)
     if as_json:
         typer.echo(json.dumps(asdict(found.report)))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from pipeline.config import LabelConfig, build_config
 from pipeline.options import options_of
 
 PRECISION_TARGET = 95.0
+_say = partial(typer.echo, err=True)
 _WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
@@ -127,7 +128,3 @@ def _write(option: str, path: Path, text: str) -> None:
     except OSError as err:
         raise ConfigError(f"{option} {path} cannot be written: {err.strerror or err}") from err
     _say(f"shardlabel: wrote {path}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

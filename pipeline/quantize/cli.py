@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -58,7 +58,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     config = build_config({**options, "source": calibration, "output": "none", "model": name, "limit": limit})
     logging.getLogger("root").setLevel(logging.ERROR)  # ONNX Runtime's tools advise there, on what is done already
     wanted = QuantizeRequest(config, max_drop, calibration_images, chosen, fp16, label_field)
-    result, refusal = run(wanted, _note if as_json else typer.echo)
+    result, refusal = run(wanted, partial(typer.echo, err=as_json))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
     if refusal is not None:
@@ -68,10 +68,6 @@ def quantize(  # noqa: PLR0913 (one argument an option)
             f"registered {' and '.join(result.chosen)}; on {result.images} images top-1 is known to "
             f"{result.uncertainty:.1f} points either way"
         )
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def register(models_app: typer.Typer) -> None:

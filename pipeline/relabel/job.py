@@ -167,18 +167,11 @@ def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> 
     return counts, sum(sizes)
 
 
-class _Copying:
-    """What `stop_on_signal` asks to stop, of a run that has no Ray yet."""
-
-    def request_stop(self) -> None:
-        """Nothing is to be told: the loop looks for itself."""
-
-
 def _copy_others(
     asked: _Asked, settings: UnitSettings, work: ResumeState, counts: npt.NDArray[np.int64], tally: Tally
 ) -> bool:
     """Copy the units that hold no row to label; return whether it was stopped."""
-    with stop_on_signal(_Copying(), tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
+    with stop_on_signal(lambda: None, tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
         for commit in copy_units(settings, asked.old, ~work.done & (counts == 0), stopped.is_set):
             work.log.append(commit)
             work.done[commit.unit] = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -90,14 +89,18 @@ def _say_what(sampled: Sampled) -> None:
 
     draw = sampled.draw
     if sampled.unfinished:
-        _note(f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}")
+        typer.echo(
+            f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}",
+            err=True,
+        )
     if not draw.rows:
         typer.echo(f"nothing is left to draw: earlier draws had all of {count_text(sampled.labelled)} labelled images")
         return
     if sampled.behind:
-        _note(
+        typer.echo(
             f"shardlabel: DEST has grown since an earlier draw, and of {many_text(sampled.behind, 'class', 'classes')} the "
-            "random strata do not yet stand for what is new; draw again with the seed of the first draw"
+            "random strata do not yet stand for what is new; draw again with the seed of the first draw",
+            err=True,
         )
     classes = len({row.label_id for row in draw.shown})
     random = sum(row.stratum.value == "random" for row in draw.shown)
@@ -120,15 +123,17 @@ def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Wri
     try:
         written = write_draw(forms[to], dest, plan, draw, folder)
     except BaseException:
-        _note(
-            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output"
+        typer.echo(
+            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output",
+            err=True,
         )
         raise
     if written.missing:
         first, missing = written.missing[0], count_text(len(written.missing))
-        _note(
+        typer.echo(
             f"shardlabel: {missing} of {count_text(len(draw.shown))} pictures could not be had, named in "
-            f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}"
+            f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}",
+            err=True,
         )
     return written
 
@@ -186,10 +191,6 @@ def score(
     from pipeline.review.text import print_score
 
     print_score(found, Console(markup=False, emoji=False, highlight=False))
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def register(root: typer.Typer) -> None:

@@ -98,10 +98,6 @@ class UnitMetrics:
             self._job, unit.number, self._node, commit.rows, commit.ok, commit.seconds, unit.slices[0].shard,
         )  # fmt: skip
 
-    def failed(self, unit: Unit, why: str) -> None:
-        """Say that a unit failed."""
-        logger.error("job=%s unit=%d node=%s failed: %s", self._job, unit.number, self._node, why)
-
     def _add(self, name: str, amount: float, **labels: str) -> None:
         # Ray's counters take no zero; a stage's share may come out below it where two threads count.
         if amount > 0:

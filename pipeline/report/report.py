@@ -28,7 +28,7 @@ def gather(dest: Storage) -> Findings:
         StorageError: Plan or records cannot be read. A part file or SOURCE that cannot is noted instead.
     """
     plan, records = open_records(dest)
-    units = UnitTable.empty(plan.units)
+    units = UnitTable(plan.units)
     counts = count_parts(dest, filter(units.add, records))
     add_end_times(dest, plan, units)
     wanted = {status: places[:EXAMPLES] for status, places in sorted(counts.bad.items())}

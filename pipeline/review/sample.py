@@ -145,7 +145,7 @@ def _select(dest: Storage, plan: Plan, wanted: Wanted, draws: Sequence[Draw]) ->
 
         return labelled
 
-    units = UnitTable.empty(plan.units)
+    units = UnitTable(plan.units)
     labelled = sum(ahead(iter_new(dest, plan, units), look, calls=READERS))
     return Selection(units, at_random, uncertain, labelled)
 

@@ -107,7 +107,7 @@ def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: floa
         raise ConfigError(f"{dest.describe()} has no draw to score; draw one with `shardlabel review sample`")
     classes = Classes.of(dest, plan, [row for draw in draws for row in draw.rows])
     answers = read_answers(files, draws, classes)
-    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units))))
+    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable(plan.units))))
     if counts.unreadable:
         part, why = min(counts.unreadable.items())
         raise StorageError(f"{why}; without {part} the classes' shares are not those of DEST: see `shardlabel verify`")

@@ -199,7 +199,6 @@ def _read_shard(
     settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None = None
 ) -> Generator[Sample, None, None]:
     """Yield a shard's samples; only a manifest, whose pieces are units by themselves, looks at `wanted`."""
-    planned = FileStat(piece.shard, piece.size, piece.etag)
     if why := settings.source.unreadable(piece.shard):
         notes.lose(why)
         return
@@ -208,14 +207,14 @@ def _read_shard(
         yield from read_manifest(s.source, piece, notes, s.limits, s.columns, s.fetch, wanted)
         return
     if settings.format is SourceFormat.PARQUET:
-        with closing(settings.source.open_random(piece.shard, expected=planned)) as file:
+        with closing(settings.source.open_random(piece.shard, expected=piece.planned)) as file:
             groups = (piece.start, piece.stop)
             remote = not settings.source.is_local
             yield from read_parquet(
                 file, piece.shard, notes, settings.limits, settings.columns, groups, prefetch=remote
             )
         return
-    with settings.source.open_stream(piece.shard, expected=planned, span=(piece.start, piece.stop)) as stream:
+    with settings.source.open_stream(piece.shard, expected=piece.planned, span=(piece.start, piece.stop)) as stream:
         goes_on = 0 <= piece.stop < piece.size
         yield from read_webdataset(stream, piece.shard, notes, settings.limits, beside=settings.beside, goes_on=goes_on)
 

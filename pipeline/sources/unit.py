@@ -6,6 +6,8 @@ import json
 from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 
+from pipeline.storage.location import FileStat
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -26,6 +28,11 @@ class Slice:
     start: int = 0
     stop: int = -1
     limit: int = -1
+
+    @property
+    def planned(self) -> FileStat:
+        """What the whole shard was when it was planned."""
+        return FileStat(self.shard, self.size, self.etag)
 
     @property
     def is_tar(self) -> bool:

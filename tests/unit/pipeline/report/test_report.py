@@ -248,7 +248,7 @@ def test_classes_of_one_name_stay_apart(tmp_path):
 
 
 def test_images_count_over_the_time_that_their_unit_took():
-    table = UnitTable.empty(3)
+    table = UnitTable(3)
     table.done[:] = True
     table.rows[:] = (100, 50, 0)
     table.seconds[:] = (10.0, 5.0, 1.0)

@@ -41,9 +41,8 @@ def diff(
     from rich.console import Console
 
     from pipeline.diff.compare import compare
-    from pipeline.diff.page import build_page
     from pipeline.diff.pictures import chosen_flips, write_examples
-    from pipeline.diff.text import print_diff
+    from pipeline.diff.text import build_page, print_diff
     from pipeline.report.files import empty_folder, write_page
     from pipeline.report.pictures import read_thumbnails
 

@@ -18,7 +18,8 @@ from pipeline.dest.prediction_log import begin_log, open_records
 from pipeline.dest.verify import verify_dest
 from pipeline.diff.compare import compare
 from pipeline.job import run
-from pipeline.report.report import gather, write_report
+from pipeline.report.findings import gather
+from pipeline.report.page import write_report
 from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray
 from tests.support.made_up_log import add_part

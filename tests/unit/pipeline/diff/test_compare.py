@@ -19,8 +19,8 @@ from pipeline.dest.finished import FinishedDest, open_finished
 from pipeline.diff.compare import compare
 from pipeline.diff.difference import Difference
 from pipeline.diff.join import SCHEMA, Joined
-from pipeline.diff.page import build_page
 from pipeline.diff.pictures import chosen_flips
+from pipeline.diff.text import build_page
 from pipeline.report.pictures import read_thumbnails
 from tests.support.labelled_dest import label_without_ray
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar

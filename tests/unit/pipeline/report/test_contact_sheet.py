@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.config import SourceFormat
 from pipeline.report.contact_sheet import SHEET_SIZE, Group
-from pipeline.report.report import gather
+from pipeline.report.findings import gather
 from pipeline.report.scan import LOWEST_ROWS, reach
 from pipeline.sources.unit import part_name
 from tests.support.tiny_dest import make_dest

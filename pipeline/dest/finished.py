@@ -52,7 +52,7 @@ class FinishedDest:
     @property
     def metadata(self) -> dict[str, str]:
         """The file metadata of the first part file."""
-        return file_metadata(self.schema)
+        return metadata_of(self.schema)
 
 
 def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
@@ -92,7 +92,7 @@ def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
     )
 
 
-def file_metadata(schema: pa.Schema) -> dict[str, str]:
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
     """Return what the metadata of a part file say, as text."""
     return {key.decode(): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
 

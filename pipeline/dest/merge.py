@@ -45,29 +45,14 @@ class Relabelling:
     model: str
     old_model: str
 
-    def count(self, part: str, size: int) -> tuple[int, int]:
-        """Return how many rows a part file has, and how many of them are labelled anew.
-
-        Args:
-            part: Name of the file.
-            size: Its bytes.
-        """
+    def wanted(self, part: str, size: int | None = None) -> BoolArray:
+        """Return which rows of a part file, of so many bytes, are labelled anew; bool of shape (rows,)."""
         with open_part(self.old, part, size) as file:
-            fragment = ds.ParquetFileFormat().make_fragment(file)
-            rows = int(fragment.metadata.num_rows)
-            if self.where is None:
-                return rows, rows
-            # Not `count_rows`: the statistics by which it rules row groups out leave NaN out. In this thread, since
-            # several parts are counted at a time.
-            batches = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_batches()
-            return rows, sum(batch.column(0).true_count for batch in batches)
-
-    def wanted(self, part: str) -> BoolArray:
-        """Return which rows of a part file are labelled anew; bool of shape (rows,)."""
-        with open_part(self.old, part) as file:
             fragment = ds.ParquetFileFormat().make_fragment(file)
             if self.where is None:
                 return np.ones(fragment.metadata.num_rows, np.bool_)
+            # Not a filter: the statistics by which it rules row groups out leave NaN out. In this thread, since several
+            # parts are looked at at a time.
             table = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_table()
             return np.asarray(table["wanted"].fill_null(False).to_numpy(), np.bool_)
 

@@ -219,7 +219,6 @@ def _report(
 
 
 def _classes(found: Difference, label: dict[int, str]) -> list[ClassShift]:
-    """Return the classes with the most flips."""
     images: Counter[int] = Counter()
     for (own, _), count in found.pairs.items():
         images[own] += count

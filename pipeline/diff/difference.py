@@ -131,7 +131,6 @@ class Difference:
         self.same_top += int((a == b).all(axis=1).sum())
 
     def _remember(self, old: pa.Table, new: pa.Table, a: Int64Array, b: Int64Array) -> None:
-        """Keep some flips of each pair."""
         near = old[ROW].to_numpy() < self._reach[old[UNIT].to_numpy()]
         for place in np.flatnonzero(near).tolist():
             some = self.flips.setdefault((int(a[place]), int(b[place])), [])
@@ -163,6 +162,5 @@ class Difference:
 
 
 def _keep(keys: list[str], rows: pa.Table) -> None:
-    """Remember some rows by shard and key."""
     for row in rows.slice(0, max(0, KEYS_KEPT - len(keys))).to_pylist():
         keys.append(f"{row['shard']}: {row['key']}")

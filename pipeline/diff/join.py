@@ -255,7 +255,6 @@ def _writing() -> Iterator[None]:
 
 
 def _last(table: pa.Table) -> pa.Table:
-    """Return the last row of each shard and key."""
     places = table.select(["shard", "key"]).append_column("at", pa.array(np.arange(len(table))))
     return table.take(np.sort(places.group_by(["shard", "key"]).aggregate([("at", "max")])["at_max"].to_numpy()))
 

@@ -74,5 +74,4 @@ def write_examples(folder: Path, found: Compared, flips: list[Flip]) -> tuple[di
 
 
 def _plain(label: str) -> str:
-    """Return a label as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "label"

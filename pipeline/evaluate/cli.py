@@ -89,7 +89,7 @@ def evaluate(
         precision = None if fit is None else precision_target or PRECISION_TARGET
         result = evaluate_source(config, _say, label_field=label_field, precision=precision)
     if output is not None:
-        from pipeline.evaluate.page import build_page
+        from pipeline.evaluate.text import build_page
         from pipeline.storage.uris import without_secrets
 
         _write("--output", output, build_page(result, without_secrets(" ".join(config.source))))
@@ -110,7 +110,6 @@ def evaluate(
 
 
 def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated: bool) -> None:
-    """Refuse options that do not go together."""
     if target is not None and fit is None:
         raise ConfigError("--precision-target is for --fit: give both, or neither")
     if target is not None and not 0 < target < 100:

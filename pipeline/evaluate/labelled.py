@@ -130,7 +130,6 @@ class LabelledSource:
 
 
 def _folder_name(base: Storage, sample: Sample) -> str:
-    """Return the name of the folder that an image lies in."""
     folder = sample.shard if sample.shard != "." else base.uri.rstrip("/")
     return folder.rpartition("/")[2]
 

@@ -216,7 +216,6 @@ class _WatchedDecode(AbstractContextManager[Decode]):
 
 @contextmanager
 def _isolated_decode(settings: DecodeSettings) -> Iterator[Decode]:
-    """Decode in a child process that may die or hang."""
     s = settings
     with IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s) as decoder:
         yield decoder.decode

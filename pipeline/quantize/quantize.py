@@ -174,7 +174,6 @@ def _decide(
     made: list[tuple[Candidate, bytes]],
     counts: tuple[int, int],
 ) -> tuple[Quantised, str | None]:
-    """Choose, hold to the bar, and register."""
     from models.register.overlay import register_artifacts
 
     calibrated_on, judged_on = counts

@@ -51,8 +51,6 @@ from pipeline.summary import Tally, write_summary
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What was asked for, settled."""
-
     old: FinishedDest
     where: Where | None
     config: LabelConfig
@@ -197,7 +195,6 @@ def _label_rest(
     work: ResumeState,
     tally: Tally,
 ) -> None:
-    """Label the units that hold rows to label."""
     spec, choice = model
     path = model_file(spec, choice)
     tally.printer.say(f"shardlabel: {choice.reason}")

@@ -14,7 +14,8 @@ from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.merge import MODEL_COLUMN
 from pipeline.dest.plan import iter_units
-from pipeline.sources.source import InputFile, Source
+from pipeline.sources.source import Source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
 
 # Of a plan's settings; what is not there is of a run without it.
@@ -82,12 +83,12 @@ def source_of(old: FinishedDest, config: LabelConfig) -> Source:
             "label from its new place with `label`"
         )
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         last = ""
         for unit in iter_units(old.dest, old.plan):
             piece = unit.slices[0]
             if piece.shard != last and base.stat(piece.shard) is not None:
-                yield InputFile(piece.shard, piece.size, piece.etag)
+                yield piece
             last = piece.shard
 
     return Source(base, SourceFormat(config.format), files)

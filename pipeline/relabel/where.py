@@ -94,8 +94,6 @@ class _Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A column or a literal."""
-
     kind: _Kind
     expression: Any  # of a column
     token: _Token
@@ -150,8 +148,6 @@ def _joined(join: Callable[[Any, Any], Any], terms: list[Any]) -> Any:  # noqa: 
 
 
 class _Parser:
-    """Recursive descent over tokens."""
-
     def __init__(self, tokens: list[_Token], schema: pa.Schema) -> None:
         self._tokens = tokens
         self._schema = schema

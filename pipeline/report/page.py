@@ -68,7 +68,6 @@ def render(found: Findings) -> str:
 
 
 def _labels(found: Findings) -> list[tuple[str, int]]:
-    """Return the most frequent labels with their counts."""
     labels = sorted(found.counts.labels.items(), key=lambda item: (-item[1][1], item[0]))
     names = [name for _, (name, _) in labels]
     # Some models have two classes of one name: they stay apart, told by their number.

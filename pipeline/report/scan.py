@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from models.errors import StorageError
 from pipeline.dest.commits import Commit
-from pipeline.dest.finished import file_metadata, open_part
+from pipeline.dest.finished import metadata_of, open_part
 from pipeline.dest.writer import STATUS_OK
 from pipeline.sources.unit import part_name
 from pipeline.storage.listing import ahead
@@ -134,7 +134,7 @@ def _count_rows(dest: Storage, commit: Commit) -> Counts:
     within = reach(commit.rows, commit.bytes_read)
     with open_part(dest, commit.part, commit.size) as source:
         file = pq.ParquetFile(source, read_dictionary=["label", "status"])
-        counts.metadata = file_metadata(file.schema_arrow)
+        counts.metadata = metadata_of(file.schema_arrow)
         counts.versions = {counts.metadata[key] for key in ("shardlabel.version",) if key in counts.metadata}
         first = 0
         for group in range(file.num_row_groups):

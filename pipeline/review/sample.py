@@ -151,7 +151,6 @@ def _select(dest: Storage, plan: Plan, wanted: Wanted, draws: Sequence[Draw]) ->
 
 
 def _by_unit(rows: Iterable[DrawnRow]) -> dict[int, list[int]]:
-    """Return the positions of rows in each unit."""
     found: dict[int, list[int]] = {}
     for row in rows:
         found.setdefault(row.unit, []).append(row.position)

@@ -152,8 +152,6 @@ def _gauge(name: str) -> Any:  # noqa: ANN401 (Ray has no types)
 
 
 class _CountingHandler(logging.Handler):
-    """Calls a function for each record."""
-
     def __init__(self, count: Any) -> None:  # noqa: ANN401 (a function without arguments)
         super().__init__()
         self._count = count

@@ -207,7 +207,6 @@ def _joined(pieces: Iterator[tuple[pa.Array, int]]) -> Iterator[tuple[pa.Array, 
 
 
 def _plain_keys(column: pa.Array) -> pa.Array:
-    """Return keys as strings."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.string())

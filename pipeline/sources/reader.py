@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import compress, islice
@@ -20,11 +20,10 @@ from pipeline.sources.manifest import read_manifest, row_runs, total_rows
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
-from pipeline.sources.source import InputFile, Source
+from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.listing import ahead
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 
 # Files that are looked into for a schema; broken ones before the first whole one are bad shards, not a bad source.
@@ -125,11 +124,11 @@ def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:
         StorageError: Storage failed.
     """
     if source.format is not SourceFormat.PARQUET:
-        return whole_shards(source.files())
+        return source.files()
 
-    def divide(file: InputFile) -> list[Slice]:
+    def divide(file: Slice) -> list[Slice]:
         runs = _runs(source.base, file, of_rows=manifests)
-        return [Slice(file.shard, file.size, file.etag, *run) for run in runs]
+        return [replace(file, start=start, stop=stop) for start, stop in runs]
 
     divided = ahead(source.files(), divide)
     return (piece for pieces in divided for piece in pieces)
@@ -219,18 +218,13 @@ def _read_shard(
         yield from read_webdataset(stream, piece.shard, notes, settings.limits, beside=settings.beside, goes_on=goes_on)
 
 
-def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:
+def _runs(storage: Storage, file: Slice, *, of_rows: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
     if (file.size <= PIECE_BYTES and not of_rows) or storage.unreadable(file.shard):
         return [(0, -1)]
-    with closing(storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))) as random:
+    with closing(storage.open_random(file.shard, expected=file.planned)) as random:
         try:
             metadata = open_parquet(random).metadata
             return list(row_runs(total_rows(metadata)) if of_rows else row_group_pieces(metadata))
         except (OSError, ValueError):
             return [(0, -1)]  # the worker that reads it notes why
-
-
-def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
-    """Turn each shard into one slice."""
-    return (Slice(file.shard, file.size, file.etag) for file in files)

@@ -16,7 +16,7 @@ from models.errors import ConfigError, SourceError
 from models.inference.classifier import Device
 from pipeline.config import LabelConfig
 from pipeline.evaluate.evaluate import compare, evaluate_source
-from pipeline.evaluate.page import build_page
+from pipeline.evaluate.text import build_page
 from tests.support.tiny_model import build_tiny_model, colour_jpeg, colour_shards, write_tar
 
 

@@ -122,7 +122,7 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
 
     def estimate_inmemory_data_size(self) -> int:
         """Return the shards' size in bytes: images are compressed already."""
-        return sum(_size(unit) for unit in self._units)
+        return sum(unit.own_bytes for unit in self._units)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
@@ -135,17 +135,12 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
     def _task(self, units: Sequence[Unit], row_limit: int | None) -> ReadTask:
         metadata = BlockMetadata(
             num_rows=None,
-            size_bytes=sum(_size(unit) for unit in units),
+            size_bytes=sum(unit.own_bytes for unit in units),
             input_files=[piece.shard for unit in units for piece in unit.slices],
             exec_stats=None,
         )
         read = partial(self._settings.blocks, units)
         return ReadTask(read, metadata, schema=self._settings.schema(), per_task_row_limit=row_limit)
-
-
-def _size(unit: Unit) -> int:
-    # The size is the whole file's: of a file in several slices only the first counts.
-    return sum(piece.size for piece in unit.slices if piece.start == 0)
 
 
 def _warn(shard: str, notes: ShardNotes) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ray.data.extensions import ArrowTensorArray
 
 from models.malloc import tune_malloc
+from pipeline.dest.plan import units_of
 from pipeline.dest.writer import STATUS_OK, Row
 from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import row_columns
@@ -26,7 +27,7 @@ from pipeline.operators.stages import (
     open_decoder,
     read_samples,
 )
-from pipeline.operators.units import END, NO_SAMPLE, ROW, UNIT, End, by_unit, units_of, why_failed, with_seconds
+from pipeline.operators.units import END, NO_SAMPLE, ROW, UNIT, End, by_unit, why_failed, with_seconds
 from pipeline.session.attempts import RunState, StopFlag
 from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.session.worker import prepare_worker
@@ -67,7 +68,7 @@ class ReadDecode:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows of each unit; none of those that are not begun when the run is to stop."""
         clock, piece = StageClock(), _Piece(self._settings)
-        for unit in units_of(table):
+        for unit in units_of([table]):
             if self._stop.is_set():
                 break
             notes, rows = UnitNotes(), 0

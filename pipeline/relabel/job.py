@@ -170,9 +170,7 @@ def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> 
             f"{count_text((counts > 0).sum())} of {many_text(left.sum(), 'unit')}{here}"
         )
     units = iter_units(old.dest, old.plan) if counts.any() else ()
-    # Of a file in several units the size is the whole file's: only the first counts, as in the plan.
-    sizes = (piece.size for unit in units if counts[unit.number] for piece in unit.slices if piece.start == 0)
-    return counts, sum(sizes)
+    return counts, sum(unit.own_bytes for unit in units if counts[unit.number])
 
 
 def _copy_others(

@@ -57,6 +57,11 @@ class Unit:
         """Bytes of its shards, and of its pieces of tars; of row groups, whose bytes no plan tells, those of the file."""
         return sum(p.stop - p.start if p.stop >= 0 and p.is_tar else p.size for p in self.slices)
 
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of its shards, so that sums are right: a shard in several units counts in the first alone."""
+        return sum(piece.size for piece in self.slices if piece.start == 0)
+
     def id(self, rows_id: str) -> str:
         """Return a hash of its slices and of the settings that its rows depend on.
 

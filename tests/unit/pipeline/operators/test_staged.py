@@ -11,11 +11,11 @@ import pytest
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits
 from pipeline.config import SourceFormat, build_config
+from pipeline.dest.plan import units_table
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators import staged
 from pipeline.operators.read import BLOCK_BYTES
 from pipeline.operators.stages import UnitSettings
-from pipeline.operators.units import units_table
 from pipeline.sources.reader import columns_of, slices
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Unit

@@ -19,7 +19,7 @@ from pipeline.evaluate.fit import fit_calibration
 from pipeline.evaluate.labelled import LabelledSource
 from pipeline.evaluate.results import Accepted, ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
 from pipeline.evaluate.scoring import Scored, Variant, open_way, score
-from pipeline.evaluate.statistics import mcnemar, wilson
+from pipeline.evaluate.statistics import interval, mcnemar, percent
 from pipeline.evaluate.temperature import Collector
 from pipeline.storage.uris import without_secrets
 
@@ -86,7 +86,7 @@ def compare(
     return Comparison(
         a=found[0],
         b=found[1],
-        agreement=_percent(paired.agree, found[0].images),
+        agreement=percent(paired.agree, found[0].images),
         only_a=paired.only_a,
         only_b=paired.only_b,
         mcnemar_p=mcnemar(paired.only_a, paired.only_b),
@@ -144,10 +144,10 @@ def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Sc
         images=found.images,
         not_decoded=found.not_decoded,
         without_label=labelled.without_label,
-        top1=_percent(found.top1, found.images),
-        top1_interval=_interval(found.top1, found.images),
-        top5=_percent(found.top5, found.images),
-        top5_interval=_interval(found.top5, found.images),
+        top1=percent(found.top1, found.images),
+        top1_interval=interval(found.top1, found.images),
+        top5=percent(found.top5, found.images),
+        top5_interval=interval(found.top5, found.images),
         reported_top1=first.top1 if first else None,
         reported_top5=first.top5 if first else None,
         reported=reported,
@@ -170,9 +170,9 @@ def _accepted(way: Variant, found: Score) -> Accepted | None:
     count, right = found.accepted, found.accepted_right
     return Accepted(
         target=way.calibration.precision_target,
-        coverage=_percent(count, found.images),
-        precision=_percent(right, count) if count else None,
-        precision_interval=_interval(right, count),
+        coverage=percent(count, found.images),
+        precision=percent(right, count) if count else None,
+        precision_interval=interval(right, count),
     )
 
 
@@ -182,7 +182,7 @@ def _per_class(way: Variant, found: Score) -> list[ClassAccuracy]:
     for index in present:
         images, first, five = (int(value) for value in found.per_class[index])
         one = way.classes[index]
-        rows.append(ClassAccuracy(index, one.wnid, one.name, images, _percent(first, images), _percent(five, images)))
+        rows.append(ClassAccuracy(index, one.wnid, one.name, images, percent(first, images), percent(five, images)))
     return rows
 
 
@@ -193,12 +193,3 @@ def _confusions(way: Variant, found: Score, most: int = 50) -> list[Confusion]:
         Confusion(true, way.classes[true].name, label, way.classes[label].name, count)
         for (true, label), count in ordered
     ]
-
-
-def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 3)
-
-
-def _interval(right: int, images: int) -> tuple[float, float]:
-    low, high = wilson(right, images)
-    return round(100 * low, 3), round(100 * high, 3)

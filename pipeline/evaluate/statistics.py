@@ -42,6 +42,17 @@ def wilson_bounds(
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
 
 
+def percent(part: float, whole: float) -> float:
+    """Return a share in percent, as JSON and pages have it."""
+    return round(100 * part / whole, 3)
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval in percent."""
+    low, high = wilson(right, images)
+    return percent(low, 1), percent(high, 1)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the two-sided p value of McNemar's exact test: whether two ways are right equally often.
 

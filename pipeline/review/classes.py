@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from models.catalog import load_spec
 from models.errors import ConfigError, ModelError
 from models.labels import ClassFinder, ClassName, LabelText, label_texts, load_classes
+from pipeline.dest.fingerprint import class_names
 from pipeline.dest.finished import open_part
 from pipeline.dest.plan import Plan
 from pipeline.review.draws import DrawnRow
@@ -100,7 +100,7 @@ def of_model(plan: Plan) -> tuple[list[ClassName], list[str]] | None:
     try:
         spec = load_spec(str(settings.get("model")))
         labels = label_texts(spec, LabelText(settings.get("labels", "name")))
-        is_same = sha256("\n".join(labels).encode()).hexdigest() == settings.get("class names")
+        is_same = class_names(labels) == settings.get("class names")
         return (list(load_classes(spec)), list(labels)) if is_same else None
     except (ModelError, ConfigError, ValueError):
         return None

@@ -16,7 +16,6 @@ from pipeline.review.ranking import By
 if TYPE_CHECKING:
     from pipeline.dest.plan import Plan
     from pipeline.review.draws import Draw
-    from pipeline.review.output import Written
     from pipeline.review.sample import Sampled
     from pipeline.storage.storage import Storage
 
@@ -76,12 +75,24 @@ def sample(  # noqa: PLR0913 (one argument an option)
         sampled = draw_sample(storage, plan, Wanted(by, per_class, seed))
         _say_what(sampled)
         draw = sampled.draw
-    written = _write(storage, plan, draw, to, folder) if draw.shown else None
-    if written is not None:
-        for line in written.lines:
-            typer.echo(line)
+    missing = _write(storage, plan, draw, to, folder) if draw.shown else 0
     if as_json:
-        typer.echo(json.dumps(_as_json(draw, to, output, written, time.perf_counter() - started)))
+        random = sum(row.stratum.value == "random" for row in draw.rows)
+        values = {
+            "draw": draw.number,
+            "by": draw.by.value,
+            "per_class": draw.per_class,
+            "seed": draw.seed,
+            "images": len(draw.shown),
+            "classes": len({row.label_id for row in draw.shown}),
+            "random": random,
+            "random_shown_before": len(draw.rows) - len(draw.shown),
+            "missing": missing,
+            "to": to.value,
+            "output": output if draw.shown else None,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        typer.echo(json.dumps(values))
 
 
 def _say_what(sampled: Sampled) -> None:
@@ -114,46 +125,31 @@ def _say_what(sampled: Sampled) -> None:
         )
 
 
-def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Written:
+def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> int:
+    """Write a draw's files, and say what there is to do; return how many pictures are missing."""
     from pipeline.quantities import count_text
     from pipeline.review.label_studio import write_tasks
     from pipeline.review.output import write_draw, write_list, write_page
 
     forms = {Form.FOLDER: write_page, Form.LABEL_STUDIO: write_tasks, Form.CSV: write_list}
     try:
-        written = write_draw(forms[to], dest, plan, draw, folder)
+        lines, missing = write_draw(forms[to], dest, plan, draw, folder)
     except BaseException:
         typer.echo(
             f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output",
             err=True,
         )
         raise
-    if written.missing:
-        first, missing = written.missing[0], count_text(len(written.missing))
+    if missing:
+        first = missing[0]
         typer.echo(
-            f"shardlabel: {missing} of {count_text(len(draw.shown))} pictures could not be had, named in "
+            f"shardlabel: {count_text(len(missing))} of {count_text(len(draw.shown))} pictures could not be had, named in "
             f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}",
             err=True,
         )
-    return written
-
-
-def _as_json(draw: Draw, to: Form, output: str, written: Written | None, seconds: float) -> dict[str, object]:
-    random = sum(row.stratum.value == "random" for row in draw.rows)
-    return {
-        "draw": draw.number,
-        "by": draw.by.value,
-        "per_class": draw.per_class,
-        "seed": draw.seed,
-        "images": len(draw.shown),
-        "classes": len({row.label_id for row in draw.shown}),
-        "random": random,
-        "random_shown_before": len(draw.rows) - len(draw.shown),
-        "missing": len(written.missing) if written else 0,
-        "to": to.value,
-        "output": output if written else None,
-        "seconds": round(seconds, 3),
-    }
+    for line in lines:
+        typer.echo(line)
+    return len(missing)
 
 
 def score(

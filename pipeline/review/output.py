@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -76,25 +76,14 @@ class Material:
         return {one.row.place: one for one in counted}
 
 
-@dataclass(slots=True)
-class Written:
-    """What was written for a draw.
-
-    Attributes:
-        lines: What to tell the user.
-        missing: Pictures that could not be had.
-    """
-
-    lines: list[str]
-    missing: list[Picture[DrawnRow, str]] = field(default_factory=list)
-
-
 Write = Callable[[Material, Path], tuple[Pictures, list[str]]]
 """Writes files to a folder; returns what became of the pictures, and what to tell the user."""
 
 
-def write_draw(write: Write, dest: Storage, plan: Plan, draw: Draw, folder: Path) -> Written:
-    """Write a draw's files.
+def write_draw(
+    write: Write, dest: Storage, plan: Plan, draw: Draw, folder: Path
+) -> tuple[list[str], list[Picture[DrawnRow, str]]]:
+    """Write a draw's files; return what to tell the user, and the pictures that could not be had.
 
     Args:
         write: In which form.
@@ -116,7 +105,7 @@ def write_draw(write: Write, dest: Storage, plan: Plan, draw: Draw, folder: Path
             rows = [("shard", "key", "why"), *((one.row.shard, one.row.key, one.why) for one in missing)]
             with (folder / MISSING_FILE).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(rows)
-    return Written(lines, missing)
+    return lines, missing
 
 
 def write_list(material: Material, folder: Path, pictures: Pictures | None = None) -> tuple[Pictures, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
+from pipeline.evaluate.statistics import percent
 from pipeline.evaluate.thresholds import images_needed
 from pipeline.report.scan import Counts, count_parts
 from pipeline.report.unit_table import UnitTable, iter_new, while_run_goes_on
@@ -79,13 +80,13 @@ class ReviewScore:
 
     def as_json(self) -> dict[str, Any]:
         """Return it for `--json`; rates in percent, scores as they are."""
-        values = {**asdict(self), "target": _percent(self.target)}
+        values = {**asdict(self), "target": percent(self.target, 1)}
         for one in (values, *values["classes"]):
             found = one["precision"]
-            one["precision"] = found and _percent(found["value"])
-            one["interval"] = found and [_percent(found["low"]), _percent(found["high"])]
+            one["precision"] = found and percent(found["value"], 1)
+            one["interval"] = found and [percent(found["low"], 1), percent(found["high"], 1)]
         for found in filter(None, (values["pooled"], *(one["threshold"] for one in values["classes"]))):
-            found["precision"] = _percent(found["precision"])
+            found["precision"] = percent(found["precision"], 1)
         return values
 
 
@@ -217,7 +218,3 @@ def _only_uncertain(draws: Iterable[Draw], answers: Answers) -> list[bool]:
     for row in (row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM):
         rows.pop((row.shard, row.key), None)
     return [answers.classes[place] == row.label_id for place, row in rows.items() if place in answers.classes]
-
-
-def _percent(rate: float) -> float:
-    return round(100 * rate, 3)

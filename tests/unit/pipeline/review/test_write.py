@@ -73,10 +73,10 @@ def test_every_picture_is_that_of_its_row_whatever_source_is_made_of(tmp_path, t
             (tmp_path / "in" / str(i % 2) / f"{i}.jpg").write_bytes(colour_jpeg(colour))
     dest = make_dest(tmp_path, tiny_model, kind=kind)
 
-    draw, found = written(dest, "folder", tmp_path / "look")
+    draw, (_, missing) = written(dest, "folder", tmp_path / "look")
 
     rows = listed(tmp_path / "look")
-    assert found.missing == []
+    assert missing == []
     assert len(rows) == len(draw.shown) == 12
     assert {(row["shard"], row["key"]) for row in rows} == {(row.shard, row.key) for row in draw.shown}
     for row in rows:
@@ -150,14 +150,14 @@ def test_pictures_that_cannot_be_had_are_named_with_the_reason_and_the_others_ar
     (tmp_path / "in" / "shard-000.tar").unlink()
     write_tar(tmp_path / "in" / "shard-002.tar", {"x.jpg": colour_jpeg("red")})
 
-    draw, found = written(dest, "folder", tmp_path / "look")
+    draw, (_, missing) = written(dest, "folder", tmp_path / "look")
 
-    missing = listed(tmp_path / "look", "missing.csv")
-    assert len(found.missing) == len(missing) == 10
-    assert {(row["shard"], row["why"].partition(": ")[0]) for row in missing} >= {
+    named = listed(tmp_path / "look", "missing.csv")
+    assert len(missing) == len(named) == 10
+    assert {(row["shard"], row["why"].partition(": ")[0]) for row in named} >= {
         ("shard-000.tar", f"cannot read {tmp_path}/in/shard-000.tar")
     }
-    assert any("shard-002.tar has changed since" in row["why"] for row in missing)
+    assert any("shard-002.tar has changed since" in row["why"] for row in named)
     rows = listed(tmp_path / "look")
     assert len(rows) == len(draw.shown) == 20
     assert {row["shard"] for row in rows if row["picture"]} == {"shard-001.tar", "shard-003.tar"}
@@ -176,11 +176,11 @@ def test_a_source_that_does_not_answer_is_not_asked_for_every_shard(tmp_path, ti
     monkeypatch.setattr(pictures, "samples_at", read)
     monkeypatch.setattr(pictures, "SHARDS_AHEAD", 1)
 
-    _, found = written(dest, "folder", tmp_path / "look")
+    _, (_, missing) = written(dest, "folder", tmp_path / "look")
 
     assert len(asked) == pictures.MAX_SILENT
-    assert len(found.missing) == 12
-    assert [one.why for one in found.missing].count("SOURCE does not answer (cannot read: timed out)") == 9
+    assert len(missing) == 12
+    assert [one.why for one in missing].count("SOURCE does not answer (cannot read: timed out)") == 9
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_missing_picture(tmp_path, tiny_model):
@@ -215,9 +215,9 @@ def test_a_list_alone_reads_no_picture(tmp_path, tiny_model):
     dest = make_dest(tmp_path, tiny_model)
     (tmp_path / "in" / "shard-000.tar").unlink()
 
-    draw, found = written(dest, "csv", tmp_path / "look")
+    draw, (_, missing) = written(dest, "csv", tmp_path / "look")
 
-    assert found.missing == []
+    assert missing == []
     assert [path.name for path in (tmp_path / "look").iterdir()] == ["answers.csv"]
     assert len(listed(tmp_path / "look")) == len(draw.shown)
 

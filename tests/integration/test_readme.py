@@ -100,7 +100,8 @@ def test_the_endpoint_of_the_readme_answers_as_the_readme_says(tmp_path):
     assert label == told_label
 
 
-PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+FOLDERS = ("", "docs", "examples")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 def anchors(path: Path) -> set[str]:

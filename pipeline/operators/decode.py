@@ -42,7 +42,8 @@ class DecodeImages:
     def __init__(self, settings: DecodeSettings, columns: LabelColumns) -> None:
         self._settings = settings
         self._columns = columns
-        self._decode = open_decoder(settings, isolate=was_restarted()).__enter__()
+        self._decoder = open_decoder(settings, isolate=was_restarted())  # open as long as this is
+        self._decode = self._decoder.__enter__()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -60,7 +60,8 @@ class ReadDecode:
 
     def __init__(self, settings: UnitSettings, state: RunState, isolate: bool) -> None:
         self._settings = settings
-        self._decode = open_decoder(settings.decoding, isolate=isolate).__enter__()
+        self._decoder = open_decoder(settings.decoding, isolate=isolate)  # open as long as this is
+        self._decode = self._decoder.__enter__()
         self._stop = StopFlag(state)
         prepare_worker()
         tune_malloc()

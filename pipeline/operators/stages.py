@@ -176,7 +176,7 @@ Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 def open_decoder(settings: DecodeSettings, *, isolate: bool, turn: Turn = ALONE) -> AbstractContextManager[Decode]:
     """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
-    return _isolated_decode(settings) if isolate else _WatchedDecode(settings, turn)
+    return _isolated_decode(settings) if isolate else _watched_decode(settings, turn)
 
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
@@ -194,24 +194,19 @@ def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
     return Row(sample.shard, sample.key, status, error, width, height, sample.carried, sample.carried_bytes)
 
 
-class _WatchedDecode(AbstractContextManager[Decode]):
+@contextmanager
+def _watched_decode(settings: DecodeSettings, turn: Turn) -> Iterator[Decode]:
     """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
+    s, watchdog = settings, Watchdog(settings.image_timeout_s)
 
-    def __init__(self, settings: DecodeSettings, turn: Turn) -> None:
-        self._settings = settings
-        self._turn = turn
-
-    def __enter__(self) -> Decode:
-        self._watchdog = Watchdog(self._settings.image_timeout_s)
-        return self._decode
-
-    def __exit__(self, *exc: object) -> None:
-        self._watchdog.close()
-
-    def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
-        s = self._settings
-        with self._turn, self._watchdog:
+    def decode(data: bytes, out: UInt8Array) -> DecodedImage:
+        with turn, watchdog:
             return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
+
+    try:
+        yield decode
+    finally:
+        watchdog.close()
 
 
 @contextmanager

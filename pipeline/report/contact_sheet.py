@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import zip_longest
 
 import numpy as np
 
@@ -65,9 +66,8 @@ def build_sheet(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> 
 
 def _in_turn(places: dict[str, list[Place]], count: int) -> list[Place]:
     """Take one of each status, then a second of each, and so on."""
-    turns = max((len(some) for some in places.values()), default=0)
-    ordered = [some[turn] for turn in range(turns) for _, some in sorted(places.items()) if turn < len(some)]
-    return ordered[:count]
+    turns = zip_longest(*(some for _, some in sorted(places.items())))
+    return [place for turn in turns for place in turn if place is not None][:count]
 
 
 def _spread(units: UnitTable, count: int, *, skip: set[Place]) -> list[Place]:

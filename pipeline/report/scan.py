@@ -148,12 +148,12 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
     """Count one row group whose first row is number `first` of its part."""
     counts = Counts()
     ok = table["label_id"].is_valid().to_numpy()
-    ids, where, how_often = np.unique(_numbers(table["label_id"])[ok], return_index=True, return_counts=True)
+    ids, where, how_often = np.unique(table["label_id"].drop_null().to_numpy(), return_index=True, return_counts=True)
     names = table["label"].take(np.flatnonzero(ok)[where]).to_pylist()
     counts.labels = {
         int(label_id): (name or "", int(count)) for label_id, name, count in zip(ids, names, how_often, strict=True)
     }
-    scores = _numbers(table["score"])
+    scores = table["score"].to_numpy()  # null is NaN
     valid = np.flatnonzero(np.isfinite(scores))
     bins = np.clip((scores[valid] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
     counts.scores = np.bincount(bins, minlength=SCORE_BINS)
@@ -168,13 +168,6 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
                 places = np.flatnonzero(pc.equal(status, kind).to_numpy())[:BAD_ROWS]
                 counts.bad[kind] = [(unit, first + int(i)) for i in places]
     return counts
-
-
-def _numbers(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401
-    """Return a column with nulls as 0 (integers) or NaN (floats)."""
-    if column.null_count and str(column.type).startswith("int"):
-        column = column.fill_null(0)
-    return np.asarray(column.to_numpy())
 
 
 def read_rows(dest: Storage, places: Iterable[Place], part: Callable[[int], str] = part_name) -> Iterator[LabelledRow]:

@@ -61,14 +61,6 @@ class Picture(Generic[RowT, T]):
     why: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard(Generic[RowT]):
-    """A shard of a unit, or the loose images of one, and what is wanted of it."""
-
-    unit: Unit
-    rows: tuple[RowT, ...]
-
-
 def reader_settings(dest: Storage, plan: Plan) -> ReadSettings:
     """Return the settings that DEST's run read SOURCE with.
 
@@ -128,10 +120,10 @@ def fetch_pictures(
     """
     silent: list[str] = []
 
-    def read(shard: _Shard[RowT]) -> list[Picture[RowT, T]]:
+    def read(shard: tuple[Unit, list[RowT]]) -> list[Picture[RowT, T]]:
         if len(silent) >= MAX_SILENT:
-            return [Picture(row, None, f"SOURCE does not answer ({silent[-1]})") for row in shard.rows]
-        return list(_read_shard(settings, shard, save, silent, most_bytes))
+            return [Picture(row, None, f"SOURCE does not answer ({silent[-1]})") for row in shard[1]]
+        return list(_read_shard(settings, *shard, save, silent, most_bytes))
 
     for pictures in ahead(_shards(settings, units, rows), read, calls=SHARDS_AHEAD):
         yield from pictures
@@ -177,8 +169,8 @@ def read_thumbnails(
     return {one.row.place: one.saved for one in found if one.saved is not None}, problems
 
 
-def _shards(settings: ReadSettings, units: Iterable[Unit], rows: Iterable[RowT]) -> Iterator[_Shard[RowT]]:
-    """Yield the shards that hold wanted rows; the plan is read no further than the last of them."""
+def _shards(settings: ReadSettings, units: Iterable[Unit], rows: Iterable[RowT]) -> Iterator[tuple[Unit, list[RowT]]]:
+    """Yield the shards that hold wanted rows, or a unit's loose images, with those rows; the plan's rest is not read."""
     wanted: dict[int, list[RowT]] = {}
     for row in rows:
         wanted.setdefault(row.unit, []).append(row)
@@ -187,27 +179,28 @@ def _shards(settings: ReadSettings, units: Iterable[Unit], rows: Iterable[RowT])
         if own and settings.format is SourceFormat.IMAGES:
             # The key of a loose image is its path, which is the slice.
             keys = {row.key for row in own}
-            yield _Shard(replace(unit, slices=tuple(p for p in unit.slices if p.shard in keys)), tuple(own))
+            yield replace(unit, slices=tuple(p for p in unit.slices if p.shard in keys)), own
         elif own:
             for name in dict.fromkeys(row.shard for row in own):
                 pieces = tuple(piece for piece in unit.slices if piece.shard == name)
-                yield _Shard(replace(unit, slices=pieces), tuple(row for row in own if row.shard == name))
+                yield replace(unit, slices=pieces), [row for row in own if row.shard == name]
         if not wanted:
             break
 
 
 def _read_shard(
     settings: ReadSettings,
-    shard: _Shard[RowT],
+    shard: Unit,
+    rows: list[RowT],
     save: Callable[[RowT, bytes], T],
     silent: list[str],
     most_bytes: int | None,
 ) -> Iterator[Picture[RowT, T]]:
     """Yield the pictures of one shard; what storage did not answer for is put to `silent`."""
-    left = {(row.shard, row.key): row for row in shard.rows}
+    left = {(row.shard, row.key): row for row in rows}
     why, size = "it is not in its shard any more", 0
     try:
-        for sample in samples_at(settings, shard.unit, [row.position for row in shard.rows]):
+        for sample in samples_at(settings, shard, [row.position for row in rows]):
             row = left.pop((sample.shard, sample.key), None)
             if row is not None:
                 yield _saved(row, sample.data, sample.error, save)

@@ -37,12 +37,6 @@ class Threshold:
     is_pooled: bool = False
 
 
-def precision_of(right: int, images: int) -> Precision:
-    """Return the precision of a class, with Wilson's interval."""
-    low, high = wilson(right, images)
-    return Precision(right / images, low, high)
-
-
 def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     """Return the precision over classes of different sizes: the mean of theirs, weighted by their labels.
 
@@ -59,8 +53,7 @@ def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     expected = (right + 2 * value) / (answered + 2)
     variance = float((shares**2 * expected * (1 - expected) / answered).sum())
     effective = value * (1 - value) / variance if variance > 0 else 1 / float((shares**2 / answered).sum())
-    low, high = wilson(value * effective, effective)
-    return Precision(value, low, high)
+    return Precision(value, *wilson(value * effective, effective))
 
 
 def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Threshold | None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
-from pipeline.evaluate.statistics import percent
+from pipeline.evaluate.statistics import percent, wilson
 from pipeline.evaluate.thresholds import images_needed
 from pipeline.report.scan import Counts, count_parts
 from pipeline.report.unit_table import UnitTable, iter_new, while_run_goes_on
 from pipeline.review.answers import Answers, read_answers
 from pipeline.review.classes import Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
-from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
+from pipeline.review.estimate import Precision, Threshold, overall, threshold
 from pipeline.storage.storage import Storage
 
 _Answered = tuple[DrawnRow, bool]  # and whether its label is right
@@ -119,7 +119,11 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
     random: dict[int, list[_Answered]] = {}
     all_random = 0
     for draw in draws:
-        for label_id, rows in _random_by_class(draw).items():
+        at_random: dict[int, list[DrawnRow]] = {}
+        for row in draw.rows:
+            if row.stratum is Stratum.RANDOM:
+                at_random.setdefault(row.label_id, []).append(row)
+        for label_id, rows in at_random.items():
             used, available = _usable(rows, answers)
             random.setdefault(label_id, []).extend(used)
             all_random += available
@@ -162,14 +166,6 @@ def _nothing_to_go_by(random: int, answered: int) -> str:
     )
 
 
-def _random_by_class(draw: Draw) -> dict[int, list[DrawnRow]]:
-    found: dict[int, list[DrawnRow]] = {}
-    for row in draw.rows:
-        if row.stratum is Stratum.RANDOM:
-            found.setdefault(row.label_id, []).append(row)
-    return found
-
-
 def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered], int]:
     """Return the answers to a class's random stratum of one draw that stand for it, and how many answers there are.
 
@@ -177,16 +173,14 @@ def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered]
     the sample would be less sure than DEST is; were less, it would be surer. So both count to the same share, each in
     the random order.
     """
-    parts: list[list[_Answered]] = []
-    share = 1.0
-    sizes = []
+    parts, sizes, share = [], [], 1.0
     for is_shown in (True, False):
         part = [row for row in rows if row.is_shown is is_shown]
-        answered = [(row, answers.classes[place] == row.label_id) for row in part
-                    if (place := (row.shard, row.key)) in answers.classes]  # fmt: skip
+        truth = [(row, answers.classes.get((row.shard, row.key))) for row in part]
+        answered = [(row, true == row.label_id) for row, true in truth if true is not None]
+        share = min(share, len(answered) / len(part)) if part else share
         parts.append(answered)
         sizes.append(len(part))
-        share = min(share, len(answered) / len(part)) if part else share
     used = [one for part, size in zip(parts, sizes, strict=True) for one in part[: round(share * size)]]
     return used, sum(map(len, parts))
 
@@ -208,7 +202,7 @@ def _score_class(
         own = threshold([(row.score, is_right, 1.0) for row, is_right in rows], target)
     else:
         own = None if pooled is None else replace(pooled, is_pooled=True)
-    precision = precision_of(right, len(rows)) if rows else None
+    precision = Precision(right / len(rows), *wilson(right, len(rows))) if rows else None
     return ClassScore(label_id, name, size, len(rows), right, precision, own)
 
 

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.decode.decode import ImageLimits
-from models.errors import ConfigError
 from pipeline.fetch.settings import FetchSettings
-from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, ParquetReader, texts, words_of
+from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, ParquetReader, texts
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.sample import MAX_KEY_BYTES, Sample, ShardNotes, cut_key
 from pipeline.sources.unit import Slice
@@ -77,7 +76,7 @@ def read_manifest(
     file = storage.open_random(piece.shard, expected=piece.planned)
     fetched = 0
     try:
-        reader = _open(file, piece.shard, notes, limits, columns)
+        reader = _ManifestReader.opened(file, piece.shard, notes, limits, columns)
         if reader is None:
             return
         rows = chain.from_iterable(reader.rows(piece.start, piece.stop))
@@ -97,19 +96,6 @@ def read_manifest(
     finally:
         notes.bytes_read = file.bytes_read + fetched
         file.close()
-
-
-def _open(
-    file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
-) -> _ManifestReader | None:
-    """Open a manifest; one that cannot be read is a note."""
-    try:
-        return _ManifestReader(file, shard, notes, limits, columns)
-    except ConfigError as err:
-        notes.lose(f"{err}; all its rows are missing")
-    except UNREADABLE as err:
-        notes.lose(f"unreadable Parquet: {words_of(err)}")
-    return None
 
 
 class _ManifestReader(ParquetReader):

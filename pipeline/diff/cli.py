@@ -52,7 +52,7 @@ def diff(
     source, flips = found.source, list(chosen_flips(found.flips, everything=folder is not None))
     if folder is not None:
         thumbnails, problems = write_examples(folder, found, flips)
-        typer.echo(f"shardlabel: wrote the images of flips and flips.csv to {folder}", err=True)
+        typer.echo(f"shardlabel: wrote {len(thumbnails)} images and flips.csv to {folder}", err=True)
     else:
         wanted = flips if output is not None else []
         thumbnails, problems = read_thumbnails(source.dest, source.plan, source.metadata, wanted)

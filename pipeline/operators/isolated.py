@@ -99,6 +99,7 @@ class Child:
             answer = _receive(process.stdout)
         except (BrokenPipeError, EOFError):
             process.wait()
+            self.end()
             raise ChildLostError(f"died ({_how(process.returncode)})") from None
         if isinstance(answer, ShardlabelError):
             raise answer

@@ -26,6 +26,7 @@ from pipeline import read_shards
 from pipeline.evaluate.evaluate import Measured, evaluate_source
 from pipeline.operators.model_ref import read_calibration
 from pipeline.relabel.job import relabel
+from pipeline.session.connect import connect
 from serve.config import ServeConfig, plan_replica
 from serve.model.backend import Labelled
 from serve.model.engine import Engine
@@ -33,7 +34,7 @@ from tests.support.calibrations import write_calibration
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 # Red is accepted from a score on that its images have, green never, blue by the pooled threshold, which it does not reach.
 THRESHOLDS = {"temperature": 4.0, "pooled": 0.9, "classes": {0: 0.5, 1: None}}
@@ -54,7 +55,8 @@ class Bulk:
 
 
 @pytest.fixture(scope="module")
-def bulk(tmp_path_factory, tiny_model, one_ray) -> Bulk:
+def bulk(tmp_path_factory, tiny_model, ray_ends) -> Bulk:
+    connect(None)
     folder = tmp_path_factory.mktemp("calibrated")
     found = Bulk(folder / "in", folder / "c.json", folder / "out")
     colour_shards(found.source, shards=2, samples=40)

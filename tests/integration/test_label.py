@@ -12,21 +12,12 @@ import pytest
 
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
-from pipeline.config import LabelConfig
-from pipeline.job import RunReport, run
 from pipeline.patches.patch import SWITCH_VARIABLE
+from tests.support.labelled_dest import label_without_ray
+from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
-
-
-def label(source: Path | str, output: Path, model: Path, **options) -> RunReport:
-    settings = {"source": (str(source),), "output": str(output), "model": str(model), "top_k": 3, "progress": "none"}
-    return run(LabelConfig(**{**settings, **options}))
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 def test_every_sample_is_one_row_with_its_label_in_input_order(tmp_path, tiny_model):
@@ -80,7 +71,7 @@ def test_two_runs_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=3, samples=40)
     write_tar(tmp_path / "in" / "z.tar", {"a.jpg": b"no image", "b.png": colour_jpeg("blue"), "c.jpg": b""})
 
-    label(tmp_path / "in", tmp_path / "fused", tiny_model)
+    label(tmp_path / "in", tmp_path / "fused", tiny_model, actors="2")
     label(tmp_path / "in", tmp_path / "again", tiny_model, batch_size=7)
     report = label(tmp_path / "in", tmp_path / "two", tiny_model, shape="two-stage", actors="1", preprocess_cpus=1)
 
@@ -121,7 +112,7 @@ def test_a_truncated_shard_gives_the_rows_it_can_and_says_what_is_missing(tmp_pa
 
 def test_a_second_run_does_nothing_and_reads_nothing(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
     report = label(tmp_path / "in", tmp_path / "out", tiny_model)
@@ -133,8 +124,8 @@ def test_a_second_run_does_nothing_and_reads_nothing(tmp_path, tiny_model):
 
 def test_a_run_goes_on_where_another_stopped(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=4)
-    label(tmp_path / "in", tmp_path / "whole", tiny_model)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
     _forget_units(tmp_path / "out", {1, 3})
 
     report = label(tmp_path / "in", tmp_path / "out", tiny_model)
@@ -160,7 +151,7 @@ def _forget_units(folder: Path, units: set[int]) -> None:
 )
 def test_a_resume_with_other_settings_is_refused(tmp_path, tiny_model, options, message):
     colour_shards(tmp_path / "in", shards=1)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
 
     with pytest.raises(ConfigError, match=message):
         label(tmp_path / "in", tmp_path / "out", tiny_model, **options)
@@ -168,7 +159,7 @@ def test_a_resume_with_other_settings_is_refused(tmp_path, tiny_model, options, 
 
 def test_a_resume_with_a_changed_shard_is_refused_and_overwrite_starts_anew(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
     colour_shards(tmp_path / "in", shards=2, samples=9)
 
     with pytest.raises(SourceError, match=r"shard shard-000\.tar has changed since the run began: its size was"):

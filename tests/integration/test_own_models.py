@@ -10,6 +10,7 @@ import pytest
 from models.errors import ConfigError, SignatureError
 from models.register.preprocessing import NAMED
 from models.register.register import Registration, register_model, remove_model
+from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label
 from tests.support.tiny_model import build_tiny_model, colour_shards
 from tests.unit.models.register.test_register import build
@@ -49,7 +50,7 @@ def test_an_added_model_labels_with_the_names_that_are_asked_for(tmp_path, mine,
 
 def test_a_run_is_not_resumed_with_other_names(tmp_path, mine):
     colour_shards(tmp_path / "in", shards=1, samples=3)
-    label(tmp_path / "in", tmp_path / "out", mine, labels="wnid")
+    label_without_ray(tmp_path / "in", tmp_path / "out", mine, labels="wnid")
 
     with pytest.raises(ConfigError, match="was begun with labels wnid"):
         label(tmp_path / "in", tmp_path / "out", mine)

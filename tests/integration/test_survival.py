@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.operators import dataset
 from pipeline.session.connect import connect
 from tests.support.hostile_models import ON_WHITE
+from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
@@ -137,7 +138,7 @@ def test_poison_images_in_one_task_cost_one_process_of_the_pool(tmp_path, monkey
 
 def test_a_unit_that_fails_unexpectedly_fails_alone_and_is_done_by_the_next_run(tmp_path, tiny_model, monkeypatch):
     colour_shards(tmp_path / "in", shards=12, samples=5)
-    label(tmp_path / "in", tmp_path / "whole", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
     tries = tmp_path / "tries"
     tries.mkdir()
 

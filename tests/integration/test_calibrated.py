@@ -31,6 +31,7 @@ from serve.config import ServeConfig, plan_replica
 from serve.model.backend import Labelled
 from serve.model.engine import Engine
 from tests.support.calibrations import write_calibration
+from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
@@ -67,7 +68,7 @@ def bulk(tmp_path_factory, tiny_model, ray_ends) -> Bulk:
 
 
 def test_scores_are_calibrated_and_labels_are_those_without(tmp_path, tiny_model, bulk):
-    label(bulk.source, tmp_path / "plain", tiny_model)
+    label_without_ray(bulk.source, tmp_path / "plain", tiny_model)
 
     calibrated, plain = bulk.table, pq.read_table(tmp_path / "plain")
     assert calibrated.column_names == [*plain.column_names, "accepted"]

@@ -15,7 +15,7 @@ TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell se
 BASE ?= python:3.11-slim-bookworm
 BUILD_IMAGE = $(if $(shell command -v buildah),buildah build --layers,docker build) --build-arg BASE=$(BASE) --file cluster/Dockerfile
 
-.PHONY: help install demo check fmt test test-fast test-long test-python coverage test-kubernetes test-image image image-cuda image-bom lock proto wheel bundle clean
+.PHONY: help install demo check fmt test test-fast test-long test-python coverage test-kubernetes test-image image image-cuda image-bom lock proto cli-page wheel bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -105,6 +105,9 @@ lock: ## Resolve constraints.txt anew (needs uv)
 proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=serve/oip/grpc \
 		--descriptor_set_out=serve/oip/grpc/messages.binpb inference.proto health.proto
+
+cli-page: $(VENV)/.installed ## Write docs/cli.md anew, from the commands' own help
+	$(BIN)/python -m tools.cli_page
 
 wheel: $(VENV)/.installed ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -47,9 +47,11 @@ class Command(TyperCommand):
 
 
 def use_help_pages(app: Any) -> None:  # noqa: ANN401 (imported where it is built)
-    """Give all commands of an app, and of those below it, such a page."""
+    """Give all commands of an app, and of those below it, such a page, and their whole first sentence in lists."""
     for command in app.registered_commands:
+        command.short_help = inspect.cleandoc(command.callback.__doc__).partition("\n")[0]
         if command.cls in (None, TyperCommand):
             command.cls = Command
     for group in app.registered_groups:
+        group.short_help = group.typer_instance.info.help
         use_help_pages(group.typer_instance)

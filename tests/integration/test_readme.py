@@ -76,7 +76,8 @@ def test_the_commands_of_a_page_run_one_after_the_other(tmp_path, page, least):
     assert run([sys.executable, "-c", python + "\nprint(table.num_rows)"]).strip() == "16"
 
 
-PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+FOLDERS = ("", "docs", "examples")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 def anchors(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ from cluster.cli import build_app
 from models.errors import ConfigError
 from pipeline.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, LabelConfig, build_config
 from serve.config import ServeConfig
-from tools.options_page import PAGE, build_page
+from tools.cli_page import PAGE, build_page
 
 LABEL = {"source": ("a.tar",), "output": "out"}
 COMMANDS = [pytest.param("label", LabelConfig, LABEL, id="label"), pytest.param("serve", ServeConfig, {}, id="serve")]
@@ -123,5 +123,29 @@ def test_help_of_many_options_is_in_groups_and_shows_each_once():
         assert len(lines) == (0 if option.hidden or option.param_type_name == "argument" else 1), name
 
 
-def test_the_page_of_options_says_what_help_says():
-    assert PAGE.read_text(encoding="utf-8") == build_page(), "run `python -m tools.options_page`"
+def test_a_list_of_commands_says_of_each_its_whole_sentence():
+    for group in ([], ["models"], ["review"], ["cluster"]):
+        page = CliRunner().invoke(build_app(), [*group, "--help"]).output
+        assert "..." not in page.partition("Commands:")[2], page
+
+
+def test_the_page_of_commands_says_what_help_says():
+    assert PAGE.read_text(encoding="utf-8") == build_page(), "run `make cli-page`"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        pytest.param("shardlabel la", "label", id="command"),
+        pytest.param("shardlabel models qu", "quantize", id="of a group"),
+        pytest.param("shardlabel label --emb", "--embeddings", id="option"),
+        pytest.param("shardlabel label --sha", "--shared-filesystem", id="and no hidden one"),
+    ],
+)
+def test_the_shell_completes_what_is_typed(typed, completed):
+    """As bash asks for it, by the function that --show-completion prints."""
+    asked = {"_SHARDLABEL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+
+    done = CliRunner(env=asked).invoke(build_app(), [], prog_name="shardlabel")
+
+    assert done.output.split() == [completed]

@@ -1,4 +1,4 @@
-"""Plan, resume, and append to, ten million shards: seconds, peak memory, and the objects a resume lists and reads.
+"""Plan, resume, and append to, ten million shards: seconds, CPU, peak memory, bytes, and the objects a resume reads.
 
     python -m benchmarks.plan --shards 10000000
 
@@ -41,7 +41,8 @@ def listing(shards: int) -> Iterator[Slice]:
 def plan(dest: Storage, shards: int, units_per_second: int) -> dict:
     """Divide and write."""
     made = write_plan(dest, cut_units(listing(shards)), {})
-    return {"units": made.units, "shards": made.shards}
+    size = sum(file.size for file in dest.list(PLAN_FOLDER))
+    return {"units": made.units, "shards": made.shards, "plan_mb": round(size / 1e6, 1)}
 
 
 def run_half(dest: Storage, shards: int, units_per_second: int) -> dict:
@@ -105,8 +106,12 @@ def main() -> None:
     if options.step:
         started = time.perf_counter()
         figures = STEPS[options.step](open_storage(options.dest), options.shards, options.units_per_second)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        print(json.dumps({**figures, "seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak_mb)}))
+        figures |= {
+            "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(time.process_time(), 1),
+            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+        }
+        print(json.dumps(figures))
         return
     with tempfile.TemporaryDirectory() as folder:
         found = {}

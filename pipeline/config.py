@@ -141,6 +141,11 @@ class LabelConfig(BaseModel):
     max_pixels: int = Field(default=100_000_000, ge=1, description="Images of more pixels have status too_large.")
     max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="Images of more bytes have status too_large.")
     limit: int | None = Field(default=None, ge=1, description="Label only the first N images.")
+    part: str | None = Field(
+        default=None,
+        pattern=r"^\d{1,6}/\d{1,6}$",
+        description="I/N: label only the I-th of N parts of the shards, told by their names; an output for each part.",
+    )
     missing_ok: bool = Field(default=False, description="Do not fail when shards that were planned are gone by now.")
 
     model: ModelName = DEFAULT_MODEL
@@ -232,6 +237,8 @@ class LabelConfig(BaseModel):
             raise ValueError("--image-column holds images, and --uri-column where they are: give one of them")
         if self.append and self.overwrite:
             raise ValueError("--append adds to what --overwrite removes: give one of them")
+        if self.part is not None and not 1 <= self.part_of()[0] <= self.part_of()[1]:
+            raise ValueError(f"part must be I/N with 1 <= I <= N, got {self.part}")
         if self.append and self.limit is not None:
             raise ValueError("--append labels all that is new: it cannot be had with --limit")
         return self
@@ -242,6 +249,11 @@ class LabelConfig(BaseModel):
             return 0, 0
         low, _, high = self.actors.partition(":")
         return int(low), int(high or low)
+
+    def part_of(self) -> tuple[int, int]:
+        """Return which part of the shards is labelled, and of how many; (1, 1) for all."""
+        number, _, parts = (self.part or "1/1").partition("/")
+        return int(number), int(parts)
 
 
 def build_config(options: dict[str, Any], config_file: Path | None = None) -> LabelConfig:

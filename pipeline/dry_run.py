@@ -132,7 +132,7 @@ class ShardPicker:
         """Yield some of the job's slices, each cut to its first images.
 
         Args:
-            slices: All of them, at least one.
+            slices: All of them.
             count: Counts a slice's samples, up to a number, by reading it.
         """
         if self.config.append:
@@ -187,6 +187,9 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
         size: How many are drawn.
         wanted: Their format.
         cut: Puts pieces in the place of large shards.
+
+    Raises:
+        SourceError: There are none.
     """
     chance = random.Random(0)
     drawn: list[Slice] = []
@@ -202,7 +205,9 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
                 drawn[place] = piece
             yield piece
 
-    first = next(slices)
+    first = next(slices, None)
+    if first is None:
+        raise SourceError("no shard of SOURCE is in this part of it: there is nothing to go by")
     images = (format_of(first.shard) if wanted is SourceFormat.AUTO else wanted) is SourceFormat.IMAGES
     sizes = array("d", unit_bytes(cut_units(cut(passing(chain([first], slices))), images=images)))
     chance.shuffle(drawn)

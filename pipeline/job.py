@@ -42,7 +42,7 @@ from pipeline.session.metrics import RunGauges, job_name
 from pipeline.session.pools import plan_pools
 from pipeline.session.shared_disk import check_disks
 from pipeline.sources import reader
-from pipeline.sources.source import Source, open_source
+from pipeline.sources.source import Source, in_part, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport, Tally, write_summary
@@ -54,8 +54,9 @@ logger = logging.getLogger(__name__)
 
 # Units handed to Ray Data at a time; the driver's memory does not grow with their number.
 WINDOW_UNITS = 4096
-# Between two windows the pool drains and starts anew, some seconds: each actor gets so many units in a window, so that
-# this stays below a hundredth. A cluster of hundreds of actors has a driver with memory for the larger window.
+# Between two windows the pool drains and starts anew, some seconds: each process that reads gets so many units in a window,
+# so that this stays below a hundredth. A cluster of hundreds of them has a driver with memory for the larger window: 10 kB
+# a unit.
 UNITS_PER_ACTOR = 128
 MAX_WINDOW_UNITS = 65_536
 # What fails so many units, each by itself, is no matter of the units.
@@ -104,7 +105,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
                 rows_id=rows_id(same),
             )
             count = partial(count_samples, settings)
-            listed = partial(reader.slices, source, manifests=config.uri_column is not None)
+            listed = partial(reader.slices, in_part(source, *config.part_of()), manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
             printer = ProgressPrinter(config.progress, work.plan.units, _all_bytes(config, work), work.totals)
@@ -170,9 +171,9 @@ def _tell(work: ResumeState, tally: Tally) -> None:
         tally.add_failed(f"unit {unit} ({shard})", "it was never labelled, and its shard is gone")
 
 
-def window_units(actors: int) -> int:
-    """Return how many units are handed to Ray Data at a time, for so many actors."""
-    return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * actors), MAX_WINDOW_UNITS)
+def window_units(readers: int) -> int:
+    """Return how many units are handed to Ray Data at a time, for so many processes that read them."""
+    return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * readers), MAX_WINDOW_UNITS)
 
 
 def unit_settings(
@@ -248,7 +249,7 @@ def label_pending(
         # Each second: a gauge that is set once is offered once.
         tally.printer.ticking(lambda: gauges.show(tally.totals)),
     ):
-        while not stopped.is_set() and (window := list(islice(pending, window_units(pools.actors[1])))):
+        while not stopped.is_set() and (window := list(islice(pending, window_units(pools.readers)))):
             for result in label_units(labelling, window, stopped.is_set):
                 if result.commit is not None:
                     work.log.append(result.commit)
@@ -262,7 +263,7 @@ def label_pending(
                     if stops:
                         tally.failure = f"{name}: {result.why}"
                 if stops:
-                    tally.printer.say("shardlabel: stopping, what is in flight is finished")
+                    tally.printer.say("shardlabel: stopping once the units in progress are finished")
                     state.request_stop()
                     stopped.set()
             work.log.flush()

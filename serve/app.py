@@ -1,13 +1,7 @@
 """What Ray Serve is pointed at, and what everything else builds the endpoint by.
 
-    build_asgi(backend, config)               all that HTTP reaches (serve.routes); needs no Ray
-    build_app(ServeConfig) -> Application     `serve run serve.app:build_app model=NAME`, `serve deploy`, `shardlabel serve`
-
-gRPC. Serve calls the method of the ingress class that is named as the RPC, with the request's bytes where the servicer
-function registers no deserializer, and sends what `SerializeToString()` of the result gives. `serve.replica` mixes in
-`serve.oip.grpc.ingress.Methods`: a class whose `async def ModelInfer(self, request, grpc_context)` and so on use
-`self.backend: Backend` and `self.config: ServeConfig`; `serve.oip.grpc.service.add_to_server(servicer, server)` is the
-servicer function. Errors that a method raises are its own to turn into gRPC's codes.
+build_asgi(backend, config)               all that HTTP reaches (serve.routes); needs no Ray
+build_app(ServeConfig) -> Application     `serve run serve.app:build_app model=NAME`, `serve deploy`, `shardlabel serve`
 """
 
 # No `from __future__ import annotations` here: Serve's typed builders want the annotation itself, not its name.

@@ -77,8 +77,13 @@ def serve(
     listen = _part(Listen, given)
 
     stop = threading.Event()
+
+    def stop_or_break_off(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stopper(stop))
+        signal.signal(number, stop_or_break_off)
     _say(f"starting {', '.join(endpoint_config.model)} ...")
     with running(endpoint_config, listen, _say) as endpoint:
         _say(endpoint.sentence())
@@ -102,15 +107,6 @@ def _renew(endpoint: Endpoint) -> None:
             _say("the certificate was renewed: new connections get it")
     except (ShardlabelError, OSError) as err:
         _say(f"warning: the old certificate stays: {err}")
-
-
-def _stopper(stop: threading.Event) -> Any:  # noqa: ANN401 (signal's own type)
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    return handle
 
 
 def _say(text: str) -> None:

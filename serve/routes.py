@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from serve.config import ServeConfig
-from serve.http.answers import Health
 from serve.http.application import Application, Extras
 from serve.http.asgi import JsonResponse, Rejected, not_ready
 from serve.http.bodies import BodyMemory
-from serve.http.classify import classify_route
-from serve.http.embeddings import embeddings_route
-from serve.http.huggingface import huggingface_route
+from serve.http.classify import Classify
+from serve.http.embeddings import Embeddings
+from serve.http.huggingface import HuggingFace
 from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
 from serve.metrics.replica_metrics import CONTENT_TYPE
 from serve.model.models import Models
 from serve.oip.endpoint import Endpoint, Limits, package_version
 from serve.oip.http import oip_routes
+
+
+class Health(TypedDict):
+    """A model is ready."""
+
+    status: Literal["ok"]
 
 
 def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None) -> Application:
@@ -31,9 +39,9 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
     """
     extras = extras or Extras()
     routes = [
-        classify_route(models, config),
-        huggingface_route(models, config),
-        embeddings_route(models, config),
+        Classify(models, config),
+        HuggingFace(models, config),
+        Embeddings(models, config),
         *_status_routes(models, extras),
         *oip_routes(Endpoint(models, Limits.of(config), extras.control)),
         *page_routes(models, config.max_request_bytes),

@@ -149,7 +149,7 @@ class Watch:
         self.interrupted.clear()
         wish = await self._wish()
         if wish is Wish.STOP:
-            self.say("stopping the job: what is in flight is finished")
+            self.say("stopping the job once the units in progress are finished")
             self._is_stopping = True
         return wish
 

@@ -106,7 +106,7 @@ def _secrets(document: Document, at: Path) -> Iterator[Fault]:
     for number, variable in enumerate(document.items(*at, "env")):
         if isinstance(variable, dict) and variable.get("value") and SECRET_NAME.search(str(variable.get("name"))):
             path = (*at, "env", number, "value")
-            yield document.fault(path, f"{variable['name']} stands in the open; expected valueFrom.secretKeyRef")
+            yield document.fault(path, f"{variable['name']} is given in plain text; expected valueFrom.secretKeyRef")
 
 
 def _access(document: Document, base: Path) -> Iterator[Fault]:

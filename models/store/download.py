@@ -10,18 +10,19 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
 
 from models.errors import ArtifactError, ConfigError, DownloadError
 from models.spec import Artifact, ModelSpec, Precision
 from models.store.files import Progress, artifact_path, disk_errors, publishing, rename_synced, verify_file
 from models.store.http import CHUNK_BYTES, SourceError, local_path, public_url
 from models.store.resume import Partial, complete
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +224,10 @@ def progress_printer(label: str, console: Console | None = None) -> Iterator[Pro
     Yields:
         What to give `fetch` or `locate` as `progress`.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _line_printer(label, console)

@@ -73,6 +73,7 @@ def fingerprint(
         "key-column": config.key_column,
         "carry": list(config.carry),
         "limit": config.limit,
+        "part": config.part,
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
         "image-timeout-s": config.image_timeout_s,
@@ -105,8 +106,8 @@ def file_metadata(
 
 
 def rows_id(settings: dict[str, Any]) -> str:
-    """Return a hash of a fingerprint, wherever SOURCE lies: the same shards elsewhere give the same rows."""
-    values = {name: value for name, value in settings.items() if name != "source"}
+    """Return a hash of a fingerprint, wherever SOURCE lies and whichever part of it: the same shards give the same rows."""
+    values = {name: value for name, value in settings.items() if name not in ("source", "part")}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 

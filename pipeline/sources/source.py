@@ -6,9 +6,10 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
+from zlib import crc32
 
 import numpy as np
 
@@ -95,6 +96,21 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
     # The listing that has begun serves the first who asks.
     waiting = [chain([first], begun)]
     return Source(finder.base, kind, lambda: _checked(waiting.pop() if waiting else files(), kind, wanted))
+
+
+def in_part(source: Source, number: int, parts: int) -> Source:
+    """Return SOURCE with one part of its files: each file is in one, by its name alone, whatever comes beside it.
+
+    Args:
+        source: All of it.
+        number: Which part, from 1 on.
+        parts: How many there are.
+    """
+
+    def files() -> Iterator[InputFile]:
+        return (file for file in source.files() if crc32(file.shard.encode()) % parts == number - 1)
+
+    return replace(source, files=files)
 
 
 def format_of(name: str) -> SourceFormat | None:

@@ -21,8 +21,8 @@ MAX_WAITING = 100_000
 class AccessLog:
     """Append lines to a file, or to standard error.
 
-    Several processes may append to one file: each write ends with a whole line, and O_APPEND keeps them apart. A file that
-    was moved away, as logrotate does it, is begun anew under its name.
+    Several processes may append to one file: each write ends with a whole line, and O_APPEND keeps them apart. The file is
+    opened anew each time: one that was moved away, as logrotate does it, is begun anew under its name.
 
     Args:
         target: A path, or "-" for standard error.
@@ -32,8 +32,8 @@ class AccessLog:
     """
 
     def __init__(self, target: str) -> None:
-        self._path = None if target == "-" else target
-        self._fd = 2 if self._path is None else _opened(self._path)
+        self._path = target
+        os.close(self._opened())
         self._lines: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
         # What the disk did not take yet, and how many lines were given up since it last took one.
         self._unwritten = b""
@@ -52,56 +52,43 @@ class AccessLog:
         """Write what waits, and stop."""
         self._closed.set()
         self._thread.join(timeout=5.0)
-        if self._fd != 2:
-            os.close(self._fd)
 
     def _write(self) -> None:
-        while True:
+        is_last = False
+        while not is_last:
             is_last = self._closed.wait(PERIOD_S)
             try:
                 self._flush()
             except OSError as err:
                 logger.warning("access log: cannot be written, %d lines wait: %s", len(self._lines), err)
-            if is_last:
-                return
 
     def _flush(self) -> None:
-        # First what was begun: a line that the disk cut short belongs to the file that has its head.
-        self._empty()
-        if self._lines and self._path is not None and _was_moved(self._path, self._fd):
-            fd = _opened(self._path)
-            os.close(self._fd)
-            self._fd = fd
-        lines = []
-        while self._lines:
-            lines.append(self._lines.popleft())
-        if self._lost:
-            lines.append({"time": time.time(), "lost": self._lost})
-            self._lost = 0
-        self._unwritten = b"".join(map(_as_text, lines))
-        self._empty()
+        if not (self._unwritten or self._lines):
+            return
+        fd = self._opened()
+        try:
+            self._empty(fd)
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if self._lost:
+                lines.append({"time": time.time(), "lost": self._lost})
+                self._lost = 0
+            self._unwritten = b"".join(map(_as_text, lines))
+            self._empty(fd)
+        finally:
+            os.close(fd)
 
-    def _empty(self) -> None:
+    def _empty(self, fd: int) -> None:
         while self._unwritten:
-            self._unwritten = self._unwritten[os.write(self._fd, self._unwritten) :]
+            self._unwritten = self._unwritten[os.write(fd, self._unwritten) :]
 
-
-def _opened(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-
-
-def _was_moved(path: str, fd: int) -> bool:
-    try:
-        return not os.path.samestat(os.stat(path), os.fstat(fd))  # noqa: PTH116 (Path has no samestat)
-    except FileNotFoundError:
-        return True
+    def _opened(self) -> int:
+        if self._path == "-":
+            return os.dup(2)
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
 
 
 def _as_text(line: dict[str, Any]) -> bytes:
-    line["time"] = _iso(line["time"])
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _iso(seconds: float) -> str:
+    seconds = line["time"]
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds % 1 * 1000):03d}Z"
+    line["time"] = f"{whole}.{int(seconds % 1 * 1000):03d}Z"
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

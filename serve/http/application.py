@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
+# What the metrics call a path's route; every other path is "other".
+_ROUTES = frozenset(
+    ("/", "/v1/classify", "/v1/embeddings", "/docs", "/openapi.json", "/metrics", "/healthz", "/v2", "/v2/models")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +59,6 @@ class Extras:
     control: ModelControl | None = None
 
 
-class _Watched:
-    """`send`, with a note of what was answered, and how long that took told to the client (Server-Timing)."""
-
-    __slots__ = ("_began", "_has_body", "_send", "status")
-
-    def __init__(self, send: Send, began: float, method: str) -> None:
-        self._began = began
-        self._has_body = method != "HEAD"
-        self._send = send
-        self.status = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - self._began))
-            message["headers"] = [*message["headers"], (b"server-timing", spent)]
-        elif not self._has_body:
-            message["body"] = b""
-        await self._send(message)
-
-
 class Application:
     """All that HTTP reaches, as one ASGI application.
 
@@ -96,65 +80,65 @@ class Application:
         began = time.perf_counter()
         held = Held(self._memory)
         path = _path(scope)
+        headers = Headers(scope=scope)
         # With "app" there, the router raises what it has no route for, where it would answer in plain text.
         scope = {**scope, "path": path, "root_path": "", "app": self, Held.KEY: held}
-        metrics = self._extras.metrics
-        if metrics is not None:
-            metrics.in_flight.inc()
-        set_request_id(Headers(scope=scope).get("x-request-id", ""))
-        watched = _Watched(send, began, scope["method"])
-        kind: str | None = "gone"
-        with tracing.http_request(scope, route_name(path), path):
+        if self._extras.metrics is not None:
+            self._extras.metrics.in_flight.inc()
+        set_request_id(headers.get("x-request-id", ""))
+        status = 0
+
+        async def watched(message: Message) -> None:
+            """Send, note what was answered, and tell the client how long that took."""
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - began))
+                message["headers"] = [*message["headers"], (b"server-timing", spent)]
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
+            await send(message)
+
+        route = route_name(path)
+        kind: str | None = "gone"  # also where the task is cancelled: the client has closed the connection
+        with tracing.http_request(scope, route, path), contextlib.suppress(ClientDisconnect):
             try:
-                kind = await self._answer(path, scope, receive, watched)
+                self._let_in(path, headers)
+                await self._router(scope, receive, watched)
+                kind = None if status < 400 else str(status)
+            except Exception as err:  # the edge: whatever it is, the client gets JSON and no traceback
+                if status or isinstance(err, ClientDisconnect):
+                    raise
+                rejected = _rejected(err, path, scope["method"])
+                await error_response(rejected)(scope, receive, watched)
+                kind = rejected.kind
+                # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
+                err.__traceback__ = None
             finally:
-                # Also where the task was cancelled: the client has closed the connection.
                 held.close()
-                if metrics is not None:
-                    metrics.in_flight.dec()
-                self._note(scope, path, watched.status or 499, time.perf_counter() - began, kind)
+                seconds = time.perf_counter() - began
+                self._note(scope, headers, route, status or 499, seconds, kind)
 
-    async def _answer(self, path: str, scope: Scope, receive: Receive, send: _Watched) -> str | None:
-        """Answer one request; return the kind of its error, or None."""
-        try:
-            self._let_in(path, scope)
-            await self._router(scope, receive, send)
-        except ClientDisconnect:
-            return "gone"
-        except Exception as err:  # the edge: whatever it is, the client gets JSON and no traceback
-            rejected = _no_route(err, path, scope["method"]) if isinstance(err, HTTPException) else as_rejected(err)
-            if rejected is None:
-                logger.exception("request failed path=%s", path)
-                text = "the model failed on this request" if isinstance(err, InferenceError) else "internal error"
-                rejected = Rejected(500, text, kind="internal")
-            if send.status:
-                raise
-            await error_response(rejected)(scope, receive, send)
-            # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
-            err.__traceback__ = None
-            return rejected.kind
-        return None if send.status < 400 else str(send.status)
-
-    def _let_in(self, path: str, scope: Scope) -> None:
+    def _let_in(self, path: str, headers: Headers) -> None:
         """Raise what a request is refused with before it is looked at."""
         if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
-            self._extras.keys.check(Headers(scope=scope).get("authorization", "").encode("latin-1"))
+            self._extras.keys.check(headers.get("authorization", "").encode("latin-1"))
         if not path.isprintable():  # the router's patterns would let a line feed at the end pass
             raise HTTPException(404)
 
-    def _note(self, scope: Scope, path: str, status: int, seconds: float, kind: str | None) -> None:
+    def _note(self, scope: Scope, headers: Headers, route: str, status: int, seconds: float, kind: str | None) -> None:
         metrics, log = self._extras.metrics, self._extras.access_log
         tracing.answered(status, kind, {"http.response.status_code": status})
         if metrics is not None:
-            metrics.request(route_name(path), status, seconds, kind, scope.get(MODEL))
+            metrics.in_flight.dec()
+            metrics.request(route, status, seconds, kind, scope.get(MODEL))
         if log is not None:
             client = scope.get("client")
-            headers = Headers(scope=scope)
             length = headers.get("content-length", "0")
             log.add(
                 client=client[0] if client else None,
                 method=scope["method"],
-                path=path,
+                path=scope["path"],
                 status=status,
                 ms=round(1000 * seconds, 2),
                 bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
@@ -171,32 +155,26 @@ def _path(scope: Scope) -> str:
     return path.rstrip("/") if path.startswith("/v2/") else path
 
 
-def _no_route(err: HTTPException, path: str, method: str) -> Rejected:
-    if err.status_code == 405 and err.headers:
+def _rejected(err: Exception, path: str, method: str) -> Rejected:
+    if isinstance(err, HTTPException):  # the router's
+        if err.status_code != 405 or not err.headers:
+            return Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
         allow = ", ".join(sorted(err.headers["Allow"].split(", ")))
         message = f"{path[:200]!r} takes {allow}, got {method[:20]}"
         return Rejected(405, message, headers=((b"allow", allow.encode()),))
-    return Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
+    rejected = as_rejected(err)
+    if rejected is None:
+        logger.error("request failed path=%s", path, exc_info=err)
+        text = "the model failed on this request" if isinstance(err, InferenceError) else "internal error"
+        rejected = Rejected(500, text, kind="internal")
+    return rejected
 
 
 def route_name(path: str) -> str:
     """Return a path's route for the metrics: few names, whatever is asked for."""
-    if path in (
-        "/",
-        "/v1/classify",
-        "/v1/embeddings",
-        "/docs",
-        "/openapi.json",
-        "/metrics",
-        "/healthz",
-        "/v2",
-        "/v2/models",
-    ):
-        return path
-    if path.startswith("/v2/health/"):
-        return "/v2/health"
-    if path.startswith("/models/"):
-        return "/models"
     if path.startswith("/v2/models/"):
         return "/v2/models/infer" if path.endswith("/infer") else "/v2/models/..."
-    return "/page" if path.startswith("/page/") else "other"
+    for below in ("/v2/health", "/models", "/page"):
+        if path.startswith(f"{below}/"):
+            return below
+    return path if path in _ROUTES else "other"

@@ -9,25 +9,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from typing import Annotated
 
 import orjson
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.errors import (
-    DeadlineError,
-    EmptyImageError,
-    ImageTooLargeError,
-    InputError,
-    NotReadyError,
-    OverloadedError,
-    UnknownModelError,
-    UnsupportedImageError,
-)
+from models.errors import DeadlineError, InputError, NotReadyError, OverloadedError, UnknownModelError
 
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 # Ray Serve's own name for it; see `deadline_of`. HAProxy passes it on under another, which Serve does not look at.
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+TIMEOUT = {
+    TIMEOUT_HEADER: Annotated[float, Field(gt=0, description="A shorter deadline than the endpoint's own, seconds.")]
+}
 # In a request's scope: the name of the model that it is for.
 MODEL = "shardlabel.model"
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
@@ -57,32 +53,29 @@ def as_rejected(err: Exception) -> Rejected | None:
     """Return the answer that an error of the tree in `models.errors` stands for; None for a fault of ours."""
     if isinstance(err, Rejected):
         return err
-    if isinstance(err, OverloadedError):
-        seconds = max(1, math.ceil(err.retry_after_s))
-        return Rejected(503, str(err), headers=((b"retry-after", b"%d" % seconds),), kind="overloaded")
-    if isinstance(err, NotReadyError):
-        return not_ready(str(err))
-    if isinstance(err, UnknownModelError):
-        return Rejected(404, str(err))
-    if isinstance(err, DeadlineError):
-        return Rejected(504, str(err), kind="deadline")
     if isinstance(err, InputError):
         return Rejected(input_status(err), str(err), kind=err.status)
-    return None
+    if isinstance(err, OverloadedError):
+        return Rejected(503, str(err), headers=_retry_after(err.retry_after_s), kind="overloaded")
+    if isinstance(err, NotReadyError):
+        return not_ready(str(err))
+    if isinstance(err, DeadlineError):
+        return Rejected(504, str(err), kind="deadline")
+    return Rejected(404, str(err)) if isinstance(err, UnknownModelError) else None
 
 
 def input_status(err: InputError) -> int:
     """Return the HTTP status for an image that cannot be labelled and was alone in its request."""
-    if isinstance(err, ImageTooLargeError):
-        return 413
-    if isinstance(err, UnsupportedImageError):
-        return 415
-    return 400 if isinstance(err, EmptyImageError) else 422
+    return {"too_large": 413, "unsupported": 415, "empty": 400}.get(err.status, 422)
 
 
 def not_ready(message: str) -> Rejected:
     """Build the refusal of a request that came before the first inference had passed."""
-    return Rejected(503, message, headers=((b"retry-after", b"1"),), kind="not_ready")
+    return Rejected(503, message, headers=_retry_after(1), kind="not_ready")
+
+
+def _retry_after(seconds: float) -> tuple[tuple[bytes, bytes]]:
+    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
 
 
 def deadline_of(request: Request, default_s: float) -> float:
@@ -98,16 +91,15 @@ def deadline_of(request: Request, default_s: float) -> float:
     asked, ahead = request.headers.get(OWN_TIMEOUT_HEADER), 0.0
     if asked is None:
         asked, ahead = request.headers.get(TIMEOUT_HEADER), _ANSWER_AHEAD_S
-    seconds = default_s
-    if asked is not None:
-        try:
-            given = float(asked)
-        except ValueError:
-            given = math.nan
-        if not (math.isfinite(given) and given > 0):
-            raise Rejected(400, f"{TIMEOUT_HEADER} must be a positive number of seconds, got {asked!r}")
-        seconds = min(default_s, given - ahead)
-    return time.monotonic() + seconds
+    if asked is None:
+        return time.monotonic() + default_s
+    try:
+        given = float(asked)
+    except ValueError:
+        given = math.nan
+    if not 0 < given < math.inf:
+        raise Rejected(400, f"{TIMEOUT_HEADER} must be a positive number of seconds, got {asked!r}")
+    return time.monotonic() + min(default_s, given - ahead)
 
 
 class JsonResponse(Response):

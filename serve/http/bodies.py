@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import binascii
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from models.errors import DeadlineError, OverloadedError
 from serve.http.asgi import Rejected
@@ -24,7 +23,14 @@ T = TypeVar("T")
 # A body of so much is parsed where it was read, in less than 1 ms whatever it holds: a thread would cost a tenth of that.
 INLINE_BYTES = 32 * 1024
 _PIECE_BYTES = 2**20
-_LOOK_S = 0.25
+# zlib's, by Content-Encoding; None where nothing is packed.
+_WINDOW_BITS = {
+    "": None,
+    "identity": None,
+    "gzip": 16 + zlib.MAX_WBITS,
+    "x-gzip": 16 + zlib.MAX_WBITS,
+    "deflate": zlib.MAX_WBITS,
+}
 # Before each value of JSON but the first, and before each key, stands one of these.
 _BEFORE_A_VALUE = tuple(b",:[{")
 # One: beside what is counted, the most that unpacking or parsing takes for a while is taken once. It is also as much as
@@ -90,47 +96,6 @@ class Held:
             self._is_closed = True
 
 
-class _Upload:
-    """Bounds the time that a body takes to arrive.
-
-    One look at all uploads four times a second: a timer for each takes 25 microseconds, a quarter of what a request does.
-
-    Args:
-        deadline: `time.monotonic()`.
-    """
-
-    _under_way: ClassVar[set[_Upload]] = set()
-    # Where the next look is due; None where none is.
-    _looked_at_on: ClassVar[asyncio.AbstractEventLoop | None] = None
-
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
-        self._is_late = False
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        if _Upload._looked_at_on is not loop:
-            _Upload._looked_at_on = loop
-            loop.call_later(_LOOK_S, self._look)
-        self._under_way.add(self)
-
-    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
-        self._under_way.discard(self)
-        if self._is_late and kind is asyncio.CancelledError and self._task is not None and not self._task.uncancel():
-            raise DeadlineError("the deadline passed before the request had arrived") from None
-
-    @classmethod
-    def _look(cls) -> None:
-        for upload in list(cls._under_way):
-            if upload._deadline <= time.monotonic() and not upload._is_late and upload._task is not None:
-                upload._is_late = True
-                upload._task.cancel()
-        cls._looked_at_on = asyncio.get_running_loop() if cls._under_way else None
-        if cls._looked_at_on is not None:
-            cls._looked_at_on.call_later(_LOOK_S, cls._look)
-
-
 async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: object) -> T:
     """Run what takes milliseconds in a thread, one request's after the other's.
 
@@ -185,7 +150,10 @@ async def read_body(
         DeadlineError: It did not arrive in time.
         ClientDisconnect: The client went away in the middle.
     """
-    window_bits = _window_bits(request.headers.get("content-encoding", ""))
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _WINDOW_BITS:
+        raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
+    window_bits = _WINDOW_BITS[encoding]
     held: Held = request.scope[Held.KEY]
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit():
@@ -193,8 +161,11 @@ async def read_body(
         if announced > max_bytes:
             raise _too_many_bytes(announced, max_bytes)
         held.memory.check(announced)
-    with _Upload(deadline):
-        body = await _received(request, max_bytes, held)
+    try:
+        async with asyncio.timeout_at(deadline):
+            body = await _received(request.receive, max_bytes, held)
+    except TimeoutError:
+        raise DeadlineError("the deadline passed before the request had arrived") from None
     if window_bits is not None:
         return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
     if len(body) > inline_bytes:
@@ -202,18 +173,21 @@ async def read_body(
     return parse(body)
 
 
-async def _received(request: Request, max_bytes: int, held: Held) -> bytes:
+async def _received(receive: Receive, max_bytes: int, held: Held) -> bytes:
     parts: list[bytes] = []
-    size = 0
-    async with aclosing(request.stream()) as stream:
-        async for part in stream:
-            size += len(part)
-            if size > max_bytes:
-                raise _too_many_bytes(size, max_bytes)
-            held.set(size)
-            parts.append(part)
-    # The last one is empty; a body that came in one piece is not copied.
-    return parts[0] if len(parts) == 2 else b"".join(parts)
+    size, has_more = 0, True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise _too_many_bytes(size, max_bytes)
+        held.set(size)
+        has_more = message.get("more_body", False)
+    # A body that came in one piece is not copied.
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
@@ -222,42 +196,21 @@ def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
     )
 
 
-def _window_bits(encoding: str) -> int | None:
-    """Return zlib's window bits for a Content-Encoding; None where nothing is packed."""
-    encoding = encoding.strip().lower()
-    if encoding in ("identity", ""):
-        return None
-    if encoding in ("gzip", "x-gzip"):
-        return 16 + zlib.MAX_WBITS
-    if encoding == "deflate":
-        return zlib.MAX_WBITS
-    raise Rejected(415, f"Content-Encoding must be gzip, deflate or identity, got {encoding[:40]!r}")
-
-
 def _unpacked(body: bytes, window_bits: int, max_bytes: int, held: Held) -> bytes:
     """Unpack no more than is allowed: a few kilobytes can stand for gigabytes."""
     if window_bits == zlib.MAX_WBITS and body and (body[0] & 0x0F) != 8:
         window_bits = -zlib.MAX_WBITS  # raw deflate, which some clients send under that name
     machine = zlib.decompressobj(window_bits)
-    parts: list[bytes] = []
-    size = 0
-    rest = body
     try:
-        while part := machine.decompress(rest, _PIECE_BYTES):
-            size += len(part)
-            if size > max_bytes:
-                raise _too_many_bytes(size, max_bytes)
-            held.set(len(body) + size)
-            parts.append(part)
-            rest = machine.unconsumed_tail
+        unpacked = machine.decompress(body, max_bytes + 1)
     except zlib.error as err:
         raise Rejected(400, f"the body does not unpack by its Content-Encoding: {err}") from err
-    if not machine.eof:
-        raise Rejected(400, "the body does not unpack by its Content-Encoding: it ends early")
-    if machine.unused_data:
-        raise Rejected(400, "the body does not unpack by its Content-Encoding: data follow its end")
-    held.set(size)
-    return b"".join(parts)
+    if len(unpacked) > max_bytes:
+        raise _too_many_bytes(len(unpacked), max_bytes)
+    if not machine.eof or machine.unused_data:
+        raise Rejected(400, "the body does not unpack by its Content-Encoding: it ends early, or data follow its end")
+    held.set(len(body) + len(unpacked))
+    return unpacked
 
 
 def load_json(body: bytes | memoryview, most_values: int) -> Any:  # noqa: ANN401 (whatever JSON has)

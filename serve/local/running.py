@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import csv
 import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from models.errors import ClusterError
 from pipeline.patches.looks_patches import dead_process, local_node
 from pipeline.session.local import stop_ray
 from serve.local.haproxy import TLS_BUNDLE
 from serve.local.listen import Listen
-from serve.local.ports import holders
 from serve.local.tls import Renewal
 from serve.metrics.all_replicas import RayStore
 
@@ -47,28 +49,26 @@ class Endpoint:
 
         from serve.replica import APP_NAME
 
-        haproxy = self._haproxy_pids()
-        if haproxy:
+        if haproxy := self._haproxy():
             self.drain_haproxy()
             # The access log is written four times a second.
             time.sleep(0.3)
         problem: Exception | None = None
         if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
             try:
-                if not self.is_local:
-                    # Others may have applications there.
-                    ray_serve.delete(APP_NAME)
-                    RayStore(APP_NAME).clear()
-                    RayStore(APP_NAME, "models").clear()
-                elif haproxy and self.replicas_write:
-                    ray_serve.delete(APP_NAME)
-                elif not haproxy:
+                if self.is_local and not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
+                elif not self.is_local or self.replicas_write:
+                    # And nothing else: others may have applications there.
+                    ray_serve.delete(APP_NAME)
+                if not self.is_local:
+                    RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "models").clear()
             except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
                 problem = err
         stop_ray()
-        _wait_gone(haproxy, 5.0)
+        psutil.wait_procs(haproxy, timeout=5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
         if problem is not None and not self.is_local:
             why = " ".join(str(problem).split())[:300]
@@ -103,70 +103,51 @@ class Endpoint:
         # An empty line would end what is sent.
         lines = "\n".join(line for line in pem.splitlines() if line.strip())
         for path in self.folder.glob("*/admin.sock"):
-            with contextlib.suppress(OSError), _Console(path) as console:  # one that ends just now needs none
+            with contextlib.suppress(OSError), _console(path) as ask:  # one that ends just now needs none
                 name = path.parent / TLS_BUNDLE
-                answer = console.ask(f"set ssl cert {name} <<\n{lines}\n") + console.ask(f"commit ssl cert {name}")
+                answer = ask(f"set ssl cert {name} <<\n{lines}\n") + ask(f"commit ssl cert {name}")
                 if "Success!" not in answer:
                     raise ClusterError(f"HAProxy does not take the new certificate: {' '.join(answer.split())[:300]}")
         return True
 
-    def _haproxy_pids(self) -> list[int]:
-        return [pid for pid, command in holders(self.listen.port) if str(self.folder) in command]
+    def _haproxy(self) -> list[psutil.Process]:
+        """Return the processes of HAProxy: those whose configuration is in our folder."""
+        processes = psutil.process_iter(["cmdline"])
+        return [each for each in processes if str(self.folder) in " ".join(each.info["cmdline"] or ())]
 
     def drain_haproxy(self) -> None:
         """Let HAProxy close its ports, and each client's connection behind its next answer; wait for the last answer."""
         deadline = time.monotonic() + self.drain_s
         for path in self.folder.glob("*/admin.sock"):
-            with contextlib.suppress(OSError), _Console(path) as console:
-                for pid in self._haproxy_pids():
-                    os.kill(pid, signal.SIGUSR1)
+            with contextlib.suppress(OSError, psutil.Error), _console(path) as ask:
+                for process in self._haproxy():
+                    process.send_signal(signal.SIGUSR1)
                 quiet = 0
                 while quiet < 3 and time.monotonic() < deadline:
                     time.sleep(0.05)
-                    quiet = 0 if _in_flight(console.ask("show stat")) else quiet + 1
+                    # Of the backends alone, as CSV.
+                    rows = csv.DictReader(ask("show stat -1 2 -1").splitlines())
+                    quiet = 0 if any(int(row["scur"] or 0) for row in rows) else quiet + 1
 
 
-class _Console:
-    """HAProxy's admin socket, on one connection: a HAProxy that stops takes no new ones."""
+@contextlib.contextmanager
+def _console(path: Path) -> Iterator[Callable[[str], str]]:
+    """Hold HAProxy's admin socket, on one connection: a HAProxy that stops takes no new ones."""
+    prompt = b"\n> "
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5.0)
+        connection.connect(str(path))
 
-    _PROMPT = b"\n> "
+        def ask(command: str) -> str:
+            """Send a command, and return its answer."""
+            connection.sendall(f"{command}\n".encode())
+            answer = b""
+            while not answer.endswith(prompt):
+                part = connection.recv(65536)
+                if not part:
+                    raise ConnectionError("HAProxy closed its admin socket")
+                answer += part
+            return answer.removesuffix(prompt).decode(errors="replace")
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(5.0)
-        self._socket.connect(str(path))
-        self.ask("prompt")
-
-    def ask(self, command: str) -> str:
-        """Send a command, and return its answer."""
-        self._socket.sendall(f"{command}\n".encode())
-        answer = b""
-        while not answer.endswith(self._PROMPT):
-            part = self._socket.recv(65536)
-            if not part:
-                raise ConnectionError("HAProxy closed its admin socket")
-            answer += part
-        return answer.removesuffix(self._PROMPT).decode(errors="replace")
-
-    def __enter__(self) -> _Console:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._socket.close()
-
-
-def _in_flight(stats: str) -> int:
-    """Return the requests that HAProxy's backends serve, by its `show stat`."""
-    lines = [line.split(",") for line in stats.splitlines() if line]
-    if not lines:
-        return 0
-    names = [name.strip("# ") for name in lines[0]]
-    rows = (dict(zip(names, line, strict=False)) for line in lines[1:])
-    return sum(int(row.get("scur") or 0) for row in rows if row.get("svname") == "BACKEND")
-
-
-def _wait_gone(pids: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    for pid in pids:
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        ask("prompt")
+        yield ask

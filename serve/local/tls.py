@@ -69,7 +69,7 @@ class Renewal:
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._files = (cert, key)
-        self._known = self._stamps()
+        self._known = self._read()
         check_certificate(cert, key)
 
     def take(self) -> str | None:
@@ -79,15 +79,14 @@ class Renewal:
             ConfigError: What is there now cannot be used; not said again before it changes.
             OSError: It is being replaced at this moment.
         """
-        stamps = self._stamps()
-        if stamps == self._known:
+        now = self._read()
+        if now == self._known:
             return None
-        self._known = stamps
+        self._known = now
         check_certificate(*self._files)
-        # Both may be one file; what stands around the PEM may be in any encoding.
-        return "\n".join(path.read_text(errors="replace").strip() for path in dict.fromkeys(self._files))
+        return now
 
-    def _stamps(self) -> list[tuple[int, int]]:
-        # One that is away, since it is being replaced, is a change that `check_certificate` tells.
-        found = [path.stat() for path in self._files if path.exists()]
-        return [(each.st_mtime_ns, each.st_ino) for each in found]
+    def _read(self) -> str:
+        # Both may be one file; what stands around the PEM may be in any encoding. One that is away, since it is being
+        # replaced, is a change that `check_certificate` tells.
+        return "\n".join(path.read_text(errors="replace") for path in dict.fromkeys(self._files) if path.is_file())

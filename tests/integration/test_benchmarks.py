@@ -78,6 +78,30 @@ def test_the_drivers_cost_per_unit_is_measured(tmp_path):
     assert json.loads((tmp_path / "driver.json").read_text())["pools"] == answer["pools"]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_drivers_cost_per_image_on_gpus_is_measured():
+    answer, _ = run_benchmark("scaling_nodes", "--nodes", 1, "--images", 2000, "--unit-images", 500)
+
+    assert [(run["nodes"], run["images"]) for run in answer["runs"]] == [(1, 1500)]
+    assert answer["runs"][0]["driver_us_per_image"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_kinds_of_input_are_measured_in_turns(images):
+    answer, _ = run_benchmark(
+        "input_kinds", images, "--images", 120, "--rounds", 1, "--only", "one-parquet", "--large", 50, "--dry-run", 20
+    )
+
+    found = answer["kinds"]
+    assert [(kind, run["images"]) for kind, run in found.items()] == [
+        ("even-tars", 120), ("one-parquet", 120), ("large-loose", 50)
+    ]  # fmt: skip
+    assert found["even-tars"]["against_even"] == 1
+    assert all(run["estimated"] > 0 and 0 <= run["idle_in_all"] < 1 for run in found.values())
+
+
 @pytest.mark.slow
 def test_drawing_from_a_made_up_dest_is_measured():
     answer, _ = run_benchmark("review", "--rows", 3000, "--unit-rows", 1000)

@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
+from pipeline import job
 from pipeline.job import RunReport
+from pipeline.operators import dataset
 from pipeline.patches.patch import SWITCH_VARIABLE
 from pipeline.session.connect import connect
 from tests.support.labelled_dest import label_without_ray
@@ -177,6 +179,24 @@ def test_a_limit_takes_the_first_images_and_can_be_resumed(tmp_path, tiny_model)
         label(tmp_path / "in", tmp_path / "out", tiny_model)
 
 
+def test_parts_of_a_source_hold_each_shard_once_and_a_part_is_resumed_as_itself_alone(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=4, samples=2)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
+
+    reports = [label(tmp_path / "in", tmp_path / f"{n}", tiny_model, part=f"{n}/5") for n in range(1, 6)]
+
+    assert {report.status for report in reports} == {"done"}
+    assert 0 in {report.units for report in reports}
+    found = [row for n in range(1, 6) for row in read_rows(tmp_path / f"{n}")]
+    assert sorted(found, key=lambda row: row["key"]) == read_rows(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="begun with part 1/5, and now it is 2/5"):
+        label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/5")
+
+
+def read_rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
 def test_embeddings_are_a_column_in_both_shapes(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=1, samples=3)
 
@@ -240,3 +260,21 @@ def test_what_cannot_be_done_is_an_error_at_once(tmp_path, tiny_model, options, 
 
     with pytest.raises(ConfigError, match=message):
         label(tmp_path / "in", tmp_path / "out", tiny_model, **options)
+
+
+def test_where_decoders_feed_one_actor_a_window_is_as_large_as_the_decoders_ask_for(tmp_path, tiny_model, monkeypatch):
+    colour_shards(tmp_path / "in", shards=6, samples=1)
+    monkeypatch.setattr(job, "WINDOW_UNITS", 1)
+    monkeypatch.setattr(job, "UNITS_PER_ACTOR", 2)
+    windows, label_units = [], dataset.label_units
+
+    def noted(labelling, units, stopping):
+        windows.append(len(units))
+        return label_units(labelling, units, stopping)
+
+    monkeypatch.setattr(dataset, "label_units", noted)
+
+    report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:1000")
+
+    assert report.units == 6
+    assert windows == [4, 2]

@@ -114,7 +114,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "volumeMounts[0].name", "no volume of the pod is called 'model'; did you mean 'models'?"),
     "a secret in the open": (
         "rayjob", put(*GPU_BOX, "env", 0, to={"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}),
-        "env[0].value", "AWS_SECRET_ACCESS_KEY stands in the open"),
+        "env[0].value", "AWS_SECRET_ACCESS_KEY is given in plain text"),
     "head on a spot node": (
         "rayjob", put(*HEAD, "template", "spec", "nodeSelector", to={"cloud.google.com/gke-spot": "true"}),
         "nodeSelector['cloud.google.com/gke-spot']", "the head on a spot node"),

@@ -215,11 +215,15 @@ def test_models_can_be_used_without_ray():
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
-def test_the_command_line_starts_without_ray_onnx_or_onnxruntime():
-    code = (
-        "import sys, cluster.cli; cluster.cli.build_app(); heavy = {'ray', 'onnx', 'onnxruntime', 'cv2', 'pyarrow'}\n"
-    )
-    code += "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
+@pytest.mark.parametrize(
+    ("start", "heavy"),
+    [
+        ("import cluster.cli; cluster.cli.build_app()", {"ray", "onnx", "onnxruntime", "cv2", "pyarrow"}),
+        ("import pipeline.job", {"ray", "onnxruntime", "pandas"}),  # a run starts Ray first, and imports meanwhile
+    ],
+)
+def test_the_command_line_and_a_run_start_without_what_takes_long_to_import(start, heavy):
+    code = f"import sys\n{start}\nsys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
 
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
 

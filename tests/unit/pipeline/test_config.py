@@ -27,6 +27,8 @@ def test_the_defaults_are_those_of_the_contract():
         pytest.param({"decode": "quick"}, "--decode: .*'fast' or 'exact', got 'quick'", id="decode"),
         pytest.param({"actors": "4:2"}, "actors must be N or MIN:MAX with 1 <= MIN <= MAX, got 4:2", id="actors"),
         pytest.param({"actors": "many"}, "--actors: .*got 'many'", id="actors-text"),
+        pytest.param({"part": "0/8"}, "part must be I/N with 1 <= I <= N, got 0/8", id="part"),
+        pytest.param({"part": "3"}, "--part: .*got '3'", id="part-text"),
         pytest.param({"max_error_rate": 7}, "--max-error-rate: .*less than or equal to 1, got 7", id="rate"),
         pytest.param({"batch_size": 0}, "--batch-size: .*got 0", id="batch"),
         pytest.param({"colour": "red"}, "unknown option 'colour'; known are source, format", id="unknown"),

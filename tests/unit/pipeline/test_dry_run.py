@@ -165,6 +165,11 @@ def test_the_draw_is_the_same_each_time_spread_over_all_and_sums_the_whole():
     assert (whole.units, whole.shards, whole.bytes, whole.images) == (2000, 2000, 2_000_000 + sum(range(2000)), None)
 
 
+def test_a_part_without_a_shard_is_nothing_to_go_by():
+    with pytest.raises(SourceError, match="no shard of SOURCE is in this part"):
+        draw(iter(()), 10, SourceFormat.AUTO)
+
+
 def test_parts_of_a_large_file_count_its_bytes_once():
     parts = [Slice("a.parquet", 900, "", start, start + 2) for start in (0, 2, 4)]
 

@@ -28,6 +28,7 @@ GPU = DeviceChoice(Provider.CUDA, Precision.FP32, "")
 CHANGES_ROWS: dict[str, Any] = {
     "format": SourceFormat.PARQUET, "top_k": 2, "embeddings": True, "image_column": "i", "key_column": "k",
     "carry": ("a",), "decode": "exact", "max_pixels": 9, "max_image_bytes": 9, "image_timeout_s": 9.0, "limit": 9,
+    "part": "1/2",
     "labels": "all", "source": ("other",), "model": "efficientnet-lite0", "precision": "fp16", "device": Device.CUDA,
     "calibration": "calibration.json", "uri_column": "u", "allow_private_hosts": True,
 }  # fmt: skip

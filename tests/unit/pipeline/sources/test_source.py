@@ -18,7 +18,7 @@ from pipeline.config import SourceFormat
 from pipeline.sources.images import read_images
 from pipeline.sources.patterns import expand_braces, fixed_folder, has_pattern, is_hidden, matches, may_match_below
 from pipeline.sources.sample import ShardNotes
-from pipeline.sources.source import Source, format_of, open_source
+from pipeline.sources.source import Source, format_of, in_part, open_source
 from pipeline.sources.unit import Slice
 from pipeline.storage.listing import Lookup, walk
 from pipeline.storage.location import FileStat
@@ -336,6 +336,22 @@ def test_listing_is_lazy(folder: Path) -> None:
     next(files)
 
     assert len(entered) == 1
+
+
+def names_in_part(folder: Path, number: int, parts: int) -> list[str]:
+    source = in_part(open_source((str(folder),), SourceFormat.AUTO), number, parts)
+    return [file.shard for file in source.files()]
+
+
+def test_each_shard_is_in_one_part_whatever_comes_beside_it(folder: Path) -> None:
+    touch(folder, *(f"{number:04d}.tar" for number in range(0, 400, 2)))
+    before = [names_in_part(folder, number, 3) for number in (1, 2, 3)]
+    touch(folder, *(f"{number:04d}.tar" for number in range(1, 400, 2)))
+    after = [names_in_part(folder, number, 3) for number in (1, 2, 3)]
+
+    assert sorted(name for part in after for name in part) == [f"{number:04d}.tar" for number in range(400)]
+    assert all(set(old) <= set(new) for old, new in zip(before, after, strict=True))
+    assert all(110 < len(part) < 160 and part == sorted(part) for part in after)
 
 
 def test_sizes_and_etags_are_those_of_a_stat(folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_key_of_the_file_opens_the_endpoint_and_nothing_else_does(keys, author
 def test_all_routes_but_health_and_the_page_ask_for_the_key(keys):
     extras = Extras(keys=ApiKeys(keys))
     closed = ("/docs", "/metrics", "/nope", "/openapi.json", "/v2/models", "/v2/../healthz", "/page", "/v1/classify")
-    opened = ("/healthz", "/v2/health/ready", "/", "/page/state", "/page/samples")
+    opened = ("/healthz", "/v2/health/ready", "/", "/page/state", "/page/samples/chelsea.jpg")
 
     assert {path: ask("GET", path, extras=extras).status for path in closed} == dict.fromkeys(closed, 401)
     assert {path: ask("GET", path, extras=extras).status for path in opened} == dict.fromkeys(opened, 200)

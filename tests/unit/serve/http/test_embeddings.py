@@ -81,17 +81,17 @@ def test_of_several_a_bad_image_is_its_own_error(body):
     [
         ({}, 400, "images or input"),
         ({"images": [{"b64": B64}], "input": B64}, 400, "not both"),
-        ({"input": []}, 400, "input is empty"),
-        ({"input": [[1, 2]]}, 400, "text and tokens have no embedding"),
-        ({"input": "a photo of a cat!"}, 400, "input[0]: is not base64"),
+        ({"input": []}, 400, "body.input: List should have at least 1 item"),
+        ({"input": [[1, 2]]}, 400, "body.input[0]: expected an image file in base64"),
+        ({"input": "a photo of a cat!"}, 400, "is not base64"),
         ({"input": ["https://example.org/cat.jpg"]}, 400, "nothing is fetched"),
-        ({"input": [B64] * 4}, 413, "max_images is 3"),
+        ({"input": [B64] * 4}, 413, "max_images, 3"),
         ({"input": B64, "model": "text-embedding-3-small"}, 404, "there is efficientnet-lite0"),
-        ({"input": B64, "model": 1}, 400, "model must be a string"),
-        ({"input": B64, "encoding_format": "int8"}, 400, "float or base64"),
-        ({"input": B64, "encoding_format": []}, 400, "float or base64"),
+        ({"input": B64, "model": 1}, 400, "body.model: Input should be a valid string, got 1"),
+        ({"input": B64, "encoding_format": "int8"}, 400, "'float' or 'base64'"),
+        ({"input": B64, "encoding_format": []}, 400, "'float' or 'base64'"),
         ({"input": B64, "dimensions": 2}, 400, "dimensions"),
-        ({"input": B64, "top_k": 2}, 400, "got 'top_k'"),
+        ({"input": B64, "top_k": 2}, 400, "body.top_k: Extra inputs are not permitted"),
         ({"input": BAD}, 422, "cannot be decoded"),
         (b"bad", 422, "cannot be decoded"),
     ],
@@ -114,3 +114,9 @@ def test_a_model_without_embeddings_is_404_and_says_how_to_have_them():
     assert "names no embedding tensor" in response.json["error"]
     assert "models add --embedding" in response.json["error"]
     assert backend.seen == []
+
+
+def test_a_model_in_the_query_and_another_in_the_body_are_400():
+    response = ask({"input": B64, "model": "other"}, path=f"/v1/embeddings?model={MODEL}")
+
+    assert (response.status, "given twice" in response.json["error"]) == (400, True)

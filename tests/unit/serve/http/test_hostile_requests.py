@@ -217,7 +217,7 @@ def test_a_part_with_endless_headers_is_refused_without_reading_them_all():
     )
 
     assert response.status == 400
-    assert "16 headers" in response.json["error"]
+    assert "header" in response.json["error"]
 
 
 def test_a_forms_field_name_is_not_looked_for_inside_a_file_name():

@@ -64,16 +64,24 @@ def test_json_is_an_image_in_base64_with_parameters(more, count):
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        ([], 400, "must be"),
-        ({}, 400, "inputs must be one image in base64, got null"),
-        ({"inputs": [B64]}, 400, "got a list"),
-        ({"inputs": "https://example.org/cat.jpg"}, 400, "inputs[0]: is not base64"),
-        ({"inputs": B64, "more": 1}, 400, "got 'more'"),
-        ({"inputs": B64, "parameters": 5}, 400, "parameters must be an object"),
-        ({"inputs": B64, "parameters": {"k": 1}}, 400, "got 'k'"),
+        ([], 400, "valid dictionary"),
+        ({}, 400, "body.inputs: Field required"),
+        ({"inputs": [B64]}, 400, "expected an image file in base64"),
+        ({"inputs": "https://example.org/cat.jpg"}, 400, "nothing is fetched"),
+        ({"inputs": B64, "more": 1}, 400, "body.more: Extra inputs"),
+        ({"inputs": B64, "parameters": 5}, 400, "body.parameters: Input should be a valid dictionary"),
+        ({"inputs": B64, "parameters": {"k": 1}}, 400, "body.parameters.k: Extra inputs"),
         ({"inputs": B64, "parameters": {"top_k": 4}}, 400, "between 1 and 3"),
-        ({"inputs": B64, "parameters": {"top_k": "2"}}, 400, "whole number"),
-        ({"inputs": B64, "parameters": {"function_to_apply": "sigmoid"}}, 400, "must be softmax"),
+        (
+            {"inputs": B64, "parameters": {"top_k": "2"}},
+            400,
+            "body.parameters.top_k: Input should be a valid integer, got '2'",
+        ),
+        (
+            {"inputs": B64, "parameters": {"function_to_apply": "sigmoid"}},
+            400,
+            "body.parameters.function_to_apply: Input should be 'softmax'",
+        ),
         ({"inputs": base64.b64encode(b"bad").decode()}, 422, "cannot be decoded"),
         (b"bad", 422, "cannot be decoded"),
     ],
@@ -91,3 +99,11 @@ def test_another_model_is_404_and_a_form_415():
 
     assert (unknown.status, "there is efficientnet-lite0" in unknown.json["error"]) == (404, True)
     assert ask(JPEG, content_type="multipart/form-data; boundary=x").status == 415
+
+
+def test_the_query_may_say_top_k_too_and_twice_must_agree():
+    once = ask(JPEG, model=f"{MODEL}?top_k=1")
+    twice = ask({"inputs": B64, "parameters": {"top_k": 2}}, model=f"{MODEL}?top_k=1")
+
+    assert [row["label"] for row in once.json] == ["red"]
+    assert (twice.status, "given twice" in twice.json["error"]) == (400, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.http.trace_context import trace_id
+from serve.http.trace_context import trace_field
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -14,7 +14,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     [f"00-{TRACE}-{SPAN}-01", f" 00-{TRACE}-{SPAN}-00\t", f"cc-{TRACE}-{SPAN}-01", f"01-{TRACE}-{SPAN}-01-new"],
 )
 def test_a_traceparent_names_the_trace(traceparent):
-    assert trace_id([traceparent]) == TRACE
+    assert trace_field([traceparent]) == {"trace_id": TRACE}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,6 @@ def test_a_traceparent_names_the_trace(traceparent):
         TRACE,
         f"00-{TRACE}-{SPAN}",
         f"00-{TRACE}-{SPAN}-01-more",
-        f"00-{TRACE}-{SPAN}-01\n",
         f"ff-{TRACE}-{SPAN}-01",
         f"00-{'0' * 32}-{SPAN}-01",
         f"00-{TRACE}-{'0' * 16}-01",
@@ -36,9 +35,9 @@ def test_a_traceparent_names_the_trace(traceparent):
     ],
 )
 def test_a_malformed_one_is_ignored(traceparent):
-    assert trace_id([traceparent]) is None
+    assert trace_field([traceparent]) == {}
 
 
 def test_none_and_several_name_none():
-    assert trace_id([]) is None
-    assert trace_id([f"00-{TRACE}-{SPAN}-01"] * 2) is None
+    assert trace_field([]) == {}
+    assert trace_field([f"00-{TRACE}-{SPAN}-01"] * 2) == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -44,7 +46,7 @@ def test_a_cluster_that_can_grow_is_waited_for_and_that_is_said(statuses, monkey
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     said = []
 
-    launch._wait_until_running(Listen(address="auto"), tmp_path, said.append)
+    launch._wait_until_ready(Listen(address="auto"), tmp_path, said.append)
 
     assert [text for text in said if "autoscaler" in text] == said
     assert len(said) == 1
@@ -56,7 +58,7 @@ def test_one_that_cannot_is_an_error(statuses, monkeypatch, tmp_path, most):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
 
     with pytest.raises(ConfigError, match="no replica found room"):
-        launch._wait_until_running(Listen(address="auto"), tmp_path, print)
+        launch._wait_until_ready(Listen(address="auto"), tmp_path, print)
 
 
 def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypatch):
@@ -110,7 +112,7 @@ def test_a_refusal_of_haproxy_ends_the_start_with_its_words(tmp_path):
     (tmp_path / "node" / "refused").write_text("HAProxy is not started: no stats socket")
 
     with pytest.raises(ClusterError, match="no stats socket"):
-        launch._wait_until_running(Listen(), tmp_path, print)
+        launch._wait_until_ready(Listen(), tmp_path, print)
 
 
 def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_behind(monkeypatch, tmp_path):
@@ -220,14 +222,13 @@ class Healthy(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "ROOM_S", 3.0)
+def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     server = HTTPServer(("127.0.0.1", 0), Healthy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        launch._wait_until_answered(Listen(port=server.server_port), tmp_path)
+        assert launch._answers(Listen(port=server.server_port))
     finally:
         server.shutdown()
         server.server_close()
@@ -240,10 +241,10 @@ def test_tls_without_haproxy_is_refused_and_leaves_no_folder(monkeypatch, tmp_pa
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(launch.os, "environ", dict(launch.os.environ))
     monkeypatch.setattr(launch, "check_free", lambda *_: None)
-    monkeypatch.setattr("serve.local.running.holders", lambda port: [])
 
-    with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"):
-        launch.start(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+    endpoint = launch.running(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+    with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"), endpoint:
+        pass
 
     assert not made.exists()
 
@@ -256,8 +257,10 @@ def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.serve.delete", found.append)
-    monkeypatch.setattr("serve.local.running.holders", lambda port: [(2**22 + 1, f"haproxy -f {tmp_path}/x")])
+    haproxy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "haproxy.cfg")])
+    monkeypatch.setattr("ray.shutdown", haproxy.kill)
 
     Endpoint(Listen(port=1), 0.1, tmp_path, is_local=True, replicas_write=replicas_write).close()
+    haproxy.wait()
 
     assert found == deleted

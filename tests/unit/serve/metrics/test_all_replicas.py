@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from models.errors import ConfigError
-from serve.local.ports import check_free, free_ports, holders
+from serve.local.ports import check_free, free_ports
 from serve.metrics.all_replicas import MetricsShare, merged
 from serve.metrics.replica_metrics import ServeMetrics
 
@@ -106,7 +106,6 @@ def test_a_port_that_is_held_is_named_with_its_process():
         held.listen()
         port = held.getsockname()[1]
 
-        assert os.getpid() in [pid for pid, _ in holders(port)]
         with pytest.raises(ConfigError, match=rf"port {port} is in use by process {os.getpid()} .*--port"):
             check_free("127.0.0.1", port, "--port")
 

@@ -20,8 +20,6 @@ from typing import Any
 from ray import serve as ray_serve
 
 from benchmarks.serve_load import Load, sample_images
-from models.catalog import load_spec
-from models.inference.classifier import Provider
 from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
@@ -29,10 +27,10 @@ from serve.local import launch
 from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.batcher import BatchReport
+from serve.model.batcher import Item
 from serve.model.engine import Engine, _Wanted
 from serve.model.models import Models
-from serve.model.queue import Item
+from serve.model.settled import settle
 from serve.replica import APP_NAME
 
 MODEL = "efficientnet-lite0"
@@ -44,21 +42,12 @@ class ServeBatch:
     """The endpoint's ASGI application over `@serve.batch`, with its usual settings."""
 
     async def __init__(self) -> None:
-        self.config = ServeConfig(model=MODEL, batch_size=BATCH)
-        spec = load_spec(MODEL)
-        self.engine = await asyncio.to_thread(
-            lambda: Engine(
-                spec,
-                precision=Precision.INT8,
-                provider=Provider.CPU,
-                mode=self.config.decode,
-                limits=self.config.image_limits(),
-                plan=plan_replica(self.config, on_gpu=False, cpus=1),
-            )
-        )
-        self.spec, self.precision, self.labels, self.is_ready = spec, Precision.INT8, self.engine.labels, True
+        self.config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH)
+        settled, plan = settle(MODEL, self.config, has_gpu=False), plan_replica(self.config, on_gpu=False, cpus=1)
+        self.engine = await asyncio.to_thread(Engine, settled, self.config, plan)
+        self.spec, self.precision, self.labels, self.is_ready = settled.spec, Precision.INT8, self.engine.labels, True
         self.calibration = None
-        self.metrics = ServeMetrics(MODEL, "serve.batch", lambda: 0)
+        self.metrics = ServeMetrics(MODEL, "serve.batch")
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_asgi(
@@ -70,18 +59,29 @@ class ServeBatch:
     def admit(self, images: int) -> None:
         """Serve bounds what waits."""
 
-    async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False) -> list:
-        return await asyncio.gather(*[self.one(Item(i, 1, deadline, _Wanted(top_k, probabilities))) for i in images])
+    async def label(
+        self,
+        images: Sequence[bytes],
+        *,
+        top_k: int,
+        deadline: float,
+        probabilities: bool = False,
+        embedding: bool = False,
+    ) -> list:
+        wanted = _Wanted(top_k, probabilities, embedding)
+        return await asyncio.gather(*[self.one(Item(image, 1, deadline, wanted)) for image in images])
 
     @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
-    async def one(self, jobs: list[Item]) -> list:
-        self.metrics.batch(BatchReport(size=len(jobs)))
-        return await asyncio.to_thread(self.work, jobs)
+    async def one(self, items: list[Item]) -> list:
+        for item in items:
+            item.batch = len(items)
+        self.metrics.batch(items, MODEL)
+        return await asyncio.to_thread(self.work, items)
 
-    def work(self, jobs: list[Item]) -> list:
-        for job in jobs:
-            self.engine.decode(job)
-        return self.engine.run(jobs)
+    def work(self, items: list[Item]) -> list:
+        for item in items:
+            self.engine.decode(item)
+        return self.engine.run(items)
 
 
 def serve_batch_app(config: ServeConfig, *, is_fixed: bool) -> ray_serve.Application:

@@ -30,17 +30,17 @@ from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
-from serve.metrics.all_replicas import MetricsShare, RayStore
+from serve.metrics.all_replicas import MetricsShare
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Backend
-from serve.model.drift import Baseline, fitting_baseline
+from serve.model.drift import Baseline, read_baseline
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.repository import Repository
+from serve.model.settled import Settled, settle
 from serve.observers import Observers
 from serve.oip.grpc.ingress import Methods
-from serve.repository import Repository
 from serve.routes import build_asgi
-from serve.settled import Settled, settle
+from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,6 @@ FOLLOW_S = 600.0
 class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
-    _metrics: ServeMetrics
-
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         config: ServeConfig,
@@ -82,41 +80,31 @@ class Replica(Methods):
             self.models,
             settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
             build=self._build,
-            start=self._start,
             store=RayStore(context.app_name, "models") if config.model_control == "explicit" else None,
             call_all=self._call_all,
             keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
         alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
-        self._metrics = ServeMetrics(alone, name, partial(self._repository.queued, alone))
-        self._observers = Observers(config, name, baseline)
-        self._metrics.registry.register(self._observers)
-        self._shown: set[str] = set()
-        self.models.watch(self._show_queues)
+        self._metrics = ServeMetrics(alone, name)
+        self._observers = Observers(config, self._metrics, baseline)
+        self.models.watch(lambda: self._metrics.show_models(self.models.names, self._repository.queued))
         await self._repository.configure(config.model, settled)
-        self._share = MetricsShare(RayStore(context.app_name), name, self._metrics.render)
-        self._access_log = None if config.access_log == "off" else AccessLog(config.access_log)
-        self._memory = BodyMemory(config.max_body_memory)
-        self.control = self._repository if config.model_control == "explicit" else None
+        self._share = MetricsShare(RayStore(context.app_name, "metrics"), name, self._metrics.render)
+        self.extras = Extras(
+            metrics=self._metrics,
+            render_metrics=lambda: asyncio.to_thread(self._share.render_all),
+            keys=None if config.api_keys_file is None else ApiKeys(config.api_keys_file),
+            access_log=None if config.access_log == "off" else AccessLog(config.access_log),
+            memory=BodyMemory(config.max_body_memory),
+            control=self._repository if config.model_control == "explicit" else None,
+        )
         self.start_grpc()
         tracing.start(name)
         logger.info("ready models=%s plan=%s", ",".join(self.models.names), plan)
 
     def __serve_build_asgi_app__(self) -> Application:
         """Return what Serve calls for each HTTP request."""
-        keys = None if self.config.api_keys_file is None else ApiKeys(self.config.api_keys_file)
-        return build_asgi(
-            self.models,
-            self.config,
-            Extras(
-                metrics=self._metrics,
-                render_metrics=lambda: asyncio.to_thread(self._share.render_all),
-                keys=keys,
-                access_log=self._access_log,
-                memory=self._memory,
-                control=self.control,
-            ),
-        )
+        return build_asgi(self.models, self.config, self.extras)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Have the models of Serve's `user_config`: `{"models": ["A", "B"]}`, in place of those of `args`.
@@ -134,7 +122,7 @@ class Replica(Methods):
             logger.warning("user_config: what can be loaded is there, and not %s", err)
 
     async def follow(self) -> dict[str, str]:
-        """Have the models that callers have asked another replica for; see `serve.repository.Repository.follow`."""
+        """Have the models that callers have asked another replica for; see `serve.model.repository.Repository.follow`."""
         return await self._repository.follow()
 
     async def check_health(self) -> None:
@@ -143,29 +131,11 @@ class Replica(Methods):
         if fault is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
-    def _build(self, settled: Settled) -> tuple[Engine, Backend]:
-        engine = Engine(
-            settled.spec,
-            precision=settled.choice.precision,
-            provider=settled.choice.provider,
-            mode=self.config.decode,
-            limits=self.config.image_limits(),
-            plan=self._plan,
-            calibration=settled.calibration,
-        )
-        return engine, self._observers.on(engine, settled.choice)
-
-    def _start(self, engine: Engine) -> None:
-        report = partial(self._metrics.batch, model=engine.spec.name)
-        engine.start(report, delay_s=self.config.max_batch_delay_ms / 1000)
-
-    def _show_queues(self) -> None:
-        names = set(self.models.names)
-        for name in names - self._shown:
-            self._metrics.watch(name, partial(self._repository.queued, name))
-        for name in self._shown - names:
-            self._metrics.forget(name)
-        self._shown = names
+    def _build(self, settled: Settled) -> Engine:
+        report = partial(self._metrics.batch, model=settled.spec.name)
+        engine = Engine(settled, self.config, self._plan, report)
+        self._observers.on(engine, settled.choice)
+        return engine
 
     async def _call_all(self) -> list[dict[str, str]]:
         """Have every replica follow, this one too; return what each says went wrong."""
@@ -182,11 +152,10 @@ class Replica(Methods):
         return wrong
 
     async def __del__(self) -> None:
-        self._repository.close()
         # First what takes no time: Serve waits for seconds, and the others may wait for storage or a collector.
-        if self._access_log is not None:
-            await asyncio.to_thread(self._access_log.close)
-        await asyncio.to_thread(self._observers.close)
+        if self.extras.access_log is not None:
+            await asyncio.to_thread(self.extras.access_log.close)
+        await asyncio.to_thread(self._repository.close)
         await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
 
@@ -220,7 +189,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     if config.prediction_log is not None:
         begin_log(open_storage(config.prediction_log))
     labels = [load_labels(each.spec) for each in settled]
-    baseline = None if config.baseline is None else fitting_baseline(config.baseline, *labels)
+    baseline = None if config.baseline is None else read_baseline(config.baseline, *labels)
     on_gpu = any(each.choice.provider is not Provider.CPU for each in settled)
     plan = plan_replica(config, on_gpu=on_gpu, cpus=int(cpus))
     most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)

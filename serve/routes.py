@@ -19,7 +19,7 @@ from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
 from serve.metrics.replica_metrics import CONTENT_TYPE
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits, package_version
+from serve.oip.endpoint import Endpoint, package_version
 from serve.oip.http import oip_routes
 
 
@@ -43,7 +43,7 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
         HuggingFace(models, config),
         Embeddings(models, config),
         *_status_routes(models, extras),
-        *oip_routes(Endpoint(models, Limits.of(config), extras.control)),
+        *oip_routes(Endpoint(models, config, extras.control)),
         *page_routes(models, config.max_request_bytes),
     ]
     names = ", ".join(models.names)

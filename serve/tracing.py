@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from serve.model.queue import Item
+from serve.model.batcher import Item
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +69,12 @@ def start(replica: str) -> None:
     elif is_wanted():
         provider = trace.get_tracer_provider()
         if not isinstance(provider, TracerProvider):  # else Ray's
-            provider = _provider = _exporting(replica)
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            ours = Resource({"service.name": "shardlabel", "service.instance.id": replica})
+            provider = _provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         _tracer = provider.get_tracer("shardlabel")
-
-
-def _exporting(replica: str) -> TracerProvider:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    ours = Resource({"service.name": "shardlabel", "service.instance.id": replica})
-    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider
 
 
 def stop() -> None:
@@ -91,13 +86,7 @@ def stop() -> None:
 
 
 def http_request(scope: Mapping[str, Any], route: str, path: str) -> AbstractContextManager[object]:
-    """Hold the span of a request over HTTP for the time of a block; none where this process does not trace.
-
-    Args:
-        scope: ASGI's.
-        route: The request's, one of few.
-        path: As asked for.
-    """
+    """Hold the span of a request over HTTP, of one of few routes, for the time of a block."""
     if _tracer is None:
         return _NO_SPAN
     sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
@@ -111,12 +100,7 @@ def http_request(scope: Mapping[str, Any], route: str, path: str) -> AbstractCon
 
 
 def grpc_call(path: str, metadata: Sequence[tuple[str, str]]) -> AbstractContextManager[object]:
-    """Hold the span of a call of gRPC for the time of a block; none where this process does not trace.
-
-    Args:
-        path: Of its method, as `/service/method`.
-        metadata: Sent with it.
-    """
+    """Hold the span of a call of gRPC, by `/service/method` and what was sent with it, for the time of a block."""
     if _tracer is None:
         return _NO_SPAN
     method = path.removeprefix("/")
@@ -139,13 +123,7 @@ def _begun(
 
 
 def answered(status: int, error: str | None, about: Mapping[str, int | str]) -> None:
-    """Note on the span of this request how it was answered.
-
-    Args:
-        status: Of HTTP, or what it would be there.
-        error: Kind of the error; None where there was none.
-        about: Further attributes.
-    """
+    """Note on the span of this request its status, as of HTTP, and the kind of its error; None where there was none."""
     if _tracer is None:
         return
     span = trace.get_current_span()
@@ -157,35 +135,27 @@ def answered(status: int, error: str | None, about: Mapping[str, int | str]) -> 
 
 
 def stages(items: Sequence[Item], model: str) -> None:
-    """Add what a request's images took, as far as they came: a span each for all of them together.
-
-    Args:
-        items: Of one request.
-        model: What they were for.
-    """
+    """Add what the items of a request took, as far as they came: a span each, from the first begun to the last ended."""
     request = trace.get_current_span()
     if _tracer is None or not items or not request.is_recording():
         return
     about: dict[str, int | str] = {"shardlabel.model": model, "shardlabel.images": sum(item.weight for item in items)}
     request.set_attributes(about)
-    largest = {**about, "shardlabel.batch_size": max(item.batch for item in items)}
-    for name, begun, ended, attributes in (
-        ("queue", [item.since for item in items], [item.taken or time.monotonic() for item in items], about),
-        ("decode", [item.taken for item in items], [item.decoded_at for item in items], about),
-        ("infer", [item.run_at for item in items], [item.done_at for item in items], largest),
+    now = time.monotonic()
+    shift = time.time_ns() - time.monotonic_ns()
+    for name, begin, end in (
+        ("queue", "since", "taken"),
+        ("decode", "taken", "decoded_at"),
+        ("infer", "run_at", "done_at"),
     ):
-        _stage(_tracer, name, begun, ended, attributes)
-
-
-def _stage(
-    tracer: trace.Tracer, name: str, begun: Iterable[float], ended: Iterable[float], about: Mapping[str, int | str]
-) -> None:
-    """Add a span from the first that began to the last that ended; 0 is one that did not."""
-    first, last = min(filter(None, begun), default=0.0), max(filter(None, ended), default=0.0)
-    if first and last:
-        shift = time.time_ns() - time.monotonic_ns()
-        span = tracer.start_span(name, attributes=about, start_time=int(first * 1e9) + shift)
-        span.end(int(last * 1e9) + shift)
+        if name == "infer":
+            about["shardlabel.batch_size"] = max(item.batch for item in items)
+        # 0 is one that did not; one that was not taken has waited until now.
+        begun = min(filter(None, (getattr(item, begin) for item in items)), default=0.0)
+        ended = max(getattr(item, end) or (now if name == "queue" else 0.0) for item in items)
+        if begun and ended:
+            span = _tracer.start_span(name, attributes=about, start_time=int(begun * 1e9) + shift)
+            span.end(int(ended * 1e9) + shift)
 
 
 def trace_id() -> str | None:

@@ -23,8 +23,8 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
 from serve.http.trace_context import trace_field
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import ModelControl
-from serve.model.observed import set_request_id
+from serve.model.outcomes import set_request_id
+from serve.model.repository import Repository
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Extras:
     keys: ApiKeys | None = None
     access_log: AccessLog | None = None
     memory: BodyMemory | None = None
-    control: ModelControl | None = None
+    control: Repository | None = None
 
 
 class Application:

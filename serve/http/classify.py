@@ -24,8 +24,9 @@ from serve.http.images import (
     several,
 )
 from serve.http.openapi import JSON
-from serve.model.backend import Backend, Outcome
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 _TEXT = (
     "The body is one image, a form with one or more fields `image`, or JSON with base64. Of several images, one that "
@@ -94,7 +95,7 @@ class Classify(ImageRoute):
         about = about_images("Label images", ClassifyAnswer, text, {FORM: in_form, JSON: in_json}, query)
         super().__init__("/v1/classify", about, in_json, models, config)
 
-    def render(self, backend: Backend, outcomes: list[Outcome], _: Parsed) -> ClassifyAnswer:
+    def render(self, backend: Engine, outcomes: list[Outcome], _: Parsed) -> ClassifyAnswer:
         """Return the answer's JSON."""
         spec, results = backend.spec, [_result(outcome, backend.labels) for outcome in outcomes]
         return ClassifyAnswer(model=spec.name, model_version=spec.version, results=results)

@@ -26,8 +26,9 @@ from serve.http.images import (
     several,
 )
 from serve.http.openapi import JSON
-from serve.model.backend import Backend, Outcome
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 _TEXT = (
     "The body is one image, a form with one or more fields `image`, or JSON: `images` as for /v1/classify, or `input` as "
@@ -106,7 +107,7 @@ class Embeddings(ImageRoute):
         about = about_images("Embed images", EmbeddingsAnswer, _TEXT, body, {"model": ModelQuery})
         super().__init__("/v1/embeddings", about, in_json, models, config)
 
-    def check(self, backend: Backend, top_k: int | None) -> None:
+    def check(self, backend: Engine, top_k: int | None) -> None:
         """Raise `Rejected` where the model has none, or labels are asked for."""
         if backend.spec.embedding is None:
             raise Rejected(
@@ -117,7 +118,7 @@ class Embeddings(ImageRoute):
         if top_k is not None:
             raise Rejected(400, "embeddings have no top_k; leave it out, or ask /v1/classify for labels")
 
-    def render(self, backend: Backend, outcomes: list[Outcome], parsed: Parsed) -> EmbeddingsAnswer:
+    def render(self, backend: Engine, outcomes: list[Outcome], parsed: Parsed) -> EmbeddingsAnswer:
         """Return the answer's JSON."""
         data = [_embedding(index, outcome, parsed.encoding) for index, outcome in enumerate(outcomes)]
         # Clients read the usage: an image has no tokens.

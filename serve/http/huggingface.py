@@ -11,8 +11,9 @@ from serve.config import ServeConfig
 from serve.http.image_route import ImageRoute
 from serve.http.images import STRICT, File, JsonBody, Parsed, Score, about_images
 from serve.http.openapi import JSON
-from serve.model.backend import Backend, Labelled, Outcome
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Labelled, Outcome
 
 _TEXT = (
     "The body is one image, or JSON with base64 and parameters. Scores are softmax probabilities, so that "
@@ -56,7 +57,7 @@ class HuggingFace(ImageRoute):
         about = about_images(summary, list[LabelScore], _TEXT, {JSON: ImageClassificationRequest})
         super().__init__("/models/{model}", about, ImageClassificationRequest, models, config)
 
-    def render(self, backend: Backend, outcomes: list[Outcome], _: Parsed) -> list[LabelScore]:
+    def render(self, backend: Engine, outcomes: list[Outcome], _: Parsed) -> list[LabelScore]:
         """Return the answer's JSON."""
         (outcome,) = outcomes
         assert isinstance(outcome, Labelled), "the error of an image that is alone is raised"

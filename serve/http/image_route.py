@@ -12,8 +12,9 @@ from serve.config import ServeConfig
 from serve.http.asgi import MODEL, JsonResponse, Rejected, deadline_of
 from serve.http.images import FORM, JsonBody, Parsed, read_images, whole_number
 from serve.http.openapi import About, Operation
-from serve.model.backend import Backend, Outcome
+from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Outcome
 
 T = TypeVar("T")
 
@@ -39,11 +40,11 @@ class ImageRoute(Operation):
         self._models = models
         self._config = config
 
-    def render(self, backend: Backend, outcomes: list[Outcome], parsed: Parsed) -> Any:  # noqa: ANN401 (JSON)
+    def render(self, backend: Engine, outcomes: list[Outcome], parsed: Parsed) -> Any:  # noqa: ANN401 (JSON)
         """Return the answer to a request; `outcomes` are those of its images, in order."""
         raise NotImplementedError
 
-    def check(self, backend: Backend, top_k: int | None) -> None:
+    def check(self, backend: Engine, top_k: int | None) -> None:
         """Raise `Rejected` where the model cannot do what is asked for."""
 
     async def _answer(self, request: Request) -> Response:
@@ -73,7 +74,7 @@ class ImageRoute(Operation):
             raise outcomes[0]
         return JsonResponse(self.render(backend, outcomes, parsed))
 
-    def _admitted(self, request: Request, name: str | None) -> Backend:
+    def _admitted(self, request: Request, name: str | None) -> Engine:
         """Return the model that a request is for, and let the request in; or raise why not."""
         backend = self._models.find(name)
         request.scope[MODEL] = backend.spec.name

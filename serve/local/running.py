@@ -20,7 +20,7 @@ from pipeline.session.local import stop_ray
 from serve.local.haproxy import TLS_BUNDLE
 from serve.local.listen import Listen
 from serve.local.tls import Renewal
-from serve.metrics.all_replicas import RayStore
+from serve.store import RayStore
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Endpoint:
                     # And nothing else: others may have applications there.
                     ray_serve.delete(APP_NAME)
                 if not self.is_local:
-                    RayStore(APP_NAME).clear()
+                    RayStore(APP_NAME, "metrics").clear()
                     RayStore(APP_NAME, "models").clear()
             except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
                 problem = err

@@ -1,6 +1,6 @@
 """Every replica's metrics from whichever replica is asked.
 
-Each replica puts its series into Ray's key-value store, once a second where they changed; who is asked reads the
+Each replica puts its series into Ray's key-value store, once a second; who is asked reads the
 others'. So no process is added, it works across nodes, and a scrape is at most a second old. A replica that is gone
 stays readable for some minutes: Prometheus should see its last counts. Then another replica forgets it.
 """
@@ -11,57 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
-import orjson
-
-from pipeline.patches import kv_patches
+from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 KEEP_S = 300.0
-
-
-class Store(Protocol):
-    """A key-value store that all replicas share; calls may take milliseconds."""
-
-    def put(self, key: str, value: bytes) -> None:
-        """Set a value."""
-
-    def all(self) -> dict[str, bytes]:
-        """Return every value by its key."""
-
-    def delete(self, key: str) -> None:
-        """Remove a value, if it is there."""
-
-
-class RayStore:
-    """Ray's own key-value store, of one application.
-
-    Args:
-        application: Its name in Ray Serve.
-        what: Is kept in it.
-    """
-
-    def __init__(self, application: str, what: str = "metrics") -> None:
-        self._namespace = f"shardlabel-{what}-{application}"
-
-    def put(self, key: str, value: bytes) -> None:
-        """Set a value."""
-        kv_patches.put(self._namespace, key, value)
-
-    def all(self) -> dict[str, bytes]:
-        """Return every value by its key."""
-        return dict(kv_patches.items(self._namespace))
-
-    def delete(self, key: str) -> None:
-        """Remove a value."""
-        kv_patches.delete(self._namespace, key)
-
-    def clear(self) -> None:
-        """Remove all values: those of replicas that nobody is left to forget."""
-        kv_patches.clear(self._namespace)
 
 
 class MetricsShare:
@@ -73,7 +29,7 @@ class MetricsShare:
         render: Gives its series in Prometheus' text format; called in a thread.
     """
 
-    def __init__(self, store: Store, replica: str, render: Callable[[], bytes]) -> None:
+    def __init__(self, store: RayStore, replica: str, render: Callable[[], bytes]) -> None:
         self._store = store
         self._replica = replica
         self._render = render
@@ -83,24 +39,22 @@ class MetricsShare:
 
     def render_all(self) -> bytes:
         """Return the series of all replicas; blocks for milliseconds."""
-        texts = [self._render()]
-        try:
-            texts += self._others()
-        except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
-            logger.warning("metrics of the other replicas cannot be read: %s", err)
-        return merged(texts)
+        return merged([self._render(), *self._others()])
 
     def _others(self) -> list[bytes]:
         """Return what the other replicas have published, and forget those that are long gone."""
         texts = []
-        for name, value in self._store.all().items():
-            stamp, _, text = value.partition(b"\n")
-            if name == self._replica:
-                continue
-            if time.time() - float(orjson.loads(stamp)) < KEEP_S:
-                texts.append(text)
-            else:
-                self._store.delete(name)
+        try:
+            for name, value in self._store.all().items():
+                stamp, _, text = value.partition(b"\n")
+                if name == self._replica:
+                    continue
+                if time.time() - float(stamp) < KEEP_S:
+                    texts.append(text)
+                else:
+                    self._store.delete(name)
+        except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
+            logger.warning("metrics of the other replicas cannot be read: %s", err)
         return texts
 
     def close(self) -> None:
@@ -109,41 +63,28 @@ class MetricsShare:
         self._thread.join(timeout=2.0)
 
     def _publish(self) -> None:
-        last = b""
-        stale = 0.0
-        while True:
-            is_last = self._closed.wait(PERIOD_S)
-            text = self._render()
-            is_old = time.monotonic() - stale > KEEP_S / 3
-            # Also without a change now and then: else it would be taken for one that is gone.
-            if text != last or is_old:
-                last = text
-                try:
-                    if is_old:  # where nobody scrapes, nobody else looks for the dead
-                        stale = time.monotonic()
-                        self._others()
-                    self._store.put(self._replica, orjson.dumps(time.time()) + b"\n" + text)
-                except Exception as err:  # noqa: BLE001 (the next second tries again)
-                    logger.warning("metrics cannot be shared: %s", err)
-            if is_last:
-                return
+        looked = 0.0
+        while not self._closed.wait(PERIOD_S):
+            self._put()
+            if time.monotonic() - looked > KEEP_S / 3:  # where nobody scrapes, nobody else looks for the dead
+                looked = time.monotonic()
+                self._others()
+        self._put()
+
+    def _put(self) -> None:
+        try:
+            self._store.put(self._replica, b"%f\n" % time.time() + self._render())
+        except Exception as err:  # noqa: BLE001 (the next second tries again)
+            logger.warning("metrics cannot be shared: %s", err)
 
 
 def merged(texts: Iterable[bytes]) -> bytes:
     """Join expositions that have the same families: each family's head once, then everyone's samples."""
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
+    families: dict[str, dict[str, None]] = {}
     for text in texts:
         family = ""
         for line in text.decode().splitlines():
             if line.startswith("# HELP "):
                 family = line.split(" ", 3)[2]
-                if family not in heads:
-                    heads[family], samples[family] = [], []
-            if line.startswith("#"):
-                if line not in heads[family]:
-                    heads[family].append(line)
-            elif line:
-                samples[family].append(line)
-    lines = [line for family in heads for line in (*heads[family], *samples[family])]
-    return ("\n".join(lines) + "\n").encode()
+            families.setdefault(family, {})[line] = None
+    return "".join(f"{line}\n" for lines in families.values() for line in lines).encode()

@@ -6,12 +6,13 @@ its own (`serve.metrics.all_replicas`) and any one answers with all of them; Pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from serve.model.batcher import BatchReport
+from serve.model.batcher import Item
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -24,10 +25,9 @@ class ServeMetrics:
     Args:
         model: The label `model` of every series while there is one model only; else "", and each names its own.
         replica: This replica's name: a label of every series.
-        queued: Gives the number of images that wait for it; `watch` adds others.
     """
 
-    def __init__(self, model: str, replica: str, queued: Callable[[], int]) -> None:
+    def __init__(self, model: str, replica: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of the lines, which nobody reads
         self.registry = CollectorRegistry()
         common = ("model", "replica")
@@ -39,6 +39,7 @@ class ServeMetrics:
             return Histogram(f"shardlabel_{name}", text, (*common, *labels), registry=self.registry, buckets=buckets)
 
         self._model, self._replica = model, replica
+        self._shown: set[str] = set()
         self._requests = counter("requests", "Requests answered.", "route", "status")
         self._errors = counter("errors", "Requests answered with an error.", "route", "kind")
         self._images = counter("images", "Images that a model was run on.")
@@ -51,29 +52,37 @@ class ServeMetrics:
         self._depth = Gauge("shardlabel_queue_depth", "Images that wait.", common, registry=self.registry)
         in_flight = Gauge("shardlabel_in_flight", "Requests begun and not answered.", common, registry=self.registry)
         self.in_flight = in_flight.labels(model, replica)
+        self._logged = counter("prediction_log_rows", "Rows written to the prediction log.")
+        self._not_logged = counter("prediction_log_dropped", "Rows that the prediction log gave up.", "reason")
+        self._drift = {
+            attribute: Gauge(f"shardlabel_{name}", text, common, registry=self.registry)
+            for attribute, name, text in (
+                ("index", "label_drift", "Stability index of labels."),
+                ("mean_score", "score_mean", "Mean best score."),
+                ("baseline_mean_score", "baseline_score_mean", "The baseline's."),
+            )
+        }
         # Looking a labelled series up takes longer than adding to it, and there are few.
         self._known: dict[tuple[Any, ...], Any] = {}
-        if model:
-            self.watch(model, queued)
 
-    def watch(self, model: str, queued: Callable[[], int]) -> None:
-        """Show how many images wait for a model, and its series from the start.
+    def show_models(self, models: Sequence[str], queued: Callable[[str], int]) -> None:
+        """Show the models that there are now, with their series from the start; what others have counted stays.
 
         Args:
-            model: Its name; beside that of another, no series is of one model that does not name it.
-            queued: Gives the number.
+            models: Their names; beside that of another, no series is of one model that does not name it.
+            queued: Gives the number of images that wait for a model.
         """
-        if model != self._model:
-            self._model = ""
-        self._depth.labels(model, self._replica).set_function(queued)
-        self._series(self._images, model)
-        self._series(self._batch, model)
-        for stage in ("decode", "queue", "infer"):
-            self._series(self._stages, model, stage)
-
-    def forget(self, model: str) -> None:
-        """Show a model's queue no more; what was counted stays."""
-        self._depth.remove(model, self._replica)
+        for model in self._shown - {*models}:
+            self._depth.remove(model, self._replica)
+        for model in {*models} - self._shown:
+            if model != self._model:
+                self._model = ""
+            self._depth.labels(model, self._replica).set_function(partial(queued, model))
+            self._series(self._images, model)
+            self._series(self._batch, model)
+            for stage in ("decode", "queue", "infer"):
+                self._series(self._stages, model, stage)
+        self._shown = {*models}
 
     def request(self, route: str, status: int, seconds: float, kind: str | None, model: str | None = None) -> None:
         """Count one answered request.
@@ -91,19 +100,37 @@ class ServeMetrics:
         if kind is not None:
             self._series(self._errors, model, route, kind).inc()
 
-    def batch(self, report: BatchReport, model: str | None = None) -> None:
-        """Count what one batch of a model took."""
-        model = self._model or model or ""
-        for stage, times in (("queue", report.queue_s), ("decode", report.decode_s)):
-            series = self._series(self._stages, model, stage)
-            for seconds in times:
-                series.observe(seconds)
-        if report.size:
-            self._series(self._batch, model).observe(report.size)
-            self._series(self._stages, model, "infer").observe(report.infer_s)
-            self._series(self._images, model).inc(report.size)
-        for (reason, before), count in report.dropped.items():
-            self._series(self._dropped, model, reason, before).inc(count)
+    def batch(self, items: Sequence[Item], model: str) -> None:
+        """Count what became of items of a model: those of one batch, or some that were dropped."""
+        model = self._model or model
+        queue, decode = self._series(self._stages, model, "queue"), self._series(self._stages, model, "decode")
+        for item in items:
+            if item.taken:
+                queue.observe(item.taken - item.since)
+            if item.decoded_at:
+                decode.observe(item.decoded_at - item.taken)
+            if item.dropped:
+                self._series(self._dropped, model, *item.dropped).inc()
+        if ran := [item for item in items if item.batch]:
+            self._series(self._batch, model).observe(ran[0].batch)
+            self._series(self._stages, model, "infer").observe(ran[0].done_at - ran[0].run_at)
+            self._series(self._images, model).inc(ran[0].batch)
+
+    def logged(self, model: str, rows: int) -> None:
+        """Count rows of a model's answers that were written to the prediction log; from any thread."""
+        self._series(self._logged, model).inc(rows)
+
+    def not_logged(self, model: str, reason: str, rows: int) -> None:
+        """Count rows of a model's answers that the prediction log gave up; from any thread."""
+        self._series(self._not_logged, model, reason).inc(rows)
+
+    def watch_drift(self, model: str, drift: object | None) -> None:
+        """Show how far a model's labels are from a baseline, as the attributes of `drift` say; None shows it no more."""
+        for attribute, gauge in self._drift.items():
+            if drift is None:
+                gauge.remove(model, self._replica)
+            else:
+                gauge.labels(model, self._replica).set_function(partial(getattr, drift, attribute))
 
     def _series(self, family: Any, model: str, *labels: str) -> Any:  # noqa: ANN401 (a counter or a histogram)
         key = (family, model, *labels)

@@ -5,7 +5,7 @@
 With decoders (GPU), the model's thread only runs batches. Without (CPU), each worker decodes what it then runs: on a core
 of its own there is nothing to overlap, and a decoder beside it would only delay the batch that is running.
 
-Jobs whose request was cancelled or whose deadline passed are dropped before they are decoded, and again before they
+Items whose request was cancelled or whose deadline passed are dropped before they are decoded, and again before they
 are run.
 """
 
@@ -15,92 +15,97 @@ import asyncio
 import math
 import threading
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from models.errors import DeadlineError, OverloadedError
-from serve.model.queue import Item, Queue, Ticket
+from serve.config import Plan
 
 # What each image took lately, for telling how long the queue will take: the newest batch counts a fifth.
 _SMOOTHING = 0.2
 _FIRST_GUESS_S = 0.02
 
 
-class Runner(Protocol):
-    """What a batcher drives, from its threads."""
-
-    def decode(self, job: Item) -> None:
-        """Set `job.decoded`; never raises."""
-
-    def run(self, jobs: Sequence[Item]) -> list[Any]:
-        """Return one outcome per job, in order; an exception fails all of them."""
-
-
-@dataclass(slots=True)
-class BatchReport:
-    """What one batch took, for the metrics.
+@dataclass(slots=True, eq=False)
+class Item:
+    """One image, or one tensor of a batch.
 
     Attributes:
-        size: Images that were run.
-        queue_s: Of each job, from submission until it was taken.
-        decode_s: Of each job that was decoded.
-        infer_s: Of the whole batch.
-        dropped: Jobs by (reason, before which stage).
+        payload: Encoded bytes, or a tensor.
+        weight: Images it counts for.
+        deadline: `time.monotonic()` after which it is dropped.
+        options: What the runner needs to know of it.
+        decoded: What the decoder made of the payload; an exception where it could not.
+        since: `time.monotonic()` when it began to wait.
+        taken: `time.monotonic()` when it was taken from the queue; 0.0 before that, as those below.
+        decoded_at: When it was decoded.
+        run_at: When its batch began to run.
+        done_at: When that ended.
+        batch: Images of that batch.
+        dropped: Why nobody waits for it, and the stage that it was dropped before.
+        future: Its outcome; an exception is one too.
     """
 
-    size: int = 0
-    queue_s: list[float] = field(default_factory=list)
-    decode_s: list[float] = field(default_factory=list)
-    infer_s: float = 0.0
-    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
-    failed: bool = False
+    payload: Any
+    weight: int
+    deadline: float
+    options: Any = None
+    decoded: Any = None
+    since: float = 0.0
+    taken: float = 0.0
+    decoded_at: float = 0.0
+    run_at: float = 0.0
+    done_at: float = 0.0
+    batch: int = 0
+    dropped: tuple[str, str] | None = None
+    future: asyncio.Future[Any] = field(init=False)
+
+    def is_alive(self, stage: str) -> bool:
+        """Tell whether somebody waits for it; else it is dropped before this stage."""
+        if self.deadline <= time.monotonic():
+            self.dropped = ("deadline", stage)
+        elif self.future.done():
+            self.dropped = ("cancelled", stage)
+        return self.dropped is None
 
 
 class Batcher:
-    """Run jobs in batches, in threads.
+    """Run items in batches, in threads.
 
     `submit` and `admit` belong to one event loop; everything that is counted is counted there.
 
     Args:
-        runner: Decodes and runs.
-        batch_size: Most images of a batch; a job of more is one of its own.
-        workers: Threads that run batches.
-        decoders: Threads that only decode; 0 for none.
-        max_queue: Images that may wait.
-        delay_s: How long a free worker waits for a batch to fill, counted from when its first job came.
-        report: Called on the event loop after each batch, and for jobs that were dropped before one.
+        decode: Sets `decoded` of an item, and does not raise; called by the threads, as is the next.
+        run: Gives one outcome per item, in order; what it raises is the outcome of each.
+        plan: Threads, images that may wait, and most images of a batch; an item of more is a batch of its own.
+        delay_s: How long a free worker waits for a batch to fill, counted from when its first item came.
+        report: Called on the event loop with the items of each batch, and with those that were dropped.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        decode: Callable[[Item], None],
+        run: Callable[[Sequence[Item]], Sequence[Any]],
+        plan: Plan,
         *,
-        batch_size: int,
-        workers: int,
-        decoders: int,
-        max_queue: int,
         delay_s: float,
-        report: Callable[[BatchReport], None],
+        report: Callable[[Sequence[Item]], None],
     ) -> None:
-        self._runner = runner
-        self._batch_size = batch_size
+        self._decode_one, self._run_batch = decode, run
+        self._plan = plan
         self._delay_s = delay_s
-        self._max_queue = max_queue
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._waiting = Queue()
-        self._decoded = Queue(room=2 * batch_size) if decoders else None
-        self._lanes = workers
+        self._waiting = _Queue()
+        self._decoded = _Queue(room=2 * plan.batch_size) if plan.decoders else None
         self._image_s = _FIRST_GUESS_S
         # Of each thread: when it began what it is at, for noticing one that hangs.
         self._busy_since: dict[str, float] = {}
-        self._threads = [
-            threading.Thread(target=self._work, name=f"model-{i}", daemon=True) for i in range(workers)
-        ] + [threading.Thread(target=self._decode_only, name=f"decode-{i}", daemon=True) for i in range(decoders)]
-        for thread in self._threads:
-            thread.start()
+        for kind, work, number in (("model", self._work, plan.workers), ("decode", self._decode_only, plan.decoders)):
+            for index in range(number):
+                threading.Thread(target=work, name=f"{kind}-{index}", daemon=True).start()
 
     @property
     def queued(self) -> int:
@@ -109,50 +114,48 @@ class Batcher:
 
     def admit(self, images: int) -> None:
         """Raise OverloadedError if so many images more would not fit, or would wait past any use."""
-        if self.queued and self.queued + images > self._max_queue:
+        if self.queued and self.queued + images > self._plan.max_queue:
             # Half of the queue is gone by then: who comes back finds room, and not everyone at once.
-            seconds = max(self.wait_s() / 2, 0.1)
+            seconds = max(self.queued * self._image_s / self._plan.workers / 2, 0.1)
             raise OverloadedError(
-                f"overloaded: {self.queued} images are waiting, and the queue holds {self._max_queue}; "
+                f"overloaded: {self.queued} images are waiting, and the queue holds {self._plan.max_queue}; "
                 f"try again in {math.ceil(seconds)} s",
                 retry_after_s=seconds,
             )
-
-    def wait_s(self) -> float:
-        """Return how long an image would wait that came now, seconds."""
-        return self.queued * self._image_s / self._lanes
 
     def stuck_s(self) -> float:
         """Return for how long a thread has been at one piece of work, seconds; 0 where none is at any."""
         return max((time.monotonic() - since for since in self._busy_since.copy().values()), default=0.0)
 
-    async def submit(self, jobs: Sequence[Item]) -> list[Any]:
-        """Run the jobs of one request, and return their outcomes in order.
+    async def submit(self, items: Sequence[Item]) -> list[Any]:
+        """Run the items of one request, and return their outcomes in order; of a batch that failed its exception.
 
         Raises:
             OverloadedError: They do not fit into the queue; none was begun.
             DeadlineError: The earliest deadline passed first.
         """
-        if not jobs:
+        if not items:
             return []
-        images = sum(job.weight for job in jobs)
-        self.admit(images)
-        ticket = Ticket(len(jobs), self._loop.create_future())
+        self.admit(sum(item.weight for item in items))
         now = time.monotonic()
-        for index, job in enumerate(jobs):
-            job.ticket, job.index, job.since = ticket, index, now
-        timer = self._loop.call_at(min(job.deadline for job in jobs), self._expire, ticket)
-        self._waiting.put(jobs)
+        for item in items:
+            item.future, item.since = self._loop.create_future(), now
+        self._waiting.put(items)
         try:
-            await ticket.future
+            async with asyncio.timeout_at(min(item.deadline for item in items)):
+                return [await item.future for item in items]
+        except TimeoutError:
+            self._forget(items)
+            raise DeadlineError("the deadline passed before the answer was there") from None
         except asyncio.CancelledError:
-            ticket.dead = ticket.dead or "cancelled"
+            self._forget(items)
             raise
-        finally:
-            timer.cancel()
-            if ticket.left:
-                self._forget(ticket)
-        return ticket.outcomes
+
+    def _forget(self, items: Sequence[Item]) -> None:
+        """Take a request's waiting items out of the queue: they must not keep others out."""
+        for item in items:
+            item.future.cancel()
+        self._report([item for item in self._waiting.remove_cancelled() if not item.is_alive("decode")])
 
     def close(self) -> None:
         """Let the threads end once they have done what they are at."""
@@ -160,82 +163,59 @@ class Batcher:
         if self._decoded is not None:
             self._decoded.close()
 
-    def _expire(self, ticket: Ticket) -> None:
-        ticket.dead = "deadline"
-        if not ticket.future.done():
-            ticket.future.set_exception(DeadlineError("the deadline passed before the answer was there"))
-
-    def _forget(self, ticket: Ticket) -> None:
-        """Take a request's waiting jobs out of the queue: they must not keep others out."""
-        ticket.dead = ticket.dead or "failed"
-        removed = self._waiting.remove(ticket)
-        if removed:
-            self._report(BatchReport(dropped=Counter({(ticket.dead, "decode"): removed})))
-
     # What follows runs in the threads.
 
     def _work(self) -> None:
         source = self._decoded or self._waiting
         name = threading.current_thread().name
-        while jobs := source.take(self._batch_size, self._delay_s):
+        while items := source.take(self._plan.batch_size, self._delay_s):
             self._busy_since[name] = time.monotonic()
-            report = BatchReport()
             if self._decoded is None:
-                jobs = self._begin(jobs, report)
-            self._run(self._alive(jobs, report, "inference"), report)
+                items = self._decode(items)
+            self._run(self._alive(items, "inference"))
             self._busy_since.pop(name, None)
 
     def _decode_only(self) -> None:
         assert self._decoded is not None
         name = threading.current_thread().name
-        while jobs := self._waiting.take(1, 0.0):
+        while items := self._waiting.take(1, 0.0):
             self._busy_since[name] = time.monotonic()
-            report = BatchReport()
-            jobs = self._begin(jobs, report)
+            items = self._decode(items)
             self._busy_since.pop(name, None)
-            self._tell(self._deliver, [], [], report)
-            self._decoded.put(jobs, wait=True)
+            self._decoded.put(items, wait=True)
 
-    def _begin(self, jobs: list[Item], report: BatchReport) -> list[Item]:
-        """Decode jobs that were taken from the queue."""
+    def _decode(self, items: list[Item]) -> list[Item]:
         alive = []
-        for job in jobs:
-            job.taken = time.monotonic()
-            if self._alive([job], report, "decode"):
-                report.queue_s.append(job.taken - job.since)
-                self._runner.decode(job)
-                job.decoded_at = time.monotonic()
-                report.decode_s.append(job.decoded_at - job.taken)
-                alive.append(job)
+        for item in items:
+            item.taken = time.monotonic()
+            if self._alive([item], "decode"):
+                self._decode_one(item)
+                item.decoded_at = time.monotonic()
+                alive.append(item)
         return alive
 
-    @staticmethod
-    def _alive(jobs: list[Item], report: BatchReport, stage: str) -> list[Item]:
-        alive = []
-        for job in jobs:
-            reason = job.why_dead()
-            if reason is None:
-                alive.append(job)
-            else:
-                report.dropped[reason, stage] += 1
+    def _alive(self, items: list[Item], stage: str) -> list[Item]:
+        """Return those that somebody waits for, and report the others."""
+        alive = [item for item in items if item.is_alive(stage)]
+        if len(alive) < len(items):
+            self._tell(self._report, [item for item in items if item.dropped])
         return alive
 
-    def _run(self, jobs: list[Item], report: BatchReport) -> None:
-        outcomes: list[Any] = []
-        if jobs:
-            began = time.monotonic()
-            try:
-                outcomes = self._runner.run(jobs)
-            except Exception as err:  # noqa: BLE001 (it is each of these requests' outcome)
-                outcomes = [err] * len(jobs)
-                report.failed = True
-            ended = time.monotonic()
-            report.infer_s = ended - began
-            ran = [job for job in jobs if not isinstance(job.decoded, Exception)]
-            report.size = sum(job.weight for job in ran)
-            for job in ran:
-                job.run_at, job.done_at, job.batch = began, ended, report.size
-        self._tell(self._deliver, jobs, outcomes, report)
+    def _run(self, items: list[Item]) -> None:
+        if not items:
+            return
+        began = time.monotonic()
+        outcomes: Sequence[Any]
+        try:
+            outcomes = self._run_batch(items)
+        except Exception as err:  # noqa: BLE001 (it is each of these requests' outcome)
+            outcomes = [err] * len(items)
+        ended = time.monotonic()
+        ran = [item for item in items if not isinstance(item.decoded, Exception)]
+        size = sum(item.weight for item in ran)
+        for item in ran:
+            item.run_at, item.done_at, item.batch = began, ended, size
+        self._tell(self._deliver, items, outcomes)
 
     def _tell(self, call: Callable[..., None], *args: object) -> None:
         try:
@@ -245,18 +225,69 @@ class Batcher:
 
     # What follows runs on the event loop again.
 
-    def _deliver(self, jobs: list[Item], outcomes: list[Any], report: BatchReport) -> None:
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            ticket = job.ticket
-            ticket.outcomes[job.index] = outcome
-            ticket.left -= 1
-            if ticket.future.done():
-                continue
-            if report.failed:
-                ticket.future.set_exception(outcome)
-            elif ticket.left == 0:
-                ticket.future.set_result(None)
-        if report.size:
-            each = (report.infer_s + sum(report.decode_s)) / report.size
-            self._image_s += _SMOOTHING * (each - self._image_s)
-        self._report(report)
+    def _deliver(self, items: list[Item], outcomes: Sequence[Any]) -> None:
+        for item, outcome in zip(items, outcomes, strict=True):
+            if not item.future.done():
+                item.future.set_result(outcome)
+        if ran := [item for item in items if item.batch]:
+            seconds = ran[0].done_at - ran[0].run_at + sum(item.decoded_at - item.taken for item in ran)
+            self._image_s += _SMOOTHING * (seconds / ran[0].batch - self._image_s)
+        self._report(items)
+
+
+class _Queue:
+    """Items that wait, first come first served; threads take from it when they are free.
+
+    Args:
+        room: Images that `put(wait=True)` lets in; None for any number.
+    """
+
+    def __init__(self, room: int | None = None) -> None:
+        self._items: deque[Item] = deque()
+        self._room = room
+        self._closed = False
+        self._changed = threading.Condition()
+        # Images that wait. Written under the lock; a reader without it sees one value or the next.
+        self.images = 0
+
+    def put(self, items: Sequence[Item], *, wait: bool = False) -> None:
+        """Add items; `wait` for room first, where it has a bound."""
+        with self._changed:
+            while wait and self._room is not None and self.images >= self._room and not self._closed:
+                self._changed.wait()
+            self._items.extend(items)
+            self.images += sum(item.weight for item in items)
+            self._changed.notify(len(items) if self._room is None else 2)
+
+    def take(self, most: int, delay_s: float) -> list[Item]:
+        """Wait for an item, and return it with those behind it, up to `most` images together; none means closed."""
+        with self._changed:
+            while not self._closed:
+                until = self._items[0].since + delay_s if self._items else math.inf
+                if self.images >= most or until <= time.monotonic():
+                    break
+                # Whoever waits here may find that all have expired meanwhile, and waits on.
+                self._changed.wait(None if until == math.inf else until - time.monotonic())
+            taken: list[Item] = []
+            # One that is larger than a batch goes alone.
+            while self._items and (not taken or self._items[0].weight <= most):
+                taken.append(self._items.popleft())
+                most -= taken[-1].weight
+                self.images -= taken[-1].weight
+            if self._room is not None:
+                self._changed.notify_all()
+            return taken
+
+    def remove_cancelled(self) -> list[Item]:
+        """Remove the items whose futures are cancelled, and return them."""
+        with self._changed:
+            removed = [item for item in self._items if item.future.cancelled()]
+            self._items = deque(item for item in self._items if not item.future.cancelled())
+            self.images -= sum(item.weight for item in removed)
+            return removed
+
+    def close(self) -> None:
+        """Let those who wait go on: `take` gives what is left, then nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.dest.prediction_log import open_records
 from pipeline.report.scan import count_parts
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
-from serve.model.backend import Labelled, Outcome
+from serve.model.outcomes import Labelled, Outcome
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -33,13 +33,7 @@ LEAST = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The labels of an earlier output.
-
-    Attributes:
-        counts: Rows by class index.
-        mean_score: Of their best labels.
-        class_names: Hash of what the classes are called.
-    """
+    """The labels of an earlier output: rows by class index, their mean score, and a hash of what classes are called."""
 
     counts: dict[int, int]
     mean_score: float
@@ -50,11 +44,15 @@ class Baseline:
         return self.class_names == class_names(labels)
 
 
-def read_baseline(location: str) -> Baseline:
+def read_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
     """Count the labels of an output, finished or not, or of a prediction log. Minutes for a billion rows.
 
+    Args:
+        location: Of the output.
+        labels: Of the models that are to be compared with it.
+
     Raises:
-        ConfigError: It holds rows of several sets of classes, or too few.
+        ConfigError: It holds rows of several sets of classes, or too few, or no model has its classes.
         SourceError, StorageError: It is no output, or cannot be read.
     """
     dest, location = open_storage(location), without_secrets(location)
@@ -73,32 +71,23 @@ def read_baseline(location: str) -> Baseline:
         raise ConfigError(
             f"--baseline {location} does not say what its classes are, or is of models with different ones"
         )
-    return Baseline(counts, counted.score_sum / total, names)
-
-
-def fitting_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
-    """Read a baseline for models of these labels.
-
-    Raises:
-        ConfigError: No model has its classes; or as `read_baseline`.
-    """
-    baseline = read_baseline(location)
+    baseline = Baseline(counts, counted.score_sum / total, names)
     if not any(map(baseline.fits, labels)):
-        raise ConfigError(
-            f"--baseline {without_secrets(location)} has other classes than the model, or calls them otherwise"
-        )
+        raise ConfigError(f"--baseline {location} has other classes than the model, or calls them otherwise")
     return baseline
 
 
 class Drift:
-    """The last answers of one model, against a baseline. An `Observer`.
+    """The last answers of one model, against a baseline.
 
     Args:
         baseline: Of the model's classes.
         num_classes: How many they are.
+        end: Called when the model is closed.
     """
 
-    def __init__(self, baseline: Baseline, num_classes: int) -> None:
+    def __init__(self, baseline: Baseline, num_classes: int, end: Callable[[Drift], None]) -> None:
+        self._end = end
         self.baseline_mean_score = baseline.mean_score
         counts = np.zeros(num_classes, np.int64)
         counts[list(baseline.counts)] = list(baseline.counts.values())
@@ -108,8 +97,12 @@ class Drift:
         self._answers: deque[tuple[int, float]] = deque()
         self._score_sum = 0.0
 
+    def close(self) -> None:
+        """Let it go: the model answers no more."""
+        self._end(self)
+
     def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
-        """Count the best label of each image that has one."""
+        """Take the images of a request and their outcomes; on the event loop, in microseconds."""
         for outcome in outcomes:
             if not isinstance(outcome, Labelled):
                 continue
@@ -129,7 +122,7 @@ class Drift:
 
     @property
     def mean_score(self) -> float:
-        """Mean score of the best labels of the same answers; nan where they are too few."""
+        """Mean score of the best labels of the same answers; NaN likewise."""
         return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
 
 

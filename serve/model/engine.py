@@ -1,33 +1,33 @@
-"""The model behind the endpoint: the bulk actors' own `Classifier` and `decode_image`, fed by the pulling batcher."""
+"""A backend: the bulk actors' own `Classifier` and `decode_image`, fed by the pulling batcher."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from models.calibration import Calibration
 from models.catalog import load_labels
-from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_image
+from models.decode.decode import DecodedImage, ImageLimits, decode_image
 from models.errors import DeadlineError, InputError, NotReadyError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Classifier, Provider
+from models.inference.classifier import Classifier
 from models.inference.predictions import Float32Array, Predictions, UInt8Array
 from models.inference.tensor_model import TensorModel
 from models.labels import check_classes
 from models.malloc import tune_malloc
-from models.spec import ModelSpec, Precision
 from models.store.locate import locate
 from serve import tracing
-from serve.config import Plan
-from serve.model.backend import Labelled, Outcome
-from serve.model.batcher import Batcher, BatchReport
-from serve.model.queue import Item
+from serve.config import Plan, ServeConfig
+from serve.model.batcher import Batcher, Item
+from serve.model.drift import Drift
+from serve.model.outcomes import Labelled, Outcome
+from serve.model.prediction_log import PredictionLog
+from serve.model.settled import Settled
 
 # A batch that takes longer than any image should: the replica says it is not healthy, and is replaced.
 STUCK_S = 60.0
@@ -45,44 +45,52 @@ class _Wanted:
 
 
 class Engine:
-    """One model, ready to answer: see `serve.model.backend.Backend`. Build one per process; takes seconds.
+    """One model, ready to answer: its session and its threads. Build one per process; takes seconds.
 
     Construction runs a real inference on every batch shape that is used, and starts the threads; it blocks, so it
     belongs in a thread of its own when an event loop is running. `start` ties it to the loop.
 
     Args:
-        spec: What to load.
-        precision: Which artifact of it.
-        provider: Execution provider.
-        mode: How images are decoded.
-        limits: Of one image.
+        settled: What to load, and what it runs on.
+        config: How images are decoded, and limits of one.
         plan: Batch size and threads.
-        calibration: Of the scores; checked against the model already.
+        report: Called on the event loop with the items of each batch, and with those that were dropped.
+
+    Attributes:
+        spec: The model's entry.
+        precision: Which artifact of it.
+        labels: Name of each class, by class index.
+        calibration: Of all scores and probabilities, and what accepts labels; None without one.
+        observers: Who looks at what is answered, but not for the model's own tensor; ended with the engine.
+        observed_top_k: Labels that observers see at least, however few are asked for.
     """
+
+    observers: Sequence[Drift | PredictionLog] = ()
+    observed_top_k: int = 1
 
     def __init__(
         self,
-        spec: ModelSpec,
-        *,
-        precision: Precision,
-        provider: Provider,
-        mode: DecodeMode,
-        limits: ImageLimits,
+        settled: Settled,
+        config: ServeConfig,
         plan: Plan,
-        calibration: Calibration | None = None,
+        report: Callable[[Sequence[Item]], None] = lambda _: None,
     ) -> None:
-        self.spec = spec
-        self.precision = precision
-        self.calibration = calibration
-        self.labels = load_labels(spec)
-        self._mode = mode
-        self._limits = limits
+        self.settled = settled
+        self._report = report
+        self.spec, self.calibration = settled.spec, settled.calibration
+        self.precision = settled.choice.precision
+        self.labels = load_labels(self.spec)
+        self._mode = config.decode
+        self._limits = config.image_limits()
         self._plan = plan
-        temperature = 1.0 if calibration is None else calibration.temperature
-        graph = load_graph(spec, precision, locate(spec, precision), temperature)
-        self._classifier = Classifier(spec, precision=precision, provider=provider, top_k=1, graph=graph)
-        check_classes(spec, self._classifier.num_classes)
-        self._provider = provider
+        self._delay_s = config.max_batch_delay_ms / 1000
+        self._provider = settled.choice.provider
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        graph = load_graph(self.spec, self.precision, locate(self.spec, self.precision), temperature)
+        self._classifier = Classifier(
+            self.spec, precision=self.precision, provider=self._provider, top_k=1, graph=graph
+        )
+        check_classes(self.spec, self._classifier.num_classes)
         self._tensors: TensorModel | None = None
         self._building: asyncio.Future[TensorModel] | None = None
         tune_malloc()
@@ -91,13 +99,8 @@ class Engine:
         self._warm_up()
 
     @property
-    def num_classes(self) -> int:
-        """Return how many classes the model tells apart."""
-        return self._classifier.num_classes
-
-    @property
     def is_ready(self) -> bool:
-        """Tell whether a real inference has passed on every batch shape that is used, and the threads run and succeed."""
+        """Tell whether a real inference has passed on every batch shape that is used, and batches run and succeed."""
         return self._batcher is not None and self.fault() is None
 
     @property
@@ -105,35 +108,28 @@ class Engine:
         """Images that wait."""
         return 0 if self._batcher is None else self._batcher.queued
 
-    def start(self, report: Callable[[BatchReport], None], *, delay_s: float = 0.0) -> None:
+    def start(self) -> None:
         """Start the threads; on the event loop that `label` is called on."""
-
-        def watch(batch: BatchReport) -> None:
-            if batch.size:
-                self._failures = self._failures + 1 if batch.failed else 0
-            report(batch)
-
-        plan = self._plan
-        self._batcher = Batcher(
-            self,
-            batch_size=plan.batch_size,
-            workers=plan.workers,
-            decoders=plan.decoders,
-            max_queue=plan.max_queue,
-            delay_s=delay_s,
-            report=watch,
-        )
+        self._batcher = Batcher(self.decode, self.run, self._plan, delay_s=self._delay_s, report=self._report)
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the threads, once nobody asks any more, and the observers; may take seconds."""
         if self._batcher is not None:
             self._batcher.close()
+        for observer in self.observers:
+            observer.close()
 
     def admit(self, images: int) -> None:
-        """Let a request in before its body is read; see `serve.model.backend.Backend.admit`."""
+        """Let a request in before its body is read.
+
+        Raises:
+            OverloadedError: So many images would not fit into the queue.
+            NotReadyError: The model has failed, and is built anew.
+        """
         if (fault := self.fault()) is not None:
             raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
-        self._started().admit(images)
+        assert self._batcher is not None, "it was started"
+        self._batcher.admit(images)
 
     def fault(self) -> str | None:
         """Return why this engine should be replaced; None while it is healthy."""
@@ -151,30 +147,59 @@ class Engine:
         probabilities: bool = False,
         embedding: bool = False,
     ) -> list[Outcome]:
-        """Label encoded images; see `serve.model.backend.Backend.label`."""
+        """Label encoded images, and show observers the outcomes.
+
+        Args:
+            images: Each one encoded image; within the limits on number and bytes, which the caller checks.
+            top_k: 1 <= top_k <= number of classes.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+            probabilities: Whether to give all classes' probabilities too.
+            embedding: Whether to give the penultimate features too; the model's entry has to name them.
+
+        Returns:
+            One outcome per image, in order.
+
+        Raises:
+            OverloadedError: The queue is full; nothing was begun.
+            DeadlineError: The deadline passed first.
+        """
+        most = max(top_k, min(self.observed_top_k, len(self.labels)))
+        outcomes = await self._label(images, most, deadline, probabilities, embedding)
+        for observe in self.observers:
+            observe(images, outcomes)
+        return outcomes if most == top_k else [_cut(outcome, top_k) for outcome in outcomes]
+
+    async def _label(
+        self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
+    ) -> list[Outcome]:
         wanted = _Wanted(top_k, probabilities, embedding)
-        outcomes = await self._submit([Item(data, 1, deadline, wanted) for data in images])
+        return await self._submit([Item(data, 1, deadline, wanted) for data in images])
+
+    async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
+        """Run the model on its own input tensor, without our preprocessing or softmax.
+
+        Args:
+            batch: float32 of the model's own input shape, batch axis first.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+
+        Returns:
+            float32 of shape (n_images, n_classes), the model's own output.
+        """
+        await self._have_tensors(deadline)
+        size = self._plan.batch_size
+        pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
+        return np.concatenate(await self._submit([Item(piece, len(piece), deadline) for piece in pieces]))
+
+    async def _submit(self, items: Sequence[Item]) -> list[Any]:
+        assert self._batcher is not None, "it was started"
+        try:
+            outcomes = await self._batcher.submit(items)
+        finally:
+            tracing.stages(items, self.spec.name)
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, InputError):
                 raise outcome
         return outcomes
-
-    async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
-        """Run the model on its own input; see `serve.model.backend.Backend.run_tensor`."""
-        await self._have_tensors(deadline)
-        size = self._plan.batch_size
-        pieces = [batch[i : i + size] for i in range(0, max(1, len(batch)), size)]
-        outputs = await self._submit([Item(piece, len(piece), deadline) for piece in pieces])
-        for output in outputs:
-            if isinstance(output, Exception):
-                raise output
-        return np.concatenate(outputs)
-
-    async def _submit(self, items: Sequence[Item]) -> list[Any]:
-        try:
-            return await self._started().submit(items)
-        finally:
-            tracing.stages(items, self.spec.name)
 
     async def _have_tensors(self, deadline: float) -> None:
         """Build the session of the model's own tensors when it is first asked for: it takes the model's memory again.
@@ -199,47 +224,48 @@ class Engine:
             tensors.run(np.zeros((size, *tensors.shape), np.float32))
         return tensors
 
-    def decode(self, job: Item) -> None:
+    def decode(self, item: Item) -> None:
         """Decode one image, in a thread of the batcher."""
-        if job.options is None:
+        if item.options is None:
             return
         try:
-            job.decoded = decode_image(job.payload, self.spec.preprocessing, self._mode, self._limits)
+            item.decoded = decode_image(item.payload, self.spec.preprocessing, self._mode, self._limits)
         except InputError as err:
-            job.decoded = err.with_traceback(
-                None
-            )  # which has this frame, and this has the job, for the collector to find
+            # Its traceback has this frame, and this has the item, for the collector to find.
+            item.decoded = err.with_traceback(None)
         except Exception as err:  # noqa: BLE001 (a fault of ours must not take the batch with it; `label` raises it)
-            job.decoded = err
+            item.decoded = err
 
-    def run(self, jobs: Sequence[Item]) -> list[Outcome | Float32Array | Exception]:
+    def run(self, items: Sequence[Item]) -> list[Outcome | Float32Array | Exception]:
         """Run one batch, in a thread of the batcher."""
-        outcomes: list[Outcome | Float32Array | Exception] = [job.decoded for job in jobs]
-        images = [i for i, job in enumerate(jobs) if isinstance(job.decoded, DecodedImage)]
+        outcomes: list[Outcome | Float32Array | Exception] = [item.decoded for item in items]
+        images = [i for i, item in enumerate(items) if isinstance(item.decoded, DecodedImage)]
         if images:
-            wanted = [jobs[i].options for i in images]
-            predictions = self._classifier.predict(
-                _stacked([jobs[i].decoded.pixels for i in images]),
-                top_k=max(w.top_k for w in wanted),
-                probabilities=any(w.probabilities for w in wanted),
-                embedding=any(w.embedding for w in wanted),
-            )
-            accepted = self._accepted(predictions)
+            wanted = [items[i].options for i in images]
+            try:
+                predictions = self._classifier.predict(
+                    _stacked([items[i].decoded.pixels for i in images]),
+                    top_k=max(w.top_k for w in wanted),
+                    probabilities=any(w.probabilities for w in wanted),
+                    embedding=any(w.embedding for w in wanted),
+                )
+            except Exception:
+                self._failures += 1
+                raise
+            self._failures = 0
+            accepted: Sequence[bool | None] = [None] * len(images)
+            if self.calibration is not None:
+                accepted = self.calibration.accepts(predictions.label_ids[:, 0], predictions.scores[:, 0]).tolist()
             for row, i in enumerate(images):
-                outcomes[i] = _labelled(jobs[i], predictions, row, accepted[row])
-        for i, job in enumerate(jobs):
-            if job.options is None:
+                outcomes[i] = _labelled(items[i], predictions, row, accepted[row])
+        for i, item in enumerate(items):
+            if item.options is None:
                 try:
                     assert self._tensors is not None, "`run_tensor` has built it"
-                    outcomes[i] = self._tensors.run(job.payload)
+                    outcomes[i] = self._tensors.run(item.payload)
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
         return outcomes
-
-    def _accepted(self, predictions: Predictions) -> Sequence[bool | None]:
-        """Return of each image whether its best label is accepted."""
-        ids, scores = predictions.label_ids[:, 0], predictions.scores[:, 0]
-        return [None] * len(ids) if self.calibration is None else self.calibration.accepts(ids, scores).tolist()
 
     def _warm_up(self) -> None:
         """Decode and run, as requests will be: a model that cannot is never ready."""
@@ -248,14 +274,9 @@ class Engine:
         Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
         image = decode_image(buffer.getvalue(), self.spec.preprocessing, self._mode, ImageLimits())
         for size in range(1, self._plan.batch_size + 1):
-            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, self.num_classes))
+            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, len(self.labels)))
         if self.spec.embedding is not None:
             self._classifier.predict(_stacked([image.pixels]), embedding=True)
-
-    def _started(self) -> Batcher:
-        if self._batcher is None:
-            raise RuntimeError("the engine was not started")
-        return self._batcher
 
 
 def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
@@ -263,20 +284,23 @@ def _stacked(pixels: list[UInt8Array]) -> UInt8Array:
     return pixels[0][np.newaxis] if len(pixels) == 1 else np.stack(pixels)
 
 
-def _labelled(job: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
-    k = job.options.top_k
-    # Best first: the first k of a larger k are the k best.
+def _labelled(item: Item, predictions: Predictions, row: int, accepted: bool | None) -> Labelled:
+    wanted, probabilities, embeddings = item.options, predictions.probabilities, predictions.embedding
     return Labelled(
-        width=job.decoded.width,
-        height=job.decoded.height,
-        label_ids=predictions.label_ids[row, :k],
-        scores=predictions.scores[row, :k],
-        probabilities=predictions.probabilities[row]
-        if job.options.probabilities and predictions.probabilities is not None
-        else None,
+        width=item.decoded.width,
+        height=item.decoded.height,
+        # Best first: the first k of a larger k are the k best.
+        label_ids=predictions.label_ids[row, : wanted.top_k],
+        scores=predictions.scores[row, : wanted.top_k],
+        probabilities=probabilities[row] if wanted.probabilities and probabilities is not None else None,
         # A copy: it must not keep those of the whole batch.
-        embedding=predictions.embedding[row].copy()
-        if job.options.embedding and predictions.embedding is not None
-        else None,
+        embedding=embeddings[row].copy() if wanted.embedding and embeddings is not None else None,
         accepted=accepted,
     )
+
+
+def _cut(outcome: Outcome, top_k: int) -> Outcome:
+    """Leave the best few labels: of a larger k the first are the best."""
+    if not isinstance(outcome, Labelled):
+        return outcome
+    return replace(outcome, label_ids=outcome.label_ids[:top_k], scores=outcome.scores[:top_k])

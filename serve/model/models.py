@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from models.errors import ConfigError, RequestError, UnknownModelError
-from serve.model.backend import Backend
+from serve.model.engine import Engine
 
 
 class Models:
@@ -20,17 +20,14 @@ class Models:
         unavailable: Why models that this replica was told of are not there, by name.
     """
 
-    def __init__(self, *backends: Backend) -> None:
+    def __init__(self, *backends: Engine) -> None:
         self.unavailable: dict[str, str] = {}
         self._watchers: list[Callable[[], None]] = []
-        self._backends: tuple[Backend, ...] = ()
+        self._backends: tuple[Engine, ...] = ()
         self.replace(backends)
 
-    def __iter__(self) -> Iterator[Backend]:
+    def __iter__(self) -> Iterator[Engine]:
         return iter(self._backends)
-
-    def __len__(self) -> int:
-        return len(self._backends)
 
     @property
     def names(self) -> list[str]:
@@ -42,7 +39,7 @@ class Models:
         """Tell whether any model is ready: one that is not must not keep callers from the others."""
         return not self._backends or any(backend.is_ready for backend in self._backends)
 
-    def replace(self, backends: Iterable[Backend]) -> None:
+    def replace(self, backends: Iterable[Engine]) -> None:
         """Set the models, all at once: a request finds either the old or the new.
 
         Raises:
@@ -63,7 +60,7 @@ class Models:
         self._watchers.append(call)
         call()
 
-    def find(self, name: str | None = None, version: str | None = None) -> Backend:
+    def find(self, name: str | None = None, version: str | None = None) -> Engine:
         """Return the model that a caller means.
 
         Args:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -24,8 +22,7 @@ from models.inference.predictions import Float32Array, Int32Array, Predictions
 from pipeline.dest.prediction_log import LOG_FIELDS, write_part
 from pipeline.dest.writer import CHUNK_ROWS, ROW_GROUP_ROWS, STATUS_OK, OutputSpec, Row, build_batch
 from pipeline.storage.storage import Storage
-from serve.model.backend import Labelled, Outcome
-from serve.model.observed import REQUEST_ID
+from serve.model.outcomes import REQUEST_ID, Labelled, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -42,33 +39,23 @@ WARNING_S = 60.0
 CLOSE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One image and what was answered: no more of it than the row needs.
-
-    Attributes:
-        image: Encoded bytes.
-        request_id: "" without one.
-        time: Seconds since 1970.
-        outcome: Without what the row does not need; its arrays are of the shape (top_k,).
-    """
-
-    image: bytes
-    request_id: str
-    time: float
-    outcome: Outcome
+# Why rows are given up: too many wait, the storage did not take them, or a fault of ours.
+REASONS = ("queue_full", "storage", "internal")
+# One image, its request's id, the time in seconds since 1970, and what was answered: no more of it than the row needs.
+_Answer = tuple[bytes, str, float, Outcome]
 
 
 class PredictionLog:
-    """One model's answers of one replica. An `Observer`; the thread begins with it.
+    """One model's answers of one replica; the thread begins with it.
 
     Args:
         dest: A prediction log: see `pipeline.dest.prediction_log.begin_log`.
         labels: Name of each class.
         metadata: Of each part file.
-        model: What the column `model` says: model, precision, decode mode and version.
-        shard: What the column `shard` says: the model's name.
+        model: What the column `model` says, `NAME:PRECISION:DECODE@VERSION`; the column `shard` has the name.
         top_k: Labels of each row.
+        written: Counts rows that were; called by any thread.
+        dropped: Counts rows that were given up, by one of `REASONS`; likewise.
     """
 
     def __init__(
@@ -78,35 +65,35 @@ class PredictionLog:
         metadata: dict[str, str],
         *,
         model: str,
-        shard: str,
         top_k: int,
+        written: Callable[[int], None],
+        dropped: Callable[[str, int], None],
     ) -> None:
         self._dest = dest
         self._output = OutputSpec(labels, metadata, carried=LOG_FIELDS)
         self._schema = self._output.schema()
-        self._model, self._shard, self._top_k = model, shard, min(top_k, len(labels))
+        self._model, self._shard = model, model.partition(":")[0]
+        self._top_k = min(top_k, len(labels))
         # Written by the event loop, and by the thread: so neither needs a lock.
         self._queue: deque[_Answer] = deque()
         self._bytes_put = self._bytes_taken = 0
-        self._overflow = 0
-        self.rows = 0
-        self._failed: Counter[str] = Counter()
+        self._written, self._dropped = written, dropped
         # Of the next part file; of the thread.
         self._rows: list[tuple[Row, Labelled | None]] = []
         self._batches: list[pa.RecordBatch] = []
         self._count = self._size = 0
         self._since = self._warned = -WARNING_S
-        self._writing: _Writing | None = None
+        self._writing: threading.Thread | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
     def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
-        """Take the answers of a request; returns at once."""
+        """Take the images of a request and their outcomes; on the event loop, in microseconds."""
         size = sum(map(len, images))
         waiting = self._bytes_put - self._bytes_taken
         if len(self._queue) + len(images) > QUEUE_ROWS or waiting + size > QUEUE_BYTES:
-            self._overflow += len(images)
+            self._dropped("queue_full", len(images))
             return
         self._bytes_put += size
         request_id, now, k = REQUEST_ID.get(), time.time(), self._top_k
@@ -115,12 +102,7 @@ class PredictionLog:
             if isinstance(outcome, Labelled):
                 ids, scores = outcome.label_ids[:k], outcome.scores[:k]
                 kept = Labelled(outcome.width, outcome.height, ids, scores, accepted=outcome.accepted)
-            self._queue.append(_Answer(image, request_id, now, kept))
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Rows that were given up, by reason: queue_full, storage (it did not take them), internal (a fault of ours)."""
-        return {"queue_full": self._overflow, "storage": self._failed["storage"], "internal": self._failed["internal"]}
+            self._queue.append((image, request_id, now, kept))
 
     def close(self) -> None:
         """Write what there is, and stop; waits for CLOSE_S at most."""
@@ -136,7 +118,8 @@ class PredictionLog:
             try:
                 self._take()
                 if self._writing is not None and (is_last or not self._writing.is_alive()):
-                    self._settle(self._writing)
+                    self._writing.join()
+                    self._writing = None
                 is_due = self._count >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS
                 if self._count and self._writing is None and (is_due or is_last):
                     self._write()
@@ -151,29 +134,23 @@ class PredictionLog:
             if not self._count:
                 self._since = time.monotonic()
             self._count += 1
-            self._size += len(answer.image)
-            self._bytes_taken += len(answer.image)
-            self._rows.append(self._row(answer))
+            self._size += len(answer[0])
+            self._bytes_taken += len(answer[0])
+            self._rows.append(self._row(*answer))
             if len(self._rows) == CHUNK_ROWS:
                 self._build()
 
-    def _row(self, answer: _Answer) -> tuple[Row, Labelled | None]:
-        outcome = answer.outcome
+    def _row(self, image: bytes, request_id: str, seconds: float, outcome: Outcome) -> tuple[Row, Labelled | None]:
         labelled = outcome if isinstance(outcome, Labelled) else None
-        carried = (
-            None if labelled is None else labelled.accepted,
-            answer.request_id,
-            self._model,
-            datetime.fromtimestamp(answer.time, UTC),
-        )
+        accepted = None if labelled is None else labelled.accepted
         row = Row(
             shard=self._shard,
-            key=sha256(answer.image).hexdigest(),
+            key=sha256(image).hexdigest(),
             status=STATUS_OK if isinstance(outcome, Labelled) else outcome.status,
             error=None if isinstance(outcome, Labelled) else str(outcome),
             width=outcome.width,
             height=outcome.height,
-            carried=carried,
+            carried=(accepted, request_id, self._model, datetime.fromtimestamp(seconds, UTC)),
         )
         return row, labelled
 
@@ -190,19 +167,20 @@ class PredictionLog:
         """Begin to write a part file; meanwhile rows of the next one are made."""
         if self._rows:
             self._build()
-        seconds = time.monotonic() - self._since
-        write = partial(write_part, self._dest, self._output, self._batches, seconds, self._size)
-        self._writing = _Writing(write, self._count)
+        part = (self._batches, time.monotonic() - self._since, self._size)
+        self._writing = threading.Thread(
+            target=self._write_part, args=(part, self._count), name="prediction-log-part", daemon=True
+        )
+        self._writing.start()
         self._begin()
 
-    def _settle(self, writing: _Writing) -> None:
-        """Count the rows of a part file, once it is written or is not."""
-        writing.join()
-        self._writing = None
-        if writing.error is None:
-            self.rows += writing.rows
+    def _write_part(self, part: tuple[list[pa.RecordBatch], float, int], rows: int) -> None:
+        try:
+            write_part(self._dest, self._output, *part)
+        except Exception as err:  # noqa: BLE001 (whatever it is, the log goes on)
+            self._give_up(err, rows)
         else:
-            self._give_up(writing.error, writing.rows)
+            self._written(rows)
 
     def _begin(self) -> None:
         self._rows, self._batches, self._count, self._size = [], [], 0, 0
@@ -210,28 +188,7 @@ class PredictionLog:
     def _give_up(self, err: Exception, rows: int) -> None:
         """Drop rows that could not be written, and say so once a minute."""
         is_ours = not isinstance(err, StorageError)
-        self._failed["internal" if is_ours else "storage"] += rows
+        self._dropped("internal" if is_ours else "storage", rows)
         if time.monotonic() - self._warned >= WARNING_S:
             self._warned = time.monotonic()
-            dropped = sum(self.dropped.values())
-            logger.warning(
-                "prediction log: %d rows dropped so far: %s", dropped, err, exc_info=err if is_ours else None
-            )
-
-
-class _Writing(threading.Thread):
-    """The write of one part file."""
-
-    def __init__(self, write: Callable[[], None], rows: int) -> None:
-        super().__init__(name="prediction-log-part", daemon=True)
-        self._write = write
-        self.rows = rows
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Write it, and keep what went wrong."""
-        try:
-            self._write()
-        except Exception as err:  # noqa: BLE001 (`PredictionLog` looks at it)
-            self.error = err
+            logger.warning("prediction log: %d rows dropped: %s", rows, err, exc_info=err if is_ours else None)

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2, over HTTP and gRPC, in front of a `serve.model.backend.Backend`."""
+"""The Open Inference Protocol v2, over HTTP and gRPC, in front of a `serve.model.engine.Engine`."""

@@ -6,70 +6,69 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from models.errors import ConfigError, UnknownModelError
 from serve.config import ServeConfig
-from serve.http.asgi import Rejected
-from serve.model.backend import ModelControl
+from serve.http.asgi import Rejected, not_ready
+from serve.model.engine import Engine
 from serve.model.models import Models
-from serve.model.observed import set_request_id
-from serve.oip.answers import (
-    IndexEntry,
-    ModelConfig,
-    ModelMetadata,
-    ServerMetadata,
-    Statistics,
-    TensorDescription,
-)
-from serve.oip.faults import malformed
-from serve.oip.request import InferRequest
+from serve.model.outcomes import set_request_id
+from serve.model.repository import Repository
+from serve.oip.request import BYTES, InferRequest, malformed
 from serve.oip.response import InferResponse
-from serve.oip.served import ServedModel, TensorMetadata, check_ready
-from serve.oip.served_images import ServedImages
-from serve.oip.served_tensors import ServedTensors
-from serve.oip.statistics import statistics_of
+from serve.oip.served import ServedImages, ServedModel, ServedTensors
 
-SERVER_NAME = "shardlabel"
-EXTENSIONS = (
+Json = dict[str, Any]
+
+EXTENSIONS = [
     "binary_tensor_data",
     "classification",
     "model_configuration",
     "statistics",
     "schedule_policy",
     "parameters",
-)
+]
 # The name that clients know a model run by ONNX Runtime by.
 PLATFORM = "onnxruntime_onnx"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may ask for.
+@dataclass(slots=True)
+class _Counts:
+    """What one replica has answered for one model since it started: times in ns; the last answer in ms since 1970."""
 
-    Attributes:
-        max_request_bytes: Of a body, as sent and unpacked.
-        max_images: Per request.
-        deadline_s: Longest time from a request's arrival to its answer; a request may ask for a shorter one.
-        top_k: Labels per image where a request does not say.
-    """
+    images: int = 0
+    succeeded: int = 0
+    succeeded_ns: int = 0
+    failed: int = 0
+    failed_ns: int = 0
+    last_ms: int = 0
 
-    max_request_bytes: int = 20 * 1024 * 1024
-    max_images: int = 64
-    deadline_s: float = 10.0
-    top_k: int = 5
+    def as_dict(self, name: str, model_version: str) -> Json:
+        """Return the protocol's form. Stages that are not timed per request are counted zero times, not guessed."""
+        untimed = ("queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+        return {
+            "name": name,
+            "version": model_version,
+            "last_inference": self.last_ms,
+            "inference_count": self.images,
+            "execution_count": self.succeeded,
+            "inference_stats": {
+                "success": {"count": self.succeeded, "ns": self.succeeded_ns},
+                "fail": {"count": self.failed, "ns": self.failed_ns},
+                **{stage: {"count": 0, "ns": 0} for stage in untimed},
+            },
+            "batch_stats": [],
+        }
 
-    @property
-    def max_values(self) -> int:
-        """Return how many values a request may have as JSON or as typed contents: as many as its bytes make floats.
 
-        One of float32 has 20 bytes in JSON, comma included, and 100 as a Python object; who has more sends them binary.
-        """
-        return max(self.max_request_bytes // 20, 64 * self.max_images)
+# Of each backend's models, by name: HTTP and gRPC, which have an endpoint each, count together.
+_counts: WeakKeyDictionary[Engine, dict[str, _Counts]] = WeakKeyDictionary()
 
-    @classmethod
-    def of(cls, config: ServeConfig) -> Limits:
-        """Take them from the endpoint's configuration."""
-        return cls(config.max_request_bytes, config.max_images, config.deadline_s, config.top_k)
+
+def _counts_of(model: ServedModel) -> _Counts:
+    return _counts.setdefault(model.backend, {}).setdefault(model.name, _Counts())
 
 
 class Endpoint:
@@ -77,32 +76,34 @@ class Endpoint:
 
     Args:
         models: What answers.
-        limits: On each request.
+        config: Limits on each request, and labels per image where it does not say.
         control: Loads and unloads models; None where callers may not.
     """
 
-    def __init__(self, models: Models, limits: Limits, control: ModelControl | None = None) -> None:
-        self.limits = limits
-        self.admit = models.admit
-        self._models = models
+    def __init__(self, models: Models, config: ServeConfig, control: Repository | None = None) -> None:
+        self.config = config
+        self.models = models
         self._control = control
-        # By name, then by version.
-        self._served: dict[str, dict[str, ServedModel]] = {}
+        # By name; of several versions first that which is meant where none is named.
+        self._served: dict[str, list[ServedModel]] = {}
         models.watch(self._serve)
 
     def _serve(self) -> None:
-        served: dict[str, dict[str, ServedModel]] = {}
-        limits = self.limits
-        for backend in self._models:
-            images = ServedImages(backend, max_images=limits.max_images, top_k=limits.top_k)
-            for model in (images, ServedTensors(backend, max_images=limits.max_images)):
-                served.setdefault(model.name, {})[backend.spec.version] = model
+        served: dict[str, list[ServedModel]] = {}
+        most = self.config.max_images
+        for backend in self.models:
+            images = ServedImages(backend, max_images=most, top_k=self.config.top_k)
+            for model in (images, ServedTensors(backend, max_images=most)):
+                served.setdefault(model.name, []).append(model)
         self._served = served
 
     @property
-    def is_ready(self) -> bool:
-        """Tell whether a model is ready."""
-        return self._models.is_ready
+    def max_values(self) -> int:
+        """Return how many values a request may have as JSON or as typed contents: as many as its bytes make floats.
+
+        One of float32 has 20 bytes in JSON, comma included, and 100 as a Python object; who has more sends them binary.
+        """
+        return max(self.config.max_request_bytes // 20, 64 * self.config.max_images)
 
     def model(self, name: str, model_version: str | None = None) -> ServedModel:
         """Return a model.
@@ -112,31 +113,28 @@ class Endpoint:
             model_version: None or "" for the first there is.
 
         Raises:
-            Rejected: There is no such model, or no such version of it.
+            UnknownModelError: There is no such model, or no such version of it.
         """
-        versions = self._served.get(name)
-        if versions is None:
-            known = ", ".join(self._served) or "none"
-            raise Rejected(404, f"no model {name[:60]!r} is served here; there are {known}")
-        if not model_version:
-            return next(iter(versions.values()))
-        if model_version not in versions:
-            have = ", ".join(map(repr, versions))
-            raise Rejected(404, f"model {name!r} has version {have}, got {model_version[:60]!r}")
-        return versions[model_version]
+        for model in self._served.get(name, ()):
+            if not model_version or model_version == model.version:
+                return model
+        raise self.models.unknown(name.removesuffix("-tensor"), model_version)
 
     def label_of(self, name: str) -> str | None:
         """Return how the metrics call the model of a request; None where there is none of this name."""
-        versions = self._served.get(name)
-        return None if versions is None else next(iter(versions.values())).backend.spec.name
+        return next((model.backend.spec.name for model in self._served.get(name, ())), None)
+
+    def check_ready(self, model: ServedModel) -> None:
+        """Check that a model is ready.
+
+        Raises:
+            Rejected: 503, its first inference has not passed yet.
+        """
+        if not model.backend.is_ready:
+            raise not_ready(f"model {model.name!r} is not ready yet")
 
     async def infer(
-        self,
-        model: ServedModel,
-        read: Callable[[], Awaitable[InferRequest]],
-        *,
-        started: float,
-        deadline: float,
+        self, model: ServedModel, read: Callable[[], Awaitable[InferRequest]], *, started: float, deadline: float
     ) -> InferResponse:
         """Answer a request.
 
@@ -147,89 +145,82 @@ class Endpoint:
             deadline: `time.monotonic()` after which nobody waits; the request itself may ask for an earlier one.
 
         Raises:
-            Rejected, InputError, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the
-                model is not ready.
+            Rejected, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the model is not
+                ready.
         """
-        statistics = statistics_of(model.backend, model.name)
+        counts = _counts_of(model)
         try:
-            check_ready(model)
+            self.check_ready(model)
             model.backend.admit(1)
             request = await read()
             if request.id:
                 set_request_id(request.id)
-            if request.timeout_s is not None:
-                deadline = min(deadline, started + request.timeout_s)
+            if request.parameters.timeout:
+                deadline = min(deadline, started + request.parameters.timeout / 1e6)
             outputs = await model.infer(request, deadline=deadline)
         except BaseException:
-            statistics.failed(_ns_since(started))
+            counts.failed += 1
+            counts.failed_ns += int((time.monotonic() - started) * 1e9)
             raise
-        statistics.succeeded(outputs[0].shape[0], _ns_since(started))
-        return InferResponse(model.name, model.backend.spec.version, outputs, request.id)
+        counts.succeeded += 1
+        counts.succeeded_ns += int((time.monotonic() - started) * 1e9)
+        counts.images += outputs[0].shape[0]
+        counts.last_ms = time.time_ns() // 1_000_000
+        return InferResponse(model.name, model.version, outputs, request.id)
 
-    def server_metadata(self) -> ServerMetadata:
+    def server_metadata(self) -> Json:
         """Describe the server."""
-        return {"name": SERVER_NAME, "version": package_version(), "extensions": list(EXTENSIONS)}
+        return {"name": "shardlabel", "version": package_version(), "extensions": EXTENSIONS}
 
     def model_names(self) -> list[str]:
         """Return the names of all models."""
         return list(self._served)
 
-    def model_metadata(self, model: ServedModel) -> ModelMetadata:
+    def model_metadata(self, model: ServedModel) -> Json:
         """Describe a model's tensors."""
         return {
             "name": model.name,
-            "versions": list(self._served.get(model.name, ())),
+            "versions": [each.version for each in self._served.get(model.name, ())],
             "platform": PLATFORM,
-            "inputs": [_tensor(tensor) for tensor in model.inputs],
-            "outputs": [_tensor(tensor) for tensor in model.outputs],
+            "inputs": [model.input._asdict()],
+            "outputs": [output._asdict() for output in model.outputs],
         }
 
-    def model_config(self, model: ServedModel) -> ModelConfig:
+    def model_config(self, model: ServedModel) -> Json:
         """Describe a model as a model configuration does, as far as clients read it."""
         return {
             "name": model.name,
             "platform": PLATFORM,
             "backend": "onnxruntime",
             "version_policy": {"latest": {"num_versions": 1}},
-            "max_batch_size": self.limits.max_images,
-            "input": [
-                {"name": tensor.name, "data_type": _config_type(tensor.datatype), **model.config()}
-                for tensor in model.inputs
-            ],
+            "max_batch_size": self.config.max_images,
+            "input": [{"name": model.input.name, "data_type": _config_type(model.input.datatype), **model.layout}],
             "output": [
-                {"name": t.name, "data_type": _config_type(t.datatype), "dims": list(t.shape[1:]) or [1]}
+                {"name": t.name, "data_type": _config_type(t.datatype), "dims": t.shape[1:] or [1]}
                 for t in model.outputs
             ],
             "parameters": {name: {"string_value": value} for name, value in model.parameters.items()},
         }
 
-    def statistics(self, names: Sequence[str]) -> Statistics:
+    def statistics(self, names: Sequence[str]) -> Json:
         """Return the counts of these models, as this replica knows them."""
-        return {
-            "model_stats": [
-                statistics_of(model.backend, name).as_dict(name, version)
-                for name in names
-                for version, model in self._served[name].items()
-            ]
-        }
+        served = [model for name in names for model in self._served[name]]
+        return {"model_stats": [_counts_of(model).as_dict(model.name, model.version) for model in served]}
 
-    def repository_index(self, *, only_ready: bool) -> list[IndexEntry]:
+    def repository_index(self, *, only_ready: bool) -> list[Json]:
         """List the models with their state, and those that were unloaded or could not be loaded."""
-        entries: list[IndexEntry] = [
-            {
-                "name": name,
-                "version": version,
-                "state": "READY" if model.backend.is_ready else "UNAVAILABLE",
-                "reason": "" if model.backend.is_ready else "not ready: starting, or failed and being built anew",
-            }
-            for name, versions in self._served.items()
-            for version, model in versions.items()
+        broken = "not ready: starting, or failed and being built anew"
+        states = [
+            (model.name, model.version, "" if model.backend.is_ready else broken)
+            for versions in self._served.values()
+            for model in versions
         ]
-        entries += [
-            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
-            for name, reason in self._models.unavailable.items()
+        states += [(name, "", why) for name, why in self.models.unavailable.items()]
+        return [
+            {"name": name, "version": model_version, "state": "UNAVAILABLE" if why else "READY", "reason": why}
+            for name, model_version, why in states
+            if not (why and only_ready)
         ]
-        return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
 
     async def load(self, name: str, parameters: object) -> None:
         """Load a model in every replica.
@@ -239,47 +230,31 @@ class Endpoint:
             parameters: Those of the request; none is taken.
 
         Raises:
-            Rejected: Callers may not, there is no such model, or it cannot be loaded.
+            UnknownModelError: There is no such model.
+            Rejected: Callers may not, or it cannot be loaded.
         """
-        control = self._allowed()
-        if parameters:
-            raise malformed("a model's configuration and files cannot be replaced by a request")
-        await _told(control.load(name))
+        await self._change("load", name, parameters)
 
     async def unload(self, name: str) -> None:
         """Unload a model in every replica; as `load`."""
-        await _told(self._allowed().unload(name))
+        await self._change("unload", name)
 
-    def _allowed(self) -> ModelControl:
+    async def _change(self, what: str, name: str, parameters: object = None) -> None:
         if self._control is None:
-            raise Rejected(
-                503,
-                "models are loaded and unloaded by request only with --model-control explicit",
-                kind="no_model_control",
-            )
-        return self._control
-
-
-async def _told(work: Awaitable[None]) -> None:
-    """Await what a caller has asked for, and tell the caller what is wrong with it."""
-    try:
-        await work
-    except UnknownModelError:
-        raise
-    except ConfigError as err:
-        raise malformed(str(err)) from None
-
-
-def _ns_since(started: float) -> int:
-    return int((time.monotonic() - started) * 1e9)
-
-
-def _tensor(tensor: TensorMetadata) -> TensorDescription:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+            text = "models are loaded and unloaded by request only with --model-control explicit"
+            raise Rejected(503, text, kind="no_model_control")
+        if parameters:
+            raise malformed("a model's configuration and files cannot be replaced by a request")
+        try:
+            await getattr(self._control, what)(name)
+        except UnknownModelError:
+            raise
+        except ConfigError as err:
+            raise malformed(str(err)) from None
 
 
 def _config_type(datatype: str) -> str:
-    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    return "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"
 
 
 def package_version() -> str:

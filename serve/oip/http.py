@@ -3,188 +3,221 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+import zlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from serve.http.asgi import MODEL, JsonResponse, Rejected, deadline_of, not_ready
+from serve.http.asgi import MODEL, JsonResponse, deadline_of, not_ready
 from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
 from serve.http.openapi import BINARY, JSON, About, Operation
-from serve.oip import answers
-from serve.oip.compression import choose_encoding, compress
 from serve.oip.endpoint import Endpoint
-from serve.oip.faults import malformed, shown
-from serve.oip.request import InferRequest, parse_request
-from serve.oip.served import ServedModel, check_ready
+from serve.oip.grpc.messages import answer_class, json_schema
+from serve.oip.request import InferRequest, Parameters, Tensor, malformed, parse_request, shown
+from serve.oip.served import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
 # Below this much, packing an answer is cheaper than handing it to a thread.
 _PACK_INLINE_BYTES = 256 * 1024
+# zlib's window bits of an answer's encodings, the better first: 15 is a zlib stream, which HTTP calls deflate.
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+# What may follow an encoding that is accepted: nothing, or a weight above 0.
+_POSITIVE = re.compile(r"(q=(1(\.0*)?|0\.0*[1-9]\d*))?")
 # Of a request that brings no images: a name or two.
 _MAX_OPTIONS_BYTES = 64 * 1024
-# Extensions of the protocol that clients know and nobody offers here.
-_NOT_OFFERED = (
-    "/v2/logging",
-    "/v2/trace/setting",
-    "/v2/models/{model}/trace/setting",
-    "/v2/systemsharedmemory/{rest:path}",
-    "/v2/cudasharedmemory/{rest:path}",
-)
+
+_Answer = Callable[[Request], object]
+_Repository = Callable[[str, dict[str, Any]], Awaitable[object]]
+
+
+class InferAnswer(TypedDict):
+    """The outputs of an inference."""
+
+    model_name: str
+    model_version: str
+    id: NotRequired[str]
+    outputs: list[Tensor]
+
+
+class RepositoryOptions(TypedDict, total=False):
+    """Of the index, whether to list only what is ready; parameters are taken, those of a load are refused."""
+
+    ready: bool
+    parameters: dict[str, Any]
+
+
+class ModelReady(TypedDict):
+    """A model is ready."""
+
+    name: str
+    ready: bool
+
+
+class ModelState(TypedDict):
+    """A model is loaded, or it is not any more and the requests that it has are finished."""
+
+    name: str
+    state: Literal["READY", "UNAVAILABLE"]
+
+
 _ABOUT_INFER = About(
     "Infer (Open Inference Protocol v2)",
-    {JSON: answers.InferAnswer, BINARY: bytes},
+    {JSON: InferAnswer, BINARY: bytes},
     errors=(400, 404, 405, 413, 415, 422, 503, 504),
     text="Model M takes `image` BYTES [-1], one encoded image an element, and gives probabilities, label_ids, scores and "
     "labels; M-tensor takes and gives the model's own tensors. A bad image refuses the request, and is named by its index.",
-    body={JSON: answers.InferRequest, BINARY: bytes},
-    headers={HEADER_LENGTH: answers.HeaderLength},
+    body={JSON: InferRequest, BINARY: bytes},
+    headers={
+        HEADER_LENGTH: Annotated[
+            int,
+            Field(
+                ge=0,
+                description="Bytes of the JSON at the head of a body with binary tensors behind it; 0: the body is one "
+                "image, or one tensor. Left out: the body is JSON alone.",
+            ),
+        ]
+    },
 )
 
-_Handler = Callable[[Request], Awaitable[Response]]
+
+def _of(rpc: str, field: str | None = None) -> Any:  # noqa: ANN401 (a type)
+    """Return the type of what an RPC answers, or of a field of it: over HTTP it is sent in its JSON form."""
+    message = answer_class(rpc).DESCRIPTOR
+    return Annotated[Any, WithJsonSchema(json_schema(message if field is None else message.fields_by_name[field]))]
 
 
 def oip_routes(endpoint: Endpoint) -> list[Route]:
     """Return the routes, in front of an endpoint. Every answer but a binary one is JSON; errors are raised."""
-    on = _Handlers(endpoint)
-    load, model = "/v2/repository/models/{model}", "/v2/models/{model}"
+    on = _Routes(endpoint)
+    model, repository = "/v2/models/{model}", "/v2/repository/models/{model}"
     return [
         # First what is asked for most: the router looks at one route after the other, 2 microseconds each.
         Operation("POST", model + "/infer", on.infer, _ABOUT_INFER),
-        _get("/v2", on.server, "The server, and the protocol's extensions that it has", answers.ServerMetadata),
-        _get("/v2/health/live", on.live, "Whether the server runs", answers.Live, needs_key=False),
-        _get("/v2/health/ready", on.ready, "Whether the models are ready", answers.Ready, 503, needs_key=False),
-        _get("/v2/models", on.models, "The models' names", answers.ModelNames),
-        _get("/v2/models/stats", on.all_statistics, "Counts of all models' requests here", answers.Statistics),
-        *_routes_of_a_model(on, model),
+        on.get("/v2", "The server, and the protocol's extensions that it has", lambda _: endpoint.server_metadata(),
+               _of("ServerMetadata")),
+        on.get("/v2/health/live", "Whether the server runs", lambda _: {"live": True}, _of("ServerLive"), key=False),
+        on.get("/v2/health/ready", "Whether the models are ready", on.ready, _of("ServerReady"), 503, key=False),
+        on.get("/v2/models", "The models' names", lambda _: {"models": endpoint.model_names()}, dict[str, list[str]]),
+        on.get("/v2/models/stats", "Counts of all models' requests here",
+               lambda _: endpoint.statistics(endpoint.model_names()), _of("ModelStatistics")),
+        *on.of_a_model(model),
         Operation("POST", model + "/versions/{version}/infer", on.infer, _ABOUT_INFER),
-        *_routes_of_a_model(on, model + "/versions/{version}"),
-        _post("/v2/repository/index", on.index, "The models with their states", list[answers.IndexEntry],
-              answers.IndexRequest),
-        _post(load + "/load", on.load, "Load a model", answers.Loaded, answers.LoadRequest, 404, 503),
-        _post(load + "/unload", on.unload, "Unload a model", answers.Unloaded, answers.UnloadRequest, 404, 503),
-        *(Route(path, on.not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
+        *on.of_a_model(model + "/versions/{version}"),
+        on.post("/v2/repository/index", "The models with their states", on.index, _of("RepositoryIndex", "models")),
+        on.post(repository + "/load", "Load a model", on.load, ModelState, 404, 503),
+        on.post(repository + "/unload", "Unload a model", on.unload, ModelState, 404, 503),
     ]  # fmt: skip
 
 
-def _routes_of_a_model(on: _Handlers, path: str) -> list[Operation]:
-    return [
-        _get(path, on.model, "A model's tensors", answers.ModelMetadata, 404),
-        _get(path + "/ready", on.model_ready, "Whether a model is ready", answers.ModelReady, 404, 503),
-        _get(path + "/config", on.config, "A model's configuration", answers.ModelConfig, 404),
-        _get(path + "/stats", on.statistics, "Counts of a model's requests here", answers.Statistics, 404),
-    ]
-
-
-def _get(path: str, handler: _Handler, summary: str, answer: Any, *errors: int, needs_key: bool = True) -> Operation:  # noqa: ANN401 (a type)
-    return Operation("GET", path, handler, About(summary, {JSON: answer}, errors, needs_key=needs_key))
-
-
-def _post(path: str, handler: _Handler, summary: str, answer: Any, body: Any, *errors: int) -> Operation:  # noqa: ANN401 (types)
-    errors = (400, 405, 413, 415, *errors)
-    return Operation("POST", path, handler, About(summary, {JSON: answer}, errors, body={JSON: body}, needs_body=False))
-
-
-class _Handlers:
-    """What answers each route."""
+class _Routes:
+    """What answers each route, and the routes of a kind."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
 
+    def get(
+        self,
+        path: str,
+        summary: str,
+        answer: _Answer,
+        schema: Any,  # noqa: ANN401 (a type)
+        *errors: int,
+        key: bool = True,
+    ) -> Operation:
+        async def give(request: Request) -> Response:
+            return JsonResponse(answer(request))
+
+        return Operation("GET", path, give, About(summary, {JSON: schema}, errors, needs_key=key))
+
+    def post(self, path: str, summary: str, answer: _Repository, schema: Any, *errors: int) -> Operation:  # noqa: ANN401
+        async def give(request: Request) -> Response:
+            limits = self._endpoint.config
+            most = min(_MAX_OPTIONS_BYTES, limits.max_request_bytes)
+            options = await read_body(request, most, deadline_of(request, limits.deadline_s), _parse_options)
+            return JsonResponse(await answer(request.path_params.get("model", ""), options))
+
+        body = {JSON: RepositoryOptions}
+        about = About(summary, {JSON: schema}, (400, 405, 413, 415, *errors), body=body, needs_body=False)
+        return Operation("POST", path, give, about)
+
+    def of_a_model(self, path: str) -> list[Operation]:
+        endpoint, model = self._endpoint, self._model
+        return [
+            self.get(path, "A model's tensors", lambda r: endpoint.model_metadata(model(r)), _of("ModelMetadata"), 404),
+            self.get(path + "/ready", "Whether a model is ready", self.model_ready, ModelReady, 404, 503),
+            self.get(path + "/config", "A model's configuration", lambda r: endpoint.model_config(model(r)),
+                     _of("ModelConfig", "config"), 404),
+            self.get(path + "/stats", "Counts of a model's requests here",
+                     lambda r: endpoint.statistics([model(r).name]), _of("ModelStatistics"), 404),
+        ]  # fmt: skip
+
+    def ready(self, _: Request) -> object:
+        if not self._endpoint.models.is_ready:
+            raise not_ready("not ready: no model can answer yet")
+        return {"ready": True}
+
+    def model_ready(self, request: Request) -> object:
+        model = self._model(request)
+        self._endpoint.check_ready(model)
+        return {"name": model.name, "ready": True}
+
+    async def index(self, _: str, options: dict[str, Any]) -> object:
+        only_ready = options.get("ready", False)
+        if type(only_ready) is not bool:
+            raise malformed(f"ready must be true or false, got {shown(only_ready)}")
+        return self._endpoint.repository_index(only_ready=only_ready)
+
+    async def load(self, name: str, options: dict[str, Any]) -> object:
+        await self._endpoint.load(name, options.get("parameters"))
+        return {"name": name, "state": "READY"}
+
+    async def unload(self, name: str, _: dict[str, Any]) -> object:
+        # In the options is `unload_dependents` of Triton's clients: there are none.
+        await self._endpoint.unload(name)
+        return {"name": name, "state": "UNAVAILABLE"}
+
     async def infer(self, request: Request) -> Response:
         started = time.monotonic()
-        deadline = deadline_of(request, self._endpoint.limits.deadline_s)
+        deadline = deadline_of(request, self._endpoint.config.deadline_s)
         model = self._model(request)
         answer = await self._endpoint.infer(
             model, lambda: self._read(model, request, deadline), started=started, deadline=deadline
         )
         content, json_bytes = answer.encode()
         headers = {} if json_bytes is None else {HEADER_LENGTH: str(json_bytes)}
-        encoding = choose_encoding(request.headers.get("accept-encoding", ""))
+        encoding = _encoding(request.headers.get("accept-encoding", ""))
         if encoding is not None:
             small = len(content) <= _PACK_INLINE_BYTES
-            content = compress(content, encoding) if small else await asyncio.to_thread(compress, content, encoding)
+            content = _packed(content, encoding) if small else await asyncio.to_thread(_packed, content, encoding)
             headers |= {"content-encoding": encoding, "vary": "accept-encoding"}
         return Response(content, headers=headers, media_type=JSON if json_bytes is None else BINARY)
 
     async def _read(self, model: ServedModel, request: Request, deadline: float) -> InferRequest:
         length = _header_length(request)
-        limits = self._endpoint.limits
+        most = self._endpoint.config.max_request_bytes
         held: Held = request.scope[Held.KEY]
 
         def parse(body: bytes) -> InferRequest:
             if length == 0:
                 # Binary, as the protocol says; who names JSON is somebody at a terminal, and gets it.
-                as_json = JSON in request.headers.get("accept", "")
-                return InferRequest(inputs=(model.raw_input(memoryview(body)),), binary_output=not as_json)
+                binary = JSON not in request.headers.get("accept", "")
+                tensor = model.raw_input(memoryview(body))
+                return InferRequest(inputs=[tensor], parameters=Parameters(binary_data_output=binary))
             json_bytes = len(body) if length is None else min(length, len(body))
             # Images are cut out of the body; what JSON has is parsed first, and text is base64.
             held.set(2 * len(body) + json_bytes)
-            return parse_request(body, length, limits.max_values)
+            return parse_request(body, length, self._endpoint.max_values)
 
         # Binary data are not parsed; only what is before them is.
-        inline = INLINE_BYTES if length is None or length > INLINE_BYTES else limits.max_request_bytes
-        return await read_body(request, limits.max_request_bytes, deadline, parse, inline)
-
-    async def _options(self, request: Request) -> dict[str, object]:
-        """Read the optional JSON body of a repository request."""
-        limits = self._endpoint.limits
-        max_bytes = min(_MAX_OPTIONS_BYTES, limits.max_request_bytes)
-        return await read_body(request, max_bytes, deadline_of(request, limits.deadline_s), _parse_options)
-
-    async def live(self, _: Request) -> Response:
-        return JsonResponse(answers.Live(live=True))
-
-    async def ready(self, _: Request) -> Response:
-        if not self._endpoint.is_ready:
-            raise not_ready("not ready: no model can answer yet")
-        return JsonResponse(answers.Ready(ready=True))
-
-    async def server(self, _: Request) -> Response:
-        return JsonResponse(self._endpoint.server_metadata())
-
-    async def models(self, _: Request) -> Response:
-        return JsonResponse(answers.ModelNames(models=self._endpoint.model_names()))
-
-    async def all_statistics(self, _: Request) -> Response:
-        return JsonResponse(self._endpoint.statistics(self._endpoint.model_names()))
-
-    async def model(self, request: Request) -> Response:
-        return JsonResponse(self._endpoint.model_metadata(self._model(request)))
-
-    async def model_ready(self, request: Request) -> Response:
-        model = self._model(request)
-        check_ready(model)
-        return JsonResponse(answers.ModelReady(name=model.name, ready=True))
-
-    async def config(self, request: Request) -> Response:
-        return JsonResponse(self._endpoint.model_config(self._model(request)))
-
-    async def statistics(self, request: Request) -> Response:
-        return JsonResponse(self._endpoint.statistics([self._model(request).name]))
-
-    async def index(self, request: Request) -> Response:
-        only_ready = (await self._options(request)).get("ready", False)
-        if type(only_ready) is not bool:
-            raise malformed(f"ready must be true or false, got {shown(only_ready)}")
-        return JsonResponse(self._endpoint.repository_index(only_ready=only_ready))
-
-    async def load(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        await self._endpoint.load(name, (await self._options(request)).get("parameters"))
-        return JsonResponse(answers.Loaded(name=name, state="READY"))
-
-    async def unload(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        await self._options(request)  # `unload_dependents` of Triton's clients: there are none
-        await self._endpoint.unload(name)
-        return JsonResponse(answers.Unloaded(name=name, state="UNAVAILABLE"))
-
-    async def not_offered(self, _: Request) -> Response:
-        raise Rejected(404, "this extension is not offered; GET /v2 lists those that are")
+        inline = INLINE_BYTES if length is None or length > INLINE_BYTES else most
+        return await read_body(request, most, deadline, parse, inline)
 
     def _model(self, request: Request) -> ServedModel:
         model = self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
@@ -203,10 +236,24 @@ def _header_length(request: Request) -> int | None:
     return int(text)
 
 
-def _parse_options(body: bytes) -> dict[str, object]:
-    if not body.strip():
-        return {}
-    document = load_json(body, _MAX_OPTIONS_BYTES)
+def _parse_options(body: bytes) -> dict[str, Any]:
+    document = load_json(body, _MAX_OPTIONS_BYTES) if body.strip() else {}
     if not isinstance(document, dict):
         raise malformed("the request must be a JSON object, or empty")
     return document
+
+
+def _encoding(accepted: str) -> str | None:
+    """Choose by the Accept-Encoding header how an answer is packed: gzip before deflate, or not at all."""
+    weights = {}
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        weights[name.strip()] = weight.strip()
+    # A weight of 0 forbids it.
+    return next((name for name in _WINDOW_BITS if re.fullmatch(_POSITIVE, weights.get(name, "q=0"))), None)
+
+
+def _packed(content: bytes, encoding: str) -> bytes:
+    """Pack an answer with the least work: JPEG does not shrink, and labels are short."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    return packer.compress(content) + packer.flush()

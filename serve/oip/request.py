@@ -1,68 +1,180 @@
-"""An inference request, out of an HTTP body: JSON alone, JSON with binary tensors behind it, or one raw tensor."""
+"""An inference request: its JSON form, which gRPC's messages are read into too, and an HTTP body with binary tensors."""
 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any, Literal
 
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from models.inference.predictions import Float32Array
+from serve.http.asgi import Rejected
 from serve.http.bodies import load_json
-from serve.oip.datatypes import BYTES
-from serve.oip.faults import malformed, shown
-from serve.oip.parameters import Parameters
-from serve.oip.tensor import InputTensor, check_tensor
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
+
+BYTES: Literal["BYTES"] = "BYTES"
+# The models here take FP32 and BYTES; the others are known, so that a refusal can say what was expected.
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64", "BYTES"
+]  # fmt: skip
+# A BYTES element begins with its length.
+LENGTH_BYTES = 4
+# Models here have one input and five outputs at most.
+_MAX_TENSORS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
-    """One output that the caller wants.
+def _whole(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a whole number")  # noqa: TRY004 (pydantic wants it so)
+    return value
 
-    Attributes:
-        name: Of the model's output.
-        classification: 0 for the tensor itself; else how many best classes to give as `value:index:label`.
-        binary: Whether to send it in binary form.
-    """
+
+# Some clients send them as text.
+_Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+_DATA = WithJsonSchema({"type": "array", "description": "Row-major, nested or flat; images as base64 text."})
+
+
+class Parameters(BaseModel):
+    """Parameters of a request, of an input (binary_data_size) or of an output; others are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    timeout: Annotated[_Count, Field(description="Microseconds; 0 for the endpoint's own deadline.")] = 0
+    top_k: Annotated[_Count, Field(ge=1)] | None = None
+    priority: Annotated[_Count, Field(description="Taken, and without effect.")] = 0
+    binary_data_output: StrictBool | None = None
+    binary_data_size: _Count | None = None
+    classification: Annotated[_Count, Field(description="This many best classes, as value:index:label.")] = 0
+    binary_data: Annotated[StrictBool | None, Field(description="Beats binary_data_output of the request.")] = None
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_offered(self) -> Parameters:
+        """Refuse what would change the answer if it were done, and is not done here."""
+        for name, value in (self.model_extra or {}).items():
+            if name.startswith("shared_memory"):
+                raise ValueError("shared memory is not offered; send the tensor's data")
+            if name.startswith("sequence_") and value not in (0, "", False, None):
+                raise ValueError("sequences are for models that keep a state between requests; this one does not")
+        return self
+
+
+# One for all that have none; null is none too.
+_NO_PARAMETERS = Parameters()
+_MaybeParameters = Annotated[
+    Parameters, BeforeValidator(lambda value: _NO_PARAMETERS if value in (None, {}) else value)
+]
+
+
+class Tensor(BaseModel):
+    """A tensor; of a request's, `data` are checked against datatype and shape when they are read."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    datatype: Datatype
+    shape: Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(max_length=8)]
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
+    # Values, or bytes as a memoryview.
+    data: Annotated[Any, _DATA] = None
+
+    @property
+    def count(self) -> int:
+        """Return how many elements the shape asks for."""
+        return math.prod(self.shape)
+
+    def floats(self) -> Float32Array:
+        """Read an FP32 tensor, as an array of its shape; a view of the request's bytes where they came as bytes.
+
+        Raises:
+            Rejected: They are not what the shape says.
+        """
+        data = self.data
+        if isinstance(data, memoryview):
+            if data.nbytes != self.count * 4:
+                raise malformed(
+                    f"data of {self.name!r} have {data.nbytes} bytes, and FP32 of shape {self.shape} has {self.count * 4}"
+                )
+            return np.frombuffer(data, "<f4").reshape(self.shape)
+        with np.errstate(over="ignore"):
+            return np.array(self._flat({int, float}, "numbers"), "<f4").reshape(self.shape)
+
+    def elements(self) -> Sequence[memoryview | bytes | str]:
+        """Read the elements of a BYTES tensor, in row-major order; strings where they came as JSON.
+
+        Raises:
+            Rejected: They are not what the shape says.
+        """
+        if isinstance(self.data, memoryview):
+            return split_elements(self.data, self.count, self.name)
+        return self._flat({str, bytes}, "strings")
+
+    def _flat(self, allowed: set[type], expected: str) -> Sequence[Any]:
+        """Flatten data that came as values, in row-major order."""
+        values = [self.data] if isinstance(self.data, str) else self.data
+        # Types are looked at first: numpy would read "1" as one, and pad every string to the longest.
+        while list in (kinds := set(map(type, values))):
+            if len(kinds) > 1:
+                raise malformed(f"data of {self.name!r} mix values and lists at one level")
+            values = list(chain.from_iterable(values))
+        if not kinds <= allowed:
+            raise malformed(f"data of {self.name!r} must be {expected} ({self.datatype})")
+        if len(values) != self.count:
+            raise malformed(
+                f"data of {self.name!r} have {len(values)} elements, and its shape {self.shape} asks for {self.count}"
+            )
+        return values
+
+
+class WantedOutput(BaseModel):
+    """An output that the caller wants."""
 
     name: str
-    classification: int = 0
-    binary: bool = False
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """What is asked of a model, whatever it travelled by.
+class InferRequest(BaseModel):
+    """An inference request. Where no output is named, all are given."""
 
-    Attributes:
-        inputs: At least one.
-        outputs: Those wanted; all where there are none.
-        id: Echoed in the answer.
-        top_k: Labels per image; None for the model's choice.
-        timeout_s: After which nobody waits for the answer; None for the server's limit.
-        binary_output: Whether outputs that are not named above come in binary form.
-    """
-
-    inputs: tuple[InputTensor, ...]
-    outputs: tuple[RequestedOutput, ...] = ()
     id: str | None = None
-    top_k: int | None = None
-    timeout_s: float | None = None
-    binary_output: bool = False
+    parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
+    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=_MAX_TENSORS)]
+    outputs: Annotated[list[WantedOutput], Field(max_length=_MAX_TENSORS)] | None = None
 
+    @model_validator(mode="after")
+    def _name_each_once(self) -> InferRequest:
+        for tensors in (self.inputs, self.outputs or []):
+            names = [tensor.name for tensor in tensors]
+            if len(set(names)) != len(names):
+                raise ValueError(f"a tensor is named twice: {shown(names)}")
+        return self
 
-@dataclass(slots=True)
-class _Binary:
-    """The bytes behind the JSON; inputs take theirs in order."""
+    @classmethod
+    def of(cls, document: object) -> InferRequest:
+        """Check a request in its JSON form; the data of an input may also be bytes, as a memoryview.
 
-    data: memoryview
-    at: int = 0
-
-    def take(self, size: int, name: str) -> memoryview:
-        left = self.data.nbytes - self.at
-        if size > left:
-            raise malformed(f"input {name!r} says it has {size} bytes of binary data, and {left} are left in the body")
-        self.at += size
-        return self.data[self.at - size : self.at]
+        Raises:
+            Rejected: It is not what the protocol says.
+        """
+        try:
+            return cls.model_validate(document)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(step)[:40] for step in first["loc"]) or "the request"
+            what = first["msg"].removeprefix("Value error, ")
+            raise malformed(f"{where}: {what}; got {shown(first['input'])}") from None
 
 
 def parse_request(body: bytes, header_length: int | None, most_values: int) -> InferRequest:
@@ -76,90 +188,60 @@ def parse_request(body: bytes, header_length: int | None, most_values: int) -> I
     Raises:
         Rejected: The body is not what the protocol says, or its JSON has too many values.
     """
-    end = len(body) if header_length is None else header_length
-    if end > len(body):
-        raise malformed(f"Inference-Header-Content-Length is {end}, and the body has {len(body)} bytes")
+    at = len(body) if header_length is None else header_length
+    if at > len(body):
+        raise malformed(f"Inference-Header-Content-Length is {at}, and the body has {len(body)} bytes")
     view = memoryview(body)
-    top = _object(load_json(view[:end], most_values), "the request")
-    binary = _Binary(view[end:])
-    inputs = tuple(_input(item, binary) for item in _list(top.get("inputs"), "inputs"))
-    if binary.at != binary.data.nbytes:
-        raise malformed(f"{binary.data.nbytes - binary.at} bytes of binary data belong to no input")
-    outputs = _list(top.get("outputs"), "outputs", default=True)
-    parameters = Parameters(_object(top.get("parameters"), "parameters", default=True))
-    default = bool(parameters.flag("binary_data_output"))
-    name = top.get("id")
-    if name is not None and not isinstance(name, str):
-        raise malformed(f"id must be a string, got {shown(name)}")
-    return build_request(inputs, [_output(item, binary=default) for item in outputs], parameters, id=name)
+    request = InferRequest.of(load_json(view[:at], most_values))
+    for tensor in request.inputs:
+        size = tensor.parameters.binary_data_size
+        if (size is None) == (tensor.data is None):
+            raise malformed(f"input {tensor.name!r} must have either data or the parameter binary_data_size")
+        if size is not None:
+            if size > len(body) - at:
+                raise malformed(
+                    f"input {tensor.name!r} says it has {size} bytes of binary data, and {len(body) - at} are left"
+                )
+            tensor.data, at = view[at : at + size], at + size
+        elif not isinstance(tensor.data, list | str):
+            raise malformed(f"data of {tensor.name!r} must be a list, got {shown(tensor.data)}")
+    if at != len(body):
+        raise malformed(f"{len(body) - at} bytes of binary data belong to no input")
+    return request
 
 
-def build_request(
-    inputs: Sequence[InputTensor], outputs: Sequence[RequestedOutput], parameters: Parameters, *, id: str | None = None
-) -> InferRequest:
-    """Join what both transports read each in its way, and check what they share.
+def split_elements(data: memoryview, count: int, name: str) -> list[memoryview]:
+    """Cut a BYTES tensor into its elements, without copying.
 
-    Raises:
-        Rejected: An input or output is named twice, there is no input, or a parameter is wrong.
+    Args:
+        data: For each element its length (uint32, little-endian) and then its bytes.
+        count: How many elements the tensor's shape asks for; no more are looked at.
+        name: The tensor's, for the message.
     """
-    if not inputs:
-        raise malformed("inputs must name at least one tensor")
-    for kind, names in (("input", [i.name for i in inputs]), ("output", [o.name for o in outputs])):
-        if len(set(names)) != len(names):
-            raise malformed(f"an {kind} is named twice: {shown(names)}")
-    parameters.refuse_what_is_not_offered()
-    parameters.integer("priority")  # accepted: every request has the same one here
-    timeout_us = parameters.integer("timeout")
-    return InferRequest(
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        id=id,
-        top_k=parameters.integer("top_k", least=1) if "top_k" in parameters.values else None,
-        timeout_s=timeout_us / 1e6 if timeout_us else None,
-        binary_output=bool(parameters.flag("binary_data_output")),
-    )
+    elements = []
+    at = 0
+    end = data.nbytes
+    for index in range(count):
+        start = at + LENGTH_BYTES
+        if start > end:
+            raise malformed(f"data of {name!r} end at element {index}, and its shape asks for {count}")
+        at = start + int.from_bytes(data[start - LENGTH_BYTES : start], "little")
+        if at > end:
+            raise malformed(
+                f"element {index} of {name!r} says it has {at - start} bytes, and {end - start} bytes follow; "
+                "each element is a 4-byte little-endian length and that many bytes"
+            )
+        elements.append(data[start:at])
+    if at != end:
+        raise malformed(f"data of {name!r} go on for {end - at} bytes after the {count} elements of its shape")
+    return elements
 
 
-def _input(item: object, binary: _Binary) -> InputTensor:
-    given = _object(item, "an input")
-    name, datatype, shape = check_tensor(given.get("name"), given.get("datatype"), given.get("shape"))
-    parameters = Parameters(_object(given.get("parameters"), f"parameters of {name!r}", default=True))
-    parameters.refuse_what_is_not_offered()
-    if "binary_data_size" in parameters.values:
-        if "data" in given:
-            raise malformed(f"input {name!r} has both data and binary_data_size; it may have one of them")
-        payload: memoryview | list[Any] = binary.take(parameters.integer("binary_data_size"), name)
-    elif isinstance(given.get("data"), list):
-        payload = given["data"]
-    elif datatype == BYTES and isinstance(given.get("data"), str) and math.prod(shape) == 1:
-        payload = [given["data"]]
-    else:
-        raise malformed(f"input {name!r} must have data, a list, or the parameter binary_data_size")
-    return InputTensor(name, datatype, shape, payload)
+def malformed(message: str) -> Rejected:
+    """Build the refusal of a request that breaks the protocol, or does not fit the model."""
+    return Rejected(400, message)
 
 
-def _output(item: object, *, binary: bool) -> RequestedOutput:
-    given = _object(item, "an output")
-    name = given.get("name")
-    if not isinstance(name, str):
-        raise malformed(f"an output's name must be a string, got {shown(name)}")
-    parameters = Parameters(_object(given.get("parameters"), f"parameters of {name!r}", default=True))
-    parameters.refuse_what_is_not_offered()
-    own = parameters.flag("binary_data")
-    return RequestedOutput(name, parameters.integer("classification"), binary if own is None else own)
-
-
-def _object(value: object, what: str, *, default: bool = False) -> dict[str, Any]:
-    if value is None and default:
-        return {}
-    if not isinstance(value, dict):
-        raise malformed(f"{what} must be a JSON object, got {shown(value)}")
-    return value
-
-
-def _list(value: object, what: str, *, default: bool = False) -> list[Any]:
-    if value is None and default:
-        return []
-    if not isinstance(value, list):
-        raise malformed(f"{what} must be a list, got {shown(value)}")
-    return value
+def shown(value: object) -> str:
+    """Show what a caller sent, briefly, however long it is."""
+    return "nothing" if value is None else _BRIEF.repr(value)

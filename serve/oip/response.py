@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from serve.oip.datatypes import BYTES, join_elements
+from serve.oip.request import LENGTH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class OutputTensor:
 
     Attributes:
         name: As the model calls it.
-        datatype: FP32, INT32 or BYTES.
+        datatype: FP32, INT32, BOOL or BYTES.
         shape: Batch axis first.
         data: Numbers of this shape, or the elements of a BYTES tensor in row-major order, UTF-8.
         binary: Whether it was asked for in binary form.
@@ -45,7 +45,7 @@ class InferResponse:
 
     model_name: str
     model_version: str
-    outputs: tuple[OutputTensor, ...]
+    outputs: Sequence[OutputTensor]
     id: str | None = None
 
     def encode(self) -> tuple[bytes, int | None]:
@@ -61,20 +61,18 @@ class InferResponse:
             if output.binary:
                 buffers.append(output.raw())
                 tensor["parameters"] = {"binary_data_size": len(buffers[-1])}
+            elif isinstance(output.data, np.ndarray):
+                tensor["data"] = np.ascontiguousarray(output.data).ravel()
             else:
-                tensor["data"] = _json_data(output)
+                tensor["data"] = [element.decode() for element in output.data]
             tensors.append(tensor)
         document = {"model_name": self.model_name, "model_version": self.model_version, "outputs": tensors}
         if self.id is not None:
             document["id"] = self.id
         head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-        if not any(output.binary for output in self.outputs):
-            return head, None
-        return b"".join((head, *buffers)), len(head)
+        return b"".join((head, *buffers)), len(head) if buffers else None
 
 
-def _json_data(output: OutputTensor) -> npt.NDArray[Any] | list[str]:
-    if output.datatype == BYTES:
-        return [element.decode() for element in output.data]
-    assert isinstance(output.data, np.ndarray)
-    return np.ascontiguousarray(output.data).ravel()
+def join_elements(elements: Sequence[bytes]) -> bytes:
+    """Put the elements of a BYTES tensor together: the reverse of `serve.oip.request.split_elements`."""
+    return b"".join(part for element in elements for part in (len(element).to_bytes(LENGTH_BYTES, "little"), element))

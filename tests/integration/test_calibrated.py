@@ -16,10 +16,8 @@ import pytest
 import ray
 
 from models.calibration import parse_calibration
-from models.catalog import load_spec
-from models.decode.decode import DecodeMode, ImageLimits
 from models.errors import ConfigError
-from models.inference.classifier import Device, Provider
+from models.inference.classifier import Device
 from models.spec import Precision
 from pipeline import label as label_dataset
 from pipeline import read_shards
@@ -28,8 +26,9 @@ from pipeline.operators.model_ref import read_calibration
 from pipeline.relabel.job import relabel
 from pipeline.session.connect import connect
 from serve.config import ServeConfig, plan_replica
-from serve.model.backend import Labelled
 from serve.model.engine import Engine
+from serve.model.outcomes import Labelled
+from serve.model.settled import settle
 from tests.support.calibrations import write_calibration
 from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label, parts
@@ -134,18 +133,11 @@ def test_python_gives_what_the_command_writes(tiny_model, bulk):
 
 def ask_online(model: str, precision: Precision, file: Path, images: list[bytes], *, top_k: int) -> list[Labelled]:
     """Return what the endpoint's engine answers."""
-    engine = Engine(
-        load_spec(model),
-        precision=precision,
-        provider=Provider.CPU,
-        mode=DecodeMode.FAST,
-        limits=ImageLimits(),
-        plan=plan_replica(ServeConfig(model=model), on_gpu=False, cpus=1),
-        calibration=parse_calibration(file.read_bytes(), ""),
-    )
+    config = ServeConfig(model=model, precision=precision.value, calibration=str(file))
+    engine = Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1))
 
     async def ask():
-        engine.start(lambda report: None)
+        engine.start()
         try:
             return await engine.label(images, top_k=top_k, deadline=time.monotonic() + 60, probabilities=True)
         finally:

@@ -13,12 +13,13 @@ from models.catalog import load_spec
 from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
 from models.inference.predictions import Float32Array
 from models.spec import Precision
-from serve.model.backend import Labelled, Outcome
+from serve.model.engine import Engine
+from serve.model.outcomes import Labelled, Outcome
 
 MODEL = "efficientnet-lite0"
 
 
-class FakeBackend:
+class FakeBackend(Engine):
     """Labels `len(image) % 3` first; bytes that begin with `bad` are undecodable."""
 
     def __init__(
@@ -29,24 +30,20 @@ class FakeBackend:
         self.precision = Precision.INT8
         self.labels = ("red", "green", "blue")
         self.calibration: Calibration | None = None
-        self.is_ready = True
         self.delay_s = delay_s
         self.room = room
         self.seen: list[bytes] = []
         self.error: Exception | None = None
 
+    is_ready = True
+    _batcher = None
+
     def admit(self, images: int) -> None:
         if self.full is not None:
             raise self.full
 
-    async def label(
-        self,
-        images: Sequence[bytes],
-        *,
-        top_k: int,
-        deadline: float,
-        probabilities: bool = False,
-        embedding: bool = False,
+    async def _label(
+        self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
     ) -> list[Outcome]:
         if self.error is not None:
             raise self.error

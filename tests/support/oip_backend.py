@@ -13,11 +13,12 @@ import numpy as np
 from models.calibration import Calibration
 from models.errors import EmptyImageError, ImageTooLargeError, InputError, UndecodableImageError, UnsupportedImageError
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
+from serve.config import ServeConfig
 from serve.http.application import Application, Extras
 from serve.http.bodies import BodyMemory
-from serve.model.backend import Labelled
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits
+from serve.model.outcomes import Labelled
+from serve.oip.endpoint import Endpoint
 from serve.oip.http import oip_routes
 
 LABELS = ("red", "green", "blue", "no colour at all")
@@ -116,11 +117,11 @@ class Client:
     """Calls the routes in this process; a fault of ours fails the test."""
 
     def __init__(
-        self, backend: FakeBackend | None = None, limits: Limits | None = None, models=None, control=None
+        self, backend: FakeBackend | None = None, limits: ServeConfig | None = None, models=None, control=None
     ) -> None:
         self.backend = backend or FakeBackend()
         self.models = models or Models(self.backend)
-        routes = oip_routes(Endpoint(self.models, limits or Limits(), control))
+        routes = oip_routes(Endpoint(self.models, limits or ServeConfig(), control))
         self.app = Application(routes, BodyMemory(2**30), Extras())
 
     def __call__(self, method: str, path: str, body: bytes | None = None, root: str = "", **headers: object) -> Got:

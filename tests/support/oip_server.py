@@ -12,13 +12,12 @@ from pathlib import Path
 import grpc
 import uvicorn
 
-from models.catalog import load_spec
-from models.inference.classifier import Provider
 from models.spec import Precision
 from serve.app import build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.settled import settle
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import add_to_server
 
@@ -71,13 +70,9 @@ def oip_server(model: str | Path, precision: Precision, **settings: object) -> I
 
 
 async def _serve(model: str, precision: Precision, settings, started, ready) -> None:
-    config = ServeConfig(model=model, **settings)
-    spec = load_spec(model)
-    engine = Engine(
-        spec, precision=precision, provider=Provider.CPU, mode=config.decode, limits=config.image_limits(),
-        plan=plan_replica(config, on_gpu=False, cpus=1),
-    )  # fmt: skip
-    engine.start(lambda report: None)
+    config = ServeConfig(model=model, precision=precision.value, **settings)
+    engine = Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1))
+    engine.start()
     models = Models(engine)
     rpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     add_to_server(_Servicer(_Ingress(models, config)), rpc)
@@ -91,7 +86,9 @@ async def _serve(model: str, precision: Precision, settings, started, ready) -> 
     while not web.started:
         await asyncio.sleep(0.01)
     port = web.servers[0].sockets[0].getsockname()[1]
-    started["server"] = OipServer(f"127.0.0.1:{port}", f"127.0.0.1:{rpc_port}", spec.name, spec.preprocessing.crop)
+    started["server"] = OipServer(
+        f"127.0.0.1:{port}", f"127.0.0.1:{rpc_port}", engine.spec.name, engine.spec.preprocessing.crop
+    )
     started["stop"] = lambda: loop.call_soon_threadsafe(setattr, web, "should_exit", True)
     ready.set()
     await serving

@@ -16,16 +16,13 @@ from typing import Any
 
 import uvicorn
 
-from models.catalog import load_spec
-from models.decode.decode import DecodeMode
 from models.errors import OverloadedError
-from models.inference.classifier import Provider
-from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.http.keys import ApiKeys
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.settled import settle
 
 KEY = "Geheim-17"
 LIMIT_BYTES = 1_000_000
@@ -49,14 +46,8 @@ class PageServer:
         keys = folder / "keys"
         keys.write_text(f"{KEY}\n")
         config = ServeConfig(model="efficientnet-lite0", max_request_bytes=LIMIT_BYTES)
-        self.engine = Engine(
-            load_spec("efficientnet-lite0"),
-            precision=Precision.INT8,
-            provider=Provider.CPU,
-            mode=DecodeMode.FAST,
-            limits=config.image_limits(),
-            plan=plan_replica(config, on_gpu=False, cpus=1),
-        )
+        settled = settle("efficientnet-lite0", config, has_gpu=False)
+        self.engine = Engine(settled, config, plan_replica(config, on_gpu=False, cpus=1))
         self.models = Models(_Backend(self.engine, self))
         self._open = build_asgi(self.models, config)
         self._closed = build_asgi(self.models, config, Extras(keys=ApiKeys(keys)))
@@ -69,7 +60,7 @@ class PageServer:
     async def __call__(self, scope, receive, send) -> None:
         """Answer one request (ASGI), below "/" and below "/app"."""
         if scope["type"] == "lifespan":
-            self.engine.start(lambda report: None)
+            self.engine.start()
         elif scope["path"].endswith("/v1/classify"):
             self.asked += [value.decode() for name, value in scope["headers"] if name == b"content-type"]
         if scope["type"] == "http" and scope["path"].split("/")[1] == "app":

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
+from grpc.aio import ServicerContext
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -42,6 +44,8 @@ STREAM_IDLE_S = 50.0
 WATCHES_AT_ONCE = 8
 
 Metadata = Sequence[tuple[str, str]]
+# What answers a message, or an iterator of them: with a message, or an iterator of them; for Ray Serve's proxies with bytes.
+_Answer = Callable[[Any, ServicerContext], Any]
 # A call that is refused: status, text and metadata behind it.
 Refusal = tuple[grpc.StatusCode, str, Metadata]
 
@@ -60,101 +64,77 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._streams = asyncio.Semaphore(STREAMS_AT_ONCE)
         self._watches = asyncio.Semaphore(WATCHES_AT_ONCE)
 
-    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:  # noqa: ANN401 (grpc has no types)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call whose head has arrived; None where there is no such RPC."""
         name = handler_call_details.method
         handler = self._method_handlers.get(name)
         if handler is None:
             return None
         rpc = name.rpartition("/")[2]
-        call: Callable[..., Any]
+        # Each is given an iterator of messages first, and leaves it: they are read from the context.
+        build = grpc.stream_stream_rpc_method_handler
+        call: partial[Any] = partial(self._call, rpc, handler.unary_unary)
         if handler.request_streaming:
-            call = partial(_stream, handler.stream_stream, rpc, self._streams)
+            call = partial(self._stream, rpc, handler.stream_stream)
         elif handler.response_streaming:
-            call = partial(_watch, handler.unary_stream, rpc, self._turns, self._watches)
+            call = partial(self._watch, rpc, handler.unary_stream)
         else:
-            call = partial(_call, handler.unary_unary, rpc, self._turns)
-            return grpc.stream_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
+            build = grpc.stream_unary_rpc_method_handler
+        return build(call, response_serializer=handler.response_serializer)
+
+    async def _call(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> Message:
+        arrived.set(time.monotonic())
+        return await answer(await self._received(rpc, context), context)
+
+    async def _watch(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> AsyncIterator[Message]:
+        """Answer one message with many, for as long as the caller listens."""
+        if self._watches.locked():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_AT_ONCE} are watching; ask by Check")
+        async with self._watches, aclosing(answer(await self._received(rpc, context), context)) as answers:
+            async for each in answers:
+                yield each
+
+    async def _stream(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> AsyncIterator[Message]:
+        """Answer each message of a stream with one; bounds how many are received, and not yet answered."""
+        await _look(rpc, context)
+        if self._streams.locked():
+            text = f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, text)
+        room = asyncio.Semaphore(STREAM_IN_FLIGHT)
+
+        async def messages() -> AsyncIterator[bytes]:
+            while True:
+                await room.acquire()
+                try:
+                    async with asyncio.timeout(STREAM_IDLE_S):
+                        message = await context.read()
+                except TimeoutError:
+                    context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+                    context.set_details(f"the stream brought no request for {STREAM_IDLE_S:g} s; open another")
+                    return
+                if message is grpc.aio.EOF:
+                    return
+                yield message
+
+        async with self._streams, aclosing(answer(messages(), context)) as answers:
+            async for each in answers:
+                yield each
+                room.release()
+
+    async def _received(self, rpc: str, context: ServicerContext) -> bytes:
+        """Return the one message of a call that is not refused at its head."""
+        await _look(rpc, context)
+        try:
+            async with asyncio.timeout(RECEIVE_S), self._turns:
+                message: bytes = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message did not arrive within {RECEIVE_S:g} s")
+        if message is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return message
 
 
-async def _call(
-    answer: Callable[[bytes, Any], Awaitable[Any]],
-    rpc: str,
-    turns: asyncio.Semaphore,
-    _: Any,  # noqa: ANN401 (grpc's iterator; one message is read from the context)
-    context: Any,  # noqa: ANN401 (grpc has no types)
-) -> Any:  # noqa: ANN401 (bytes for Serve, else a message)
-    arrived.set(time.monotonic())
-    return await answer(await _received(rpc, turns, context), context)
-
-
-async def _watch(
-    answer: Callable[[bytes, Any], AsyncGenerator[Any]],
-    rpc: str,
-    turns: asyncio.Semaphore,
-    watches: asyncio.Semaphore,
-    _: Any,  # noqa: ANN401
-    context: Any,  # noqa: ANN401
-) -> AsyncIterator[Any]:
-    """Answer one message with many, for as long as the caller listens."""
-    if watches.locked():
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_AT_ONCE} are watching; ask by Check")
-    async with watches, aclosing(answer(await _received(rpc, turns, context), context)) as answers:
-        async for each in answers:
-            yield each
-
-
-async def _stream(
-    answer: Callable[[AsyncIterator[bytes], Any], AsyncGenerator[Any]],
-    rpc: str,
-    streams: asyncio.Semaphore,
-    _: Any,  # noqa: ANN401
-    context: Any,  # noqa: ANN401
-) -> AsyncIterator[Any]:
-    """Answer each message of a stream with one; bounds how many are received, and not yet answered."""
-    await _look(rpc, context)
-    if streams.locked():
-        await context.abort(
-            grpc.StatusCode.UNAVAILABLE, f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
-        )
-    room = asyncio.Semaphore(STREAM_IN_FLIGHT)
-
-    async def messages() -> AsyncIterator[bytes]:
-        while True:
-            await room.acquire()
-            try:
-                async with asyncio.timeout(STREAM_IDLE_S):
-                    message = await context.read()
-            except TimeoutError:
-                context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
-                context.set_details(f"the stream brought no request for {STREAM_IDLE_S:g} s; open another")
-                return
-            if message is grpc.aio.EOF:
-                return
-            yield message
-
-    async with streams, aclosing(answer(messages(), context)) as answers:
-        async for each in answers:
-            yield each
-            room.release()
-
-
-async def _received(rpc: str, turns: asyncio.Semaphore, context: Any) -> bytes:  # noqa: ANN401
-    """Return the one message of a call that is not refused at its head."""
-    await _look(rpc, context)
-    try:
-        async with asyncio.timeout(RECEIVE_S), turns:
-            message = await context.read()
-    except TimeoutError:
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message did not arrive within {RECEIVE_S:g} s")
-    if message is grpc.aio.EOF:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-    received: bytes = message
-    return received
-
-
-async def _look(rpc: str, context: Any) -> None:  # noqa: ANN401
+async def _look(rpc: str, context: ServicerContext) -> None:
     refused = look(rpc, context.invocation_metadata())
     if refused is not None:
         await context.abort(*refused)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve.http.asgi import Rejected
-from serve.oip.faults import malformed
+from serve.oip.request import malformed
 
 # Smaller messages are parsed in less than 1 ms, to some megabytes at most.
 SMALL_BYTES = 32 * 1024

@@ -156,7 +156,7 @@ def test_one_models_full_queue_or_fault_refuses_its_own_requests_only(name, othe
 
 
 def test_requests_are_counted_by_model_and_those_for_none_by_none():
-    models, metrics = two(), ServeMetrics("", "r", lambda: 0)
+    models, metrics = two(), ServeMetrics("", "r")
     extras = Extras(metrics=metrics)
 
     for path in ("/v1/classify", "/v1/classify?model=b", "/models/b", "/v1/classify?model=made-up"):

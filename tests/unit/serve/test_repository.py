@@ -21,12 +21,12 @@ from models.errors import ConfigError, NotReadyError, UnknownModelError
 from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig, plan_replica
-from serve.model.backend import Backend
+from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.repository import Repository
+from serve.model.settled import Settled, settle
 from serve.observers import Observers
-from serve.repository import Repository
-from serve.settled import Settled, settle
 from tests.support.calibrations import write_calibration
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
@@ -56,22 +56,19 @@ class Replicas:
         self.store = FakeStore()
         self.keep_s = 0.2
         self.every: list[tuple[Repository, Models]] = []
-        self.around = lambda engine, settled: engine
+        self.observe = lambda engine: None
 
     async def add(self, settled: Sequence[Settled] = ()) -> tuple[Repository, Models]:
         models = Models()
         plan = plan_replica(self.config, on_gpu=False, cpus=1)
 
-        def build(settled) -> tuple[Engine, Backend]:
-            engine = Engine(
-                settled.spec, precision=settled.choice.precision, provider=settled.choice.provider,
-                mode=self.config.decode, limits=self.config.image_limits(), plan=plan,
-            )  # fmt: skip
-            return engine, self.around(engine, settled)
+        def build(settled: Settled) -> Engine:
+            engine = Engine(settled, self.config, plan)
+            self.observe(engine)
+            return engine
 
         repository = Repository(
             models, settle=lambda source: settle(source, self.config, has_gpu=False), build=build,
-            start=lambda engine: engine.start(lambda report: None),
             store=self.store, call_all=self._call_all, keep_s=self.keep_s,
         )  # fmt: skip
         await repository.configure(self.config.model, settled)
@@ -436,49 +433,49 @@ def test_a_model_that_a_replica_could_not_load_is_unloaded_through_it_too(tmp_pa
     assert then == {}
 
 
-def logs_of(these: Replicas, folder: Path) -> Observers:
-    """Have the answers of these replicas' models logged."""
+def logs_of(these: Replicas, folder: Path) -> ServeMetrics:
+    """Have the answers of these replicas' models logged, and counted."""
     begin_log(open_storage(str(folder)))
-    observers = Observers(these.config.model_copy(update={"prediction_log": str(folder)}), "r", None)
-    these.around = lambda engine, settled: observers.on(engine, settled.choice)
-    return observers
+    metrics = ServeMetrics("", "r")
+    observers = Observers(these.config.model_copy(update={"prediction_log": str(folder)}), metrics, None)
+    these.observe = lambda engine: observers.on(engine, engine.settled.choice)
+    return metrics
 
 
-def logged(observers: Observers, model: str) -> float:
-    (rows,) = [family for family in observers.collect() if family.name == "shardlabel_prediction_log_rows"]
-    return {sample.labels["model"]: sample.value for sample in rows.samples}[model]
+def logged(metrics: ServeMetrics, model: str) -> float:
+    labels = {"model": model, "replica": "r"}
+    return metrics.registry.get_sample_value("shardlabel_prediction_log_rows_total", labels)
 
 
 def test_the_answers_that_a_model_gives_while_it_is_unloaded_are_in_the_log_and_stay_counted(tmp_path):
     async def run():
         one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
         async with replicas(0, one, two) as these:
-            observers, these.keep_s = logs_of(these, tmp_path / "log"), 0.5
+            metrics, these.keep_s = logs_of(these, tmp_path / "log"), 0.5
             repository, models = await these.add()
             backend = models.find("two")
             await best(models, "two")
             await repository.unload("two")
             await asyncio.sleep(0.2)
             await backend.label([RED], top_k=1, deadline=time.monotonic() + 30)  # its body was long in coming
-            await asyncio.sleep(1.0)
-            counted = logged(observers, "two"), threading.active_count()
+            while logged(metrics, "two") < 2:
+                await asyncio.sleep(0.05)
             await repository.load("two")
             await best(models, "two")
-            await asyncio.to_thread(observers.close)
-            return counted, logged(observers, "two"), sum(
+            await repository.unload("two")
+            await asyncio.to_thread(repository.close)
+            return logged(metrics, "two"), sum(
                 pq.read_metadata(part).num_rows for part in (tmp_path / "log").glob("*.parquet")
             )  # fmt: skip
 
-    (before, _), after, rows = asyncio.run(run())
-
-    assert (before, after, rows) == (2, 3, 3)
+    assert asyncio.run(run()) == (3, 3)
 
 
 def test_a_model_of_the_same_name_that_is_refused_leaves_the_others_log_alone_and_no_thread(tmp_path):
     async def run():
         one, other = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "one")
         async with replicas(0, one) as these:
-            observers = logs_of(these, tmp_path / "log")
+            metrics = logs_of(these, tmp_path / "log")
             repository, models = await these.add()
             await best(models, "one")
             threads = threading.active_count()
@@ -488,8 +485,8 @@ def test_a_model_of_the_same_name_that_is_refused_leaves_the_others_log_alone_an
             deadline = time.monotonic() + 10
             while (more := threading.active_count() - threads) > 1 and time.monotonic() < deadline:  # one of asyncio's
                 await asyncio.sleep(0.05)
-            await asyncio.to_thread(observers.close)
-            return logged(observers, "one"), more
+            await asyncio.to_thread(repository.close)
+            return logged(metrics, "one"), more
 
     rows, more = asyncio.run(run())
 

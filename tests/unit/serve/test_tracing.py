@@ -13,7 +13,7 @@ import pytest
 
 from models.spec import Precision
 from serve import tracing
-from serve.model.queue import Item
+from serve.model.batcher import Item
 from serve.oip.grpc.messages import message_class
 from tests.support.oip_server import OipServer, oip_server
 from tests.support.otlp_receiver import Receiver, Span, otlp_receiver

@@ -136,7 +136,8 @@ def test_a_file_without_a_usable_key_is_refused_at_the_start(tmp_path, content):
 
 
 def test_requests_errors_and_seconds_are_counted_by_route():
-    metrics = ServeMetrics("m", "r1", lambda: 7)
+    metrics = ServeMetrics("m", "r1")
+    metrics.show_models(["m"], lambda _: 7)
     app = build_asgi(Models(FakeBackend()), CONFIG, Extras(metrics=metrics))
 
     for body in (JPEG, JPEG, b"bad"):
@@ -227,7 +228,8 @@ def test_lifespan_is_answered():
 
 
 def test_a_request_whose_client_left_is_counted_and_forgotten():
-    metrics = ServeMetrics("m", "r1", lambda: 0)
+    metrics = ServeMetrics("m", "r1")
+    metrics.show_models(["m"], lambda _: 7)
     app = build_asgi(Models(FakeBackend(delay_s=5)), CONFIG, Extras(metrics=metrics))
 
     async def leave():

@@ -40,7 +40,7 @@ def shelf(monkeypatch):
 
 
 def replica(shelf: Shelf, name: str, requests: int) -> MetricsShare:
-    metrics = ServeMetrics("m", name, lambda: 0)
+    metrics = ServeMetrics("m", name)
     for _ in range(requests):
         metrics.request("/v1/classify", 200, 0.01, None)
     return MetricsShare(shelf, name, metrics.render)
@@ -68,7 +68,7 @@ def test_any_replica_answers_for_all(shelf):
 
 
 def test_each_family_has_one_head_and_its_samples_behind_it():
-    text = merged([ServeMetrics("m", name, lambda: 0).render() for name in ("a", "b")]).decode()
+    text = merged([ServeMetrics("m", name).render() for name in ("a", "b")]).decode()
 
     heads = [line for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(heads) == len(set(heads))

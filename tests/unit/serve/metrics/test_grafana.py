@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.batcher import BatchReport
+from serve.model.batcher import Item
 
 ROOT = Path(__file__).parents[4]
 DASHBOARD = json.loads((ROOT / "serve" / "grafana.json").read_text())
@@ -29,9 +29,11 @@ METRIC = re.compile(r"\b((?:shardlabel|ray)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 @cache
 def exposed() -> dict[str, set[str]]:
     """Return the labels of each series that the endpoint gives once everything has happened."""
-    metrics = ServeMetrics("m", "r", lambda: 3)
+    metrics = ServeMetrics("m", "r")
+    metrics.show_models(["m"], lambda _: 3)
     metrics.request("/v1/classify", 503, 0.1, "overloaded")
-    metrics.batch(BatchReport(size=2, infer_s=0.1, queue_s=[0.1], decode_s=[0.1], dropped={("deadline", "decode"): 1}))
+    ran = Item(b"", 1, 0.0, since=1.0, taken=1.1, decoded_at=1.2, run_at=1.2, done_at=1.3, batch=2)
+    metrics.batch([ran, Item(b"", 1, 0.0, dropped=("deadline", "decode"))], "m")
     found: dict[str, set[str]] = {}
     for line in metrics.render().decode().splitlines():
         if not line.startswith("#"):

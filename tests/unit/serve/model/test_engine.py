@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import ImageTooLargeError, SignatureError, UndecodableImageError
 from models.inference.classifier import Classifier, Provider
@@ -19,32 +18,26 @@ from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.backend import Labelled
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.outcomes import Labelled
+from serve.model.settled import settle
 from tests.support.asgi_client import request
 from tests.support.tiny_model import colour_jpeg
 
 SAMPLES = Path(__file__).parents[4] / "models" / "samples" / "photos.tar"
 
 
-def build(model: str, *, precision=Precision.FP32, mode=DecodeMode.FAST, limits=None, **settings) -> Engine:
-    config = ServeConfig(model=model, **settings)
-    return Engine(
-        load_spec(model),
-        precision=precision,
-        provider=Provider.CPU,
-        mode=mode,
-        limits=limits or ImageLimits(),
-        plan=plan_replica(config, on_gpu=False, cpus=1),
-    )
+def build(model: str, *, report=lambda _: None, **settings) -> Engine:
+    config = ServeConfig(**{"model": model, "precision": "fp32"} | settings)
+    return Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1), report)
 
 
 def use(engine: Engine, call):
     """Start an engine in a loop of its own, and await what `call` gives."""
 
     async def run():
-        engine.start(lambda report: None)
+        engine.start()
         try:
             return await call(engine)
         finally:
@@ -101,7 +94,7 @@ def test_each_request_of_a_batch_gets_what_it_asked_for(engine):
 def test_embeddings_have_the_bits_that_bulk_writes_whatever_the_batch():
     with tarfile.open(SAMPLES) as tar:
         photos = [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")][:4]
-    engine = build("efficientnet-lite0", precision=Precision.INT8)
+    engine = build("efficientnet-lite0", precision="int8")
     classifier = Classifier(engine.spec, precision=Precision.INT8, provider=Provider.CPU)
 
     async def ask(e):
@@ -121,7 +114,7 @@ def test_embeddings_have_the_bits_that_bulk_writes_whatever_the_batch():
 
 
 def test_the_limit_on_pixels_holds(tiny_model):
-    (outcome,) = label(build(str(tiny_model), limits=ImageLimits(max_pixels=100)), colour_jpeg("red"))
+    (outcome,) = label(build(str(tiny_model), max_pixels=100), colour_jpeg("red"))
 
     assert isinstance(outcome, ImageTooLargeError)
 
@@ -133,7 +126,7 @@ def test_a_fault_of_ours_in_decoding_is_500_logged_and_counted_and_the_images_ow
         return decode_image(data, *more)
 
     monkeypatch.setattr("serve.model.engine.decode_image", fail)
-    metrics = ServeMetrics("m", "r", lambda: 0)
+    metrics = ServeMetrics("m", "r")
 
     async def ask(started):
         app = build_asgi(Models(started), ServeConfig(), Extras(metrics=metrics))
@@ -212,7 +205,7 @@ def test_batches_that_go_on_failing_are_a_fault(engine, monkeypatch):
 
 @pytest.mark.parametrize("mode", list(DecodeMode))
 def test_labels_are_those_that_the_bulk_stages_give(mode):
-    engine = build("efficientnet-lite0", precision=Precision.INT8, mode=mode)
+    engine = build("efficientnet-lite0", precision="int8", decode=mode)
     classifier = Classifier(engine.spec, precision=Precision.INT8, top_k=5)
     with tarfile.open(SAMPLES) as tar:
         images = [tar.extractfile(m).read() for m in tar if not m.name.endswith(".cls")]

@@ -26,13 +26,13 @@ from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
 from serve.app import build_asgi
 from serve.config import ServeConfig
-from serve.http.bodies import BodyMemory
+from serve.http.application import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
-from serve.model.observed import set_request_id
+from serve.model.outcomes import set_request_id
 from serve.observers import Observers
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import GrpcCalls
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
@@ -50,13 +50,13 @@ def logging_to(folder: Path, backend: FakeBackend, **settings):
     """Give a backend that is logged, and the metrics of the log."""
     begin_log(open_storage(str(folder)))
     config = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder), **settings)
-    metrics, observers = ServeMetrics("m", "r", lambda: 0), Observers(config, "r", None)
-    metrics.registry.register(observers)
+    metrics = ServeMetrics("m", "r")
     choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
     try:
-        yield observers.on(backend, choice), metrics
+        Observers(config, metrics, None).on(backend, choice)
+        yield backend, metrics
     finally:
-        observers.close()
+        backend.close()
 
 
 def ask(backend, *images: bytes, top_k: int = 3):
@@ -109,11 +109,10 @@ def test_rows_are_those_of_label_for_the_same_images(tmp_path, tiny_model):
     engine = build(str(tiny_model))
     begin_log(open_storage(str(tmp_path / "log")))
     config = ServeConfig(model=str(tiny_model), prediction_log=str(tmp_path / "log"), top_k=3)
-    observers = Observers(config, "r", None)
-    logged = observers.on(engine, choose(engine.spec, config.device, Precision.FP32, has_gpu=False))
+    observers = Observers(config, ServeMetrics("m", "r"), None)
+    observers.on(engine, choose(engine.spec, config.device, Precision.FP32, has_gpu=False))
 
-    found = use(engine, lambda e: logged.label(list(images.values()), top_k=1, deadline=time.monotonic() + 30))
-    observers.close()
+    found = use(engine, lambda e: e.label(list(images.values()), top_k=1, deadline=time.monotonic() + 30))
 
     assert [len(one.label_ids) for one in found[:2]] == [1, 1]  # as it was asked for, whatever the log keeps
     (bulk,), (log,) = ([*(tmp_path / name).glob("*.parquet")] for name in ("bulk", "log"))
@@ -147,7 +146,7 @@ def test_the_edge_says_which_request_it_is(tmp_path):
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-        calls = GrpcCalls(Endpoint(Models(backend), Limits.of(config)), BodyMemory(config.max_body_memory))
+        calls = GrpcCalls(Endpoint(Models(backend), config), Extras())
         for more in ({"id": "own"}, {}):
             message = raw_images(JPEG, **more)
             message.model_name = "efficientnet-lite0"
@@ -232,7 +231,7 @@ def test_a_full_disk_costs_rows_which_are_counted_and_then_it_goes_on(tmp_path, 
 
     assert [row["label"] for row in rows(tmp_path)] == ["green", "green"]
     assert [record.getMessage() for record in caplog.records] == [
-        "prediction log: 2 rows dropped so far: cannot write: no space left on the device"
+        "prediction log: 2 rows dropped: cannot write: no space left on the device"
     ]
 
 
@@ -256,16 +255,6 @@ def test_a_log_may_be_written_by_several_and_goes_on_after_a_restart(tmp_path):
 
     assert sorted(row["label"] for row in rows(tmp_path)) == ["green", "green", "red", "red"]
     assert verify_dest(open_storage(str(tmp_path))).ok
-
-
-def test_without_a_log_or_a_baseline_answers_pass_by_nobody():
-    backend = FakeBackend()
-    config = ServeConfig(model="efficientnet-lite0")
-
-    assert (
-        Observers(config, "r", None).on(backend, choose(backend.spec, config.device, Precision.INT8, has_gpu=False))
-        is backend
-    )
 
 
 @pytest.mark.parametrize("name", ["prediction_log", "baseline", "calibration"])

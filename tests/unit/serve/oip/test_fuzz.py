@@ -7,18 +7,20 @@ import gzip
 import json
 import os
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.oip.datatypes import DATATYPES, join_elements
-from serve.oip.endpoint import Limits
+from serve.config import ServeConfig
+from serve.oip.request import Datatype
+from serve.oip.response import join_elements
 from tests.support.oip_backend import Client
 from tests.unit.serve.oip.test_infer import image_request, json_images, pixel_request
 
-LIMITS = Limits(max_request_bytes=4096, max_images=4)
+LIMITS = ServeConfig(max_request_bytes=4096, max_images=4)
 TRIES = int(os.environ.get("SHARDLABEL_FUZZ_EXAMPLES", "300"))
 
 PACK = {
@@ -47,7 +49,7 @@ nasty = st.one_of(
     st.sampled_from(
         [None, True, -1, 0, 1, 2, 3, 4, 2**31, 2**63, 2**64 + 1, 1.5, 1e400, "", "1", [], {}, [[]], [2, 3]]
     ),
-    st.sampled_from([*DATATYPES, "image", "pixels", "labels", "probabilities", "?", "Ug==", "UgA", "\ud800"]),
+    st.sampled_from([*get_args(Datatype), "image", "pixels", "labels", "probabilities", "?", "Ug==", "UgA", "\ud800"]),
     json_values,
 )
 parameter_names = st.sampled_from(

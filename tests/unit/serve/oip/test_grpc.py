@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from models.errors import ConfigError, DeadlineError, OverloadedError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
-from serve.http.bodies import BodyMemory
+from serve.http.application import Extras
+from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import OPEN, GrpcCalls
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.messages import COMPILED, message_class, request_class
@@ -64,8 +65,10 @@ class Ingress(Methods):
         self.backend = backend or FakeBackend()
         self.models = models or Models(self.backend)
         self.config = ServeConfig(**config)
+        keys = self.config.api_keys_file
+        self.extras = Extras(keys=None if keys is None else ApiKeys(keys))
         if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.models, limits), BodyMemory(2**30))
+            self._calls = GrpcCalls(Endpoint(self.models, limits), Extras())
 
     def call(self, rpc: str, message=None, metadata=()):
         content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
@@ -260,7 +263,7 @@ def with_model(name: str, version: str = ""):
         (with_model("nothing"), "NOT_FOUND", "no model 'nothing'"),
         (with_model("tiny", "9"), "NOT_FOUND", "version"),
         (b"\xff\xff", "INVALID_ARGUMENT", "not a ModelInferRequest"),
-        (Request(model_name="tiny"), "INVALID_ARGUMENT", "at least one tensor"),
+        (Request(model_name="tiny"), "INVALID_ARGUMENT", "at least 1 item"),
         (two_inputs(), "INVALID_ARGUMENT", "one entry for each of 2 inputs"),
         (both_contents(), "INVALID_ARGUMENT", "both contents and raw_input_contents"),
         (wrong_contents(), "INVALID_ARGUMENT", "must be in bytes_contents"),
@@ -275,7 +278,7 @@ def with_model(name: str, version: str = ""):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_have_a_status_and_a_reason(message, code, says):
-    ingress = Ingress(limits=Limits(max_request_bytes=2000, max_images=4))
+    ingress = Ingress(limits=ServeConfig(max_request_bytes=2000, max_images=4))
 
     _, context = ingress.infer(message)
 
@@ -320,12 +323,12 @@ def test_keys_are_asked_for_as_over_http(tmp_path):
 
 def test_calls_are_counted_beside_those_over_http():
     ingress = Ingress()
-    ingress._metrics = ServeMetrics("tiny", "a", lambda: 0)
+    ingress.extras = Extras(metrics=ServeMetrics("tiny", "a"))
 
     ingress.infer(raw_images(b"R", b"G"))
     ingress.infer(raw_images(b"?"))
 
-    text = ingress._metrics.render().decode()
+    text = ingress.extras.metrics.render().decode()
     assert 'requests_total{model="tiny",replica="a",route="grpc/ModelInfer",status="200"} 1.0' in text
     assert 'errors_total{kind="undecodable",model="tiny",replica="a",route="grpc/ModelInfer"} 1.0' in text
     assert 'in_flight{model="tiny",replica="a"} 0.0' in text
@@ -342,7 +345,7 @@ def test_any_bytes_get_a_status(given_bytes):
         for _ in range(given_bytes.draw(st.integers(1, 3))):
             good[given_bytes.draw(st.integers(0, len(good) - 1))] = given_bytes.draw(st.integers(0, 255))
         content = bytes(good)
-    ingress = Ingress(limits=Limits(max_request_bytes=2000, max_images=4))
+    ingress = Ingress(limits=ServeConfig(max_request_bytes=2000, max_images=4))
 
     for rpc in RPCS:
         _, context = ingress.call(rpc, content)
@@ -429,7 +432,7 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), access_log=log)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(access_log=log))
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
@@ -464,7 +467,7 @@ class Control:
 
 def test_models_are_loaded_and_unloaded_where_callers_may():
     ingress = Ingress()
-    ingress.control = Control()
+    ingress.extras = Extras(control=Control())
     load, unload = (message_class(f"RepositoryModel{what}Request")(model_name="m") for what in ("Load", "Unload"))
 
     codes = [ingress.call("RepositoryModelLoad", load)[1].code, ingress.call("RepositoryModelUnload", unload)[1].code]
@@ -473,7 +476,7 @@ def test_models_are_loaded_and_unloaded_where_callers_may():
 
     assert codes == [grpc.StatusCode.OK] * 2
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert ingress.control.calls == [("load", "m"), ("unload", "m")]
+    assert ingress.extras.control.calls == [("load", "m"), ("unload", "m")]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +485,7 @@ def test_models_are_loaded_and_unloaded_where_callers_may():
 @pytest.mark.parametrize("what", ["Load", "Unload"])
 def test_what_cannot_be_loaded_or_unloaded_says_why(what, error, code):
     ingress = Ingress()
-    ingress.control = Control(error)
+    ingress.extras = Extras(control=Control(error))
 
     rpc = f"RepositoryModel{what}"
     _, context = ingress.call(rpc, message_class(f"{rpc}Request")(model_name="m"))

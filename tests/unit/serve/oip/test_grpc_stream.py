@@ -9,11 +9,13 @@ import grpc
 import pytest
 
 from models.errors import OverloadedError
+from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
+from serve.http.application import Extras
 from serve.http.bodies import BodyMemory
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
 from serve.oip.grpc.messages import message_class
@@ -77,7 +79,7 @@ def test_each_request_has_one_answer_in_the_order_they_came():
 
 
 def test_what_is_wrong_with_a_request_is_its_answer_and_the_stream_goes_on():
-    limits = Limits(max_request_bytes=2000, max_images=4)
+    limits = ServeConfig(max_request_bytes=2000, max_images=4)
     wrong = [
         (raw_images(b"R", b"?", id="b"), "image 1: cannot be read", "b"),
         (with_model("nothing"), "no model 'nothing'", ""),
@@ -116,7 +118,7 @@ def test_a_stream_has_no_more_in_flight_than_it_may():
 def test_bodies_of_a_stream_share_the_budget_and_give_it_back():
     memory = BodyMemory(1000)
     ingress = Ingress()
-    ingress._calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), memory)
+    ingress._calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(memory=memory))
 
     large, small = asyncio.run(ask(ingress, raw_images(b"R" * 500), raw_images(b"R")))
 
@@ -219,7 +221,7 @@ def test_there_are_no_more_streams_than_may_be_and_each_gives_its_place_back():
 def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
     backend, memory = SlowBackend(), BodyMemory(2**20)
     ingress = Ingress(backend)
-    ingress._calls = GrpcCalls(Endpoint(Models(backend), Limits()), memory)
+    ingress._calls = GrpcCalls(Endpoint(Models(backend), ServeConfig()), Extras(memory=memory))
 
     async def leave():
         async with serving(ingress) as channel:
@@ -239,8 +241,8 @@ def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
 
 
 def test_each_request_is_counted_and_has_its_line_in_the_log(tmp_path):
-    metrics, log = ServeMetrics("tiny", "a", lambda: 0), AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), BodyMemory(2**30), metrics=metrics, access_log=log)
+    metrics, log = ServeMetrics("tiny", "a"), AccessLog(str(tmp_path / "log"))
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(metrics=metrics, access_log=log))
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 
     async def talk():

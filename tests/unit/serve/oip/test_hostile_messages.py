@@ -8,9 +8,11 @@ import grpc
 import pytest
 
 from models.errors import OverloadedError
+from serve.config import ServeConfig
+from serve.http.application import Extras
 from serve.http.bodies import BodyMemory, Held
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, Limits
+from serve.oip.endpoint import Endpoint
 from serve.oip.grpc import service
 from serve.oip.grpc.calls import GrpcCalls
 from serve.oip.grpc.ingress import Methods
@@ -96,7 +98,7 @@ def test_a_call_asks_the_queue_before_its_message_is_received(monkeypatch):
 def test_messages_of_grpc_share_the_budget_of_bodies():
     memory = BodyMemory(1000)
     Held(memory).set(900)
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), Limits()), memory)
+    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(memory=memory))
     context = Context()
 
     asyncio.run(calls.answer("ModelInfer", bytes(50), context))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.errors import DeadlineError, OverloadedError
-from serve.oip.endpoint import Limits
+from serve.config import ServeConfig
 from tests.support.oip_backend import Client, FakeBackend
 
 PIXELS = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
@@ -271,7 +271,7 @@ def test_packed_requests_and_answers(encoding, pack):
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_bomb_is_refused(encoding):
     pack = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
-    client = Client(limits=Limits(max_request_bytes=100_000))
+    client = Client(limits=ServeConfig(max_request_bytes=100_000))
 
     got = client.infer(pack(bytes(50_000_000)), content_encoding=encoding)
 
@@ -280,7 +280,7 @@ def test_a_bomb_is_refused(encoding):
 
 
 def test_a_timeout_shortens_the_deadline_and_never_lengthens_it():
-    client = Client(limits=Limits(deadline_s=5))
+    client = Client(limits=ServeConfig(deadline_s=5))
     now = time.monotonic()
 
     for timeout_us in (0, 200_000, 3_600_000_000):
@@ -323,7 +323,7 @@ def test_a_deadline_that_passed_is_504():
 def test_too_many_images_are_refused_before_they_are_read():
     body, length = image_request(*[b"R"] * 5)
 
-    got = Client(limits=Limits(max_images=4)).infer(body, inference_header_content_length=length)
+    got = Client(limits=ServeConfig(max_images=4)).infer(body, inference_header_content_length=length)
 
     assert got.status == 413
     assert "at most 4 images" in got.error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.oip.endpoint import Limits
+from serve.config import ServeConfig
 from tests.support.oip_backend import Client, FakeBackend
 from tests.unit.serve.oip.test_infer import json_images
 
@@ -45,7 +45,7 @@ def test_the_tensor_model_has_the_models_own_tensors():
 
 
 def test_a_model_configuration_leaves_the_batch_axis_out():
-    config = Client(limits=Limits(max_images=9))("GET", "/v2/models/tiny-tensor/config").json
+    config = Client(limits=ServeConfig(max_images=9))("GET", "/v2/models/tiny-tensor/config").json
 
     assert config["max_batch_size"] == 9
     assert config["input"] == [{"name": "pixels", "data_type": "TYPE_FP32", "format": "FORMAT_NCHW", "dims": [3, 2, 2]}]
@@ -145,7 +145,7 @@ def test_routes_work_below_any_prefix():
 
 
 def test_a_body_that_is_too_long_is_413():
-    assert Client(limits=Limits(max_request_bytes=10)).infer(b"x" * 11).status == 413
+    assert Client(limits=ServeConfig(max_request_bytes=10)).infer(b"x" * 11).status == 413
 
 
 def test_the_serves_timeout_header_is_a_deadline_too():

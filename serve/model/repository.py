@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import orjson
 
@@ -21,11 +21,10 @@ from models.catalog import load_spec
 from models.errors import ConfigError, ShardlabelError, UnknownModelError
 from models.malloc import give_back_freed_memory
 from models.spec import ModelSpec
-from serve.metrics.all_replicas import Store
-from serve.model.backend import Backend
 from serve.model.engine import Engine
 from serve.model.models import Models
-from serve.settled import Settled
+from serve.model.settled import Settled
+from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +33,11 @@ REBUILD_S = 10.0
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model that is there: when callers had asked for it, what it was made of, and what answers."""
+class _Loaded(NamedTuple):
+    """A model that is there, and when callers had asked for it."""
 
     asked: int
-    settled: Settled
     engine: Engine
-    backend: Backend
 
 
 # When callers have asked for a model to be loaded, `time.time_ns()`, or 0, by its name or file; in order.
@@ -49,13 +45,12 @@ _Wanted = dict[str, int]
 
 
 class Repository:
-    """Holds the models of one replica; see `serve.model.backend.ModelControl`. Everything happens on its event loop.
+    """Holds the models of one replica. Everything happens on its event loop.
 
     Args:
         models: What is offered; kept up to date.
         settle: Finds a model by its name or file; blocks.
-        build: Builds its engine, and what is offered of it; blocks for seconds.
-        start: Ties an engine to the loop.
+        build: Builds its engine; blocks for seconds.
         store: What callers have asked for, which all replicas share; None where they may not.
         call_all: Has every replica `follow`; returns what each says went wrong, under "" where it says nothing.
         keep_s: For how long an engine that is offered no more may still be asked: the longest deadline.
@@ -66,21 +61,21 @@ class Repository:
         models: Models,
         *,
         settle: Callable[[str], Settled],
-        build: Callable[[Settled], tuple[Engine, Backend]],
-        start: Callable[[Engine], None],
-        store: Store | None,
+        build: Callable[[Settled], Engine],
+        store: RayStore | None,
         call_all: Callable[[], Awaitable[Sequence[Mapping[str, str]]]],
         keep_s: float,
     ) -> None:
         self._models = models
         self._settle = settle
         self._build = build
-        self._start = start
         self._store = store
         self._call_all = call_all
         self._keep_s = keep_s
         self._configured: tuple[str, ...] = ()
         self._loaded: dict[str, _Loaded] = {}
+        # Offered no more, and not ended yet.
+        self._retired: set[Engine] = set()
         self._one_at_a_time = asyncio.Lock()
         # `time.monotonic()` before which a model that has failed, or could not be built, is not built anew.
         self._not_before: dict[str, float] = {}
@@ -113,18 +108,25 @@ class Repository:
         # Read within: what was read before another change would undo it.
         async with self._one_at_a_time:
             wanted = await asyncio.to_thread(self._read)
-            if patient:
-                soon = [source for source in wanted if self._not_before.get(source, 0.0) > time.monotonic()]
-                wanted = {source: self._asked(source) if source in soon else asked for source, asked in wanted.items()}
-            return await self._have(wanted, {})
+            soon = {source for source in wanted if patient and self._not_before.get(source, 0.0) > time.monotonic()}
+            return await self._have(wanted, {}, leave=soon)
 
     async def load(self, name: str) -> None:
-        """Load a model in every replica; see `serve.model.backend.ModelControl.load`."""
+        """Load a model in every replica, or load it anew where its entry is another than the one that is loaded.
+
+        Raises:
+            UnknownModelError: The catalog has none of this name.
+            ConfigError: It cannot be loaded; the message says why. What was there stays.
+        """
         # Also where the caller does not wait for it.
         await asyncio.shield(self._begin(self._load(name)))
 
     async def unload(self, name: str) -> None:
-        """Unload a model in every replica; see `serve.model.backend.ModelControl.unload`."""
+        """Unload a model in every replica; the requests that it has are finished.
+
+        Raises:
+            UnknownModelError: It is not loaded.
+        """
         await asyncio.shield(self._begin(self._unload(name)))
 
     async def _load(self, name: str) -> None:
@@ -165,27 +167,22 @@ class Repository:
         broken = {source: fault for source, fault in faults.items() if fault is not None}
         if broken and len(broken) == len(faults):
             return "; ".join(f"{source}: {fault}" for source, fault in broken.items())
-        for source, fault in broken.items():
-            if self._not_before.get(source, 0.0) < time.monotonic():
-                self._not_before[source] = time.monotonic() + REBUILD_S
-                logger.error("model is built anew model=%s fault=%s", source, fault)
-                self._begin(self._rebuild(source))
-        if self._store is not None and not self._one_at_a_time.locked():
+        if (broken or self._store is not None) and not self._one_at_a_time.locked():
             self._begin(self.follow(patient=True))
         return None
 
     def queued(self, name: str) -> int:
         """Return how many images wait for the models of a name."""
-        return sum(each.engine.queued for each in self._loaded.values() if each.settled.spec.name == name)
+        return sum(each.engine.queued for each in self._loaded.values() if each.engine.spec.name == name)
 
     def close(self) -> None:
-        """End all engines."""
-        for loaded in self._loaded.values():
-            loaded.engine.close()
+        """End all engines; may take seconds."""
+        for engine in [*(each.engine for each in self._loaded.values()), *self._retired]:
+            engine.close()
 
     def _sources(self, name: str) -> list[str]:
         """Return where the models of a name are from, of those that are configured or there; reads their files."""
-        own = {source: loaded.settled.spec.name for source, loaded in self._loaded.items()}
+        own = {source: loaded.engine.spec.name for source, loaded in self._loaded.items()}
         files = {}
         for source in self._configured:
             with contextlib.suppress(ShardlabelError):
@@ -205,10 +202,6 @@ class Repository:
                 wanted[source] = change["asked"]
         return wanted
 
-    def _asked(self, source: str) -> int:
-        there = self._loaded.get(source)
-        return -1 if there is None else there.asked
-
     async def _write(self, changes: Mapping[str, int | None]) -> None:
         """Write down when each model was asked for, or None for not any more."""
         assert self._store is not None, "callers may change what is there"
@@ -221,27 +214,24 @@ class Repository:
         said = [await self.follow(), *await self._call_all()]
         return [text for wrong in said for source, text in wrong.items() if source in sources or not source]
 
-    async def _have(self, wanted: _Wanted, known: Mapping[str, Settled], *, replace_all: bool = True) -> dict[str, str]:
-        """Build what is wanted and not there, and offer it; return what goes wrong, by name or file. One at a time.
+    async def _have(
+        self, wanted: _Wanted, known: Mapping[str, Settled], *, leave: Collection[str] = (), replace_all: bool = True
+    ) -> dict[str, str]:
+        """Build what is wanted and not there, or broken, and offer it; return what goes wrong, by name or file.
+
+        One at a time.
 
         Args:
             wanted: What is to be there.
             known: Models that were settled when the endpoint was configured.
+            leave: What is left as it is.
             replace_all: Whether what is not wanted is to go.
         """
         wrong = {}
         for source, asked in wanted.items():
-            there = self._loaded.get(source)
-            if self._asked(source) == asked:
-                continue
             try:
-                # What callers have asked for anew may be another since.
-                is_known = asked == 0 and source in known
-                settled = known[source] if is_known else await asyncio.to_thread(self._settle, source)
-                if there is not None and there.settled == settled:
-                    self._loaded[source] = replace(there, asked=asked)
-                else:
-                    await self._put(source, asked, settled)
+                if source not in leave:
+                    await self._have_one(source, asked, known)
             except Exception as err:
                 if isinstance(err, UnknownModelError) and not replace_all:
                     raise UnknownModelError(_PATH.sub("", str(err))) from None
@@ -252,6 +242,30 @@ class Repository:
             self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
         return wrong
 
+    async def _have_one(self, source: str, asked: int, known: Mapping[str, Settled]) -> None:
+        there = self._loaded.get(source)
+        fault = None if there is None else there.engine.fault()
+        if there is not None and there.asked == asked:
+            if fault is None:
+                return
+            settled = there.engine.settled
+            self._not_before[source] = time.monotonic() + REBUILD_S
+            logger.error("model is built anew model=%s fault=%s", source, fault)
+        elif asked == 0 and source in known:
+            settled = known[source]
+        else:  # what callers have asked for anew may be another since
+            settled = await asyncio.to_thread(self._settle, source)
+        if there is not None and fault is None and there.engine.settled == settled:
+            self._loaded[source] = there._replace(asked=asked)
+            return
+        engine = await asyncio.to_thread(self._build, settled)
+        try:
+            engine.start()
+            self._offer({**self._loaded, source: _Loaded(asked, engine)})
+        except BaseException:
+            self._begin(asyncio.to_thread(engine.close))
+            raise
+
     def _why(self, source: str, err: Exception) -> str:
         # No paths of this machine: callers see it.
         is_ours = isinstance(err, ShardlabelError)
@@ -261,40 +275,24 @@ class Repository:
         self._models.unavailable[name] = text
         return f"{name}: {text}"
 
-    async def _put(self, source: str, asked: int, settled: Settled) -> None:
-        engine, backend = await asyncio.to_thread(self._build, settled)
-        try:
-            self._start(engine)
-            self._offer({**self._loaded, source: _Loaded(asked, settled, engine, backend)})
-        except BaseException:
-            self._begin(asyncio.to_thread(backend.close))
-            raise
-
-    async def _rebuild(self, source: str) -> None:
-        async with self._one_at_a_time:
-            there = self._loaded.get(source)
-            if there is not None and there.engine.fault() is not None:
-                try:
-                    await self._put(source, there.asked, there.settled)
-                except Exception:
-                    logger.exception("model cannot be built anew model=%s", source)
-
     def _offer(self, loaded: dict[str, _Loaded]) -> None:
         """Offer these from now on; end what is not among them once nobody can be asking it any more."""
-        self._models.replace(each.backend for each in loaded.values())
+        self._models.replace(each.engine for each in loaded.values())
         kept = {each.engine for each in loaded.values()}
         for each in self._loaded.values():
             if each.engine not in kept:
-                self._models.unavailable[each.settled.spec.name] = "unloaded"
-                self._begin(self._retire(each.backend))
+                self._models.unavailable[each.engine.spec.name] = "unloaded"
+                self._retired.add(each.engine)
+                self._begin(self._retire(each.engine))
         self._loaded = loaded
         for name in self._models.names:
             self._models.unavailable.pop(name, None)
 
-    async def _retire(self, backend: Backend) -> None:
+    async def _retire(self, engine: Engine) -> None:
         await asyncio.sleep(self._keep_s)
-        await asyncio.to_thread(backend.close)
-        del backend
+        await asyncio.to_thread(engine.close)
+        self._retired.discard(engine)
+        del engine
         await asyncio.to_thread(_collect)
 
     def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:

@@ -15,7 +15,7 @@ TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell se
 BASE ?= python:3.11-slim-bookworm
 BUILD_IMAGE = $(if $(shell command -v buildah),buildah build --layers,docker build) --build-arg BASE=$(BASE) --file cluster/Dockerfile
 
-.PHONY: help install demo check fmt test test-fast test-long test-kubernetes test-image image image-cuda image-bom lock proto cli-page wheel bundle clean
+.PHONY: help install demo check fmt test test-fast test-long test-python coverage test-kubernetes test-image image image-cuda image-bom lock proto cli-page wheel bundle clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,13 +58,20 @@ fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
 	$(BIN)/ruff format .
 
 test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Every test that this machine can run, two at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 20
 
 test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long'
 
 test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minutes each: memory under hostile input, the corpora in full
 	$(BIN)/python -m pytest -m long
+
+test-python: ## The tests that need no Ray, and a real run, on another Python: make test-python PYTHON=python3.12
+	$(MAKE) VENV=$(patsubst python%,.venv-%,$(notdir $(PYTHON))) test-fast demo
+
+coverage: $(VENV)/.installed-dev ## Lines and branches of each folder that the tests without Ray reach
+	$(BIN)/python -m pytest -m 'not ray and not slow and not long' --cov --cov-report= tests/unit
+	@for folder in models pipeline serve cluster; do printf '%-10s' $$folder; $(BIN)/python -m coverage report --include "$$folder/*" --format total; done
 
 test-kubernetes: $(VENV)/.installed-dev ## Manifests before a real API server and KubeRay's operator (needs Go; the first run builds both)
 	$(BIN)/python -m pytest tests/kubernetes --timeout 3600
@@ -111,4 +118,4 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
 clean: ## Remove what the targets above made, but no model cache
-	rm -rf $(VENV) .azurite .kubernetes .venv-bom .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* .azurite .kubernetes .venv-bom .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

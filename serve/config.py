@@ -23,6 +23,7 @@ QUEUE_BATCHES = 8
 SHARED_REPLICAS = 8
 # Of a replica with a GPU, which decode for it.
 MAX_GPU_CPUS = 8
+MAX_REPLICA_CPUS = 256
 
 
 def _absolute(location: str | None) -> str | None:
@@ -79,7 +80,7 @@ class ServeConfig(BaseModel):
     replica_cpus: int | None = Field(
         default=None,
         ge=1,
-        le=256,
+        le=MAX_REPLICA_CPUS,
         description=f"CPUs, and threads, of one replica. [default: 1; with a GPU up to {MAX_GPU_CPUS}]",
     )
     min_replicas: int = Field(

@@ -9,7 +9,7 @@ from cluster.manifests.raycluster import metadata, queued_metadata, ray_cluster,
 from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, UpgradeSettings, WorkerSettings
 from cluster.manifests.yaml_text import dump
 from models.errors import ConfigError
-from serve.config import ServeConfig
+from serve.config import MAX_REPLICA_CPUS, ServeConfig
 from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
 # In the image of cluster/Dockerfile.
@@ -90,7 +90,9 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
 def replica_cpus(config: ClusterConfiguration) -> int:
     """Return the CPUs of a replica where they are not given: on a GPU its share of the worker's, which decode for it."""
     given = config.service.options.get("replica_cpus")
-    return int(given) if given else max(1, config.gpu.cpus // config.gpu.gpus) if config.device == "cuda" else 1
+    if given or config.device != "cuda":
+        return int(given or 1)
+    return min(max(1, config.gpu.cpus // config.gpu.gpus), MAX_REPLICA_CPUS)
 
 
 def _upgrade(upgrade: UpgradeSettings) -> dict[str, Any]:

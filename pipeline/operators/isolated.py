@@ -100,6 +100,7 @@ class Child:
         except (EOFError, OSError):
             code = self._process.wait()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+            self.end()
             raise ChildLostError(f"died ({how})") from None
         if isinstance(answer, ShardlabelError):
             raise answer

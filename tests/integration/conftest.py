@@ -1,4 +1,4 @@
-"""Fixtures: a local Ray for a module; a server of each object store for a session, a proxy and a folder for a test."""
+"""Fixtures: one local Ray for all; a server of each object store for a session, a proxy and a folder for a test."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from tests.support.s3_place import Place
 from tests.support.s3_server import FaultProxy, running_proxy, running_s3, serves_s3
 
 
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """Start a local Ray for a module's tests, whose runs use it as they would use a notebook's."""
-    connect(None)
+@pytest.fixture(scope="package")
+def ray_ends() -> Iterator[None]:
+    """Stop this process's local Ray after the last test of this folder."""
     yield
     stop_ray()  # and not ray.shutdown(), which leaves our patches of Ray in this process
+
+
+@pytest.fixture
+def one_ray(ray_ends: None) -> None:
+    """Have runs use one local Ray, as they use a notebook's; it is started where the test before has left none."""
+    connect(None)
 
 
 @dataclass

@@ -25,15 +25,17 @@ from pipeline.config import LabelConfig
 from pipeline.evaluate.evaluate import evaluate_source
 from pipeline.operators.model_ref import read_calibration
 from pipeline.relabel.job import relabel
+from pipeline.session.connect import connect
 from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
 from serve.model.outcomes import Labelled
 from serve.model.settled import settle
 from tests.support.calibrations import write_calibration
+from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 # Red is accepted from a score on that its images have, green never, blue by the pooled threshold, which it does not reach.
 THRESHOLDS = {"temperature": 4.0, "pooled": 0.9, "classes": {0: 0.5, 1: None}}
@@ -54,7 +56,8 @@ class Bulk:
 
 
 @pytest.fixture(scope="module")
-def bulk(tmp_path_factory, tiny_model, one_ray) -> Bulk:
+def bulk(tmp_path_factory, tiny_model, ray_ends) -> Bulk:
+    connect(None)
     folder = tmp_path_factory.mktemp("calibrated")
     found = Bulk(folder / "in", folder / "c.json", folder / "out")
     colour_shards(found.source, shards=2, samples=40)
@@ -65,7 +68,7 @@ def bulk(tmp_path_factory, tiny_model, one_ray) -> Bulk:
 
 
 def test_scores_are_calibrated_and_labels_are_those_without(tmp_path, tiny_model, bulk):
-    label(bulk.source, tmp_path / "plain", tiny_model)
+    label_without_ray(bulk.source, tmp_path / "plain", tiny_model)
 
     calibrated, plain = bulk.table, pq.read_table(tmp_path / "plain")
     assert calibrated.column_names == [*plain.column_names, "accepted"]

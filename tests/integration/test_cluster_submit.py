@@ -22,6 +22,8 @@ import pytest
 from pipeline.patches.patch import SWITCH_VARIABLE
 from pipeline.session.metrics import scraped_names
 from tests.support.cluster_nodes import Nodes, running_nodes
+from tests.support.labelled_dest import label_without_ray
+from tests.support.labelling import parts
 from tests.support.s3_server import BUCKET, Call, FaultProxy, S3Server, running_proxy, running_s3, serves_s3
 from tests.support.tcp_proxy import TcpProxy, running_tcp_proxy
 from tests.support.tiny_model import colour_shards
@@ -85,17 +87,14 @@ class World:
         return found
 
 
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("s3") / "data"
     colour_shards(folder / BUCKET / "in", shards=SHARDS, samples=SAMPLES)
     gate = Gate()
     with running_s3(folder) as server, running_proxy(server, gate) as storage:
-        expected = run_here(server, tiny_model)
+        label_without_ray(folder / BUCKET / "in", folder / "here", tiny_model)
+        expected = parts(folder / "here")
         # A home of its own: nothing that the command cached here is to be found there.
         home = str(tmp_path_factory.mktemp("cluster-home"))
         # Jobs have their patches of Ray, whatever these tests have: one test is about what Ray prints.
@@ -103,15 +102,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
         with running_nodes(2, **environment) as nodes:  # noqa: SIM117
             with running_tcp_proxy(nodes.dashboard_port) as line:
                 yield World(nodes, server, storage, gate, line, tiny_model, expected)
-
-
-def run_here(server: S3Server, model: Path) -> dict[str, bytes]:
-    """Label on this machine without a cluster."""
-    command = [sys.executable, "-m", "cluster.cli", "label", f"s3://{BUCKET}/in", "--output", f"s3://{BUCKET}/here",
-               "--model", str(model), "--top-k", "3"]  # fmt: skip
-    environment = {**os.environ, **server.environment()}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-    return parts(server.fetch("here"))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The console command as its own process: exit codes, what it prints, and what happens when it is stopped or killed."""
+"""The console command: exit codes, what it prints, and, as its own process, what happens when it is stopped or killed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from tests.support.tiny_model import colour_shards
+from cluster.cli import build_app, main
+from tests.support.chaos import victims
+from tests.support.labelled_dest import label_without_ray
+from tests.support.labelling import label, parts
+from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 COMMAND = [sys.executable, "-m", "cluster.cli"]
+# One actor alone, so that there is something left to do whenever a run is stopped.
+OPTIONS = ("--top-k", "3", "--actors", "1", "--model")
 
 
 def shardlabel(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,15 +49,11 @@ def wait_for_parts(folder: Path, count: int, pattern: str = "part-*.parquet") ->
         time.sleep(0.02)
 
 
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
-
-
 def test_help_of_each_command_is_a_page_a_stranger_can_work_from():
-    page = shardlabel("--help").stdout
+    page = CliRunner().invoke(build_app(), ["--help"]).output
     assert all(command in page for command in ("label", "evaluate", "models"))
 
-    page = shardlabel("label", "--help").stdout
+    page = CliRunner().invoke(build_app(), ["label", "--help"]).output
     for option in (
         "--output",
         "--model",
@@ -80,15 +83,18 @@ def test_help_of_each_command_is_a_page_a_stranger_can_work_from():
         pytest.param(["nonsense"], "nonsense", id="command"),
     ],
 )
-def test_a_usage_mistake_is_exit_2_and_names_what_is_wrong(arguments, message, tmp_path):
-    # Where no Ray can be started: a mistake is told before.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_TMPDIR": str(tmp_path / "none")}
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False,
-                          env=environment)  # fmt: skip
+def test_a_usage_mistake_is_exit_2_and_names_what_is_wrong(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shardlabel", *arguments])
+    monkeypatch.setattr("ray.is_initialized", lambda: pytest.fail("a mistake is told before Ray is joined or started"))
 
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    error = capfd.readouterr().err
+    assert ended.value.code == 2, error
+    assert message in error
+    assert "Traceback" not in error
 
 
 def test_without_network_the_default_model_is_one_error_that_names_the_ways_out(tmp_path):
@@ -137,43 +143,37 @@ def test_the_last_line_is_the_summary_and_a_second_run_does_nothing(tmp_path, ti
 
 
 @pytest.mark.ray
-def test_with_every_patch_of_ray_off_the_same_files_are_written_and_verbose_says_what_is_off(tmp_path, tiny_model):
+def test_with_every_patch_of_ray_off_the_same_files_are_written(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2, samples=5)
-    arguments = [tmp_path / "in", "--model", tiny_model, "--top-k", "3", "--progress", "none"]
 
-    plain = shardlabel("label", *arguments, "--output", tmp_path / "plain", SHARDLABEL_RAY_PATCHES="off")
-    patched = shardlabel("--verbose", "label", *arguments, "--output", tmp_path / "patched",
-                         SHARDLABEL_RAY_PATCHES="off,agents,api_server,data_statistics")  # fmt: skip
-    mistaken = shardlabel("label", *arguments, "--output", tmp_path / "none", SHARDLABEL_RAY_PATCHES="-agent")
+    plain = shardlabel("label", tmp_path / "in", "--output", tmp_path / "plain", "--model", tiny_model, "--top-k", "3",
+                       "--progress", "none", SHARDLABEL_RAY_PATCHES="off")  # fmt: skip
 
-    assert (plain.returncode, plain.stderr, patched.returncode) == (0, "", 0)
-    assert parts(tmp_path / "plain") == parts(tmp_path / "patched") != {}
-    assert "patch=data_autoscaler is switched off" in patched.stderr
-    assert "patch=agents" not in patched.stderr
-    assert mistaken.returncode == 2
-    assert "SHARDLABEL_RAY_PATCHES: expected `off`, NAME or -NAME" in mistaken.stderr
+    assert (plain.returncode, plain.stderr) == (0, "")
+    label_without_ray(tmp_path / "in", tmp_path / "aside", tiny_model)
+    assert parts(tmp_path / "plain") == parts(tmp_path / "aside") != {}
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
 def test_over_the_error_rate_is_exit_3_and_everything_is_written(tmp_path, tiny_model):
-    from tests.support.tiny_model import colour_jpeg, write_tar
-
     (tmp_path / "in").mkdir()
     write_tar(tmp_path / "in" / "a.tar", {"a.jpg": colour_jpeg("red"), "b.jpg": b"", "c.jpg": b"", "d.jpg": b""})
+    words = ["label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3",
+             "--max-error-rate", "0.5"]  # fmt: skip
 
-    done = shardlabel("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3",
-                      "--max-error-rate", "0.5")  # fmt: skip
+    done = CliRunner().invoke(build_app(), [*map(str, words)])
 
-    assert done.returncode == 3, done.stderr
+    assert done.exit_code == 3, done.output
     assert pq.read_table(tmp_path / "out").num_rows == 4
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(tmp_path, tiny_model, number):
-    colour_shards(tmp_path / "in", shards=40, samples=500)
-    arguments = ("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3")
-    process = start(*arguments)
+    colour_shards(tmp_path / "in", shards=24, samples=400)
+    process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 2)
 
     process.send_signal(number)
@@ -182,21 +182,18 @@ def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(
     assert process.returncode == 130, err
     assert "the same command does the rest" in out
     finished = len(list((tmp_path / "out").glob("*.parquet")))
-    assert 2 <= finished < 40
-    second = shardlabel(*arguments, "--json")
-    summary = json.loads(second.stdout.splitlines()[-1])
-    assert (summary["units_now"], summary["units_done"]) == (40 - finished, 40)
-    assert pq.read_table(tmp_path / "out").num_rows == 40 * 500
+    assert 2 <= finished < 24
+    second = label(tmp_path / "in", tmp_path / "out", tiny_model)
+    assert (second.units_now, second.units_done) == (24 - finished, 24)
+    assert pq.read_table(tmp_path / "out").num_rows == 24 * 400
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("target", ["gcs", "raylet"])
 def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_rest(tmp_path, tiny_model, target):
-    from tests.support.chaos import victims
-
-    colour_shards(tmp_path / "in", shards=40, samples=300)
-    arguments = ("label", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_model, "--top-k", "3")
-    process = start(*arguments)
+    colour_shards(tmp_path / "in", shards=24, samples=400)
+    process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 1)
 
     os.kill(victims(process.pid, target)[0], signal.SIGKILL)
@@ -207,8 +204,7 @@ def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_
     assert time.perf_counter() - killed < 60
     assert "Ray" in out + err
     assert "same command" in out + err
-    done = shardlabel(*arguments, "--json")
-    assert json.loads(done.stdout.splitlines()[-1])["images"] == 40 * 300
+    assert label(tmp_path / "in", tmp_path / "out", tiny_model).images == 24 * 400
 
 
 @pytest.mark.ray
@@ -222,21 +218,19 @@ def test_a_ray_that_does_not_come_up_is_an_error_and_no_hang():
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
 def test_killed_with_kill_9_nothing_is_lost_or_repeated_and_the_files_are_equal(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=40, samples=500)
-    options = ("--model", tiny_model, "--top-k", "3")
-    process = start("label", tmp_path / "in", "--output", tmp_path / "out", *options)
+    colour_shards(tmp_path / "in", shards=24, samples=500)
+    process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 3)
     wait_for_parts(tmp_path / "out" / "_shardlabel" / "commits", 1, "commits-*")
 
     process.kill()
     process.communicate()
     assert all(pq.read_table(path).num_rows == 500 for path in (tmp_path / "out").glob("*.parquet"))
-    done = shardlabel("label", tmp_path / "in", "--output", tmp_path / "out", *options, "--json")
+    done = label(tmp_path / "in", tmp_path / "out", tiny_model)
 
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["units_now"] < 40
-    whole = shardlabel("label", tmp_path / "in", "--output", tmp_path / "whole", *options)
-    assert whole.returncode == 0
+    assert (done.status, done.units_now < 24) == ("done", True)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
     assert not list((tmp_path / "out" / "_shardlabel" / "tmp").iterdir())

@@ -13,6 +13,8 @@ import pytest
 import ray
 from PIL import Image
 
+from pipeline.session.local import stop_ray
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PHOTOGRAPHS = {"astronaut", "camera", "chelsea", "china", "coffee", "flower", "grace_hopper", "rocket"}
@@ -28,6 +30,7 @@ def project(tmp_path_factory) -> Iterator[Path]:
     (folder / "examples").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        stop_ray()
         # Ray's workers stay in the folder where it was started.
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield folder

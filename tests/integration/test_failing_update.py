@@ -14,7 +14,7 @@ from tests.support.serve_process import environment
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_old_replicas_go_on_serving_and_the_status_says_why_the_new_ones_do_not_start():
     (port,) = free_ports(1)

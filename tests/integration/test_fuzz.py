@@ -11,10 +11,10 @@ from tests.support.page_server import running_page_server
 
 def test_no_request_that_the_document_suggests_or_forbids_is_a_fault():
     with running_page_server() as server:
-        found = fuzz(server.url, examples=30, seconds=25)
+        found = fuzz(server.url, examples=4, seconds=120)
 
     assert found.findings == []
-    assert found.requests > 150
+    assert found.requests > 70
     assert {"200", "400"} <= set(found.statuses)
     assert {"POST /v1/classify", "GET /", "GET /page/samples"} <= set(found.operations)
 

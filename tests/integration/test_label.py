@@ -13,31 +13,31 @@ import pytest
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
 from pipeline import job
-from pipeline.config import LabelConfig
-from pipeline.job import RunReport, run
+from pipeline.job import RunReport
 from pipeline.operators import dataset
 from pipeline.patches.patch import SWITCH_VARIABLE
+from pipeline.session.connect import connect
+from tests.support.labelled_dest import label_without_ray
+from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
-def label(source: Path | str, output: Path, model: Path, **options) -> RunReport:
-    settings = {"source": (str(source),), "output": str(output), "model": str(model), "top_k": 3, "progress": "none"}
-    return run(LabelConfig(**{**settings, **options}))
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, tiny_model, ray_ends) -> tuple[RunReport, Path]:
+    """Return what a run over three shards reported, and its DEST."""
+    folder = tmp_path_factory.mktemp("plain")
+    colour_shards(folder / "in", shards=3, samples=5)
+    connect(None)
+    return label(folder / "in", folder / "out", tiny_model), folder / "out"
 
 
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
-
-
-def test_every_sample_is_one_row_with_its_label_in_input_order(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=3, samples=5)
-
-    report = label(tmp_path / "in", tmp_path / "out", tiny_model)
+def test_every_sample_is_one_row_with_its_label_in_input_order(plain):
+    report, dest = plain
 
     assert (report.status, report.units, report.images, report.ok) == ("done", 3, 15, 15)
-    rows = pq.read_table(tmp_path / "out").to_pylist()
+    rows = pq.read_table(dest).to_pylist()
     assert [row["key"] for row in rows] == [f"{s:03d}-{i:03d}" for s in range(3) for i in range(5)]
     assert [row["shard"] for row in rows] == [f"shard-{s:03d}.tar" for s in range(3) for _ in range(5)]
     assert [row["label"] for row in rows] == ["red", "green", "blue", "red", "green"] * 3
@@ -47,13 +47,9 @@ def test_every_sample_is_one_row_with_its_label_in_input_order(tmp_path, tiny_mo
 
 
 @pytest.mark.skipif(bool(os.environ.get(SWITCH_VARIABLE)), reason=f"{SWITCH_VARIABLE} has Ray start all of its own")
-def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_model):
+def test_a_local_ray_runs_nothing_that_one_command_does_not_need(plain):
     import ray
     from ray._private.worker import _global_node
-
-    colour_shards(tmp_path / "in", shards=1)
-
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
 
     assert set(_global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
     raylet = _global_node.all_processes["raylet"][0].process.pid
@@ -65,12 +61,9 @@ def test_a_local_ray_runs_nothing_that_one_command_does_not_need(tmp_path, tiny_
     assert ray.util.list_named_actors(all_namespaces=True) == []
 
 
-def test_the_file_says_what_made_it(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=1)
+def test_the_file_says_what_made_it(plain):
+    metadata = pq.ParquetFile(plain[1] / "part-00000.parquet").schema_arrow.metadata
 
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
-
-    metadata = pq.ParquetFile(tmp_path / "out" / "part-00000.parquet").schema_arrow.metadata
     assert metadata[b"shardlabel.model"] == b"tiny"
     assert metadata[b"shardlabel.precision"] == b"fp32"
     assert metadata[b"shardlabel.decode"] == b"fast"
@@ -82,7 +75,7 @@ def test_two_runs_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=3, samples=40)
     write_tar(tmp_path / "in" / "z.tar", {"a.jpg": b"no image", "b.png": colour_jpeg("blue"), "c.jpg": b""})
 
-    label(tmp_path / "in", tmp_path / "fused", tiny_model)
+    label(tmp_path / "in", tmp_path / "fused", tiny_model, actors="2")
     label(tmp_path / "in", tmp_path / "again", tiny_model, batch_size=7)
     report = label(tmp_path / "in", tmp_path / "two", tiny_model, shape="two-stage", actors="1", preprocess_cpus=1)
 
@@ -90,35 +83,28 @@ def test_two_runs_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
     assert parts(tmp_path / "fused") == parts(tmp_path / "again") == parts(tmp_path / "two")
 
 
-def test_bad_images_are_rows_and_the_job_goes_on(tmp_path, tiny_model):
+def test_bad_images_are_rows_a_truncated_shard_gives_what_it_can_and_the_job_goes_on(tmp_path, tiny_model):
     good = colour_jpeg("green")
     members = {"a.jpg": good, "b.jpg": good[:200], "c.jpg": b"", "d.jpg": b"hello", "e.cls": b"1", "f.jpg": good}
     members["g.jpg"] = b"%PDF-1.4"
-    (tmp_path / "in").mkdir()
+    first, _ = colour_shards(tmp_path / "in", shards=2, samples=6)
+    first.write_bytes(first.read_bytes()[:5000])
     write_tar(tmp_path / "in" / "x.tar", members)
 
     report = label(tmp_path / "in", tmp_path / "out", tiny_model, max_image_bytes=10_000)
 
-    rows = {row["key"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    table = pq.read_table(tmp_path / "out").to_pylist()
+    rows = {row["key"]: row for row in table if row["shard"] == "x.tar"}
     assert {key: row["status"] for key, row in rows.items()} == {
         "a": "ok", "b": "undecodable", "c": "empty", "d": "undecodable",
         "e": "empty", "f": "ok", "g": "unsupported"}  # fmt: skip
     assert all(row["error"] and row["label"] is None for row in rows.values() if row["status"] != "ok")
     assert report.errors == {"empty": 2, "undecodable": 2, "unsupported": 1}
-    assert report.error_rate == pytest.approx(5 / 7)
-
-
-def test_a_truncated_shard_gives_the_rows_it_can_and_says_what_is_missing(tmp_path, tiny_model):
-    first, _ = colour_shards(tmp_path / "in", shards=2, samples=6)
-    first.write_bytes(first.read_bytes()[:5000])
-
-    report = label(tmp_path / "in", tmp_path / "out", tiny_model)
-
-    assert report.status == "done"
-    assert report.incomplete_shards == 1
+    assert report.error_rate == pytest.approx(5 / len(table))
+    assert (report.status, report.incomplete_shards) == ("done", 1)
     assert "truncated" in report.incomplete["shard-000.tar"]
-    counts = pq.read_table(tmp_path / "out").column("shard").value_counts().to_pylist()
-    assert {c["values"]: c["counts"] for c in counts}["shard-001.tar"] == 6
+    whole = [row["status"] for row in table if row["shard"] == "shard-001.tar"]
+    assert whole == ["ok"] * 6
 
 
 def test_a_second_run_does_nothing_and_reads_nothing(tmp_path, tiny_model):
@@ -135,8 +121,8 @@ def test_a_second_run_does_nothing_and_reads_nothing(tmp_path, tiny_model):
 
 def test_a_run_goes_on_where_another_stopped(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=4)
-    label(tmp_path / "in", tmp_path / "whole", tiny_model)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
     _forget_units(tmp_path / "out", {1, 3})
 
     report = label(tmp_path / "in", tmp_path / "out", tiny_model)
@@ -162,7 +148,7 @@ def _forget_units(folder: Path, units: set[int]) -> None:
 )
 def test_a_resume_with_other_settings_is_refused(tmp_path, tiny_model, options, message):
     colour_shards(tmp_path / "in", shards=1)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
 
     with pytest.raises(ConfigError, match=message):
         label(tmp_path / "in", tmp_path / "out", tiny_model, **options)
@@ -170,7 +156,7 @@ def test_a_resume_with_other_settings_is_refused(tmp_path, tiny_model, options, 
 
 def test_a_resume_with_a_changed_shard_is_refused_and_overwrite_starts_anew(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "out", tiny_model)
     colour_shards(tmp_path / "in", shards=2, samples=9)
 
     with pytest.raises(SourceError, match=r"shard shard-000\.tar has changed since the run began: its size was"):
@@ -195,16 +181,16 @@ def test_a_limit_takes_the_first_images_and_can_be_resumed(tmp_path, tiny_model)
 
 def test_parts_of_a_source_hold_each_shard_once_and_a_part_is_resumed_as_itself_alone(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=4, samples=2)
-    label(tmp_path / "in", tmp_path / "whole", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
 
-    reports = [label(tmp_path / "in", tmp_path / f"{n}", tiny_model, part=f"{n}/8") for n in range(1, 9)]
+    reports = [label(tmp_path / "in", tmp_path / f"{n}", tiny_model, part=f"{n}/5") for n in range(1, 6)]
 
     assert {report.status for report in reports} == {"done"}
     assert 0 in {report.units for report in reports}
-    found = [row for n in range(1, 9) for row in read_rows(tmp_path / f"{n}")]
+    found = [row for n in range(1, 6) for row in read_rows(tmp_path / f"{n}")]
     assert sorted(found, key=lambda row: row["key"]) == read_rows(tmp_path / "whole")
-    with pytest.raises(ConfigError, match="begun with part 1/8, and now it is 2/8"):
-        label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/8")
+    with pytest.raises(ConfigError, match="begun with part 1/5, and now it is 2/5"):
+        label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/5")
 
 
 def read_rows(folder: Path) -> list[dict]:
@@ -222,20 +208,20 @@ def test_embeddings_are_a_column_in_both_shapes(tmp_path, tiny_model):
     assert parts(tmp_path / "fused") == parts(tmp_path / "two")
 
 
-def test_parquet_with_a_key_and_carried_columns_in_both_shapes(tmp_path, tiny_model):
+def test_parquet_with_a_key_and_carried_columns(tmp_path, tiny_model):
     images = [colour_jpeg("blue"), None, colour_jpeg("red")]
     table = pa.table({"id": [11, 12, 13], "img": pa.array(images, pa.binary()), "day": ["a", "b", None]})
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "x.parquet")
     options = {"key_column": "id", "carry": ("day",)}
 
-    label(tmp_path / "in", tmp_path / "out", tiny_model, **options)
-    label(tmp_path / "in", tmp_path / "two", tiny_model, shape="two-stage", actors="1", **options)
+    label(tmp_path / "in", tmp_path / "out", tiny_model, shape="two-stage", **options)
+    label_without_ray(tmp_path / "in", tmp_path / "aside", tiny_model, **options)
 
     rows = pq.read_table(tmp_path / "out").to_pylist()
     assert [(row["key"], row["label"], row["status"], row["day"]) for row in rows] == [
         ("11", "blue", "ok", "a"), ("12", None, "empty", "b"), ("13", "red", "ok", None)]  # fmt: skip
-    assert parts(tmp_path / "out") == parts(tmp_path / "two")
+    assert parts(tmp_path / "out") == parts(tmp_path / "aside")
 
 
 def test_loose_images_are_labelled_in_the_order_of_their_paths(tmp_path, tiny_model):

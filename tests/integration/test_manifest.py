@@ -61,6 +61,7 @@ def world(servers: Servers) -> Iterator[tuple[WebServer, S3Server]]:
             del os.environ[name]
         # In capitals alone, which gRPC does not read; past it what is on this machine.
         os.environ.update({**s3.environment(), "HTTP_PROXY": web.url, "NO_PROXY": "127.0.0.1,localhost"})
+        stop_ray()
         connect(None)
         yield web, s3
         stop_ray()

@@ -153,6 +153,7 @@ def test_a_folder_whose_name_is_no_path_is_an_error_that_says_what_to_do(place: 
 @pytest.fixture
 def ray_that_knows_the_store(store: ObjectServer) -> Iterator[None]:
     """Start a local Ray whose workers have the store's keys in their environment."""
+    stop_ray()
     connect(None)
     yield
     stop_ray()

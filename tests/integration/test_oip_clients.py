@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from models.spec import Precision
-from serve.local.ports import free_ports
 from tests.support.certificates import write_certificate
 from tests.support.oip_server import OipServer, oip_server
 from tests.support.otlp_receiver import Receiver, otlp_receiver
@@ -391,17 +390,16 @@ def test_huggingface_and_openai_clients(server, red_jpeg):
     check_huggingface_and_openai(got, model=server.model, first="red", features=3)
 
 
-# Once more, against `shardlabel serve`: Ray Serve's ingress stands between
+# Once more, against `shardlabel serve`: Ray Serve's ingress stands between. Over TLS below; without it they take long.
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory) -> Iterator[OipServer]:
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
-    (grpc_port,) = free_ports(1)
-    options = ["--model", "efficientnet-lite0", "--grpc-port", str(grpc_port), "--max-replicas", "1"]
+    options = ["--model", "efficientnet-lite0", "--max-replicas", "1"]
     with serving(tmp_path_factory.mktemp("serve"), *options) as running:
-        yield OipServer(f"127.0.0.1:{running.port}", f"127.0.0.1:{grpc_port}", "efficientnet-lite0", 224)
+        yield OipServer(f"127.0.0.1:{running.port}", f"127.0.0.1:{running.grpc_port}", "efficientnet-lite0", 224)
 
 
 @pytest.fixture(scope="module")
@@ -412,29 +410,26 @@ def cat(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(240)
-def test_tritonclient_http_through_shardlabel_serve(endpoint, cat):
-    image = cat.read_bytes()
-    with triton.InferenceServerClient(endpoint.http) as client:
+def check_triton_http(client: triton.InferenceServerClient, model: str, image: bytes) -> None:
+    with client:
         assert client.is_server_ready()
-        assert client.is_model_ready(endpoint.model)
-        assert client.get_model_config(endpoint.model)["name"] == endpoint.model
+        assert client.is_model_ready(model)
+        assert client.get_model_config(model)["name"] == model
         assert len(client.get_model_repository_index()) == 2
         # Others may have asked the same endpoint before.
-        (before,) = client.get_inference_statistics(endpoint.model)["model_stats"]
+        (before,) = client.get_inference_statistics(model)["model_stats"]
         wanted = triton.InferRequestedOutput("probabilities", class_count=3)
         answers = [
             client.infer(
-                endpoint.model, [images(image)], outputs=[wanted],
+                model, [images(image)], outputs=[wanted],
                 request_compression_algorithm=packed, response_compression_algorithm=packed,
             ).as_numpy("probabilities")
             for packed in (None, "gzip", "deflate")
         ]  # fmt: skip
-        everything = client.infer(endpoint.model, [images(image, image)])
+        everything = client.infer(model, [images(image, image)])
         with pytest.raises(InferenceServerException, match="no model 'nothing'"):
             client.infer("nothing", [images(image)])
-        (after,) = client.get_inference_statistics(endpoint.model)["model_stats"]
+        (after,) = client.get_inference_statistics(model)["model_stats"]
         assert after["inference_count"] - before["inference_count"] == 5
 
     assert "cat" in texts(answers[0])[0]
@@ -444,6 +439,14 @@ def test_tritonclient_http_through_shardlabel_serve(endpoint, cat):
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_tritonclient_http_through_shardlabel_serve(endpoint, cat):
+    check_triton_http(triton.InferenceServerClient(endpoint.http), endpoint.model, cat.read_bytes())
+
+
+@pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_tritonclient_grpc_through_shardlabel_serve(endpoint, cat):
     got = run_client("triton_grpc.py", endpoint.grpc, endpoint.model, cat, endpoint.side)
@@ -455,6 +458,7 @@ def test_tritonclient_grpc_through_shardlabel_serve(endpoint, cat):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_kserve_client_through_shardlabel_serve(endpoint, cat):
     got = run_client("kserve_calls.py", endpoint.http, endpoint.grpc, endpoint.model, cat, endpoint.side)
@@ -465,6 +469,7 @@ def test_kserve_client_through_shardlabel_serve(endpoint, cat):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_huggingface_and_openai_clients_through_shardlabel_serve(endpoint, cat):
     got = run_client("huggingface_openai.py", f"http://{endpoint.http}", endpoint.model, cat)
@@ -487,15 +492,12 @@ def encrypted(tmp_path_factory, receiver) -> Iterator[tuple[OipServer, Path, Ser
         pytest.skip("needs Linux' /proc")
     folder = tmp_path_factory.mktemp("serve")
     cert, key = write_certificate(folder / "tls")
-    (grpc_port,) = free_ports(1)
     settings = folder / "serve.yaml"
-    settings.write_text(
-        f"model: efficientnet-lite0\ngrpc-port: {grpc_port}\nmax_replicas: 1\ntls_cert: {cert}\ntls-key: {key}\n"
-    )
+    settings.write_text(f"model: efficientnet-lite0\nmax_replicas: 1\ntls_cert: {cert}\ntls-key: {key}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         with serving(folder, "--config", str(settings)) as running:
-            server = OipServer(f"localhost:{running.port}", f"localhost:{grpc_port}", "efficientnet-lite0", 224)
+            server = OipServer(f"localhost:{running.port}", f"localhost:{running.grpc_port}", "efficientnet-lite0", 224)
             yield server, cert, running
 
 
@@ -503,9 +505,8 @@ def encrypted(tmp_path_factory, receiver) -> Iterator[tuple[OipServer, Path, Ser
 @pytest.mark.timeout(240)
 def test_tritonclient_http_over_tls(encrypted, cat):
     server, cert, _ = encrypted
-    with triton.InferenceServerClient(server.http, ssl=True, ssl_options={"ca_certs": str(cert)}) as client:
-        assert client.is_model_ready(server.model)
-        assert "cat" in texts(client.infer(server.model, [images(cat.read_bytes())]).as_numpy("labels"))[0]
+    client = triton.InferenceServerClient(server.http, ssl=True, ssl_options={"ca_certs": str(cert)})
+    check_triton_http(client, server.model, cat.read_bytes())
 
 
 @pytest.mark.ray

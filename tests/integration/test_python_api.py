@@ -12,6 +12,7 @@ import ray
 
 from models.errors import ConfigError, UnknownModelError
 from pipeline import LabelConfig, label, read_shards, run
+from pipeline.session.local import stop_ray
 from tests.support.shard_factory import huggingface_images, tar_bytes
 from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards
 
@@ -21,6 +22,7 @@ ADDED = ["label", "label_id", "score", "top_labels", "top_ids", "top_scores", "w
 
 
 def start_ray(cpus: int) -> None:
+    stop_ray()
     ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
 
@@ -150,7 +152,6 @@ def test_what_kills_its_process_though_decoded_apart_fails_the_dataset_and_does_
     log = tmp_path / "deaths"
     (tmp_path / "sitecustomize.py").write_text(DEADLY.format(log=str(log)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ray.shutdown()
     start_ray(1)
     try:
         with pytest.raises(ray.exceptions.RayError):
@@ -170,7 +171,6 @@ def test_images_that_kill_their_process_are_rows_on_one_cpu(tmp_path, tiny_model
     poison = (3, 17, 31)
     images = [colour_jpeg("green") + b"POISON" * (i in poison) for i in range(40)]
     pq.write_table(pa.table({"bytes": images, "number": range(40)}), tmp_path / "in.parquet")
-    ray.shutdown()
     start_ray(1)
     try:
         labelled = table_of(label(ray.data.read_parquet(str(tmp_path / "in.parquet")), model=str(tiny_model), top_k=3))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tests.support.serve_process import serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -67,7 +63,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(tmp_path, page, least):
         if command.startswith(("make ", "curl ")) or "models pull" in command or "models verify resnet18-v2" in command:
             continue
         if "shardlabel serve" in command:
-            continue  # it stays: see the next test
+            continue  # it stays: see test_serve.py
         if "--fit" in command:
             continue  # it wants 50 images: see test_calibrated.py
         run(command.replace(".venv/bin/", "").replace("{00000..00099}", "{00000..00001}"))
@@ -78,26 +74,6 @@ def test_the_commands_of_a_page_run_one_after_the_other(tmp_path, page, least):
     python = "\n".join(re.findall(r"^    (import .*|table = .*)$", README, re.MULTILINE))
     assert "read_table" in python
     assert run([sys.executable, "-c", python + "\nprint(table.num_rows)"]).strip() == "16"
-
-
-@pytest.mark.ray
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_endpoint_of_the_readme_answers_as_the_readme_says(tmp_path):
-    with tarfile.open(ROOT / "models" / "samples" / "photos.tar") as tar:
-        tar.extract("chelsea.jpg", tmp_path, filter="data")
-    (start,) = [command for command in commands(README) if "shardlabel serve" in command]
-    (ask,) = [command for command in commands(README) if command.startswith("curl ")]
-    block = README[README.index(ask) + len(ask) :].partition("\n\n")[0]
-
-    with serving(tmp_path, *shlex.split(start)[2:], "--grpc-port", "0") as endpoint:
-        there = ask.replace("127.0.0.1:8000", f"127.0.0.1:{endpoint.port}")
-        asked = subprocess.run(shlex.split(there), cwd=tmp_path, capture_output=True, check=True)
-
-    answer, told = json.loads(asked.stdout), json.loads(block)
-    (label,), (told_label,) = answer["results"][0].pop("labels"), told["results"][0].pop("labels")
-    assert answer == told
-    assert label.pop("score") == pytest.approx(told_label.pop("score"), abs=1e-5)
-    assert label == told_label
 
 
 FOLDERS = ("", "docs", "examples")

@@ -19,6 +19,7 @@ from pipeline.config import LabelConfig
 from pipeline.dest.lease import LEASE_FILE, Lease
 from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.resume import prepare
+from pipeline.dest.verify import verify_dest
 from pipeline.sources.reader import slices
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Slice
@@ -181,7 +182,9 @@ def part_files(place: Place, output: str) -> dict[str, bytes]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [("--overwrite",), ()], ids=["anew", "resumed"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(("--overwrite",), id="anew", marks=pytest.mark.long), pytest.param((), id="resumed")]
+)
 def test_a_driver_that_was_stopped_publishes_nothing_once_another_took_its_place(
     place: Place, proxy: FaultProxy, tiny_model: Path, options: tuple[str, ...]
 ) -> None:
@@ -213,9 +216,4 @@ def test_a_driver_that_was_stopped_publishes_nothing_once_another_took_its_place
     assert not asked
     assert part_files(place, "out") == after
     assert len(after) == 24
-    assert verify(place.uri + "/out") == 0
-
-
-def verify(dest: str) -> int:
-    command = [sys.executable, "-m", "cluster.cli", "verify", dest]
-    return subprocess.run(command, capture_output=True, check=False).returncode
+    assert verify_dest(open_storage(place.uri + "/out")).ok

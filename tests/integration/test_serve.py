@@ -8,6 +8,9 @@ import http.client
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +24,14 @@ import numpy as np
 import pytest
 
 from benchmarks.serve_load import Load, sample_images
+from tests.support.listening import beyond_loopback, listening
 from tests.support.serve_process import ServeProcess, command, environment, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
+ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0"
-SAMPLES = Path(__file__).parents[2] / "models" / "samples" / "photos.tar"
+SAMPLES = ROOT / "models" / "samples" / "photos.tar"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def endpoint(tmp_path_factory):
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
     folder = tmp_path_factory.mktemp("serve")
-    options = ["--model", MODEL, "--grpc-port", "0", "--min-replicas", "2", "--max-replicas", "2", "--max-queue", "64"]
+    options = ["--model", MODEL, "--min-replicas", "2", "--max-replicas", "2", "--max-queue", "64"]
     with serving(folder, *options, "--access-log", str(folder / "access.log")) as running:
         yield running
 
@@ -73,6 +78,34 @@ def test_all_ways_in_give_the_same_answer(endpoint, photos):
     assert answers[0][0] == 200
     assert all(answer == answers[0] for answer in answers)
     assert "cat" in answers[0][1]["results"][0]["labels"][0]["label"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_what_the_readme_asks_is_answered_as_the_readme_says(endpoint, tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (start,) = re.findall(r"^    \$ \S*shardlabel serve (.*)$", readme, re.MULTILINE)
+    (ask,) = re.findall(r"^    \$ (curl .*)$", readme, re.MULTILINE)
+    told = json.loads(readme[readme.index(ask) + len(ask) :].partition("\n\n")[0])
+    with tarfile.open(SAMPLES) as tar:
+        tar.extract("chelsea.jpg", tmp_path, filter="data")
+
+    there = ask.replace("127.0.0.1:8000", f"127.0.0.1:{endpoint.port}")
+    asked = subprocess.run(shlex.split(there), cwd=tmp_path, capture_output=True, check=True)
+
+    assert start == f"--model {MODEL}", "the endpoint of these tests is not the one that the README starts"
+    answer = json.loads(asked.stdout)
+    (label,), (told_label,) = answer["results"][0].pop("labels"), told["results"][0].pop("labels")
+    assert answer == told
+    assert label.pop("score") == pytest.approx(told_label.pop("score"), abs=1e-5)
+    assert label == told_label
+
+
+def test_nothing_listens_beyond_loopback(endpoint):
+    pids = {endpoint.process.pid, *endpoint.descendants()}
+
+    assert {("127.0.0.1", endpoint.port), ("127.0.0.1", endpoint.grpc_port)} <= set(listening(pids))
+    assert beyond_loopback(pids) == {}
+    assert endpoint.is_live_over_grpc()
 
 
 def test_labels_are_those_of_bulk(endpoint, photos, tmp_path):
@@ -150,22 +183,6 @@ def test_metrics_of_all_replicas_come_from_any(endpoint, photos):
         assert f'stage="{stage}"' in text
 
 
-def test_nothing_but_loopback_is_listened_on_by_haproxy(endpoint):
-    haproxies = [pid for pid in endpoint.descendants() if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes()[:300]]
-    assert haproxies
-    links = [str(fd.readlink()) for pid in haproxies for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
-    listening = [
-        fields[1]
-        for table in ("tcp", "tcp6")
-        for fields in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
-        if fields[3] == "0A" and fields[9] in inodes
-    ]
-
-    assert listening
-    assert all(address.startswith("0100007F:") for address in listening)
-
-
 def test_a_second_endpoint_on_the_port_says_who_holds_it(endpoint):
     done = subprocess.run(
         command("--model", MODEL, "--port", str(endpoint.port)),
@@ -240,6 +257,7 @@ def test_the_access_log_has_every_request(endpoint):
 
     assert len(lines) > 100
     assert {200, 404, 405, 413, 415, 422, 503} <= {line["status"] for line in lines}
+    assert {(line["client"], line["status"]) for line in lines if line["method"] == "gRPC"} == {("127.0.0.1", 200)}
 
 
 def test_nothing_answers_after_it_stopped(endpoint):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.local.ports import free_ports
 from tests.support.serve_process import serving
 from tests.support.tiny_model import colour_jpeg
 from tests.unit.serve.test_repository import own_model
@@ -74,9 +73,8 @@ class Asking:
 def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(tmp_path):
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs Linux' /proc")
-    (grpc_port,) = free_ports(1)
     own = own_model(tmp_path / "own", OWN)
-    options = ["--model", BIG, "--model", str(own), "--model-control", "explicit", "--grpc-port", str(grpc_port)]
+    options = ["--model", BIG, "--model", str(own), "--model-control", "explicit"]
     with serving(tmp_path, *options, "--min-replicas", "2", "--max-replicas", "2") as endpoint:
         client = triton.InferenceServerClient(f"127.0.0.1:{endpoint.port}", network_timeout=60)
         before = set(endpoint.replicas())
@@ -95,7 +93,7 @@ def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(
 
         if CLIENTS_PYTHON.is_file():
             done = subprocess.run(
-                [CLIENTS_PYTHON, "-c", OVER_GRPC, f"127.0.0.1:{grpc_port}", OWN],
+                [CLIENTS_PYTHON, "-c", OVER_GRPC, f"127.0.0.1:{endpoint.grpc_port}", OWN],
                 capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip
             assert done.stdout.split() == ["False", "True", "StatusCode.NOT_FOUND"], done.stderr[-2000:]

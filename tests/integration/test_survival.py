@@ -22,13 +22,14 @@ from PIL import Image
 from pipeline.operators import dataset
 from pipeline.session.connect import connect
 from tests.support.hostile_models import ON_WHITE
+from tests.support.labelled_dest import label_without_ray
 from tests.support.labelling import label, parts
 from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 # Batches of the tiny model take a millisecond.
-TIMEOUT_S = 5.0
+TIMEOUT_S = 3.0
 
 
 # What a caller does in a process of its own.
@@ -98,7 +99,7 @@ def test_an_image_that_hangs_or_fails_the_model_is_a_row_and_the_job_goes_on(tmp
     assert Counter(row["status"] for row in rows.values()) == {"ok": 28}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ctrl_c_while_the_model_hangs_ends_the_run_as_any_other_does(tmp_path):
     model = ON_WHITE["a-loop-that-never-ends"](tmp_path)
     colour_shards(tmp_path / "in", shards=6, samples=5)
@@ -119,7 +120,7 @@ def test_a_ctrl_c_while_the_model_hangs_ends_the_run_as_any_other_does(tmp_path)
     assert "the same command does the rest" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_poison_images_in_one_task_cost_one_process_of_the_pool(tmp_path, monkeypatch):
     model = ON_WHITE["a-loop-that-never-ends"](tmp_path)
     # With one actor units go alone at first; 2 to 5 are one task then.
@@ -137,7 +138,7 @@ def test_poison_images_in_one_task_cost_one_process_of_the_pool(tmp_path, monkey
 
 def test_a_unit_that_fails_unexpectedly_fails_alone_and_is_done_by_the_next_run(tmp_path, tiny_model, monkeypatch):
     colour_shards(tmp_path / "in", shards=12, samples=5)
-    label(tmp_path / "in", tmp_path / "whole", tiny_model)
+    label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
     tries = tmp_path / "tries"
     tries.mkdir()
 

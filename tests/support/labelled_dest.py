@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from models.inference.classifier import Classifier, choose
 from pipeline.config import LabelConfig
-from pipeline.dest.fingerprint import fingerprint
+from pipeline.dest.fingerprint import fingerprint, rows_id
 from pipeline.dest.plan import iter_units
 from pipeline.dest.resume import prepare
 from pipeline.job import unit_settings
@@ -27,8 +28,8 @@ def label_without_ray(
     dest = open_storage(config.output)
     found = open_source(config.source, config.format, exclude=dest)
     choice = choose(spec, config.device, config.precision, has_gpu=False)
-    settings = unit_settings(config, found, spec, choice, labels)
     same = fingerprint(config, found, spec, choice, labels)
+    settings = replace(unit_settings(config, found, spec, choice, labels), rows_id=rows_id(same))
     work = prepare(config, dest, same, found, lambda: reader.slices(found), lambda *a: count_samples(settings, *a))
     classifier = Classifier(spec, precision=choice.precision, top_k=config.top_k)
     label = label_here(classifier, StageClock(), embeddings=False)

@@ -21,11 +21,19 @@ READY_S = 120
 class ServeProcess:
     process: subprocess.Popen
     port: int
+    grpc_port: int
     log: Path
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def is_live_over_grpc(self) -> bool:
+        import grpc
+
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            return live(b"", timeout=20) == b"\x08\x01"
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
@@ -72,13 +80,14 @@ def environment() -> dict[str, str]:
 @contextlib.contextmanager
 def serving(folder: Path, *options: str) -> Iterator[ServeProcess]:
     """Start the endpoint and wait until it is ready; end it however the block ends."""
-    (port,) = free_ports(1)
+    port, grpc_port = free_ports(2)
     log = folder / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command("--port", str(port), *options), stdout=file, stderr=file, env=environment(), start_new_session=True
-        )
-    endpoint = ServeProcess(process, port, log)
+            command("--port", str(port), "--grpc-port", str(grpc_port), *options),
+            stdout=file, stderr=file, env=environment(), start_new_session=True,
+        )  # fmt: skip
+    endpoint = ServeProcess(process, port, grpc_port, log)
     try:
         deadline = time.monotonic() + READY_S
         while "ready: " not in endpoint.output():

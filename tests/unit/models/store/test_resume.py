@@ -75,7 +75,7 @@ def test_fetch_is_done_at_the_last_byte_though_the_server_keeps_the_connection(s
     fetch("some", artifact_on(server))
     kept.release.set()
 
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 10
 
 
 def test_fetch_goes_on_with_another_source_from_what_the_first_gave(server, mirror):

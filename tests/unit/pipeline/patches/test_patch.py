@@ -100,11 +100,13 @@ def test_another_release_of_ray_is_another_ray(fake_ray, monkeypatch):
         ("off, -other", False),
     ],
 )
-def test_the_switch_has_all_off_or_some(fake_ray, monkeypatch, switch, is_on):
+def test_the_switch_has_all_off_or_some_and_verbose_says_which(fake_ray, monkeypatch, caplog, switch, is_on):
     monkeypatch.setenv(SWITCH_VARIABLE, switch)
+    caplog.set_level(logging.INFO)
 
     assert patch("speed").fits() is is_on
     assert patch("words").fits() is is_on
+    assert ("patch=lean_start is switched off" in caplog.text) is not is_on
     assert patch("safety").fits()
 
 
@@ -114,7 +116,7 @@ def test_a_word_that_names_no_patch_is_an_error_that_names_them(monkeypatch):
         check_switch(PATCHES)
     for wrong in ("on", "-agent", "-loopback"):
         monkeypatch.setenv(SWITCH_VARIABLE, wrong)
-        with pytest.raises(ConfigError, match=rf"of agents, api_server, .*got '{wrong}'"):
+        with pytest.raises(ConfigError, match=rf"^{SWITCH_VARIABLE}: .*of agents, api_server, .*got '{wrong}'"):
             check_switch(PATCHES)
 
 

@@ -46,6 +46,10 @@ def _summary(sample: Sample) -> tuple[str, str | None, bool]:
     return sample.key, sample.status, (sample.data or b"").startswith(jpeg())
 
 
+# Python 3.12 and later; the child here takes no lock of another thread.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
 def read_apart(path: Path) -> tuple[list[tuple[str, str | None, bool]], str | None, int]:
     """Read a shard in a process of its own; return its rows, what was lost, and the memory it took."""
     inside, outside = os.pipe()

@@ -121,7 +121,8 @@ def test_unpacked_bodies_are_counted_while_they_are_held_whatever_they_are(path,
 
 def test_packed_bodies_share_the_budget_by_what_they_unpack_to():
     config = ServeConfig(model=MODEL, max_request_bytes=2**20, max_body_memory=3 * 2**20)
-    app = build_asgi(Models(FakeBackend(delay_s=0.3)), config)
+    # Long enough for all to come while the first are served.
+    app = build_asgi(Models(FakeBackend(delay_s=2.0)), config)
     bomb = packed("/v1/classify", JPEG + bytes(2**20 - 100), "image/jpeg")
 
     async def many():

@@ -1,0 +1,1 @@
+"""A package, so that its tests share one local Ray, which ends before others begin."""

@@ -29,7 +29,8 @@ from models.catalog import load_spec
 from models.inference.classifier import Classifier
 from models.spec import Precision
 from pipeline.dest.commits import Commit, CommitLog
-from pipeline.operators.units import Result, results_of, results_table, units_of, units_table
+from pipeline.dest.plan import units_of, units_table
+from pipeline.operators.units import Result, results_of, results_table
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 
@@ -44,7 +45,7 @@ class NoWork:
     """An actor that gives each unit its record at once."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return results_table([Result(unit.number, commit(unit.number)) for unit in units_of(batch)])
+        return results_table([Result(unit.number, commit(unit.number)) for unit in units_of([batch])])
 
 
 def run_pool(units: int, actors: int) -> dict:

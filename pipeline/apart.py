@@ -70,7 +70,6 @@ def run(config: LabelConfig) -> RunReport:
 
 
 def _answer(child: subprocess.Popen[bytes], answers: FileIO) -> RunReport:
-    """Wait for the child's report, or raise its error."""
     content = b""
     while True:
         try:

@@ -66,8 +66,8 @@ def label(
     if price is not None:
         raise ConfigError("--price is for --dry-run: give both, or neither")
 
+    from pipeline.caller import native_errors_aside
     from pipeline.job import run
-    from pipeline.quiet import native_errors_aside
 
     with native_errors_aside():
         report = run(settings, started=started)
@@ -78,8 +78,8 @@ def label(
 
 
 def _estimate(settings: LabelConfig, images: int, price: float | None, started: float, *, as_json: bool) -> None:
+    from pipeline.caller import native_errors_aside
     from pipeline.dry_run import dry_run
-    from pipeline.quiet import native_errors_aside
 
     with native_errors_aside():
         estimate = dry_run(settings, images, price=price, started=started)
@@ -153,7 +153,7 @@ def report(
     Example:
         shardlabel report s3://bucket/labels --output labels.html
     """
-    from pipeline.report.report import write_report
+    from pipeline.report.page import write_report
 
     typer.echo(write_report(dest, output))
 

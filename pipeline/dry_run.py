@@ -28,7 +28,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
     if images < 1 or (price is not None and price < 0):
         raise ConfigError(f"--dry-run must be at least 1 and --price at least 0, got {images} and {price}")
     started = time.perf_counter() if started is None else started
-    picker = ShardPicker(images, config, partial(_cut, config))
+    picker = ShardPicker(images, config, lambda slices: cutter(config, _open(config))(slices))
     try:
         with scratch_folder(config) as folder:
             whole = {"limit": None, "overwrite": False, "append": False, "missing_ok": False, "max_error_rate": 1.0}
@@ -95,7 +94,7 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
             assert picker.whole is not None
             pools = _pools(config, picker.cluster, picker.whole.units)
             each = bytes_per_image(config, picker.picked) or report.bytes_read / report.images
-            dest, source = open_storage(folder), open_source(config.source, config.format)
+            dest, source = open_storage(folder), _open(config)
             unit_rows = images_in(picker.whole, each) // picker.whole.units
             overlap = units_overlap(pools, source, dest)
             measured = measure(dest, report, each, counting=picker.seconds, overlap=overlap, unit_rows=unit_rows)
@@ -172,9 +171,8 @@ def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
     return chain([first], slices)
 
 
-def _cut(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
-    """Put pieces in the place of large shards, as the job would."""
-    return cutter(config, open_source(config.source, config.format))(slices)
+def _open(config: LabelConfig) -> Source:
+    return open_source(config.source, config.format)
 
 
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:
@@ -216,7 +214,7 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
 
 def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:
     """Return what the footers of Parquet files say, or None: other formats do not tell before they are read."""
-    source = open_source(config.source, config.format)
+    source = _open(config)
     if source.format is not SourceFormat.PARQUET:
         return None
     rows = size = 0
@@ -287,7 +285,6 @@ def _output_sizes(dest: Storage, commits: list[Commit], unit_rows: int) -> tuple
 
 
 def _pools(config: LabelConfig, cluster: Cluster, units: int) -> Pools:
-    """Return the pools that the whole job would have."""
     joined = bool(config.address or os.environ.get("RAY_ADDRESS"))
     has_gpu = cluster.gpus > 0 if joined else has_local_gpu()
     choice = choose(load_spec(config.model), config.device, config.precision, has_gpu=has_gpu)

@@ -56,12 +56,6 @@ class Measured:
     row_bytes: float
     overlap: bool = False
 
-    def rate_per_worker(self, workers: int) -> float:
-        """Return images per second of one of so many workers, among those that had something to do."""
-        if self.overlap:
-            return self.images / max(self.wall_seconds, 1e-9) / min(workers, self.units)
-        return self.images / max(self.unit_seconds, 1e-9)
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -129,7 +123,9 @@ def extrapolate(
     images = there if limit is None else min(there, limit)
     share = images / there
     units = math.ceil(whole.units * share)
-    rate = measured.rate_per_worker(workers)
+    # Of one worker, among those that had something to do.
+    spent = measured.wall_seconds * min(workers, measured.units) if measured.overlap else measured.unit_seconds
+    rate = measured.images / max(spent, 1e-9)
     busy = busy_share(whole.sizes[:units] or [1.0] * units, workers)
     seconds = measured.startup_seconds + images / (rate * workers * busy)
     return Estimate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 from itertools import groupby
 
 from pipeline.sources.unit import Unit
@@ -24,16 +24,12 @@ def _parquet_in_parts(unit: Unit) -> str | None:
     return piece.shard if piece.stop >= 0 and not piece.is_tar else None
 
 
-def longest(sizes: Sequence[float], workers: int) -> float:
-    """Return what the busiest worker has to do where each takes the next unit when it is through with its last."""
+def busy_share(sizes: Sequence[float], workers: int) -> float:
+    """Return the share of the time until the last unit ends that workers have something to do, 0 to 1.
+
+    Each takes the next unit when it is through with its last.
+    """
     loads = [0.0] * min(workers, max(1, len(sizes)))
-    heapify(loads)
     for size in sizes:
         heapreplace(loads, loads[0] + size)
-    return max(loads)
-
-
-def busy_share(sizes: Sequence[float], workers: int) -> float:
-    """Return the share of the time until the last unit ends that workers have something to do, 0 to 1."""
-    most = longest(sizes, workers)
-    return sum(sizes) / (workers * most) if most else 1.0
+    return sum(sizes) / (workers * max(loads)) if max(loads) else 1.0

@@ -94,8 +94,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         config, choice = choose_as_begun(config, spec, dest, has_gpu=has_gpu)
         calibration = settle_calibration(config.calibration, spec, choice, config.decode)
         path = model_file(spec, choice)
-        waiting = _wait_aloud(config) if config.append else None
-        with Lease(dest, waiting) as lease, ThreadPoolExecutor(1) as background:
+        with Lease(dest, _wait_aloud(config) if config.append else None) as lease, ThreadPoolExecutor(1) as background:
             if config.append:  # with what came while this run waited: another may have planned it
                 source = open_source(config.source, config.format, exclude=dest)
             same = fingerprint(config, source, spec, choice, labels, calibration)
@@ -108,7 +107,12 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
             listed = partial(reader.slices, in_part(source, *config.part_of()), manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
             work = prepare(config, dest, same, source, slices, count, lease.check)
-            printer = ProgressPrinter(config.progress, work.plan.units, _all_bytes(config, work), work.totals)
+            printer = ProgressPrinter(
+                config.progress,
+                work.plan.units,
+                work.plan.bytes if config.uri_column is None else None,  # of a manifest they say nothing of its images'
+                work.totals,
+            )
             tally = Tally(work.totals, printer, started)
             _tell(work, tally)
             if not work.done.all():
@@ -142,14 +146,8 @@ def has_local_gpu() -> bool:
 
 
 def _wait_aloud(config: LabelConfig) -> Callable[[str], None]:
-    """Return what says for whom this run waits."""
     printer = ProgressPrinter(config.progress, 0, 0, Totals())
     return lambda text: printer.say(f"shardlabel: {text}")
-
-
-def _all_bytes(config: LabelConfig, work: ResumeState) -> int | None:
-    """Return the bytes of all input; None for manifests, whose bytes say nothing of their images'."""
-    return work.plan.bytes if config.uri_column is None else None
 
 
 def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally) -> None:
@@ -244,7 +242,7 @@ def label_pending(
     pending = (unit for unit in iter_units(settings.dest, work.plan) if not work.done[unit.number])
     with (
         _cleared(state),
-        stop_on_signal(state, tally.printer) as stopped,
+        stop_on_signal(state.request_stop, tally.printer) as stopped,
         work.log,
         # Each second: a gauge that is set once is offered once.
         tally.printer.ticking(lambda: gauges.show(tally.totals)),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from models.errors import SourceError, StorageError
 from pipeline.dest.plan import Plan, open_plan
 from pipeline.dest.prediction_log import open_records
-from pipeline.storage.retries import retried
+from pipeline.storage.retries import reason, retried
 from pipeline.storage.storage import Storage, open_storage
 
 # Smaller part files come by one request.
@@ -51,8 +52,7 @@ class FinishedDest:
     @property
     def metadata(self) -> dict[str, str]:
         """The file metadata of the first part file."""
-        pairs = (self.schema.metadata or {}).items()
-        return {key.decode(): value.decode("utf-8", "replace") for key, value in pairs}
+        return metadata_of(self.schema)
 
 
 def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
@@ -92,35 +92,40 @@ def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
     )
 
 
-def open_part(dest: Storage, part: str, size: int | None = None) -> AbstractContextManager[Any]:
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
+    """Return what the metadata of a part file say, as text."""
+    return {key.decode(): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
+
+
+@contextmanager
+def open_part(dest: Storage, part: str, size: int | None = None) -> Iterator[Any]:
     """Open a part file for pyarrow: a small one is read by one request, of others what is asked for.
 
     Args:
         dest: DEST.
         part: Name of the file.
         size: Its bytes, where they are known.
+
+    Raises:
+        StorageError: It cannot be read, or what pyarrow reads of it is no Parquet of ours.
     """
-    if dest.is_local:
-        return retried(f"read {dest.describe(part)}", lambda: pa.OSFile(dest.path(part)))
-    if size is not None and size <= WHOLE_BYTES:
-        return pa.BufferReader(dest.read_bytes(part))  # type: ignore[no-any-return]
-    return closing(dest.open_random(part))
-
-
-def unreadable(dest: Storage, part: str, err: Exception) -> StorageError:
-    """Return the error of a part file that is no Parquet of ours."""
-    why = " ".join(str(err).split())[:200] or type(err).__name__
-    return StorageError(
-        f"{dest.describe(part)} cannot be read: {why}; `shardlabel verify` says what else is wrong there"
-    )
+    try:
+        if dest.is_local:
+            file: Any = retried(f"read {dest.describe(part)}", lambda: pa.OSFile(dest.path(part)))
+        elif size is not None and size <= WHOLE_BYTES:
+            file = pa.BufferReader(dest.read_bytes(part))
+        else:
+            file = dest.open_random(part)
+        with closing(file):
+            yield file
+    except (pa.ArrowException, OSError, KeyError) as err:
+        raise StorageError(
+            f"{dest.describe(part)} cannot be read: {reason(err)}; `shardlabel verify` says what else is wrong there"
+        ) from err
 
 
 def _schema(dest: Storage, plan: Plan) -> pa.Schema:
     if not plan.units and plan.is_log:
         raise SourceError(f"{dest.describe()} is a prediction log without a row yet")
-    part = plan.part(0)
-    try:
-        with open_part(dest, part) as file:
-            return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as err:
-        raise unreadable(dest, part, err) from err
+    with open_part(dest, plan.part(0)) as file:
+        return pq.read_schema(file)

@@ -17,7 +17,7 @@ from models.errors import SourceError
 from pipeline.config import SourceFormat
 from pipeline.dest.fingerprint import refuse_changed
 from pipeline.dest.plan import Plan, iter_units, read_plan
-from pipeline.sources.source import InputFile, Source
+from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 
@@ -37,11 +37,11 @@ def planned_first(source: Source, dest: Storage) -> Source:
     if plan is None:
         return source
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         for unit in islice(iter_units(dest, plan), _LOOKED_INTO):
             piece = unit.slices[0]
             if source.base.stat(piece.shard) is not None:
-                yield InputFile(piece.shard, piece.size, piece.etag)
+                yield piece
         yield from source.files()
 
     return replace(source, files=files)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import SourceError
-from pipeline.dest.finished import open_part, unreadable
+from pipeline.dest.finished import open_part
 from pipeline.dest.writer import UnitWriter
 from pipeline.storage.storage import Storage
 
@@ -44,37 +44,16 @@ class Relabelling:
     model: str
     old_model: str
 
-    def count(self, part: str, size: int) -> tuple[int, int]:
-        """Return how many rows a part file has, and how many of them are labelled anew.
-
-        Args:
-            part: Name of the file.
-            size: Its bytes.
-        """
-        try:
-            with open_part(self.old, part, size) as file:
-                fragment = _fragment(file)
-                rows = int(fragment.metadata.num_rows)
-                if self.where is None:
-                    return rows, rows
-                # Not `count_rows`: the statistics by which it rules row groups out leave NaN out. In this thread, since
-                # several parts are counted at a time.
-                batches = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_batches()
-                return rows, sum(batch.column(0).true_count for batch in batches)
-        except (pa.ArrowException, OSError) as err:
-            raise unreadable(self.old, part, err) from err
-
-    def wanted(self, part: str) -> BoolArray:
-        """Return which rows of a part file are labelled anew; bool of shape (rows,)."""
-        try:
-            with open_part(self.old, part) as file:
-                fragment = _fragment(file)
-                if self.where is None:
-                    return np.ones(fragment.metadata.num_rows, np.bool_)
-                table = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_table()
-                return np.asarray(table["wanted"].fill_null(False).to_numpy(), np.bool_)
-        except (pa.ArrowException, OSError) as err:
-            raise unreadable(self.old, part, err) from err
+    def wanted(self, part: str, size: int | None = None) -> BoolArray:
+        """Return which rows of a part file, of so many bytes, are labelled anew; bool of shape (rows,)."""
+        with open_part(self.old, part, size) as file:
+            fragment = _fragment(file)
+            if self.where is None:
+                return np.ones(fragment.metadata.num_rows, np.bool_)
+            # Not a filter: the statistics by which it rules row groups out leave NaN out. In this thread, since several
+            # parts are looked at at a time.
+            table = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_table()
+            return np.asarray(table["wanted"].fill_null(False).to_numpy(), np.bool_)
 
     def merge(self, part: str, schema: pa.Schema, labelled: Path | None, path: Path) -> UnitWriter:
         """Write a part file's rows, some of them replaced, and a column `model`; return the closed writer.
@@ -93,11 +72,8 @@ class Relabelling:
             wanted = None if labelled is None else self.wanted(part)
             new = _Rows(labelled, self.model)
             with open_part(self.old, part) as file, UnitWriter(path, with_model(schema)) as writer:
-                try:
-                    for table in self._copied(file, wanted, new, part):
-                        writer.write(_encoded(table, writer.schema))
-                except (pa.ArrowException, KeyError, OSError) as err:
-                    raise unreadable(self.old, part, err) from err
+                for table in self._copied(file, wanted, new, part):
+                    writer.write(_encoded(table, writer.schema))
             return writer
         finally:
             if labelled is not None:

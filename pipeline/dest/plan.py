@@ -14,7 +14,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ SEGMENT_ROWS = 100_000
 # Segments that are fetched at a time: a plan that grew each day has hundreds, of some milliseconds each.
 SEGMENTS_AHEAD = 4
 
-_SCHEMA = pa.schema(
+_UNITS = pa.schema(
     [
         ("unit", pa.int64()),
         ("shard", pa.string()),
@@ -189,19 +190,19 @@ def _with_units(dest: Storage, plan: Plan, units: Iterable[Unit]) -> Plan:
     """Write segments of units; return the plan with them."""
     segments = dict(plan.segments)
     counts = Counter(units=plan.units, shards=plan.shards, bytes=plan.bytes)
-    rows: list[tuple[Any, ...]] = []
+    waiting: list[Unit] = []
+    rows = 0
     for unit in units:
         counts["units"] += 1
-        for piece in unit.slices:
-            counts["shards"] += 1
-            # The size is the whole file's: of a file in several slices only the first counts.
-            counts["bytes"] += piece.size if piece.start == 0 else 0
-            rows.append((unit.number, piece.shard, piece.size, piece.etag, piece.start, piece.stop, piece.limit))
-        if len(rows) >= SEGMENT_ROWS:
-            _write_segment(dest, segments, rows, grows=bool(plan.id))
-            rows = []
-    if rows:
-        _write_segment(dest, segments, rows, grows=bool(plan.id))
+        counts["shards"] += len(unit.slices)
+        counts["bytes"] += unit.own_bytes
+        waiting.append(unit)
+        rows += len(unit.slices)
+        if rows >= SEGMENT_ROWS:
+            _write_segment(dest, segments, waiting, grows=bool(plan.id))
+            waiting, rows = [], 0
+    if waiting:
+        _write_segment(dest, segments, waiting, grows=bool(plan.id))
     plan = replace(plan, units=counts["units"], shards=counts["shards"], bytes=counts["bytes"], segments=segments)
     return replace(plan, id=plan.hashed())
 
@@ -264,17 +265,23 @@ def _damaged(dest: Storage, how: str) -> ConfigError:
 def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
     """Yield the plan's units in order; few segments are in memory at a time. A part of a log is a unit, of no shard."""
     yield from (Unit(number, ()) for number in range(len(plan.parts)))
-    group: list[Slice] = []
-    current = -1
-    for content in ahead(plan.segments.items(), lambda segment: _read_segment(dest, *segment), calls=SEGMENTS_AHEAD):
-        for number, *values in _rows(content):
-            if number != current and group:
-                yield Unit(current, tuple(group))
-                group = []
-            current = number
-            group.append(Slice(*values))
-    if group:
-        yield Unit(current, tuple(group))
+    contents = ahead(plan.segments.items(), lambda segment: _read_segment(dest, *segment), calls=SEGMENTS_AHEAD)
+    files = (pq.ParquetFile(io.BytesIO(content)) for content in contents)
+    yield from units_of(batch for file in files for batch in file.iter_batches(batch_size=10_000))
+
+
+def units_table(units: Iterable[Unit]) -> pa.Table:
+    """Return units as a table with a row for each slice."""
+    rows = ((unit.number, p.shard, p.size, p.etag, p.start, p.stop, p.limit) for unit in units for p in unit.slices)
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, _UNITS, strict=True)], schema=_UNITS)
+
+
+def units_of(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Unit]:
+    """Yield the units of such tables, which follow one another."""
+    rows = (row for table in tables for row in zip(*(column.to_pylist() for column in table.columns), strict=True))
+    for number, group in groupby(rows, key=itemgetter(0)):
+        yield Unit(number, tuple(Slice(*values) for _, *values in group))
 
 
 def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], int]) -> Iterator[Slice]:
@@ -293,11 +300,9 @@ def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], 
             return
 
 
-def _write_segment(dest: Storage, segments: dict[str, str], rows: list[tuple[Any, ...]], *, grows: bool) -> None:
-    columns = list(zip(*rows, strict=True))
-    table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+def _write_segment(dest: Storage, segments: dict[str, str], units: list[Unit], *, grows: bool) -> None:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(units_table(units), buffer, compression="zstd")
     digest = sha256(buffer.getvalue()).hexdigest()
     # By its content where a plan grows: a driver that was thought dead writes over nothing that the plan now names.
     name = f"units-{len(segments):05d}{f'-{digest[:16]}' if grows else ''}.parquet"
@@ -313,9 +318,3 @@ def _read_segment(dest: Storage, name: str, digest: str) -> bytes:
             "--overwrite, or give another --output"
         )
     return content
-
-
-def _rows(content: bytes) -> Iterator[tuple[Any, ...]]:
-    file = pq.ParquetFile(io.BytesIO(content))
-    for batch in file.iter_batches(batch_size=10_000):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -108,15 +108,15 @@ def open_records(dest: Storage, blame: Callable[[str], None] | None = None) -> t
     footers = [one for one in ahead(files, lambda file: _read_footer(dest, file, blame)) if one is not None]
     settings = dict(plan.settings)
     for name, key in (("model", "model"), ("precision", "precision"), ("decode", "decode")):
-        settings[name] = ", ".join(sorted({one.metadata[f"shardlabel.{key}"] for one in footers}))
+        settings[name] = ", ".join(sorted({metadata[f"shardlabel.{key}"] for _, metadata in footers}))
     settings["labels"] = "name"
-    models = {one.metadata["shardlabel.model"] for one in footers}
-    classes = {one.metadata[CLASS_NAMES_KEY] for one in footers}
+    models = {metadata["shardlabel.model"] for _, metadata in footers}
+    classes = {metadata[CLASS_NAMES_KEY] for _, metadata in footers}
     settings["class names"] = classes.pop() if len(classes) == 1 else None
     plan = replace(
         plan, settings=settings, units=len(files), shards=len(models), parts=tuple(file.path for file in files)
     )
-    return plan, (replace(one.commit, unit=unit) for unit, one in enumerate(footers))
+    return plan, (replace(commit, unit=unit) for unit, (commit, _) in enumerate(footers))
 
 
 def foreign_files(dest: Storage) -> list[str]:
@@ -124,15 +124,11 @@ def foreign_files(dest: Storage) -> list[str]:
     return [file.path for file in dest.list() if file.path.endswith(".parquet") and not _PART.fullmatch(file.path)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Footer:
-    """What a part file says of itself."""
+def _read_footer(
+    dest: Storage, file: FileStat, blame: Callable[[str], None] | None
+) -> tuple[Commit, dict[str, str]] | None:
+    """Return what a part file says of itself, and all of its metadata; None where it is to blame."""
 
-    commit: Commit
-    metadata: dict[str, str]
-
-
-def _read_footer(dest: Storage, file: FileStat, blame: Callable[[str], None] | None) -> _Footer | None:
     def read() -> pq.FileMetaData:
         with closing(dest.open_random(file.path)) as source:
             return pq.read_metadata(source)
@@ -149,4 +145,4 @@ def _read_footer(dest: Storage, file: FileStat, blame: Callable[[str], None] | N
         raise StorageError(
             f"{dest.describe(file.path)} is no part file of a prediction log, or damaged: {why}"
         ) from err
-    return _Footer(Commit(0, file.path, rows=found.num_rows, size=file.size, sha256="", **record), metadata)
+    return Commit(0, file.path, rows=found.num_rows, size=file.size, sha256="", **record), metadata

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,10 @@ from pipeline.dest.commits import Commit, CommitLog
 from pipeline.dest.plan import Plan, open_plan
 from pipeline.dest.prediction_log import foreign_files, open_records
 from pipeline.sources.unit import part_number
+from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
+
+BoolArray = npt.NDArray[np.bool_]
 
 # Faults that a report names; the others are counted.
 MAX_FAULTS = 100
@@ -67,18 +68,12 @@ def verify_dest(dest: Storage) -> Verification:
     if plan.is_log:
         return _verify_log(dest)
     result = Verification(units=plan.units)
-    log = CommitLog.of(dest, plan)
-    done = np.zeros(plan.units, np.bool_)
-    again: dict[int, list[Commit]] = {}
-    for commit in _records(log, result.blame):
-        if done[commit.unit]:
-            again.setdefault(commit.unit, []).append(commit)
-        done[commit.unit] = True
+    records = _records(CommitLog.of(dest, plan), result.blame)
+    done = _check_parts(dest, records, plan.units, result)
     result.finished = int(done.sum())
     if result.finished < plan.units:
         first = int((~done).argmax())
         result.blame(f"{plan.units - result.finished} of {plan.units} units are not finished, the first is {first}")
-    _check_parts(dest, _units(log, again, done), result)
     _check_files(dest, plan, done, result)
     return result
 
@@ -88,23 +83,38 @@ def _verify_log(dest: Storage) -> Verification:
     result = Verification(units=0)
     plan, records = open_records(dest, result.blame)
     result.units = result.finished = plan.units
-    _check_parts(dest, ([commit] for commit in records), result)
+    _check_parts(dest, records, plan.units, result)
     for name in foreign_files(dest):
         result.blame(f"{name}: is no part file of a prediction log; a reader of DEST/*.parquet reads it too")
     return result
 
 
-def _check_parts(dest: Storage, units: Iterator[list[Commit]], result: Verification) -> None:
-    with ThreadPoolExecutor(READERS) as pool:
-        schema: pa.Schema | None = None
-        for commit, found in _checked(pool, dest, units):
-            if isinstance(found, str):
-                result.blame(found)
-                continue
-            result.rows += commit.rows
-            schema = schema or found
-            if found != schema:
-                result.blame(f"{commit.part}: its columns differ from those of the first part")
+def _check_parts(dest: Storage, records: Iterator[Commit], units: int, result: Verification) -> BoolArray:
+    """Compare each part with its record; return which units have one.
+
+    A run that was cut short while it merged leaves a second record of some: the part is of one of the two, or wrong.
+    """
+    done, right = np.zeros(units, np.bool_), np.zeros(units, np.bool_)
+    wrong: dict[int, str] = {}
+    schema: pa.Schema | None = None
+    for commit, found in ahead(records, lambda commit: (commit, _check_part(dest, commit)), calls=READERS):
+        done[commit.unit] = True
+        if right[commit.unit]:
+            continue
+        if isinstance(found, str):
+            if len(wrong) < MAX_FAULTS:
+                wrong[commit.unit] = found
+            continue
+        right[commit.unit] = True
+        result.rows += commit.rows
+        schema = schema or found
+        if found != schema:
+            result.blame(f"{commit.part}: its columns differ from those of the first part")
+    named = [wrong[unit] for unit in wrong if not right[unit]]
+    for fault in named:
+        result.blame(fault)
+    result.num_faults += int((done & ~right).sum()) - len(named)
+    return done
 
 
 def _records(log: CommitLog, blame: Callable[[str], None]) -> Iterator[Commit]:
@@ -114,29 +124,6 @@ def _records(log: CommitLog, blame: Callable[[str], None]) -> Iterator[Commit]:
             yield from log.records([name])
         except ConfigError as err:
             blame(str(err))
-
-
-def _units(log: CommitLog, again: dict[int, list[Commit]], done: npt.NDArray[np.bool_]) -> Iterator[list[Commit]]:
-    """Yield each finished unit's records: a run that was cut short while it merged leaves a second."""
-    left = done.copy()
-    for commit in _records(log, lambda fault: None):
-        if left[commit.unit]:
-            left[commit.unit] = False
-            yield [commit, *again.get(commit.unit, ())]
-
-
-def _checked(
-    pool: ThreadPoolExecutor, dest: Storage, units: Iterator[list[Commit]]
-) -> Iterator[tuple[Commit, pa.Schema | str]]:
-    """Yield a record of each unit with its part's schema, or with what is wrong; few parts are in memory at a time."""
-    while window := list(islice(units, READERS * 4)):
-        yield from pool.map(lambda records: _check_unit(dest, records), window)
-
-
-def _check_unit(dest: Storage, records: list[Commit]) -> tuple[Commit, pa.Schema | str]:
-    """Compare a unit's part with each of its records; the part is of one of them, or wrong."""
-    found = [(record, _check_part(dest, record)) for record in records]
-    return next((one for one in found if not isinstance(one[1], str)), found[0])
 
 
 def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
@@ -170,7 +157,7 @@ def _check_rows(commit: Commit, table: pa.Table) -> pa.Schema | str:
     return table.schema.remove_metadata()
 
 
-def _check_files(dest: Storage, plan: Plan, done: npt.NDArray[np.bool_], result: Verification) -> None:
+def _check_files(dest: Storage, plan: Plan, done: BoolArray, result: Verification) -> None:
     """Look for part files that no finished unit accounts for: a reader of DEST/*.parquet would count them."""
     for file in dest.list():
         unit = part_number(file.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -41,31 +41,25 @@ def diff(
     from rich.console import Console
 
     from pipeline.diff.compare import compare
-    from pipeline.diff.text import print_diff
+    from pipeline.diff.pictures import chosen_flips, write_examples
+    from pipeline.diff.text import build_page, print_diff
+    from pipeline.report.files import empty_folder, write_page
+    from pipeline.report.pictures import read_thumbnails
 
-    if examples is not None:
-        from pipeline.diff.pictures import check_folder
-
-        check_folder(examples)
+    folder = None if examples is None else empty_folder("--examples", str(examples))
     found = compare(old, new)
     print_diff(found.report, Console(markup=False, emoji=False, highlight=False))
-    if output is not None or examples is not None:
-        from pipeline.diff.pictures import read_flips, write_examples
-
-        pictures = read_flips(found, everything=examples is not None)
-        if output is not None:
-            from pipeline.diff.page import build_page
-            from pipeline.report.report import write_page
-
-            write_page(output, build_page(found, pictures).encode("utf-8", "replace"))
-            _say(f"shardlabel: wrote {output}")
-        if examples is not None:
-            _say(f"shardlabel: {write_examples(examples, pictures)}")
-        for problem in pictures.problems[:5]:
-            _say(f"shardlabel: warning: {problem}")
+    source, flips = found.source, list(chosen_flips(found.flips, everything=folder is not None))
+    if folder is not None:
+        thumbnails, problems = write_examples(folder, found, flips)
+        typer.echo(f"shardlabel: wrote {len(thumbnails)} images and flips.csv to {folder}", err=True)
+    else:
+        wanted = flips if output is not None else []
+        thumbnails, problems = read_thumbnails(source.dest, source.plan, source.metadata, wanted)
+    if output is not None:
+        write_page(output, build_page(found, flips, thumbnails, problems))
+        typer.echo(f"shardlabel: wrote {output}", err=True)
+    for problem in problems[:5]:
+        typer.echo(f"shardlabel: warning: {problem}", err=True)
     if as_json:
-        typer.echo(json.dumps(found.report.as_json()))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+        typer.echo(json.dumps(asdict(found.report)))

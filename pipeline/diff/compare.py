@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from pipeline.dest.plan import iter_units
 from pipeline.diff.difference import Difference, Flip
 from pipeline.diff.join import join_rows
 from pipeline.report.scan import reach
+
+PairT = TypeVar("PairT")
 
 # Pairs and classes that are named.
 TOP_PAIRS = 20
@@ -105,10 +108,6 @@ class DiffReport:
     repeats_old: int = 0
     repeats_new: int = 0
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -152,13 +151,18 @@ def compare(old_location: str, new_location: str) -> Compared:
             f"images ({_origin(old)} and {_origin(new)}), or SOURCE was named "
             "from another folder"
         )
-    pairs = sorted(found.pairs.items(), key=lambda item: (-item[1], item[0]))[:TOP_PAIRS]
+    flipped = _most({pair: count for pair, count in found.pairs.items() if pair[0] != pair[1]})
     return Compared(
-        report=_report(old, new, found),
+        report=_report(old, new, found, flipped),
         shifts=found.shift_bins(SHIFT_BINS),
-        flips=[found.flips.get(pair, []) for pair, _ in pairs],
+        flips=[found.flips.get(pair, []) for pair, _ in flipped[:TOP_PAIRS]],
         source=old,
     )
+
+
+def _most(counts: dict[PairT, int]) -> list[tuple[PairT, int]]:
+    """Return pairs with their counts, the most frequent first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _origin(dest: FinishedDest) -> str:
@@ -174,12 +178,14 @@ def _reach(old: FinishedDest) -> np.ndarray[Any, np.dtype[np.int64]]:
     return within
 
 
-def _report(old: FinishedDest, new: FinishedDest, found: Difference) -> DiffReport:
-    ok = max(1, found.both_ok)
+def _report(
+    old: FinishedDest, new: FinishedDest, found: Difference, flipped: list[tuple[tuple[int, int], int]]
+) -> DiffReport:
+    both_labelled = found.pairs.total()
+    same = both_labelled - sum(count for _, count in flipped)
+    ok = max(1, both_labelled)
     label = found.label_names()
-    pairs = sorted(found.pairs.items(), key=lambda item: (-item[1], item[0]))
-    statuses = sorted(found.statuses.items(), key=lambda item: (-item[1], item[0]))
-    shift = {"mean": found.shift_sum / ok, "mean_abs": found.shift_size / ok}
+    shift = {"mean": sum(found.shifts.values()) / ok, "mean_abs": found.shift_size / ok}
     shift |= {name: found.quantile(share) for name, share in QUANTILES.items()}
     return DiffReport(
         old=old.dest.uri,
@@ -191,17 +197,17 @@ def _report(old: FinishedDest, new: FinishedDest, found: Difference) -> DiffRepo
         both=found.both,
         only_old=found.only_old,
         only_new=found.only_new,
-        both_labelled=found.both_ok,
-        same_label=found.same,
-        agreement=round(100 * found.same / ok, 4),
-        flipped=found.both_ok - found.same,
+        both_labelled=both_labelled,
+        same_label=same,
+        agreement=round(100 * same / ok, 4),
+        flipped=both_labelled - same,
         same_top_k=None if found.same_top is None else round(100 * found.same_top / ok, 4),
-        flip_pairs=len(pairs),
+        flip_pairs=len(flipped),
         flips=[
             ClassPair(label[a], label[b], None if found.by_name else a, None if found.by_name else b, count)
-            for (a, b), count in pairs[:TOP_PAIRS]
+            for (a, b), count in flipped[:TOP_PAIRS]
         ],
-        statuses=[StatusPair(*pair, count) for pair, count in statuses if pair[0] != pair[1]],
+        statuses=[StatusPair(*pair, count) for pair, count in _most(found.statuses) if pair[0] != pair[1]],
         score_shift={name: round(value, 6) for name, value in shift.items()},
         classes=_classes(found, label),
         only_old_first=found.keys_only_old,
@@ -213,19 +219,19 @@ def _report(old: FinishedDest, new: FinishedDest, found: Difference) -> DiffRepo
 
 
 def _classes(found: Difference, label: dict[int, str]) -> list[ClassShift]:
-    """Return the classes with the most flips."""
-    counts = found.classes
-    flips = counts.images - counts.same
-    worst = np.argsort(-flips, kind="stable")[:TOP_CLASSES]
+    images: Counter[int] = Counter()
+    for (own, _), count in found.pairs.items():
+        images[own] += count
+    flips = _most({own: images[own] - found.pairs[own, own] for own in images})
     return [
         ClassShift(
-            label[number],
-            int(counts.images[number]),
-            round(100 * float(counts.same[number] / counts.images[number]), 2),
-            round(float(counts.shift[number] / counts.images[number]), 4),
+            label[own],
+            images[own],
+            round(100 * (images[own] - count) / images[own], 2),
+            round(found.shifts[own] / images[own], 4),
         )
-        for number in worst.tolist()
-        if flips[number]
+        for own, count in flips[:TOP_CLASSES]
+        if count
     ]
 
 

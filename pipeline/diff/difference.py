@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.diff.join import ROW, UNIT, Joined
+from pipeline.report.scan import PlacedRow
 
 Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 # Shifts are counted in bins of a ten-thousandth, from -1 to 1.
 _BINS = 20_000
@@ -26,49 +25,13 @@ _PAIR = 2**32
 
 
 @dataclass(frozen=True, slots=True)
-class Flip:
-    """An image whose best label is another one in NEW.
+class Flip(PlacedRow):
+    """An image of OLD whose best label is another one in NEW."""
 
-    Attributes:
-        unit: Its unit in OLD.
-        row: Its row there.
-    """
-
-    unit: int
-    row: int
-    shard: str
-    key: str
     old_label: str
     old_score: float
     new_label: str
     new_score: float
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Its unit and row."""
-        return self.unit, self.row
-
-
-@dataclass(slots=True)
-class ClassCounts:
-    """Of the images of which both have a label, by OLD's class; arrays grow with the largest class.
-
-    Attributes:
-        images: How many.
-        same: Of which NEW says the same.
-        shift: Sum of NEW's score less OLD's.
-    """
-
-    images: Float64Array = field(default_factory=lambda: np.zeros(0))
-    same: Float64Array = field(default_factory=lambda: np.zeros(0))
-    shift: Float64Array = field(default_factory=lambda: np.zeros(0))
-
-    def add(self, classes: Int64Array, same: BoolArray, shift: Float64Array) -> None:
-        """Count rows."""
-        size = max(len(self.images), int(classes.max(initial=-1)) + 1)
-        for name, weights in (("images", None), ("same", same), ("shift", shift)):
-            before = np.pad(getattr(self, name), (0, size - len(getattr(self, name))))
-            setattr(self, name, before + np.bincount(classes, weights, minlength=size))
 
 
 class Difference:
@@ -77,6 +40,15 @@ class Difference:
     Args:
         by_name: Classes are compared by name, as the models number theirs differently; else by number.
         reach: int64 of shape (units of OLD,): rows before which flips are remembered, since their pictures can be had.
+
+    Attributes:
+        pairs: Images of which both have a label, by OLD's class and NEW's.
+        shifts: Sum of NEW's score less OLD's, of those of each class of OLD.
+        shift_size: Sum of its sizes, over all.
+        flips: Some of each pair of classes that differ.
+        statuses: Images by OLD's status and NEW's.
+        same_top: Images with the same classes among their top labels; None where those cannot be compared.
+        names: What each class is called.
     """
 
     def __init__(self, *, by_name: bool, reach: Int64Array) -> None:
@@ -84,15 +56,15 @@ class Difference:
         self._reach = reach
         self._codes: dict[str, int] = {}  # of classes by name
         self._kept = 0
-        self.names: dict[int, str] = {}
-        self.both = self.both_ok = self.same = self.only_old = self.only_new = 0
-        self.same_top: int | None = None if by_name else 0
-        self.pairs: dict[tuple[int, int], int] = {}
+        self._shift_bins = np.zeros(_BINS + 1, np.int64)
+        self.both = self.only_old = self.only_new = 0
+        self.pairs: Counter[tuple[int, int]] = Counter()
+        self.shifts: dict[int, float] = {}
+        self.shift_size = 0.0
         self.flips: dict[tuple[int, int], list[Flip]] = {}
-        self.statuses: dict[tuple[str, str], int] = {}
-        self.classes = ClassCounts()
-        self.shift_sum = self.shift_size = 0.0
-        self.shifts = np.zeros(_BINS + 1, np.int64)
+        self.statuses: Counter[tuple[str, str]] = Counter()
+        self.same_top: int | None = None if by_name else 0
+        self.names: dict[int, str] = {}
         self.keys_only_old: list[str] = []
         self.keys_only_new: list[str] = []
 
@@ -105,37 +77,29 @@ class Difference:
         self.both += len(rows.old)
         if not len(rows.old):
             return
-        self._add_statuses(rows)
+        statuses = pa.table({"old": rows.old["status"], "new": rows.new["status"]})
+        for row in statuses.group_by(["old", "new"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
+            self.statuses[row["old"], row["new"]] += row["count_all"]
         ok = rows.old["label"].is_valid().to_numpy() & rows.new["label"].is_valid().to_numpy()
         old, new = (side if ok.all() else side.filter(pa.array(ok)) for side in (rows.old, rows.new))
         if len(old):
             self._add_labels(old, new)
 
-    def _add_statuses(self, rows: Joined) -> None:
-        pairs = pa.table({"old": rows.old["status"], "new": rows.new["status"]})
-        for row in pairs.group_by(["old", "new"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
-            key = (row["old"], row["new"])
-            self.statuses[key] = self.statuses.get(key, 0) + row["count_all"]
-
     def _add_labels(self, old: pa.Table, new: pa.Table) -> None:
         a, b = self._classes(old), self._classes(new)
-        before, after = (np.asarray(side["score"].to_numpy(), np.float64) for side in (old, new))
-        same, shift = a == b, after - before
-        self.both_ok += len(old)
-        self.same += int(same.sum())
-        self.shift_sum += float(shift.sum())
+        shift = np.subtract(new["score"].to_numpy(), old["score"].to_numpy(), dtype=np.float64)
         self.shift_size += float(np.abs(shift).sum())
-        self.shifts += np.bincount(
-            np.rint((shift + 1) * (_BINS / 2)).astype(np.int64).clip(0, _BINS), minlength=_BINS + 1
-        )
-        self.classes.add(a, same, shift)
+        bins = np.rint((shift + 1) * (_BINS / 2)).astype(np.int64).clip(0, _BINS)
+        self._shift_bins += np.bincount(bins, minlength=_BINS + 1)
+        codes, which, counts = np.unique(a * _PAIR + b, return_inverse=True, return_counts=True)
+        sums = np.bincount(which, shift)
+        for code, count, total in zip(codes.tolist(), counts.tolist(), sums.tolist(), strict=True):
+            pair = divmod(code, _PAIR)
+            self.pairs[pair] += count
+            self.shifts[pair[0]] = self.shifts.get(pair[0], 0.0) + total
         self._add_top(old["top_ids"], new["top_ids"])
-        if not same.all():
-            flipped = np.flatnonzero(~same)
-            codes, counts = np.unique(a[flipped] * _PAIR + b[flipped], return_counts=True)
-            for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
-                pair = divmod(code, _PAIR)
-                self.pairs[pair] = self.pairs.get(pair, 0) + count
+        flipped = np.flatnonzero(a != b)
+        if len(flipped) and self._kept < FLIPS_KEPT:
             self._remember(old.take(flipped), new.take(flipped), a[flipped], b[flipped])
 
     def _classes(self, table: pa.Table) -> Int64Array:
@@ -167,20 +131,13 @@ class Difference:
         self.same_top += int((a == b).all(axis=1).sum())
 
     def _remember(self, old: pa.Table, new: pa.Table, a: Int64Array, b: Int64Array) -> None:
-        """Keep some flips of each pair."""
-        if self._kept >= FLIPS_KEPT:
-            return
-        units, rows = old[UNIT].to_numpy(), old[ROW].to_numpy()
-        for place in np.flatnonzero(rows < self._reach[units]).tolist():
+        near = old[ROW].to_numpy() < self._reach[old[UNIT].to_numpy()]
+        for place in np.flatnonzero(near).tolist():
             some = self.flips.setdefault((int(a[place]), int(b[place])), [])
             if len(some) < FLIPS_OF_PAIR and self._kept < FLIPS_KEPT:
                 was, now = (side.slice(place, 1).to_pylist()[0] for side in (old, new))
-                some.append(
-                    Flip(
-                        was[UNIT], was[ROW], was["shard"], was["key"],
-                        was["label"], was["score"], now["label"], now["score"],
-                    )
-                )  # fmt: skip
+                where = (was[UNIT], was[ROW], was["shard"], was["key"])
+                some.append(Flip(*where, was["label"], was["score"], now["label"], now["score"]))
                 self._kept += 1
 
     def label_names(self) -> dict[int, str]:
@@ -190,23 +147,20 @@ class Difference:
 
     def quantile(self, share: float) -> float:
         """Return the shift that this share of rows does not exceed, to a ten-thousandth."""
-        if not self.both_ok:
-            return 0.0
-        place = int(np.searchsorted(np.cumsum(self.shifts), share * self.both_ok))
-        return round(place * 2 / _BINS - 1, 4)
+        until = np.cumsum(self._shift_bins)
+        return round(int(np.searchsorted(until, share * until[-1])) * 2 / _BINS - 1, 4) if until[-1] else 0.0
 
     def shift_bins(self, bins: int) -> list[tuple[float, float, int]]:
         """Return (from, to, images) of equal bins between the smallest and the largest shift."""
-        filled = np.flatnonzero(self.shifts)
+        filled = np.flatnonzero(self._shift_bins)
         if not len(filled):
             return []
-        most = max(abs(2 * int(filled[0]) - _BINS), abs(2 * int(filled[-1]) - _BINS), 2) / _BINS
         values = (2 * filled - _BINS) / _BINS
-        counts, edges = np.histogram(values, bins=bins, range=(-most, most), weights=self.shifts[filled])
+        most = max(np.abs(values).max(), 2 / _BINS)
+        counts, edges = np.histogram(values, bins=bins, range=(-most, most), weights=self._shift_bins[filled])
         return [(float(a), float(b), int(n)) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
 
 
 def _keep(keys: list[str], rows: pa.Table) -> None:
-    """Remember some rows by shard and key."""
     for row in rows.slice(0, max(0, KEYS_KEPT - len(keys))).to_pylist():
         keys.append(f"{row['shard']}: {row['key']}")

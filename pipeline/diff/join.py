@@ -16,14 +16,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import ConfigError, StorageError
-from pipeline.dest.finished import FinishedDest, open_part, unreadable
+from pipeline.dest.finished import FinishedDest, open_part
 from pipeline.dest.plan import iter_units
 from pipeline.sources.unit import Unit
 from pipeline.storage.listing import CALLS_AHEAD, ahead
@@ -72,8 +71,8 @@ def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
     with tempfile.TemporaryDirectory(prefix="shardlabel-diff-") as folder, ExitStack() as stack:
         rows = int(old.rows.sum() + new.rows.sum())
         count = min(MAX_PARTITIONS, 1 + rows // (2 * PARTITION_ROWS))
-        left, right = (stack.enter_context(_Spill(Path(folder), name, count)) for name in ("old", "new"))
-        nothing = _empty()
+        left, right = (_Spill(Path(folder), name, count, stack) for name in ("old", "new"))
+        nothing = SCHEMA.empty_table()
         calls = LOCAL_UNITS if old.dest.is_local and new.dest.is_local else CALLS_AHEAD
         for pairs in ahead(_work(old, new), lambda numbers: _side_by_side(old, new, names, *numbers), calls=calls):
             for a, b in pairs:
@@ -164,15 +163,12 @@ def _rows(dest: FinishedDest, unit: int | None, name: _Name) -> Iterator[pa.Tabl
         return
     part, start = dest.plan.part(unit), 0
     columns = [column for column in (*COLUMNS, *((CONTENT,) if name else ())) if column in dest.schema.names]
-    try:
-        with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
-            for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
-                if batch.num_rows:
-                    table = pa.Table.from_batches([batch])
-                    yield _placed(table, unit, start, name)
-                    start += batch.num_rows
-    except (pa.ArrowException, OSError) as err:
-        raise unreadable(dest.dest, part, err) from err
+    with open_part(dest.dest, part, int(dest.sizes[unit])) as file:
+        for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS, columns=columns, use_threads=False):
+            if batch.num_rows:
+                table = pa.Table.from_batches([batch])
+                yield _placed(table, unit, start, name)
+                start += batch.num_rows
 
 
 def _placed(table: pa.Table, unit: int, start: int, named: _Name) -> pa.Table:
@@ -193,25 +189,15 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def _empty() -> pa.Table:
-    return SCHEMA.empty_table()
-
-
 class _Spill:
-    """Rows in temporary files, by a hash of their key. Use as a context manager."""
+    """Rows in temporary files, by a hash of their key; in memory as long as they are few."""
 
-    def __init__(self, folder: Path, name: str, partitions: int) -> None:
+    def __init__(self, folder: Path, name: str, partitions: int, stack: ExitStack) -> None:
         self._paths = [folder / f"{name}-{number}.arrow" for number in range(partitions)]
+        self._stack = stack
         self._writers: list[pa.RecordBatchStreamWriter] = []
         self._waiting: list[pa.Table] = []
         self._count = 0
-
-    def __enter__(self) -> _Spill:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        with suppress(StorageError):  # what was read is right, or another error is under way
-            self._close()
 
     def add(self, table: pa.Table | None) -> None:
         """Take rows in."""
@@ -223,18 +209,19 @@ class _Spill:
 
     def partitions(self) -> Iterator[pa.Table]:
         """Yield what each file holds."""
-        if not self._writers:  # all fits in memory
-            table = pa.concat_tables([_empty(), *self._waiting])
-            yield from self._divided(table)
+        if not self._writers:
+            yield from self._divided()
             return
         self._write()
-        self._close()
-        for path in self._paths:
+        for writer, path in zip(self._writers, self._paths, strict=True):
+            with _writing():
+                writer.close()
             with pa.OSFile(str(path)) as file:
                 yield pa.ipc.open_stream(file).read_all()
             path.unlink()
 
-    def _divided(self, table: pa.Table) -> Iterator[pa.Table]:
+    def _divided(self) -> Iterator[pa.Table]:
+        table = pa.concat_tables([SCHEMA.empty_table(), *self._waiting])
         # Python's own hash is the same for both sides, as both are of this process.
         hashes = np.fromiter(map(hash, table["key"].to_pylist()), np.int64, len(table)) % len(self._paths)
         table = table.take(np.argsort(hashes, kind="stable"))
@@ -243,17 +230,17 @@ class _Spill:
             yield table.slice(start, stop - start)
 
     def _write(self) -> None:
-        tables = self._divided(pa.concat_tables([_empty(), *self._waiting]))
         with _writing():
             if not self._writers:
+                self._stack.callback(self._close)
                 self._writers = [pa.ipc.new_stream(str(path), SCHEMA) for path in self._paths]
-            for writer, table in zip(self._writers, tables, strict=True):
+            for writer, table in zip(self._writers, self._divided(), strict=True):
                 writer.write_table(table)
         self._waiting, self._count = [], 0
 
     def _close(self) -> None:
-        with _writing():
-            for writer in self._writers:
+        for writer in self._writers:
+            with suppress(OSError):  # what was read is right, or another error is under way
                 writer.close()
 
 
@@ -268,7 +255,6 @@ def _writing() -> Iterator[None]:
 
 
 def _last(table: pa.Table) -> pa.Table:
-    """Return the last row of each shard and key."""
     places = table.select(["shard", "key"]).append_column("at", pa.array(np.arange(len(table))))
     return table.take(np.sort(places.group_by(["shard", "key"]).aggregate([("at", "max")])["at_max"].to_numpy()))
 

@@ -1,11 +1,16 @@
-"""A comparison as tables for a terminal."""
+"""A comparison as tables for a terminal, and as a page: one HTML file with pictures that needs nothing else."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.diff.compare import DiffReport
+from pipeline.diff.compare import Compared, DiffReport
+from pipeline.diff.difference import Flip
+from pipeline.html import pages
 from pipeline.quantities import count_text, many_text, share_text
 
 
@@ -65,3 +70,30 @@ def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[tu
     for old, new, images, share in rows:
         table.add_row(old, new, count_text(images), share)
     console.print(table)
+
+
+def build_page(
+    found: Compared, flips: list[Flip], thumbnails: dict[tuple[int, int], bytes], problems: list[str]
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        found: The comparison.
+        flips: That are shown.
+        thumbnails: Their pictures, JPEG by unit and position.
+        problems: Why some are missing.
+    """
+    shifts = [(f"{low:+.3f} to {high:+.3f}", images) for low, high, images in found.shifts]
+    ends = (f"{found.shifts[0][0]:+.2f}", "0", f"{found.shifts[-1][1]:+.2f}") if found.shifts else ()
+    return pages.render(
+        "diff.html",
+        found=found.report,
+        sentences=sentences(found.report),
+        shifts=shifts,
+        ends=ends,
+        flips=flips,
+        thumbnails=thumbnails,
+        problems=problems,
+        version=version("shardlabel"),
+        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )

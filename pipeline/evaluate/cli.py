@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from pipeline.config import LabelConfig, build_config
 from pipeline.options import options_of
 
 PRECISION_TARGET = 95.0
+_say = partial(typer.echo, err=True)
 _WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
@@ -69,34 +70,26 @@ def evaluate(
 
         shardlabel evaluate 'val/*.tar' --model efficientnet-lite0 --fit calibration.json --precision-target 98
     """
-    from pipeline.evaluate.evaluate import Measured, evaluate_source
     from pipeline.evaluate.evaluate import compare as compare_ways
+    from pipeline.evaluate.evaluate import evaluate_source
     from pipeline.evaluate.results import Comparison, Evaluation
 
     config = build_config({**options, "source": source, "output": "none"})
     if isinstance(config.device, SimulatedDevice):
         raise ConfigError("--device: a simulated device makes up its labels, so there is nothing to measure")
     _check(fit, precision_target, compared=compare is not None, calibrated=config.calibration is not None)
-    wanted = Measured(
-        source=config.source,
-        model=config.model,
-        precision=config.precision,
-        device=config.device,
-        mode=config.decode,
-        format=config.format,
-        label_field=label_field,
-        image_column=config.image_column,
-        limit=config.limit,
-        calibration=config.calibration,
-        precision_target=None if fit is None else precision_target or PRECISION_TARGET,
-    )
     for option, path in (("--output", output), ("--fit", fit)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             what = "that is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
             raise ConfigError(f"{option} {path}: {what}")
-    result = compare_ways(wanted, *compare, _say) if compare else evaluate_source(wanted, _say)
+    result: Evaluation | Comparison
+    if compare:
+        result = compare_ways(config, *compare, _say, label_field=label_field)
+    else:
+        precision = None if fit is None else precision_target or PRECISION_TARGET
+        result = evaluate_source(config, _say, label_field=label_field, precision=precision)
     if output is not None:
-        from pipeline.evaluate.page import build_page
+        from pipeline.evaluate.text import build_page
         from pipeline.storage.uris import without_secrets
 
         _write("--output", output, build_page(result, without_secrets(" ".join(config.source))))
@@ -117,7 +110,6 @@ def evaluate(
 
 
 def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated: bool) -> None:
-    """Refuse options that do not go together."""
     if target is not None and fit is None:
         raise ConfigError("--precision-target is for --fit: give both, or neither")
     if target is not None and not 0 < target < 100:
@@ -135,7 +127,3 @@ def _write(option: str, path: Path, text: str) -> None:
     except OSError as err:
         raise ConfigError(f"{option} {path} cannot be written: {err.strerror or err}") from err
     _say(f"shardlabel: wrote {path}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

@@ -4,115 +4,80 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from models.decode.decode import DecodeMode
 from models.errors import ConfigError, SourceError
-from models.inference.classifier import Device
 from models.labels import ClassFinder
 from models.spec import Precision
-from pipeline.config import SourceFormat
+from pipeline.config import LabelConfig, SourceFormat
 from pipeline.evaluate.counts import Score
 from pipeline.evaluate.fit import fit_calibration
-from pipeline.evaluate.labelled import LabelledSource, open_labelled
+from pipeline.evaluate.labelled import LabelledSource
 from pipeline.evaluate.results import Accepted, ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
 from pipeline.evaluate.scoring import Scored, Variant, open_way, score
-from pipeline.evaluate.statistics import mcnemar, wilson
+from pipeline.evaluate.statistics import interval, mcnemar, percent
 from pipeline.evaluate.temperature import Collector
-from pipeline.job import has_local_gpu
 from pipeline.storage.uris import without_secrets
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What to read, and how to run what is measured.
-
-    Attributes:
-        source: SOURCE, as for `label`.
-        model: Name or path.
-        precision: "auto" or a precision.
-        device: auto, cpu or cuda.
-        mode: Decode mode.
-        format: Of SOURCE.
-        label_field: Key of .json members, or column of Parquet, that holds the class.
-        image_column: Of Parquet.
-        limit: Only so many images.
-        calibration: Path or URI of one: scores are calibrated, and what is accepted is counted.
-        precision_target: Fit a calibration, with thresholds for this precision, percent.
-    """
-
-    source: tuple[str, ...]
-    model: str
-    precision: str = "auto"
-    device: Device = Device.AUTO
-    mode: DecodeMode = DecodeMode.FAST
-    format: SourceFormat = SourceFormat.AUTO
-    label_field: str | None = None
-    image_column: str | None = None
-    limit: int | None = None
-    calibration: str | None = None
-    precision_target: float | None = None
-
-
-def evaluate_source(wanted: Measured, say: Callable[[str], None]) -> Evaluation:
+def evaluate_source(
+    config: LabelConfig, say: Callable[[str], None], *, label_field: str | None = None, precision: float | None = None
+) -> Evaluation:
     """Label every image of SOURCE in this process, on all its cores, and compare with the labels there.
 
     Args:
-        wanted: What to measure.
+        config: What to read, and how to run what is measured.
         say: Called with the line that tells what auto chose.
+        label_field: Key of .json members, or column of Parquet, that holds the class.
+        precision: Fit a calibration, with thresholds for this precision, percent.
 
     Raises:
         SourceError: SOURCE cannot be read, or holds no labels, or too few to fit a calibration to.
         ModelError: The model cannot be had or used.
         ConfigError: The calibration is not of this model.
     """
-    way = open_way(
-        wanted.model,
-        wanted.precision,
-        wanted.device,
-        wanted.mode,
-        has_gpu=has_local_gpu(),
-        calibration=wanted.calibration,
-    )
+    way = open_way(config)
     say(f"shardlabel: {way.choice.reason}")
-    collector = None if wanted.precision_target is None else Collector()
-    labelled, scored = _run(wanted, (way,), say, collector)
+    collector = None if precision is None else Collector()
+    labelled, scored = _run(config, label_field, (way,), say, collector)
     found = _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
-    if collector is None or wanted.precision_target is None:
+    if collector is None or precision is None:
         return found
-    return replace(found, fit=fit_calibration(way, collector, wanted.precision_target))
+    return replace(found, fit=fit_calibration(way, collector, precision))
 
 
-def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Comparison:
+def compare(
+    config: LabelConfig, a: str, b: str, say: Callable[[str], None], *, label_field: str | None = None
+) -> Comparison:
     """Measure two ways on the same images.
 
     Args:
-        wanted: What both have in common.
+        config: What both have in common.
         a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
         b: What tells the second.
         say: Called with a line for each way.
+        label_field: As for `evaluate_source`.
 
     Raises:
         ConfigError: The two have other classes.
         SourceError: SOURCE cannot be read, or holds no labels.
         ModelError: A model cannot be had or used.
     """
-    has_gpu = has_local_gpu()
     ways = []
     for text in (a, b):
-        model, precision, mode = _parse_way(text, wanted)
-        ways.append(open_way(model, precision, wanted.device, mode, has_gpu=has_gpu))
-        say(f"shardlabel: {ways[-1].choice.reason}, {mode.value} decode")
+        ways.append(open_way(_parse_way(text, config)))
+        say(f"shardlabel: {ways[-1].choice.reason}, {ways[-1].mode.value} decode")
     first, second = ways
     if [(c.wnid, c.name) for c in first.classes] != [(c.wnid, c.name) for c in second.classes]:
         raise ConfigError(
             f"--compare: {first.spec.name} and {second.spec.name} have other classes "
             f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
         )
-    labelled, scored = _run(wanted, (first, second), say)
+    labelled, scored = _run(config, label_field, (first, second), say)
     found = [
         _evaluation(way, one, labelled, scored, seconds=one.busy_s / scored.threads)
         for way, one in zip(ways, scored.scores, strict=True)
@@ -121,7 +86,7 @@ def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Com
     return Comparison(
         a=found[0],
         b=found[1],
-        agreement=_percent(paired.agree, found[0].images),
+        agreement=percent(paired.agree, found[0].images),
         only_a=paired.only_a,
         only_b=paired.only_b,
         mcnemar_p=mcnemar(paired.only_a, paired.only_b),
@@ -132,41 +97,39 @@ def compare(wanted: Measured, a: str, b: str, say: Callable[[str], None]) -> Com
     )
 
 
-def _parse_way(text: str, wanted: Measured) -> tuple[str, str, DecodeMode]:
+def _parse_way(text: str, config: LabelConfig) -> LabelConfig:
     """Read one of --compare; what it does not say is as in the other options."""
-    model, precision, mode = wanted.model, wanted.precision, wanted.mode
+    told: dict[str, object] = {}
     for part in re.split(r":(?![/\\])", text):
         if part == "auto" or part in list(Precision):
-            precision = part
+            told["precision"] = part
         elif part in list(DecodeMode):
-            mode = DecodeMode(part)
+            told["decode"] = DecodeMode(part)
         elif part:
-            model = part
+            told["model"] = part
         else:
             raise ConfigError(
                 f"--compare takes a precision, a decode mode, a model, or these joined by ':', got {text!r}"
             )
-    return model, precision, mode
+    return config.model_copy(update=told)
 
 
 def _run(
-    wanted: Measured, ways: tuple[Variant, ...], say: Callable[[str], None], collector: Collector | None = None
+    config: LabelConfig,
+    label_field: str | None,
+    ways: tuple[Variant, ...],
+    say: Callable[[str], None],
+    collector: Collector | None = None,
 ) -> tuple[LabelledSource, Scored]:
-    labelled = open_labelled(
-        wanted.source,
-        wanted.format,
-        ClassFinder(ways[0].classes),
-        label_field=wanted.label_field,
-        image_column=wanted.image_column,
-    )
-    scored = score(ways, islice(labelled, wanted.limit), say, collector)
+    labelled = LabelledSource(config, ClassFinder(ways[0].classes), label_field)
+    scored = score(ways, islice(labelled, config.limit), say, collector)
     if scored.scores[0].images == 0:
         kinds = {
             SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",
             SourceFormat.PARQUET: "no row with a class",
             SourceFormat.IMAGES: "no images",
         }
-        named = without_secrets(" ".join(wanted.source))
+        named = without_secrets(" ".join(config.source))
         raise SourceError(f"SOURCE {named} has {kinds[labelled.source.format]} to compare with")
     return labelled, scored
 
@@ -181,10 +144,10 @@ def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Sc
         images=found.images,
         not_decoded=found.not_decoded,
         without_label=labelled.without_label,
-        top1=_percent(found.top1, found.images),
-        top1_interval=_interval(found.top1, found.images),
-        top5=_percent(found.top5, found.images),
-        top5_interval=_interval(found.top5, found.images),
+        top1=percent(found.top1, found.images),
+        top1_interval=interval(found.top1, found.images),
+        top5=percent(found.top5, found.images),
+        top5_interval=interval(found.top5, found.images),
         reported_top1=first.top1 if first else None,
         reported_top5=first.top5 if first else None,
         reported=reported,
@@ -207,9 +170,9 @@ def _accepted(way: Variant, found: Score) -> Accepted | None:
     count, right = found.accepted, found.accepted_right
     return Accepted(
         target=way.calibration.precision_target,
-        coverage=_percent(count, found.images),
-        precision=_percent(right, count) if count else None,
-        precision_interval=_interval(right, count),
+        coverage=percent(count, found.images),
+        precision=percent(right, count) if count else None,
+        precision_interval=interval(right, count),
     )
 
 
@@ -219,7 +182,7 @@ def _per_class(way: Variant, found: Score) -> list[ClassAccuracy]:
     for index in present:
         images, first, five = (int(value) for value in found.per_class[index])
         one = way.classes[index]
-        rows.append(ClassAccuracy(index, one.wnid, one.name, images, _percent(first, images), _percent(five, images)))
+        rows.append(ClassAccuracy(index, one.wnid, one.name, images, percent(first, images), percent(five, images)))
     return rows
 
 
@@ -230,12 +193,3 @@ def _confusions(way: Variant, found: Score, most: int = 50) -> list[Confusion]:
         Confusion(true, way.classes[true].name, label, way.classes[label].name, count)
         for (true, label), count in ordered
     ]
-
-
-def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 3)
-
-
-def _interval(right: int, images: int) -> tuple[float, float]:
-    low, high = wilson(right, images)
-    return round(100 * low, 3), round(100 * high, 3)

@@ -12,7 +12,7 @@ from models.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, Cl
 from models.errors import SourceError
 from models.inference.predictions import Float32Array
 from pipeline.evaluate.scoring import Variant
-from pipeline.evaluate.statistics import Reliability, wilson
+from pipeline.evaluate.statistics import Reliability, interval, percent
 from pipeline.evaluate.temperature import Collector, Observed, fit_temperature
 from pipeline.evaluate.thresholds import choose_thresholds, images_needed
 from pipeline.quantities import count_text, many_text
@@ -145,14 +145,13 @@ def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
         created_by=f"shardlabel {version('shardlabel')}",
     )
     judged, before, after = _judge(calibration, judging)
-    low, high = wilson(judged.right, judged.accepted)
     return Fit(
         calibration=calibration.model_copy(update={"judged": judged}),
         before=before.bins(),
         after=after.bins(),
-        coverage=round(100 * judged.accepted / judged.images, 3),
-        precision=round(100 * judged.right / judged.accepted, 3) if judged.accepted else None,
-        precision_interval=(round(100 * low, 3), round(100 * high, 3)),
+        coverage=percent(judged.accepted, judged.images),
+        precision=percent(judged.right, judged.accepted) if judged.accepted else None,
+        precision_interval=interval(judged.right, judged.accepted),
         images_needed=images_needed(target / 100),
         most_images=int(np.bincount(fitted.best).max()),
         seen=collector.seen,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,16 +16,19 @@ from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.errors import InputError
 from models.graph.fp16 import load_graph
-from models.inference.classifier import Classifier, Device, DeviceChoice, Provider, choose
+from models.inference.classifier import Classifier, DeviceChoice, Provider, choose
 from models.inference.predictions import Predictions
 from models.labels import ClassName, check_classes, load_classes
 from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
+from pipeline.config import LabelConfig
 from pipeline.evaluate.counts import Batch, BoolArray, Pair, Paired, Score
 from pipeline.evaluate.temperature import Collector, Observed, observe
+from pipeline.job import has_local_gpu
 from pipeline.operators.model_ref import settle_calibration
 from pipeline.quantities import count_text
+from pipeline.storage.listing import ahead
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
@@ -49,26 +49,19 @@ class Variant:
     classifier: Classifier
     calibration: Calibration | None = None
 
-    @property
-    def name(self) -> str:
-        """What tells it from others."""
-        return f"{self.spec.name} {self.choice.precision.value}, {self.mode.value} decode"
 
-
-def open_way(
-    model: str, precision: str, device: Device, mode: DecodeMode, *, has_gpu: bool, calibration: str | None = None
-) -> Variant:
-    """Load a model; fetches it where it is not here. `calibration` is the path or URI of one.
+def open_way(config: LabelConfig) -> Variant:
+    """Load a model; fetches it where it is not here.
 
     Raises:
         ConfigError: The calibration is not of this model.
         ModelError: It cannot be had or used.
         SignatureError: It has another number of classes than its labels file.
     """
-    spec = load_spec(model)
+    spec = load_spec(config.model)
     classes = load_classes(spec)
-    choice = choose(spec, device, precision, has_gpu=has_gpu)
-    calibrated = settle_calibration(calibration, spec, choice, mode)
+    choice = choose(spec, config.device, config.precision, has_gpu=has_local_gpu())
+    calibrated = settle_calibration(config.calibration, spec, choice, config.decode)
     with progress_printer(spec.name) as progress:
         path = locate(spec, choice.precision, progress=progress)
     graph = load_graph(spec, choice.precision, path, 1.0 if calibrated is None else calibrated.temperature)
@@ -76,7 +69,7 @@ def open_way(
         spec, precision=choice.precision, provider=choice.provider, top_k=min(TOP_K, len(classes)), graph=graph
     )
     check_classes(spec, classifier.num_classes)
-    return Variant(spec, choice, mode, classes, classifier, calibrated)
+    return Variant(spec, choice, config.decode, classes, classifier, calibrated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +102,13 @@ def score(
     result = Scored(tuple(Score(np.zeros((len(way.classes), 3), np.int64)) for way in ways), Paired(), 0.0, cores)
     size = max(BATCH_SIZE.get(way.choice.provider, 16) for way in ways)
     started = said = time.perf_counter()
-    label = partial(_label, ways, observed=collector is not None)
-    for samples, batches in _in_order(label, iter(pairs), size, cores):
+
+    def label(samples: list[Pair]) -> tuple[list[Pair], list[Batch]]:
+        return samples, _label(ways, samples, observed=collector is not None)
+
+    iterator = iter(pairs)
+    pieces = iter(lambda: list(islice(iterator, size)), [])
+    for samples, batches in ahead(pieces, label, calls=cores + 1):
         for one, batch in zip(result.scores, batches, strict=True):
             one.add(batch)
             if collector is not None and batch.observed is not None:
@@ -122,25 +120,6 @@ def score(
             so_far = ", ".join(f"{100 * one.top1 / one.images:.2f} %" for one in result.scores)
             say(f"shardlabel: {count_text(result.scores[0].images)} images so far, top-1 {so_far}")
     return Scored(result.scores, result.paired, time.perf_counter() - started, cores)
-
-
-def _in_order(
-    label: Callable[[list[Pair]], list[Batch]], pairs: Iterator[Pair], size: int, cores: int
-) -> Iterator[tuple[list[Pair], list[Batch]]]:
-    """Yield each batch with its results, in the order of the images; up to 2 batches a core wait or run."""
-    waiting: deque[tuple[list[Pair], Future[list[Batch]]]] = deque()
-    with ThreadPoolExecutor(cores) as pool:
-        try:
-            while samples := list(islice(pairs, size)):
-                waiting.append((samples, pool.submit(label, samples)))
-                if len(waiting) > 2 * cores:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _label(ways: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.error_budget import chance_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -41,6 +42,17 @@ def wilson_bounds(
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
 
 
+def percent(part: float, whole: float) -> float:
+    """Return a share in percent, as JSON and pages have it."""
+    return round(100 * part / whole, 3)
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval in percent."""
+    low, high = wilson(right, images)
+    return percent(low, 1), percent(high, 1)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the two-sided p value of McNemar's exact test: whether two ways are right equally often.
 
@@ -50,13 +62,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
         only_a: Images that only the first is right about.
         only_b: Images that only the second is right about.
     """
-    tosses, few = only_a + only_b, min(only_a, only_b)
-    if tosses == 0:
-        return 1.0
-    counts = np.arange(few + 1, dtype=np.float64)
-    logs = np.array([-math.lgamma(k + 1) - math.lgamma(tosses - k + 1) for k in counts])
-    tail = float(np.exp(logs + math.lgamma(tosses + 1) - tosses * math.log(2)).sum())
-    return min(1.0, 2 * tail)
+    tosses = only_a + only_b
+    return min(1.0, 2 * chance_of(max(only_a, only_b), tosses, 0.5)) if tosses else 1.0
 
 
 @dataclass(slots=True)

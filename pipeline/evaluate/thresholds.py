@@ -78,23 +78,49 @@ def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Thres
         right: bool of shape (n_images,).
         target: Between 0 and 1.
     """
+    found = reached(scores, right, np.ones(len(scores)), target)
+    if found is None:
+        return Threshold(threshold=None, images=len(scores), accepted=0, right=0, lower_bound=0.0)
+    score, accepted, precision, bound = found
+    return Threshold(
+        threshold=score,
+        images=len(scores),
+        accepted=accepted,
+        right=round(precision * accepted),
+        lower_bound=round(bound, _DIGITS),
+    )
+
+
+def reached(
+    scores: Float64Array, right: BoolArray, weights: Float64Array, target: float
+) -> tuple[float, int, float, float] | None:
+    """Return the lowest score from which on images have a precision, or None where no score does.
+
+    Images of unequal weight count as so many of a plain sample as would be as sure.
+
+    Args:
+        scores: float64 of shape (n_images,).
+        right: bool of shape (n_images,).
+        weights: float64 of shape (n_images,).
+        target: Between 0 and 1.
+
+    Returns:
+        (score, images, precision, bound): and of the images that have it, how many, the share that is right, and its
+        lower bound.
+    """
     scores = np.floor(scores * 10**_DIGITS) / 10**_DIGITS
     order = np.argsort(-scores, kind="stable")
-    ordered, hits, counts = scores[order], np.cumsum(right[order], dtype=np.int64), np.arange(1, len(scores) + 1)
-    lower, _ = wilson_bounds(hits, counts, Z95_ONE_SIDED)
+    scores, right, weights = scores[order], right[order], weights[order]
+    total = np.cumsum(weights)
+    precision, effective = np.cumsum(right * weights) / total, total**2 / np.cumsum(weights**2)
+    lower, _ = wilson_bounds(precision * effective, effective, Z95_ONE_SIDED)
     # Images of one score are accepted together.
-    is_last = np.append(ordered[1:] < ordered[:-1], True)[: len(scores)]
+    is_last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]
     good = np.flatnonzero(is_last & (lower >= target))
     if not len(good):
-        return Threshold(threshold=None, images=len(scores), accepted=0, right=0, lower_bound=0.0)
+        return None
     last = good[-1]
-    return Threshold(
-        threshold=float(ordered[last]),
-        images=len(scores),
-        accepted=int(counts[last]),
-        right=int(hits[last]),
-        lower_bound=round(float(lower[last]), _DIGITS),
-    )
+    return float(scores[last]), int(last) + 1, float(precision[last]), float(lower[last])
 
 
 def _refuted(rows: BoolArray, scores: Float64Array, right: BoolArray, pooled: float, target: float) -> Threshold | None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from yarl import URL
 
@@ -97,7 +97,7 @@ class Fetcher:
             wanted: An item, its URI, and the bytes that the item holds.
         """
         iterator = iter(wanted)
-        waiting: deque[_Waiting[T]] = deque()
+        waiting: deque[tuple[T, int, int, Job, Future[Fetched] | None]] = deque()
         number = held = 0
 
         def fill() -> None:
@@ -105,16 +105,16 @@ class Fetcher:
             while len(waiting) < AHEAD and held < AHEAD_BYTES and (item := next(iterator, None)) is not None:
                 job = Job(number, self._most, self._settings.timeout_s, self._memory)
                 future = None if item[1] is None else self._run(self._fetch(item[1], job))
-                waiting.append(_Waiting(item[0], item[2], number, job, future))
+                waiting.append((item[0], item[2], number, job, future))
                 number += 1
                 held += item[2]
 
         fill()
         while waiting:
-            one = waiting.popleft()
-            yield one.item, None if one.future is None else one.future.result()
-            self._loop.call_soon_threadsafe(self._taken, one.number, one.job)
-            held -= one.size
+            one, size, place, job, future = waiting.popleft()
+            yield one, None if future is None else future.result()
+            self._loop.call_soon_threadsafe(self._taken, place, job)
+            held -= size
             fill()
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
@@ -178,15 +178,6 @@ class Fetcher:
                 return got
             place = got.url
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[T]):
-    item: T
-    size: int
-    number: int
-    job: Job
-    future: Future[Fetched] | None
 
 
 async def _wait(err: FetchError, tries: int, job: Job) -> None:

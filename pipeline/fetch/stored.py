@@ -49,7 +49,8 @@ async def read_file(path: str, job: Job) -> bytes:
             if size > job.most:
                 raise too_large(size, job.most)
             job.hold(size, size)
-            return await asyncio.to_thread(_read, descriptor, size)
+            with open(descriptor, "rb", closefd=False) as file:
+                return await asyncio.to_thread(file.read, size)
         finally:
             os.close(descriptor)
     except OSError as err:
@@ -63,10 +64,3 @@ def _open(path: str) -> int:
         os.close(descriptor)
         raise RefusedError("unsupported", "not a regular file")
     return descriptor
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    content = b""
-    while len(content) < size and (more := os.pread(descriptor, size - len(content), len(content))):
-        content += more
-    return content

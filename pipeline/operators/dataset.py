@@ -22,12 +22,13 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from models.inference.classifier import Provider
 from pipeline.config import SourceFormat
+from pipeline.dest.plan import units_table
 from pipeline.operators.fused import LabelUnits
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.staged import PIECE_ROWS, Label, ReadDecode, staged_columns
 from pipeline.operators.stages import UnitSettings
 from pipeline.operators.tasks import in_tasks, map_actors
-from pipeline.operators.units import Result, UnitAssembly, results_of, units_table
+from pipeline.operators.units import Result, UnitAssembly, results_of
 from pipeline.operators.watch import GpuWatch
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState
 from pipeline.session.metrics import UnitMetrics

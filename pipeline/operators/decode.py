@@ -37,13 +37,13 @@ class DecodeImages:
     Args:
         settings: What to decode to.
         columns: Where the images are.
-        isolate: Whether to decode in a child process from the start; by default where this actor was restarted.
     """
 
-    def __init__(self, settings: DecodeSettings, columns: LabelColumns, isolate: bool | None = None) -> None:
+    def __init__(self, settings: DecodeSettings, columns: LabelColumns) -> None:
         self._settings = settings
         self._columns = columns
-        self._decode = open_decoder(settings, isolate=was_restarted() if isolate is None else isolate).__enter__()
+        self._decoder = open_decoder(settings, isolate=was_restarted())  # open as long as this is
+        self._decode = self._decoder.__enter__()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

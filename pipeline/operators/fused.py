@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from models.errors import InferenceError
 from models.malloc import tune_malloc
+from pipeline.dest.plan import units_of
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.stages import LabelBatches, UnitSettings, label_here, label_isolated, label_unit
-from pipeline.operators.units import Result, results_table, units_of, why_failed
+from pipeline.operators.units import Result, results_table, why_failed
 from pipeline.operators.watchdog import WatchedLabeller
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState, StopFlag
 from pipeline.session.metrics import UnitMetrics
@@ -77,7 +78,7 @@ class LabelUnits:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Label each unit of the block; those that are not begun when the run is to stop are left out."""
-        return results_table([self._do(unit) for unit in units_of(table) if not self._stop.is_set()])
+        return results_table([self._do(unit) for unit in units_of([table]) if not self._stop.is_set()])
 
     def _do(self, unit: Unit) -> Result:
         isolate, why = self._isolate, ""

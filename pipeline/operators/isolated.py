@@ -1,22 +1,21 @@
 """Decode and label in a process of its own, for units that brought one down: what is at fault then costs a row.
 
-`python -m pipeline.operators.isolated` is that process. It reads pickled requests from its standard input and answers on its
-standard output; both are pipes to the worker that started it, and nobody else's.
+`python -m pipeline.operators.isolated FD` is that process. It takes requests and gives answers by a socket to the worker
+that started it, and nobody else.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import select
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     # A child that decodes starts sooner without.
     from models.inference.predictions import Labeller, Predictions, UInt8Array
 
-_LENGTH = struct.Struct("<Q")
 # Until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
 START_S = 900.0
 
@@ -51,6 +49,7 @@ class Child:
         self._make = make
         self.timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Any, Any]
 
     def call(self, argument: object) -> Any:  # noqa: ANN401 (whatever the function returns)
         """Return what the function returns.
@@ -67,18 +66,23 @@ class Child:
         """End the process; the next call starts another."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
             self._process = None
+            self._connection.close()
 
     def _start(self) -> None:
+        self.end()
+        self._connection, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.operators.isolated"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.operators.isolated", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
         try:
             self._ask(self._make, START_S)
         except ShardlabelError:
@@ -86,21 +90,18 @@ class Child:
             raise
 
     def _ask(self, argument: object, timeout_s: float) -> Any:  # noqa: ANN401 (whatever the child answers)
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert self._process is not None
         try:
-            _send(process.stdin, argument)
-            ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-            if not ready:
+            self._connection.send(argument)
+            if not self._connection.poll(timeout_s):
                 self.end()
                 raise ChildLostError(f"took longer than {timeout_s:g} s")
-            answer = _receive(process.stdout)
-        except (BrokenPipeError, EOFError):
-            process.wait()
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
             self.end()
-            raise ChildLostError(f"died ({_how(process.returncode)})") from None
+            raise ChildLostError(f"died ({how})") from None
         if isinstance(answer, ShardlabelError):
             raise answer
         return answer
@@ -203,47 +204,22 @@ def _labeller(load: Callable[[], Labeller], *, embedding: bool) -> Callable[[UIn
     return partial(load().predict, embedding=embedding)
 
 
-def _how(returncode: int) -> str:
-    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit {returncode}"
-
-
-def _send(pipe: IO[bytes], value: object) -> None:
-    content = pickle.dumps(value)
-    pipe.write(_LENGTH.pack(len(content)) + content)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401 (whatever the other end sent)
-    header = pipe.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(header)
-    content = pipe.read(length)
-    if len(content) < length:
-        raise EOFError
-    return pickle.loads(content)
-
-
-def _serve() -> None:
+def _serve(requests: Connection) -> None:
     """Make the function, then answer calls until the other end closes."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
     end_with_parent()
     function: Callable[[Any], Any] | None = None
-    while True:
-        try:
-            argument = _receive(requests)
-        except EOFError:
-            return
-        try:
-            if function is None:
-                function, answer = argument(), None
-            else:
-                answer = function(argument)
-        except ShardlabelError as err:
-            answer = err
-        _send(answers, answer)
+    with suppress(EOFError):
+        while True:
+            argument = requests.recv()
+            try:
+                if function is None:
+                    function, answer = argument(), None
+                else:
+                    answer = function(argument)
+            except ShardlabelError as err:
+                answer = err
+            requests.send(answer)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(Connection(int(sys.argv[1])))

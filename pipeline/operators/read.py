@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from os import PathLike
@@ -20,14 +19,11 @@ from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat, build_config
 from pipeline.dest.plan import cut_units
 from pipeline.dest.writer import STATUS_OK
-from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.operators.columns import SHARD_COLUMNS
-from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.reader import columns_of, fetch_settings, read_unit, slices
+from pipeline.sources.reader import ReadSettings, columns_of, fetch_settings, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Unit
-from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +84,10 @@ def read_shards(  # noqa: PLR0913 (the options of the command)
     return ray.data.read_datasource(datasource, override_num_blocks=override_num_blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadShards:
-    """What a worker needs to know to read; see `pipeline.sources.reader.ReadSettings`. Picklable."""
+class ReadShards(ReadSettings):
+    """What a worker needs to know to read shards into blocks."""
 
-    source: Storage
-    format: SourceFormat
-    limits: ImageLimits
-    columns: ParquetColumns
-    fetch: FetchSettings = ANY_FETCH
+    __slots__ = ()
 
     def schema(self) -> pa.Schema:
         """Return the Arrow schema of the blocks."""
@@ -131,7 +122,7 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
 
     def estimate_inmemory_data_size(self) -> int:
         """Return the shards' size in bytes: images are compressed already."""
-        return sum(_size(unit) for unit in self._units)
+        return sum(unit.own_bytes for unit in self._units)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
@@ -144,17 +135,12 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
     def _task(self, units: Sequence[Unit], row_limit: int | None) -> ReadTask:
         metadata = BlockMetadata(
             num_rows=None,
-            size_bytes=sum(_size(unit) for unit in units),
+            size_bytes=sum(unit.own_bytes for unit in units),
             input_files=[piece.shard for unit in units for piece in unit.slices],
             exec_stats=None,
         )
         read = partial(self._settings.blocks, units)
         return ReadTask(read, metadata, schema=self._settings.schema(), per_task_row_limit=row_limit)
-
-
-def _size(unit: Unit) -> int:
-    # The size is the whole file's: of a file in several slices only the first counts.
-    return sum(piece.size for piece in unit.slices if piece.start == 0)
 
 
 def _warn(shard: str, notes: ShardNotes) -> None:

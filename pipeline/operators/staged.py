@@ -13,6 +13,7 @@ import pyarrow as pa
 from ray.data.extensions import ArrowTensorArray
 
 from models.malloc import tune_malloc
+from pipeline.dest.plan import units_of
 from pipeline.dest.writer import STATUS_OK, Row
 from pipeline.operators.columns import PIXELS, LabelColumns
 from pipeline.operators.decode import row_columns
@@ -20,14 +21,13 @@ from pipeline.operators.label import LabelImages
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.read import BLOCK_BYTES, column_of
 from pipeline.operators.stages import (
-    DecodeSettings,
     UnitNotes,
     UnitSettings,
     decode_sample,
     open_decoder,
     read_samples,
 )
-from pipeline.operators.units import END, NO_SAMPLE, ROW, UNIT, End, by_unit, units_of, why_failed, with_seconds
+from pipeline.operators.units import END, NO_SAMPLE, ROW, UNIT, End, by_unit, why_failed, with_seconds
 from pipeline.session.attempts import RunState, StopFlag
 from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.session.worker import prepare_worker
@@ -60,9 +60,8 @@ class ReadDecode:
 
     def __init__(self, settings: UnitSettings, state: RunState, isolate: bool) -> None:
         self._settings = settings
-        s = settings
-        decoding = DecodeSettings(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
-        self._decode = open_decoder(decoding, isolate=isolate).__enter__()
+        self._decoder = open_decoder(settings.decoding, isolate=isolate)  # open as long as this is
+        self._decode = self._decoder.__enter__()
         self._stop = StopFlag(state)
         prepare_worker()
         tune_malloc()
@@ -70,7 +69,7 @@ class ReadDecode:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows of each unit; none of those that are not begun when the run is to stop."""
         clock, piece = StageClock(), _Piece(self._settings)
-        for unit in units_of(table):
+        for unit in units_of([table]):
             if self._stop.is_set():
                 break
             notes, rows = UnitNotes(), 0

@@ -6,8 +6,8 @@ Both shapes of the pipeline are made of these, so both write the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -19,19 +19,16 @@ from models.decode.decode import DecodedImage, DecodeMode, ImageLimits, decode_i
 from models.errors import InputError
 from models.inference.predictions import Labeller, Predictions
 from models.spec import Preprocessing
-from pipeline.config import SourceFormat
 from pipeline.dest.commits import Commit
 from pipeline.dest.lease import check_token
 from pipeline.dest.made_by import made_by
 from pipeline.dest.merge import Relabelling
 from pipeline.dest.writer import STATUS_OK, OutputSpec, Row, UnitWriter, build_batch, file_digest
-from pipeline.fetch.settings import ANY_FETCH, FetchSettings
 from pipeline.operators.isolated import IsolatedDecoder, IsolatedLabeller
 from pipeline.operators.watchdog import Watchdog
 from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.sources.manifest import count_rows
-from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
-from pipeline.sources.reader import read_unit
+from pipeline.sources.reader import ReadSettings, read_unit
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage
@@ -44,44 +41,39 @@ BUILD_ROWS = 1_024
 BUILD_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class UnitSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSettings(ReadSettings):
     """What a worker needs to know to label units. Picklable.
 
     Attributes:
-        source: The folder that shard names are relative to.
         dest: DEST.
-        format: Of the shards.
         preprocessing: How images become pixels.
         mode: fast or exact.
-        limits: On the size of an image.
         batch_size: Samples per inference; the same on every run, since sums in another order differ in the last bit.
         output: Columns and metadata.
         embeddings: Whether to keep the penultimate features.
         image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
             down, and is then done isolated.
-        columns: Of Parquet: which columns are read.
-        fetch: Of manifests: limits of fetching.
         token: By which the run holds DEST; see `pipeline.dest.lease`.
         rows_id: Of the settings that rows depend on; see `pipeline.dest.fingerprint`.
         relabelling: Which rows of an earlier output are labelled anew; the others are copied.
     """
 
-    source: Storage
     dest: Storage
-    format: SourceFormat
     preprocessing: Preprocessing
     mode: DecodeMode
-    limits: ImageLimits
     batch_size: int
     output: OutputSpec
     embeddings: bool = False
     image_timeout_s: float = 60.0
-    columns: ParquetColumns = ANY_COLUMNS
-    fetch: FetchSettings = ANY_FETCH
     token: str = ""
     rows_id: str = ""
     relabelling: Relabelling | None = None
+
+    @property
+    def decoding(self) -> DecodeSettings:
+        """What decoding alone needs to know."""
+        return DecodeSettings(self.preprocessing, self.mode, self.limits, self.image_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +131,6 @@ def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterat
     yield from read_unit(settings, unit, notes.add, wanted)
 
 
-def samples_at(settings: UnitSettings, unit: Unit, places: Sequence[int]) -> Generator[Sample, None, None]:
-    """Yield a unit's samples; of a manifest only those at some places in it, as the others would be fetched.
-
-    Raises:
-        StorageError: A shard cannot be read, for good or for longer than the retries.
-    """
-    if settings.columns.uri is None:
-        yield from read_samples(settings, unit, UnitNotes())
-        return
-    wanted = np.zeros(1 + max(places), np.bool_)
-    wanted[list(places)] = True
-    yield from read_unit(settings, unit, UnitNotes().add, wanted)
-
-
 def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
     """Count a slice's samples, up to a number, by reading it; but of a manifest nothing is fetched for that."""
     if settings.columns.uri is not None:
@@ -178,7 +156,7 @@ def decode_batches(
     """
     iterator = iter(samples)
     side = settings.preprocessing.crop
-    with open_decoder(settings, isolate=isolate, turn=turn) as decode:
+    with open_decoder(settings.decoding, isolate=isolate, turn=turn) as decode:
         while True:
             pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
@@ -196,11 +174,9 @@ def decode_batches(
 Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 
-def open_decoder(
-    settings: UnitSettings | DecodeSettings, *, isolate: bool, turn: Turn = ALONE
-) -> AbstractContextManager[Decode]:
+def open_decoder(settings: DecodeSettings, *, isolate: bool, turn: Turn = ALONE) -> AbstractContextManager[Decode]:
     """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
-    return _IsolatedDecode(settings) if isolate else _WatchedDecode(settings, turn)
+    return _isolated_decode(settings) if isolate else _watched_decode(settings, turn)
 
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
@@ -218,38 +194,26 @@ def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
     return Row(sample.shard, sample.key, status, error, width, height, sample.carried, sample.carried_bytes)
 
 
-class _WatchedDecode(AbstractContextManager[Decode]):
+@contextmanager
+def _watched_decode(settings: DecodeSettings, turn: Turn) -> Iterator[Decode]:
     """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
+    s, watchdog = settings, Watchdog(settings.image_timeout_s)
 
-    def __init__(self, settings: UnitSettings | DecodeSettings, turn: Turn) -> None:
-        self._settings = settings
-        self._turn = turn
-
-    def __enter__(self) -> Decode:
-        self._watchdog = Watchdog(self._settings.image_timeout_s)
-        return self._decode
-
-    def __exit__(self, *exc: object) -> None:
-        self._watchdog.close()
-
-    def _decode(self, data: bytes, out: UInt8Array) -> DecodedImage:
-        s = self._settings
-        with self._turn, self._watchdog:
+    def decode(data: bytes, out: UInt8Array) -> DecodedImage:
+        with turn, watchdog:
             return decode_image(data, s.preprocessing, s.mode, s.limits, out=out)
 
+    try:
+        yield decode
+    finally:
+        watchdog.close()
 
-class _IsolatedDecode(AbstractContextManager[Decode]):
-    """Decode in a child process that may die or hang."""
 
-    def __init__(self, settings: UnitSettings | DecodeSettings) -> None:
-        s = settings
-        self._decoder = IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s)
-
-    def __enter__(self) -> Decode:
-        return self._decoder.decode
-
-    def __exit__(self, *exc: object) -> None:
-        self._decoder.__exit__(*exc)
+@contextmanager
+def _isolated_decode(settings: DecodeSettings) -> Iterator[Decode]:
+    s = settings
+    with IsolatedDecoder(s.preprocessing, s.mode, s.limits, s.image_timeout_s) as decoder:
+        yield decoder.decode
 
 
 LabelBatches = Callable[[Iterator[DecodedBatch]], Iterator[tuple[DecodedBatch, Predictions]]]

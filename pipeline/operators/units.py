@@ -6,9 +6,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, astuple, dataclass, field, fields
-from itertools import groupby, pairwise
-from operator import itemgetter
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -21,14 +20,9 @@ from pipeline.dest.commits import Commit
 from pipeline.dest.writer import UnitWriter
 from pipeline.operators.stages import UnitNotes, UnitSettings, open_writer, publish_unit
 from pipeline.session.stage_clock import Stage, StageClock
-from pipeline.sources.unit import Slice, Unit
+from pipeline.sources.unit import Unit
 
-_SLICES = pa.schema(
-    [
-        ("unit", pa.int64()), ("shard", pa.string()), ("size", pa.int64()), ("etag", pa.string()),
-        ("start", pa.int64()), ("stop", pa.int64()), ("limit", pa.int64()),
-    ]
-)  # fmt: skip
+_RESULTS = pa.schema([("unit", pa.int64()), ("commit", pa.string()), ("why", pa.string()), ("stops", pa.bool_())])
 # Units that are published at a time: of an object store most of that is waiting.
 PUBLISHING = 8
 # Beside the rows' own columns: of which unit a row is, its place in it, what ends a unit, and the seconds of each stage.
@@ -84,40 +78,16 @@ def why_failed(err: Exception) -> tuple[str, bool]:
     return text, isinstance(err, ShardlabelError) and not isinstance(err, (InferenceError, SourceError))
 
 
-def units_table(units: Sequence[Unit]) -> pa.Table:
-    """Return units as a table with a row for each slice."""
-    rows = [(unit.number, *astuple(piece)) for unit in units for piece in unit.slices]
-    return pa.Table.from_arrays(
-        [pa.array(values, kind.type) for values, kind in zip(zip(*rows, strict=True), _SLICES, strict=True)],
-        schema=_SLICES,
-    )
-
-
-def units_of(table: pa.Table) -> Iterator[Unit]:
-    """Yield the units of such a table."""
-    names = [one.name for one in fields(Slice)]
-    for number, rows in groupby(table.to_pylist(), key=itemgetter("unit")):
-        yield Unit(number, tuple(Slice(**{name: row[name] for name in names}) for row in rows))
-
-
 def results_table(results: Sequence[Result]) -> pa.Table:
     """Return results as a table; commit records as JSON."""
-    records = [None if result.commit is None else json.dumps(asdict(result.commit)) for result in results]
-    return pa.table(
-        {
-            "unit": pa.array([result.unit for result in results], pa.int64()),
-            "commit": pa.array(records, pa.string()),
-            "why": pa.array([result.why for result in results], pa.string()),
-            "stops": pa.array([result.stops for result in results], pa.bool_()),
-        }
-    )
+    rows = [{**asdict(one), "commit": one.commit and json.dumps(asdict(one.commit))} for one in results]
+    return pa.Table.from_pylist(rows, _RESULTS)
 
 
 def results_of(table: pa.Table) -> Iterator[Result]:
     """Yield the results of such a table."""
     for row in table.to_pylist():
-        commit = None if row["commit"] is None else Commit(**json.loads(row["commit"]))
-        yield Result(row["unit"], commit, row["why"], row["stops"])
+        yield Result(**{**row, "commit": row["commit"] and Commit(**json.loads(row["commit"]))})
 
 
 def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:

@@ -7,8 +7,9 @@ autoscaler and one node. Ray has no option to leave them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from pipeline.patches.patches import DATA_AUTOSCALER, DATA_LOCATIONS, DATA_STATISTICS
@@ -25,23 +26,8 @@ def without_cluster_actors() -> Iterator[None]:
         yield
 
 
-class _Method:
-    """Looks like an actor's method; called in this process."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def remote(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (whatever the actor takes)
-        import ray
-
-        return ray.put(self._call(*args, **options))
-
-
-class _Ignored:
-    """Looks like an actor's method; does nothing."""
-
-    def remote(self, *args: object, **options: object) -> None:
-        """Take anything."""
+# What looks like an actor's method, and does nothing.
+_IGNORED = SimpleNamespace(remote=lambda *args, **options: None)
 
 
 class _NoStatistics:
@@ -49,23 +35,25 @@ class _NoStatistics:
 
     num_datasets = 0
 
-    def __getattr__(self, name: str) -> _Ignored:
-        return _Ignored()
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return _IGNORED
 
     @property
-    def gen_dataset_id(self) -> _Method:
+    def gen_dataset_id(self) -> SimpleNamespace:
         """Name a dataset, as the actor does."""
+        import ray
+
         _NoStatistics.num_datasets += 1
-        return _Method(lambda: str(_NoStatistics.num_datasets))
+        return SimpleNamespace(remote=lambda: ray.put(str(_NoStatistics.num_datasets)))
 
 
 class _OneNode:
     """In place of Ray Data's ActorLocationTracker. Picklable: actors report to it, in vain."""
 
     @property
-    def update_actor_location(self) -> _Ignored:
+    def update_actor_location(self) -> SimpleNamespace:
         """Take an actor's node."""
-        return _Ignored()
+        return _IGNORED
 
 
 def _all_here(logical_actor_ids: Sequence[str]) -> dict[str, str]:

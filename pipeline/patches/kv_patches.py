@@ -15,9 +15,9 @@ def _store() -> Any:  # noqa: ANN401 (untyped library)
     return internal_kv
 
 
-def put(namespace: str, key: str, value: bytes, *, overwrite: bool = True) -> bool:
-    """Set a value; tells whether there was one, which stays unless `overwrite`."""
-    return bool(_store()._internal_kv_put(key, value, overwrite, namespace=namespace))
+def put(namespace: str, key: str, value: bytes) -> None:
+    """Set a value."""
+    _store()._internal_kv_put(key, value, True, namespace=namespace)
 
 
 def get(namespace: str, key: str) -> bytes | None:

@@ -7,7 +7,9 @@ runtime environments. For one command on one machine none of them does anything.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.patches.patches import AGENTS, API_SERVER, COMMAND_LINE, LOOPBACK, MONITORS, TOKEN
+from pipeline.patches.patches import AGENTS, API_SERVER, COMMAND_LINE, LOOPBACK, MONITORS, SHORT_ERRORS, TOKEN
+
+logger = logging.getLogger(__name__)
 
 # Whatever options the raylet adds: `cat` would refuse them, and the raylet ends with its agents.
 _STAND_IN = 'sh -c "exec cat" agent'
@@ -27,6 +31,8 @@ _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_ex
 _RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# As Ray announces the death of a node.
+_LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 
 
 @contextmanager
@@ -125,3 +131,22 @@ def command_line_noted(without_secrets: Callable[[str], str]) -> Iterator[None]:
     """
     with COMMAND_LINE.applied(lambda command_line: lambda: without_secrets(command_line())):
         yield
+
+
+@contextmanager
+def short_errors() -> Iterator[None]:
+    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
+
+    `log_to_driver=False` does not cover them, and there is no option (2.60). Takes effect when Ray is joined.
+    """
+    with SHORT_ERRORS.applied(lambda _: _log_briefly):
+        yield
+
+
+def _log_briefly(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    text = " ".join(str(line) for line in data.get("lines", ())).strip()
+    lost = _LOST_NODE.search(text)
+    if lost is not None:
+        logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
+    else:
+        logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])

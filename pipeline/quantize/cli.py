@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -54,15 +55,12 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     chosen = tuple(one.strip() for one in methods.split(",") if one.strip())
     if not chosen or set(chosen) - set(METHODS):
         raise ConfigError(f"--methods must be some of {', '.join(METHODS)}, got {methods!r}")
-    config = build_config({**options, "source": calibration, "output": "none"})
+    config = build_config({**options, "source": calibration, "output": "none", "model": name, "limit": limit})
     logging.getLogger("root").setLevel(logging.ERROR)  # ONNX Runtime's tools advise there, on what is done already
-    wanted = QuantizeRequest(
-        model=name, source=config.source, max_drop=max_drop, calibration_images=calibration_images, limit=limit,
-        methods=chosen, half=fp16, mode=config.decode, format=config.format, label_field=label_field,
-    )  # fmt: skip
-    result, refusal = run(wanted, _note if as_json else typer.echo)
+    wanted = QuantizeRequest(config, max_drop, calibration_images, chosen, fp16, label_field)
+    result, refusal = run(wanted, partial(typer.echo, err=as_json))
     if as_json:
-        typer.echo(json.dumps(result.as_json()))
+        typer.echo(json.dumps(asdict(result)))
     if refusal is not None:
         raise QuantizationError(refusal)
     if not as_json:
@@ -70,10 +68,6 @@ def quantize(  # noqa: PLR0913 (one argument an option)
             f"registered {' and '.join(result.chosen)}; on {result.images} images top-1 is known to "
             f"{result.uncertainty:.1f} points either way"
         )
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def register(models_app: typer.Typer) -> None:

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.catalog import load_spec
-from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.decode import ImageLimits, decode_image
 from models.errors import ConfigError, InputError, SourceError
 from models.labels import ClassFinder, load_classes
 from models.spec import ModelSpec, Precision
 from models.store.locate import locate
-from pipeline.config import SourceFormat
-from pipeline.evaluate.labelled import open_labelled
+from pipeline.config import LabelConfig
+from pipeline.evaluate.labelled import LabelledSource
 from pipeline.evaluate.statistics import wilson
 from pipeline.quantize.candidates import Candidate, Images, line, measure
 from pipeline.storage.uris import without_secrets
-
-if TYPE_CHECKING:
-    pass
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -43,28 +40,20 @@ class QuantizeRequest:
     """What to quantise, on what, and how good it has to be.
 
     Attributes:
-        model: A name of the catalog, or one that was added.
-        source: SOURCE, as for `evaluate`.
+        config: Names the model, SOURCE, decode mode, and how many images are kept in memory, 150 kB each.
         max_drop: Points of top-1 that may be lost.
         calibration_images: How many set the ranges, evenly spaced in SOURCE.
-        limit: Images that are read at most; they are kept in memory, 150 kB each.
         methods: Variants of setting the ranges.
         half: Whether to measure float16 too; it is made of fp32 at first use, and not registered.
-        mode: Decode mode.
-        format: Of SOURCE.
         label_field: As for `evaluate`.
     """
 
-    model: str
-    source: tuple[str, ...]
-    max_drop: float = 0.5
-    calibration_images: int = 128
-    limit: int = 2000
-    methods: tuple[str, ...] = ("minmax", "percentile", "entropy")
-    half: bool = True
-    mode: DecodeMode = DecodeMode.FAST
-    format: SourceFormat = SourceFormat.AUTO
-    label_field: str | None = None
+    config: LabelConfig
+    max_drop: float
+    calibration_images: int
+    methods: tuple[str, ...]
+    half: bool
+    label_field: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +78,6 @@ class Quantised:
     max_drop: float
     uncertainty: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
     """Make the candidates, measure them, and register the best that holds the bar.
@@ -115,9 +100,11 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
     from models.graph.int8 import Calibration, quantize_int8
     from models.graph.join import join_graph
 
-    spec = load_spec(wanted.model)
-    if wanted.model.endswith(".onnx"):
-        raise ConfigError(f"register {wanted.model} first, with `shardlabel models add`, and quantise it by its name")
+    spec = load_spec(wanted.config.model)
+    if wanted.config.model.endswith(".onnx"):
+        raise ConfigError(
+            f"register {wanted.config.model} first, with `shardlabel models add`, and quantise it by its name"
+        )
     if Precision.FP32 not in spec.artifacts:
         raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
     content = locate(spec, Precision.FP32).read_bytes()
@@ -155,17 +142,17 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
 
 
 def _read(wanted: QuantizeRequest, spec: ModelSpec, finder: ClassFinder) -> Images:
-    labelled = open_labelled(wanted.source, wanted.format, finder, label_field=wanted.label_field)
+    labelled = LabelledSource(wanted.config, finder, wanted.label_field)
     limits, pixels, truth = ImageLimits(), [], []
-    for sample, index in islice(labelled, wanted.limit):
+    for sample, index in islice(labelled, wanted.config.limit):
         try:
-            pixels.append(decode_image(sample.data or b"", spec.preprocessing, wanted.mode, limits).pixels)
+            pixels.append(decode_image(sample.data or b"", spec.preprocessing, wanted.config.decode, limits).pixels)
         except InputError:
             continue
         truth.append(index)
     if len(truth) < MIN_IMAGES:
         raise SourceError(
-            f"--calibration {without_secrets(' '.join(wanted.source))} has {len(truth)} labelled images that can be "
+            f"--calibration {without_secrets(' '.join(wanted.config.source))} has {len(truth)} labelled images that can be "
             f"decoded; at least {MIN_IMAGES} are needed, and a few hundred to see a drop of half a point"
         )
     return Images(np.stack(pixels), np.array(truth, np.int64))
@@ -187,7 +174,6 @@ def _decide(
     made: list[tuple[Candidate, bytes]],
     counts: tuple[int, int],
 ) -> tuple[Quantised, str | None]:
-    """Choose, hold to the bar, and register."""
     from models.register.overlay import register_artifacts
 
     calibrated_on, judged_on = counts
@@ -206,7 +192,7 @@ def _decide(
             f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
             "nothing was registered. Give more images, other --methods, or a larger --max-drop"
         )
-    named = without_secrets(" ".join(wanted.source))
+    named = without_secrets(" ".join(wanted.config.source))
     where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {named}"[:300]
     note = f"{best[0].name} by `models quantize`, {where}: top-1 {best[0].top1:.2f} %, fp32 {base.top1:.2f} %"
     register_artifacts(spec, {Precision.INT8: (best[1], note)})

@@ -13,8 +13,8 @@ from pipeline.dest.finished import FinishedDest
 from pipeline.dest.plan import PLAN_FILE, Plan, iter_units, write_plan
 from pipeline.dest.resume import ResumeState, begin, load_state
 from pipeline.sources.overlap import Overlap
-from pipeline.sources.source import InputFile, Source
-from pipeline.sources.unit import Unit
+from pipeline.sources.source import Source
+from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage
 
 # Among the settings of a plan: the digest of OLD's rows.
@@ -64,11 +64,11 @@ def prepare(
         SourceError: DEST holds Parquet files of others, or what is read.
     """
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         units = iter_units(old.dest, old.plan)
-        return (InputFile(piece.shard, piece.size, piece.etag) for unit in units for piece in unit.slices)
+        return (piece for unit in units for piece in unit.slices)
 
-    plan_file = Source(old.dest, source.format, lambda: iter([InputFile(PLAN_FILE, 0, "")]))
+    plan_file = Source(old.dest, source.format, lambda: iter([Slice(PLAN_FILE, 0, "")]))
     plan = begin(dest, (plan_file, replace(source, files=files)), check, overwrite=overwrite)
     if plan is None:
         check()
@@ -80,7 +80,6 @@ def prepare(
 
 
 def _check_old(old: FinishedDest, dest: Storage, plan: Plan, settings: dict[str, Any]) -> None:
-    """Refuse a DEST that holds something else than rows of this OLD."""
     rows = plan.settings.get(ROWS_SETTING)
     if rows == settings[ROWS_SETTING]:
         return

@@ -64,7 +64,7 @@ def relabel(
     """
     started = time.perf_counter()
 
-    from pipeline.quiet import native_errors_aside
+    from pipeline.caller import native_errors_aside
     from pipeline.relabel.job import relabel as run
 
     with native_errors_aside():

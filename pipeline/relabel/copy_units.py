@@ -39,13 +39,13 @@ def matching_rows(old: FinishedDest, relabelling: Relabelling, wanted: npt.NDArr
     """
 
     def count(unit: int) -> tuple[int, int]:
-        rows, found = relabelling.count(part_name(unit), int(old.sizes[unit]))
-        if rows != old.rows[unit]:
+        found = relabelling.wanted(part_name(unit), int(old.sizes[unit]))
+        if len(found) != old.rows[unit]:
             raise StorageError(
-                f"{old.dest.describe(part_name(unit))} holds {rows} rows, its commit record says {old.rows[unit]}; "
+                f"{old.dest.describe(part_name(unit))} holds {len(found)} rows, its commit record says {old.rows[unit]}; "
                 "`shardlabel verify` says what else is wrong there"
             )
-        return unit, found
+        return unit, int(found.sum())
 
     counts = np.zeros(old.plan.units, np.int64)
     for unit, found in ahead(map(int, np.flatnonzero(wanted)), count, calls=_calls(old)):

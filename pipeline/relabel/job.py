@@ -6,14 +6,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.calibration import Calibration
-from models.errors import ConfigError, SourceError
+from models.errors import ConfigError, SourceError, UnknownModelError
 from models.inference.classifier import DeviceChoice
 from models.spec import ModelSpec
 from pipeline.caller import caller_as_before, stop_on_signal
@@ -26,7 +26,7 @@ from pipeline.dest.merge import Relabelling
 from pipeline.dest.plan import SUMMARY_FILE, iter_units
 from pipeline.dest.resume import ResumeState, load_state
 from pipeline.job import embedding_size, has_local_gpu, label_pending, ray_failures, unit_settings
-from pipeline.operators.model_ref import load_model, model_file, settle_calibration
+from pipeline.operators.model_ref import load_model, model_file, settle_calibration, settle_model
 from pipeline.operators.stages import UnitSettings
 from pipeline.progress import ProgressPrinter
 from pipeline.quantities import count_text, many_text
@@ -36,13 +36,11 @@ from pipeline.relabel.like_old import (
     MODELS_KEY,
     check_columns,
     check_like,
-    check_source_apart,
     config_like,
     model_names,
-    settle_model_like,
     source_of,
 )
-from pipeline.relabel.report import RelabelReport, relabel_report
+from pipeline.relabel.report import RelabelReport
 from pipeline.relabel.where import Where, parse_where
 from pipeline.session.connect import Cluster, connect
 from pipeline.session.shared_disk import check_disks
@@ -53,8 +51,6 @@ from pipeline.summary import Tally, write_summary
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What was asked for, settled."""
-
     old: FinishedDest
     where: Where | None
     config: LabelConfig
@@ -85,10 +81,9 @@ def relabel(
     old = open_finished(location)
     condition = None if where is None else parse_where(where, old.schema)
     config = config_like(old, options)
-    spec, labels = settle_model_like(old, config, options)
+    spec, labels = _settle_model(old, config, options)
     asked = _Asked(old, condition, config, source_of(old, config), open_storage(config.output))
     refuse_overlap(old, asked.source, asked.dest)
-    check_source_apart(old, asked.source)
     address = config.address or os.environ.get("RAY_ADDRESS")
     cluster = connect(address) if address else None
     try:
@@ -127,6 +122,19 @@ def relabel(
             cluster.close()
 
 
+def _settle_model(
+    old: FinishedDest, config: LabelConfig, options: Mapping[str, object]
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    try:
+        return settle_model(config)
+    except UnknownModelError as err:
+        if options.get("model") is not None:
+            raise
+        raise ConfigError(
+            f"{old.dest.describe()} was labelled with {config.model}, which the catalog does not have; give --model"
+        ) from err
+
+
 def _unit_settings(
     asked: _Asked, same: dict[str, Any], spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
@@ -162,23 +170,14 @@ def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> 
             f"{count_text((counts > 0).sum())} of {many_text(left.sum(), 'unit')}{here}"
         )
     units = iter_units(old.dest, old.plan) if counts.any() else ()
-    # Of a file in several units the size is the whole file's: only the first counts, as in the plan.
-    sizes = (piece.size for unit in units if counts[unit.number] for piece in unit.slices if piece.start == 0)
-    return counts, sum(sizes)
-
-
-class _Copying:
-    """What `stop_on_signal` asks to stop, of a run that has no Ray yet."""
-
-    def request_stop(self) -> None:
-        """Nothing is to be told: the loop looks for itself."""
+    return counts, sum(unit.own_bytes for unit in units if counts[unit.number])
 
 
 def _copy_others(
     asked: _Asked, settings: UnitSettings, work: ResumeState, counts: npt.NDArray[np.int64], tally: Tally
 ) -> bool:
     """Copy the units that hold no row to label; return whether it was stopped."""
-    with stop_on_signal(_Copying(), tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
+    with stop_on_signal(lambda: None, tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
         for commit in copy_units(settings, asked.old, ~work.done & (counts == 0), stopped.is_set):
             work.log.append(commit)
             work.done[commit.unit] = True
@@ -194,7 +193,6 @@ def _label_rest(
     work: ResumeState,
     tally: Tally,
 ) -> None:
-    """Label the units that hold rows to label."""
     spec, choice = model
     path = model_file(spec, choice)
     tally.printer.say(f"shardlabel: {choice.reason}")
@@ -243,13 +241,14 @@ def _report(
     )
     finished = load_state(asked.dest, work.plan, lambda: None).done
     labelled = counts[finished & (counts > 0)]
-    return relabel_report(
-        report,
-        images_per_s=round(int(labelled.sum()) / report.seconds, 1),
+    relabelled = int(labelled.sum())
+    values = {**asdict(report), "images_per_s": round(relabelled / report.seconds, 1)}
+    return RelabelReport(
+        **values,
         old=asked.old.dest.uri,
         where=None if asked.where is None else asked.where.text,
-        relabelled_now=int(labelled.sum()),
+        relabelled_now=relabelled,
         relabelled_units_now=len(labelled),
-        copied_now=report.images_now - int(labelled.sum()),
+        copied_now=report.images_now - relabelled,
         source_bytes=work.plan.bytes,
     )

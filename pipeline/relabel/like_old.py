@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from models.errors import ConfigError, SourceError, UnknownModelError
-from models.spec import ModelSpec, Precision
+from models.errors import ConfigError, SourceError
+from models.spec import Precision
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.merge import MODEL_COLUMN
 from pipeline.dest.plan import iter_units
-from pipeline.operators.model_ref import settle_model
-from pipeline.sources.source import InputFile, Source
+from pipeline.sources.source import Source
+from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
 
 # Of a plan's settings; what is not there is of a run without it.
@@ -70,34 +70,25 @@ def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig
     return LabelConfig(**{**taken, **given})
 
 
-def settle_model_like(
-    old: FinishedDest, config: LabelConfig, options: Mapping[str, object]
-) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the model's entry and what its classes are called; see `settle_model`.
+def source_of(old: FinishedDest, config: LabelConfig) -> Source:
+    """Return OLD's SOURCE, as OLD's plan has it; it lists the first files that are still there.
 
     Raises:
-        ConfigError: OLD's model is not known here, or the model cannot give what OLD has.
+        SourceError: It is not there any more.
     """
-    try:
-        return settle_model(config)
-    except UnknownModelError as err:
-        if options.get("model") is not None:
-            raise
-        raise ConfigError(
-            f"{old.dest.describe()} was labelled with {config.model}, which the catalog does not have; give --model"
-        ) from err
-
-
-def source_of(old: FinishedDest, config: LabelConfig) -> Source:
-    """Return OLD's SOURCE, as OLD's plan has it; it lists the first files that are still there."""
     base = open_storage(config.source[0])
+    if base.can_list and not base.is_folder():
+        raise SourceError(
+            f"{base.describe()}, which {old.dest.describe()} was labelled from, is not there: put it back, or "
+            "label from its new place with `label`"
+        )
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         last = ""
         for unit in iter_units(old.dest, old.plan):
             piece = unit.slices[0]
             if piece.shard != last and base.stat(piece.shard) is not None:
-                yield InputFile(piece.shard, piece.size, piece.etag)
+                yield piece
             last = piece.shard
 
     return Source(base, SourceFormat(config.format), files)
@@ -154,15 +145,6 @@ def check_columns(old: FinishedDest, schema: pa.Schema) -> None:
                 f"the rows of {where} and new ones have to have the same columns, and {name} is {have} in OLD and would "
                 f"be {now}; use `label` into a DEST of its own"
             )
-
-
-def check_source_apart(old: FinishedDest, source: Source) -> None:
-    """Refuse a SOURCE that is not there any more, before anything is written."""
-    if source.base.can_list and not source.base.is_folder():
-        raise SourceError(
-            f"{source.base.describe()}, which {old.dest.describe()} was labelled from, is not there: put it back, or "
-            "label from its new place with `label`"
-        )
 
 
 def model_names(old: FinishedDest, settings: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:

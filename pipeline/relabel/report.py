@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.quantities import bytes_text, many_text, rate_text, share_text
 from pipeline.summary import RunReport
@@ -44,8 +44,3 @@ class RelabelReport(RunReport):
             read, whole = bytes_text(self.bytes_read), bytes_text(self.source_bytes)
             lines.insert(1, f"read {read} of {whole} of SOURCE ({share_text(self.bytes_read, self.source_bytes)})")
         return "\n".join(lines)
-
-
-def relabel_report(report: RunReport, **more: object) -> RelabelReport:
-    """Return a run's report with what is of a relabelling alone; see `RelabelReport`."""
-    return RelabelReport(**{**asdict(report), **more})

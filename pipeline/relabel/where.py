@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConfigError
-from pipeline.relabel.tokens import KNOWN, Token, tokens_of
 
 MAX_LENGTH = 10_000  # characters
 MAX_DEPTH = 100  # parentheses and nots within one another
@@ -34,6 +33,42 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 _SWAPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_KEYWORDS = ("and", "or", "not", "in", "is", "null", "true", "false")
+_KNOWN = "comparisons, and, or, not, in, is null"
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<text>'(?:[^']|'')*') | (?P<quoted>"(?:[^"]|"")+") | (?P<name>[^\W\d]\w*)
+      | (?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.]) | (?P<sign><=|>=|<>|!=|==|[=<>(),])
+    )""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A word, a value or a sign.
+
+    Attributes:
+        kind: text, quoted (a name), name, number, sign, word (a keyword), or end.
+        text: As it was written; a keyword in lower case.
+        place: Of its first character, from 1.
+    """
+
+    kind: str
+    text: str
+    place: int
+
+    @property
+    def shown(self) -> str:
+        """What to call it in an error."""
+        if self.kind == "end":
+            return "the end"
+        words = " ".join(self.text.split())
+        return words if len(words) <= 40 else f"{words[:39]}…"
+
+    def wrong(self, why: str) -> ConfigError:
+        """Return an error that names its place."""
+        return ConfigError(f"--where, character {self.place}: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +84,7 @@ class Where:
     expression: pc.Expression
 
 
-class Kind(StrEnum):
+class _Kind(StrEnum):
     """What can be compared with one another."""
 
     TEXT = "text"
@@ -59,11 +94,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A column or a literal."""
-
-    kind: Kind
+    kind: _Kind
     expression: Any  # of a column
-    token: Token
+    token: _Token
     literal: Any = None  # in Python
     type: pa.DataType | None = None  # of a column
 
@@ -80,11 +113,29 @@ def parse_where(text: str, schema: pa.Schema) -> Where:
     """
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"--where has {len(text)} characters, and at most {MAX_LENGTH} are allowed; shorten it")
-    parser = _Parser(tokens_of(text), schema)
+    parser = _Parser(_tokens_of(text), schema)
     expression = parser.condition(0)
     if parser.token.kind != "end":
         parser.fail("`and`, `or` or the end")
     return Where(text.strip(), expression)
+
+
+def _tokens_of(text: str) -> list[_Token]:
+    tokens, place = [], 0
+    while rest := text[place:].lstrip():
+        place = len(text) - len(rest)
+        found = _TOKEN.match(text, place)
+        if found is None:
+            quote = {"'": "a text", '"': "a name"}.get(rest[0])
+            what = f"{quote} without its closing quote" if quote else f"{rest[0]!r} is not known there"
+            raise _Token("", "", place + 1).wrong(f"{what}; expected {_KNOWN}")
+        kind = str(found.lastgroup)
+        word = found[kind]
+        if kind == "name" and word.lower() in _KEYWORDS:
+            kind, word = "word", word.lower()
+        tokens.append(_Token(kind, word, place + 1))
+        place = found.end()
+    return [*tokens, _Token("end", "", len(text) + 1)]
 
 
 def _joined(join: Callable[[Any, Any], Any], terms: list[Any]) -> Any:  # noqa: ANN401 (Arrow's expression)
@@ -97,20 +148,17 @@ def _joined(join: Callable[[Any, Any], Any], terms: list[Any]) -> Any:  # noqa: 
 
 
 class _Parser:
-    """Recursive descent over tokens."""
-
-    def __init__(self, tokens: list[Token], schema: pa.Schema) -> None:
+    def __init__(self, tokens: list[_Token], schema: pa.Schema) -> None:
         self._tokens = tokens
         self._schema = schema
         self._next = 0
 
     @property
-    def token(self) -> Token:
+    def token(self) -> _Token:
         return self._tokens[self._next]
 
     def fail(self, expected: str) -> NoReturn:
-        got = self.token.shown
-        raise ConfigError(f"--where, character {self.token.place}: expected {expected}, got {got}")
+        raise self.token.wrong(f"expected {expected}, got {self.token.shown}")
 
     def _take(self, *texts: str) -> str | None:
         """Go on where the next token is one of these keywords or signs."""
@@ -137,9 +185,7 @@ class _Parser:
 
     def _not(self, depth: int) -> Any:  # noqa: ANN401
         if depth > MAX_DEPTH:
-            raise ConfigError(
-                f"--where, character {self.token.place}: parentheses and nots are more than {MAX_DEPTH} deep; flatten it"
-            )
+            raise self.token.wrong(f"parentheses and nots are more than {MAX_DEPTH} deep; flatten it")
         if self._take("not"):
             return ~self._not(depth + 1)
         if self._take("("):
@@ -162,7 +208,7 @@ class _Parser:
         if self._take("in"):
             found = self._membership(value)
             return ~found if negated else found
-        if negated or value.kind is not Kind.TRUTH:
+        if negated or value.kind is not _Kind.TRUTH:
             self.fail("`in`" if negated else f"a comparison with {value.token.shown}")
         return value.expression
 
@@ -172,38 +218,33 @@ class _Parser:
             return self._column(token)
         self._next += 1
         if token.kind == "text":
-            return _Value(Kind.TEXT, None, token, token.text[1:-1].replace("''", "'"))
+            return _Value(_Kind.TEXT, None, token, token.text[1:-1].replace("''", "'"))
         if token.kind == "number":
             is_short = len(token.text) <= 300  # Python reads 4,300 digits, and no more
             number = float(token.text) if re.search(r"[.eE]", token.text) or not is_short else int(token.text)
             if not is_short or not -1e300 < number < 1e300:
-                raise ConfigError(f"--where, character {token.place}: the number is too large")
-            return _Value(Kind.NUMBER, None, token, number)
+                raise token.wrong("the number is too large")
+            return _Value(_Kind.NUMBER, None, token, number)
         if token.kind == "word" and token.text in ("true", "false"):
-            return _Value(Kind.TRUTH, None, token, token.text == "true")
+            return _Value(_Kind.TRUTH, None, token, token.text == "true")
         self._next -= 1
         hint = "; nothing equals null: write `is null`" if token.text == "null" else ""
         return self.fail(f"a column or a value{hint}")
 
-    def _column(self, token: Token) -> _Value:
+    def _column(self, token: _Token) -> _Value:
         name = token.text[1:-1].replace('""', '"') if token.kind == "quoted" else token.text
         self._next += 1
         if self.token.text == "(" and self.token.kind == "sign":
-            raise ConfigError(
-                f"--where, character {token.place}: {token.shown}(...) is no part of a condition: it has {KNOWN}"
-            )
+            raise token.wrong(f"{token.shown}(...) is no part of a condition: it has {_KNOWN}")
         if name not in self._schema.names:
             near = get_close_matches(name.lower(), self._schema.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._schema.names)}"
             hint += " (text stands in 'single quotes')" if token.kind == "quoted" else ""
-            raise ConfigError(f"--where, character {token.place}: there is no column {token.shown}; {hint}")
+            raise token.wrong(f"there is no column {token.shown}; {hint}")
         kind = self._schema.field(name).type
         found = _kind(kind)
         if found is None:
-            raise ConfigError(
-                f"--where, character {token.place}: {token.shown} holds {kind}; text, numbers, and true or false can be "
-                "compared"
-            )
+            raise token.wrong(f"{token.shown} holds {kind}; text, numbers, and true or false can be compared")
         column = pc.field(name)
         return _Value(found, column.cast(pa.string()) if pa.types.is_dictionary(kind) else column, token, type=kind)
 
@@ -214,12 +255,12 @@ class _Parser:
         if left.expression is None:
             left, right, sign = right, left, _SWAPPED.get(sign, sign)
         if left.expression is None:
-            raise ConfigError(f"--where, character {right.token.place}: two values are compared, and no column")
+            raise right.token.wrong("two values are compared, and no column")
         _check(left, right)
-        if left.kind is Kind.TRUTH and _COMPARE[sign] not in (operator.eq, operator.ne):
-            raise ConfigError(f"--where, character {right.token.place}: true and false have no order; write = or !=")
+        if left.kind is _Kind.TRUTH and _COMPARE[sign] not in (operator.eq, operator.ne):
+            raise right.token.wrong("true and false have no order; write = or !=")
         if right.expression is not None:
-            if left.type != right.type and left.kind is Kind.NUMBER:
+            if left.type != right.type and left.kind is _Kind.NUMBER:
                 return _COMPARE[sign](
                     left.expression.cast(pa.float64(), safe=False), right.expression.cast(pa.float64(), safe=False)
                 )
@@ -233,9 +274,7 @@ class _Parser:
         while True:
             value = self._value()
             if value.expression is not None:
-                raise ConfigError(
-                    f"--where, character {value.token.place}: expected a value, got column {value.token.shown}"
-                )
+                raise value.token.wrong(f"expected a value, got column {value.token.shown}")
             _check(column, value)
             values.append(value.literal)
             if not self._take(","):
@@ -246,27 +285,24 @@ class _Parser:
         return pc.if_else(column.expression.is_valid(), found.isin(typed), pa.scalar(None, pa.bool_()))
 
 
-def _kind(kind: pa.DataType) -> Kind | None:
+def _kind(kind: pa.DataType) -> _Kind | None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return Kind.TEXT
+        return _Kind.TEXT
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return Kind.NUMBER
-    return Kind.TRUTH if pa.types.is_boolean(kind) else None
+        return _Kind.NUMBER
+    return _Kind.TRUTH if pa.types.is_boolean(kind) else None
 
 
 def _check(left: _Value, right: _Value) -> None:
     if left.kind is not right.kind:
-        raise ConfigError(
-            f"--where, character {right.token.place}: {left.token.shown} holds {left.kind}, and {right.token.shown} is "
-            f"{right.kind}"
-        )
+        raise right.token.wrong(f"{left.token.shown} holds {left.kind}, and {right.token.shown} is {right.kind}")
 
 
 def _comparable(column: _Value, values: list[Any]) -> tuple[Any, pa.Array]:
     """Return a column's expression and values in one type: whole numbers exactly, others as float64."""
-    if column.kind is not Kind.NUMBER:
-        return column.expression, pa.array(values, pa.bool_() if column.kind is Kind.TRUTH else pa.string())
+    if column.kind is not _Kind.NUMBER:
+        return column.expression, pa.array(values, pa.bool_() if column.kind is _Kind.TRUTH else pa.string())
     if pa.types.is_integer(column.type) and all(isinstance(value, int) for value in values):
         with suppress(OverflowError, pa.ArrowInvalid):
             return column.expression, pa.array(values, column.type)

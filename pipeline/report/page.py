@@ -1,4 +1,4 @@
-"""From what was found in a DEST to one HTML page that needs nothing else: no font, no connection."""
+"""`shardlabel report`: from what was found in a DEST to one HTML page that needs nothing else: no font, no connection."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.html import pages
-from pipeline.quantities import duration_text, many_text, rate_text, share_text
-from pipeline.report.findings import Findings
+from pipeline.quantities import bytes_text, duration_text, many_text, rate_text, share_text
+from pipeline.report.files import write_page
+from pipeline.report.findings import Findings, gather
 from pipeline.report.scan import SCORE_BINS
+from pipeline.report.unit_table import while_run_goes_on
+from pipeline.storage.storage import open_storage
 
 TOP_LABELS = 30
 TIME_BINS = 40
@@ -22,6 +25,23 @@ NAMED = 50
 
 # Caption, (name, height) of each column, what stands below them, and the names of both as a table.
 Chart = tuple[str, list[tuple[str, float]], tuple[str, ...], tuple[str, str]]
+
+
+def write_report(dest: str, output: str) -> str:
+    """Write the page about a DEST; return what to tell the user.
+
+    Args:
+        dest: A folder or URI that a run wrote to.
+        output: Where the page goes: a path, or a URI.
+
+    Raises:
+        SourceError: DEST holds no plan.
+        StorageError: DEST cannot be read, or the page not be written.
+    """
+    storage = open_storage(dest)
+    findings = while_run_goes_on(lambda: gather(storage))
+    size = write_page(output, render(findings))
+    return f"{findings.sentence()}\nreport: {output} ({bytes_text(size)})"
 
 
 def render(found: Findings) -> str:
@@ -48,7 +68,6 @@ def render(found: Findings) -> str:
 
 
 def _labels(found: Findings) -> list[tuple[str, int]]:
-    """Return the most frequent labels with their counts."""
     labels = sorted(found.counts.labels.items(), key=lambda item: (-item[1][1], item[0]))
     names = [name for _, (name, _) in labels]
     # Some models have two classes of one name: they stay apart, told by their number.

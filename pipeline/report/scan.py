@@ -7,10 +7,8 @@ those. So neither keys nor error texts of a billion rows are ever read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,10 @@ import pyarrow.parquet as pq
 
 from models.errors import StorageError
 from pipeline.dest.commits import Commit
-from pipeline.dest.finished import open_part
+from pipeline.dest.finished import metadata_of, open_part
 from pipeline.dest.writer import STATUS_OK
 from pipeline.sources.unit import part_name
-from pipeline.storage.retries import retried
+from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
 
 SCORE_BINS = 20
@@ -42,13 +40,31 @@ Place = tuple[int, int]  # unit, position of the row in its part file
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRow:
-    """A row of the output, as far as a reader of the report wants to see it."""
+class PlacedRow:
+    """A row of DEST.
+
+    Attributes:
+        unit: Its unit.
+        position: Its place in the unit's part file.
+        shard: Its sample's shard.
+        key: Its sample's key.
+    """
 
     unit: int
     position: int
     shard: str
     key: str
+
+    @property
+    def place(self) -> Place:
+        """Its unit and position."""
+        return self.unit, self.position
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow(PlacedRow):
+    """A row, as far as a reader of the report wants to see it."""
+
     label: str | None
     score: float | None
     status: str
@@ -101,17 +117,14 @@ def reach(rows: int, bytes_read: int) -> int:
 def count_parts(dest: Storage, commits: Iterable[Commit]) -> Counts:
     """Count over the part files of these records; one that cannot be read is noted, and the others count."""
     total = Counts()
-    with ThreadPoolExecutor(READERS) as pool:
-        records = iter(commits)
-        while window := list(islice(records, READERS * 4)):
-            for counts in pool.map(lambda commit: _count_part(dest, commit), window):
-                total.add(counts)
+    for counts in ahead(commits, lambda commit: _count_part(dest, commit), calls=READERS):
+        total.add(counts)
     return total
 
 
 def _count_part(dest: Storage, commit: Commit) -> Counts:
     try:
-        return retried(f"read {dest.describe(commit.part)}", lambda: _count_rows(dest, commit))
+        return _count_rows(dest, commit)
     except StorageError as err:
         return Counts(unreadable={commit.part: str(err)})
 
@@ -121,8 +134,7 @@ def _count_rows(dest: Storage, commit: Commit) -> Counts:
     within = reach(commit.rows, commit.bytes_read)
     with open_part(dest, commit.part, commit.size) as source:
         file = pq.ParquetFile(source, read_dictionary=["label", "status"])
-        metadata = file.schema_arrow.metadata or {}
-        counts.metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in metadata.items()}
+        counts.metadata = metadata_of(file.schema_arrow)
         counts.versions = {counts.metadata[key] for key in ("shardlabel.version",) if key in counts.metadata}
         first = 0
         for group in range(file.num_row_groups):
@@ -136,12 +148,12 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
     """Count one row group whose first row is number `first` of its part."""
     counts = Counts()
     ok = table["label_id"].is_valid().to_numpy()
-    ids, where, how_often = np.unique(_numbers(table["label_id"])[ok], return_index=True, return_counts=True)
+    ids, where, how_often = np.unique(table["label_id"].drop_null().to_numpy(), return_index=True, return_counts=True)
     names = table["label"].take(np.flatnonzero(ok)[where]).to_pylist()
     counts.labels = {
         int(label_id): (name or "", int(count)) for label_id, name, count in zip(ids, names, how_often, strict=True)
     }
-    scores = _numbers(table["score"])
+    scores = table["score"].to_numpy()  # null is NaN
     valid = np.flatnonzero(np.isfinite(scores))
     bins = np.clip((scores[valid] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
     counts.scores = np.bincount(bins, minlength=SCORE_BINS)
@@ -158,13 +170,6 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
     return counts
 
 
-def _numbers(column: Any) -> npt.NDArray[Any]:  # noqa: ANN401
-    """Return a column with nulls as 0 (integers) or NaN (floats)."""
-    if column.null_count and str(column.type).startswith("int"):
-        column = column.fill_null(0)
-    return np.asarray(column.to_numpy())
-
-
 def read_rows(dest: Storage, places: Iterable[Place], part: Callable[[int], str] = part_name) -> Iterator[LabelledRow]:
     """Yield the rows at these places, sorted; a part file that cannot be read gives none.
 
@@ -179,15 +184,13 @@ def read_rows(dest: Storage, places: Iterable[Place], part: Callable[[int], str]
     for unit, position in sorted(set(places)):
         by_unit.setdefault(unit, []).append(position)
     for unit, positions in by_unit.items():
-        try:
-            yield from retried(f"read {part(unit)}", lambda u=unit, p=positions: _read_rows(dest, part(u), u, p))  # type: ignore[misc]
-        except StorageError:
-            continue
+        with suppress(StorageError):
+            yield from _read_rows(dest, part(unit), unit, positions)
 
 
 def _read_rows(dest: Storage, part: str, unit: int, positions: Sequence[int]) -> list[LabelledRow]:
     rows = []
-    with closing(dest.open_random(part)) as source:
+    with open_part(dest, part) as source:
         file = pq.ParquetFile(source)
         first = 0
         for group in range(file.num_row_groups):

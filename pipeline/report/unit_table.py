@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ConfigError
+from models.errors import StorageError
 from pipeline.dest.commits import Commit, CommitLog, Totals
 from pipeline.dest.plan import Plan
 from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
 Float64Array = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class UnitTable:
     """Commit records as arrays of shape (units,), and their sums.
+
+    Args:
+        units: Of the plan.
 
     Attributes:
         done: Whether the unit is finished; where not, the others hold 0.
@@ -31,30 +35,17 @@ class UnitTable:
         skipped: Members that gave no row, by kind.
     """
 
-    done: npt.NDArray[np.bool_]
-    rows: npt.NDArray[np.int64]
-    seconds: npt.NDArray[np.float32]
-    bytes_read: npt.NDArray[np.int64]
-    ended: Float64Array
-    totals: Totals = field(default_factory=Totals)
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def empty(cls, units: int) -> UnitTable:
-        """Return a table of units none of which is finished."""
-        return cls(
-            done=np.zeros(units, np.bool_),
-            rows=np.zeros(units, np.int64),
-            seconds=np.zeros(units, np.float32),
-            bytes_read=np.zeros(units, np.int64),
-            ended=np.full(units, np.nan),
-        )
+    def __init__(self, units: int) -> None:
+        self.done = np.zeros(units, np.bool_)
+        self.rows, self.bytes_read = np.zeros(units, np.int64), np.zeros(units, np.int64)
+        self.seconds = np.zeros(units, np.float32)
+        self.ended = np.full(units, np.nan)
+        self.totals = Totals()
+        self.skipped: Counter[str] = Counter()
 
     def add(self, commit: Commit) -> bool:
         """Take a record in; return whether its unit is new. A merge that was cut short leaves some twice."""
         unit = commit.unit
-        if not 0 <= unit < len(self.done):
-            raise ConfigError(f"there is a commit record of unit {unit}, and the plan has {len(self.done)} units")
         if self.done[unit]:
             return False
         self.done[unit] = True
@@ -62,8 +53,7 @@ class UnitTable:
         self.seconds[unit] = commit.seconds
         self.bytes_read[unit] = commit.bytes_read
         self.totals.add(commit)
-        for kind, count in commit.skipped.items():
-            self.skipped[kind] = self.skipped.get(kind, 0) + count
+        self.skipped.update(commit.skipped)
         return True
 
     def rates(self) -> Float64Array:
@@ -102,3 +92,17 @@ def add_end_times(dest: Storage, plan: Plan, table: UnitTable) -> None:
         unit = units.get(file.path) if plan.is_log else part_number(file.path)
         if unit is not None and unit < plan.units and file.modified_s:
             table.ended[unit] = file.modified_s
+
+
+def while_run_goes_on(look: Callable[[], T]) -> T:
+    """Return what look returns, which reads commit records: a run that goes on may merge them meanwhile; then again.
+
+    Raises:
+        StorageError: They, or what they name, cannot be read.
+    """
+    try:
+        return look()
+    except StorageError as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            raise
+        return look()

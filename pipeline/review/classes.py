@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from hashlib import sha256
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,10 +13,11 @@ import pyarrow.parquet as pq
 from models.catalog import load_spec
 from models.errors import ConfigError, ModelError
 from models.labels import ClassFinder, ClassName, LabelText, label_texts, load_classes
+from pipeline.dest.fingerprint import class_names
+from pipeline.dest.finished import open_part
 from pipeline.dest.plan import Plan
 from pipeline.review.draws import DrawnRow
 from pipeline.sources.unit import part_name
-from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage
 
 # Part files that are looked into for names of classes that no drawn image has: the k best of each row name many.
@@ -60,11 +59,9 @@ class Classes:
             StorageError: A part file cannot be read.
         """
         units = sorted({row.unit for row in rows})
-        some = units[:: max(1, len(units) // PARTS)][:PARTS] if of_model(plan) is None else []
         others: dict[int, str] = {}
-        for unit in some:
-            part = part_name(unit)
-            others |= retried(f"read {dest.describe(part)}", lambda part=part: _names_in(dest, part))  # type: ignore[misc]
+        for unit in units[:: max(1, len(units) // PARTS)][:PARTS] if of_model(plan) is None else []:
+            others |= _names_in(dest, part_name(unit))
         return cls(plan, rows, others)
 
     def find(self, text: str) -> int:
@@ -103,7 +100,7 @@ def of_model(plan: Plan) -> tuple[list[ClassName], list[str]] | None:
     try:
         spec = load_spec(str(settings.get("model")))
         labels = label_texts(spec, LabelText(settings.get("labels", "name")))
-        is_same = sha256("\n".join(labels).encode()).hexdigest() == settings.get("class names")
+        is_same = class_names(labels) == settings.get("class names")
         return (list(load_classes(spec)), list(labels)) if is_same else None
     except (ModelError, ConfigError, ValueError):
         return None
@@ -117,7 +114,7 @@ def _of_rows(labels: dict[int, str]) -> tuple[list[ClassName], list[str]]:
 
 def _names_in(dest: Storage, part: str) -> dict[int, str]:
     """Return the classes that are among the k best of a row of a part file's first row group."""
-    with closing(dest.open_random(part)) as source:
+    with open_part(dest, part) as source:
         file = pq.ParquetFile(source)
         if not file.num_row_groups:
             return {}

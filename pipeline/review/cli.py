@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +16,6 @@ from pipeline.review.ranking import By
 if TYPE_CHECKING:
     from pipeline.dest.plan import Plan
     from pipeline.review.draws import Draw
-    from pipeline.review.output import Written
     from pipeline.review.sample import Sampled
     from pipeline.storage.storage import Storage
 
@@ -62,12 +60,11 @@ def sample(  # noqa: PLR0913 (one argument an option)
     """
     started = time.perf_counter()
     from pipeline.dest.plan import open_plan
-    from pipeline.review.output import check_output
-    from pipeline.review.sample import draw_sample
-    from pipeline.review.select import Wanted
+    from pipeline.report.files import empty_folder
+    from pipeline.review.sample import Wanted, draw_sample
     from pipeline.storage.storage import open_storage
 
-    folder = check_output(output)
+    folder = empty_folder("--output", output)
     storage = open_storage(dest)
     plan = open_plan(storage)
     if again is not None:
@@ -78,12 +75,24 @@ def sample(  # noqa: PLR0913 (one argument an option)
         sampled = draw_sample(storage, plan, Wanted(by, per_class, seed))
         _say_what(sampled)
         draw = sampled.draw
-    written = _write(storage, plan, draw, to, folder) if draw.shown else None
-    if written is not None:
-        for line in written.lines:
-            typer.echo(line)
+    missing = _write(storage, plan, draw, to, folder) if draw.shown else 0
     if as_json:
-        typer.echo(json.dumps(_as_json(draw, to, output, written, time.perf_counter() - started)))
+        random = sum(row.stratum.value == "random" for row in draw.rows)
+        values = {
+            "draw": draw.number,
+            "by": draw.by.value,
+            "per_class": draw.per_class,
+            "seed": draw.seed,
+            "images": len(draw.shown),
+            "classes": len({row.label_id for row in draw.shown}),
+            "random": random,
+            "random_shown_before": len(draw.rows) - len(draw.shown),
+            "missing": missing,
+            "to": to.value,
+            "output": output if draw.shown else None,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        typer.echo(json.dumps(values))
 
 
 def _say_what(sampled: Sampled) -> None:
@@ -91,14 +100,18 @@ def _say_what(sampled: Sampled) -> None:
 
     draw = sampled.draw
     if sampled.unfinished:
-        _note(f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}")
+        typer.echo(
+            f"shardlabel: units of DEST that are not finished, and not drawn from: {count_text(sampled.unfinished)}",
+            err=True,
+        )
     if not draw.rows:
         typer.echo(f"nothing is left to draw: earlier draws had all of {count_text(sampled.labelled)} labelled images")
         return
     if sampled.behind:
-        _note(
+        typer.echo(
             f"shardlabel: DEST has grown since an earlier draw, and of {many_text(sampled.behind, 'class', 'classes')} the "
-            "random strata do not yet stand for what is new; draw again with the seed of the first draw"
+            "random strata do not yet stand for what is new; draw again with the seed of the first draw",
+            err=True,
         )
     classes = len({row.label_id for row in draw.shown})
     random = sum(row.stratum.value == "random" for row in draw.shown)
@@ -112,42 +125,31 @@ def _say_what(sampled: Sampled) -> None:
         )
 
 
-def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> Written:
+def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> int:
+    """Write a draw's files, and say what there is to do; return how many pictures are missing."""
     from pipeline.quantities import count_text
-    from pipeline.review.write import write_draw
+    from pipeline.review.label_studio import write_tasks
+    from pipeline.review.output import write_draw, write_list, write_page
 
+    forms = {Form.FOLDER: write_page, Form.LABEL_STUDIO: write_tasks, Form.CSV: write_list}
     try:
-        written = write_draw(dest, plan, draw, to.value, folder)
+        lines, missing = write_draw(forms[to], dest, plan, draw, folder)
     except BaseException:
-        _note(
-            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output"
+        typer.echo(
+            f"shardlabel: draw {draw.number} is recorded in DEST; write it with --again {draw.number} and another --output",
+            err=True,
         )
         raise
-    if written.missing:
-        first, missing = written.missing[0], count_text(len(written.missing))
-        _note(
-            f"shardlabel: {missing} of {count_text(len(draw.shown))} pictures could not be had, named in "
-            f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}"
+    if missing:
+        first = missing[0]
+        typer.echo(
+            f"shardlabel: {count_text(len(missing))} of {count_text(len(draw.shown))} pictures could not be had, named in "
+            f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}",
+            err=True,
         )
-    return written
-
-
-def _as_json(draw: Draw, to: Form, output: str, written: Written | None, seconds: float) -> dict[str, object]:
-    random = sum(row.stratum.value == "random" for row in draw.rows)
-    return {
-        "draw": draw.number,
-        "by": draw.by.value,
-        "per_class": draw.per_class,
-        "seed": draw.seed,
-        "images": len(draw.shown),
-        "classes": len({row.label_id for row in draw.shown}),
-        "random": random,
-        "random_shown_before": len(draw.rows) - len(draw.shown),
-        "missing": len(written.missing) if written else 0,
-        "to": to.value,
-        "output": output if written else None,
-        "seconds": round(seconds, 3),
-    }
+    for line in lines:
+        typer.echo(line)
+    return len(missing)
 
 
 def score(
@@ -185,10 +187,6 @@ def score(
     from pipeline.review.text import print_score
 
     print_score(found, Console(markup=False, emoji=False, highlight=False))
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 def register(root: typer.Typer) -> None:

@@ -7,19 +7,18 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 from models.errors import ConfigError, SourceError
 from pipeline.dest.plan import STATE_FOLDER, Plan
+from pipeline.report.scan import PlacedRow
 from pipeline.review.ranking import By
 from pipeline.storage.listing import ahead
 from pipeline.storage.retries import reason
@@ -54,30 +53,20 @@ class Stratum(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnRow:
+class DrawnRow(PlacedRow):
     """An image of a draw, with the label that it had then.
 
     Attributes:
-        unit: Of its row.
-        position: Of its row in the unit's part file.
-        label_id: The predicted class.
-        score: Of that class.
+        label_id: The predicted class; `label` is its name, `score` its score.
         stratum: Why it was drawn.
         is_shown: Whether this draw gave it out. Not where an earlier draw had done so for its uncertainty, and the
             random order has now come to it: then it belongs to this draw's random stratum too, by its earlier answer.
-        shard: Its shard.
-        key: Its key.
-        label: The predicted class's name.
     """
 
-    unit: int
-    position: int
     label_id: int
     score: float
     stratum: Stratum
     is_shown: bool
-    shard: str
-    key: str
     label: str
 
 
@@ -111,31 +100,6 @@ class Draw:
         return [row for row in self.rows if row.is_shown]
 
 
-class Earlier:
-    """Which rows of each unit were drawn before."""
-
-    def __init__(self, draws: Iterable[Draw]) -> None:
-        self._drawn: dict[int, set[int]] = {}
-        self._random: dict[int, set[int]] = {}
-        for draw in draws:
-            for row in draw.rows:
-                self._drawn.setdefault(row.unit, set()).add(row.position)
-                if row.stratum is Stratum.RANDOM:
-                    self._random.setdefault(row.unit, set()).add(row.position)
-
-    def drawn(self, unit: int) -> npt.NDArray[np.int64]:
-        """Return the positions of rows that any draw gave out."""
-        return np.array(sorted(self._drawn.get(unit, ())), np.int64)
-
-    def random(self, unit: int) -> npt.NDArray[np.int64]:
-        """Return the positions of rows in the random stratum of any draw."""
-        return np.array(sorted(self._random.get(unit, ())), np.int64)
-
-    def was_drawn(self, unit: int, position: int) -> bool:
-        """Tell whether any draw gave a row out."""
-        return position in self._drawn.get(unit, ())
-
-
 def draw_file(number: int) -> str:
     """Return the path of a draw's file below DEST."""
     return f"{REVIEWS_FOLDER}/draw-{number:05d}.parquet"
@@ -166,11 +130,11 @@ def record_draw(dest: Storage, draw: Draw) -> bool:
     """
     name = draw_file(draw.number)
     head = {key: value for key, value in asdict(draw).items() if key != "rows"}
-    columns = list(zip(*map(astuple, draw.rows), strict=True))
-    by_name = dict(zip(DrawnRow.__slots__, columns, strict=True))
-    table = pa.table([pa.array(by_name[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+    table = pa.Table.from_pylist(
+        [asdict(row) for row in draw.rows], _SCHEMA.with_metadata({_METADATA: json.dumps(head)})
+    )
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(head)}), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     if not dest.is_local:
         return dest.put_if(name, buffer.getvalue(), None) is not None
     path = Path(dest.path(LOCK_FILE))
@@ -191,9 +155,7 @@ def _read_draw(dest: Storage, number: int) -> Draw:
     try:
         table = pq.read_table(pa.BufferReader(content))
         head: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
-        names = table.column_names
-        rows = (dict(zip(names, row, strict=True)) for row in zip(*(c.to_pylist() for c in table.columns), strict=True))
-        drawn = tuple(DrawnRow(**{**row, "stratum": Stratum(row["stratum"])}) for row in rows)
+        drawn = tuple(DrawnRow(**{**row, "stratum": Stratum(row["stratum"])}) for row in table.to_pylist())
         return Draw(**{**head, "by": By(head["by"])}, rows=drawn)
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as err:
         raise ConfigError(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluate.statistics import wilson, wilson_bounds
-from pipeline.evaluate.thresholds import Z95_ONE_SIDED
+from pipeline.evaluate.statistics import wilson
+from pipeline.evaluate.thresholds import reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,6 @@ class Threshold:
     is_pooled: bool = False
 
 
-def precision_of(right: int, images: int) -> Precision:
-    """Return the precision of a class, with Wilson's interval."""
-    low, high = wilson(right, images)
-    return Precision(right / images, low, high)
-
-
 def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     """Return the precision over classes of different sizes: the mean of theirs, weighted by their labels.
 
@@ -59,15 +53,13 @@ def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
     expected = (right + 2 * value) / (answered + 2)
     variance = float((shares**2 * expected * (1 - expected) / answered).sum())
     effective = value * (1 - value) / variance if variance > 0 else 1 / float((shares**2 / answered).sum())
-    low, high = wilson(value * effective, effective)
-    return Precision(value, low, high)
+    return Precision(value, *wilson(value * effective, effective))
 
 
 def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Threshold | None:
     """Return the lowest score from which on the answers show a precision, or None where no score does.
 
-    By the rule of `pipeline.evaluate.thresholds`: Wilson's one-sided lower bound for 95 % has to reach the target. Answers
-    of unequal weight count as so many of a plain sample as would be as sure.
+    By the rule of `pipeline.evaluate.thresholds`.
 
     Args:
         answers: Score, whether the label is right, and weight, of each image.
@@ -75,16 +67,6 @@ def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Th
     """
     if not answers:
         return None
-    scores, right, weights = (np.array(values, np.float64) for values in zip(*answers, strict=True))
-    order = np.argsort(-scores, kind="stable")
-    scores, right, weights = scores[order], right[order], weights[order]
-    total = np.cumsum(weights)
-    precision, effective = np.cumsum(right * weights) / total, total**2 / np.cumsum(weights**2)
-    lower, _ = wilson_bounds(precision * effective, effective, Z95_ONE_SIDED)
-    # Images of one score are taken in together.
-    is_last = np.append(scores[1:] != scores[:-1], True)
-    found = np.flatnonzero(is_last & (lower >= target))
-    if not len(found):
-        return None
-    last = found[-1]
-    return Threshold(float(scores[last]), int(last) + 1, float(precision[last]))
+    scores, right, weights = map(np.array, zip(*answers, strict=True))
+    found = reached(scores.astype(np.float64), right, weights, target)
+    return None if found is None else Threshold(*found[:3])

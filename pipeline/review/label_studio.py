@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+from models.decode.headers import ImageLimits
+from pipeline.report.pictures import as_jpeg
 from pipeline.review.classes import NO_CLASS
 from pipeline.review.draws import DrawnRow
-from pipeline.review.output import Material, Written, fetch, numbered, write_missing, writing_to
-from pipeline.review.pictures import as_jpeg
+from pipeline.review.output import Material, Pictures
 
 CONFIG_FILE = "labels.xml"
 # The column of answers in Label Studio's own exports is called so, and `review score` asks for `label`.
@@ -32,35 +33,25 @@ MAX_FILE_BYTES = 40 * 10**6
 MAX_BUTTONS = 20
 
 
-def write_label_studio(material: Material, folder: Path) -> Written:
-    """Write tasks and configuration.
+def write_tasks(material: Material, folder: Path) -> tuple[Pictures, list[str]]:
+    """Write tasks and configuration; return what became of the pictures, and what to tell the user."""
+    numbers = material.numbers
+    with tempfile.TemporaryDirectory(dir=folder, prefix="pictures-") as aside:
 
-    Raises:
-        StorageError: The folder cannot be written.
-    """
-    numbers = numbered(material.draw)
-    with writing_to(folder), tempfile.TemporaryDirectory(dir=folder, prefix="pictures-") as aside:
-
-        def save(row: DrawnRow, data: bytes) -> str:
-            path = Path(aside) / f"{numbers[row.unit, row.position]:05d}.jpg"
-            path.write_bytes(as_jpeg(data, material.settings.limits, LONGEST_SIDE))
+        def save(row: DrawnRow, data: bytes, limits: ImageLimits) -> str:
+            path = Path(aside) / f"{numbers[row.place]:05d}.jpg"
+            path.write_bytes(as_jpeg(data, limits, LONGEST_SIDE))
             return str(path)
 
-        pictures, missing = fetch(material, save)
-        files = {place: Path(one.file) for place, one in pictures.items() if one.file is not None}
-        tasks = (_task(material, row, files[row.unit, row.position].read_bytes())
-                 for row in material.draw.shown if (row.unit, row.position) in files)  # fmt: skip
-        num_files = _write_tasks(folder, tasks)
-        (folder / CONFIG_FILE).write_bytes(_config(list(material.classes.names.values())))
-        write_missing(folder, missing)
+        pictures = material.fetch(save)
+        files = [(row, pictures[row.place].saved) for row in material.draw.shown]
+        num_files = _write(folder, (_task(material, row, Path(one).read_bytes()) for row, one in files if one))
+    (folder / CONFIG_FILE).write_bytes(_config(list(material.classes.names.values())))
     them = f"{folder}/tasks-*.json" if num_files > 1 else str(folder / "tasks-001.json")
-    return Written(
-        [
-            f"make a Label Studio project, paste {folder / CONFIG_FILE} as its labelling code, and import {them}",
-            "export as CSV or JSON-MIN when done: `review score` reads both",
-        ],
-        missing,
-    )
+    return pictures, [
+        f"make a Label Studio project, paste {folder / CONFIG_FILE} as its labelling code, and import {them}",
+        "export as CSV or JSON-MIN when done: `review score` reads both",
+    ]
 
 
 def _task(material: Material, row: DrawnRow, jpeg: bytes) -> dict[str, Any]:
@@ -89,26 +80,24 @@ def _task(material: Material, row: DrawnRow, jpeg: bytes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_tasks(folder: Path, tasks: Iterator[dict[str, Any]]) -> int:
+def _write(folder: Path, tasks: Iterator[dict[str, Any]]) -> int:
     """Write tasks to as many files as their size asks for, one task in memory at a time; return how many files."""
-    number, lines = 0, None
+    number = size = 0
     for task in tasks:
         text = json.dumps(task)
-        if lines is not None and lines.tell() + len(text) > MAX_FILE_BYTES:
-            lines.write("\n]\n")
-            lines.close()
-            lines = None
-        if lines is None:
-            number += 1
-            lines = (folder / f"tasks-{number:03d}.json").open("w", encoding="utf-8")
-            lines.write("[\n")
-        else:
-            lines.write(",\n")
-        lines.write(text)
-    if lines is not None:
-        lines.write("\n]\n")
-        lines.close()
+        is_first = not size or size + len(text) > MAX_FILE_BYTES
+        if is_first and size:
+            _append(folder, number, "\n]\n")
+        number, size = (number + 1, 0) if is_first else (number, size)
+        size += _append(folder, number, ("[\n" if is_first else ",\n") + text)
+    if size:
+        _append(folder, number, "\n]\n")
     return number
+
+
+def _append(folder: Path, number: int, text: str) -> int:
+    with (folder / f"tasks-{number:03d}.json").open("a", encoding="utf-8") as file:
+        return file.write(text)
 
 
 def _config(names: list[str]) -> bytes:

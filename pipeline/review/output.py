@@ -1,137 +1,175 @@
-"""What every form of a draw has in common: its folder, the list of answers to fill in, and what could not be had."""
+"""A recorded draw to files, any number of times: the list of answers to fill in, and a page or tasks with the pictures."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.progress import track
 
-from models.errors import ConfigError, StorageError
-from pipeline.operators.stages import UnitSettings
-from pipeline.review.classes import Classes
+from models.decode.headers import ImageLimits
+from models.errors import SourceError
+from pipeline.dest.plan import Plan, iter_units
+from pipeline.html import pages
+from pipeline.report.files import writing_to
+from pipeline.report.pictures import Picture, fetch_pictures, for_browser, reader_settings
+from pipeline.report.scan import Place
+from pipeline.review.classes import NO_CLASS, Classes
 from pipeline.review.draws import Draw, DrawnRow
-from pipeline.review.pictures import Picture, Save, fetch_pictures
-from pipeline.sources.unit import Unit
-from pipeline.storage.retries import reason
+from pipeline.storage.storage import Storage
 
 ANSWERS_FILE = "answers.csv"
 MISSING_FILE = "missing.csv"
+PAGE_FILE = "index.html"
 ANSWERS_COLUMNS = ("shard", "key", "label", "predicted", "score", "stratum", "picture")
+# Images per class below which classes stand on the page without headings of their own.
+SPARSE = 4
+# Of names of files and folders: at most 4 bytes a character, and file systems take 255 bytes.
+_LONGEST_NAME = 48
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+
+Pictures = dict[Place, Picture[DrawnRow, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that a draw's files are made of.
+    """All that a draw's files are made of."""
 
-    Attributes:
-        draw: What was drawn.
-        dest: DEST, for people.
-        model: That labelled DEST.
-        classes: Of DEST.
-        settings: How SOURCE is read.
-        units: The plan's, in order.
-    """
-
+    dest: Storage
+    plan: Plan
     draw: Draw
-    dest: str
-    model: str
     classes: Classes
-    settings: UnitSettings
-    units: Iterable[Unit]
+
+    @property
+    def model(self) -> str:
+        """That labelled DEST."""
+        return str(self.plan.settings.get("model", "unknown"))
+
+    @property
+    def numbers(self) -> dict[Place, int]:
+        """The number of each shown image in the draw, from 1."""
+        return {row.place: number for number, row in enumerate(self.draw.shown, 1)}
+
+    def fetch(self, save: Callable[[DrawnRow, bytes, ImageLimits], str]) -> Pictures:
+        """Fetch the pictures of what is shown; `save` keeps one, and returns where.
+
+        Raises:
+            SourceError: SOURCE cannot be opened, by what DEST says of it.
+        """
+        shown = self.draw.shown
+        try:
+            settings = reader_settings(self.dest, self.plan)
+        except SourceError as err:
+            raise SourceError(f"{err}; give --to csv") from err
+        units = iter_units(self.dest, self.plan)
+        fetched = fetch_pictures(settings, units, shown, lambda row, data: save(row, data, settings.limits))
+        console = Console(stderr=True)
+        shows = console.is_interactive and console.file.isatty()
+        counted = track(fetched, "reading pictures", len(shown), console=console, transient=True, disable=not shows)
+        return {one.row.place: one for one in counted}
 
 
-@dataclass(slots=True)
-class Written:
-    """What was written for a draw.
-
-    Attributes:
-        lines: What to tell the user.
-        missing: Pictures that could not be had.
-    """
-
-    lines: list[str]
-    missing: list[Picture] = field(default_factory=list)
+Write = Callable[[Material, Path], tuple[Pictures, list[str]]]
+"""Writes files to a folder; returns what became of the pictures, and what to tell the user."""
 
 
-def check_output(output: str) -> Path:
-    """Return the folder that --output names; refuse one that holds something, before anything is drawn.
+def write_draw(
+    write: Write, dest: Storage, plan: Plan, draw: Draw, folder: Path
+) -> tuple[list[str], list[Picture[DrawnRow, str]]]:
+    """Write a draw's files; return what to tell the user, and the pictures that could not be had.
+
+    Args:
+        write: In which form.
+        dest: DEST.
+        plan: Its plan.
+        draw: As it is recorded.
+        folder: Where to; new or empty.
 
     Raises:
-        ConfigError: It is not empty, no folder, or no place on this machine.
+        SourceError: SOURCE cannot be opened, by what DEST says of it.
+        StorageError: The folder cannot be written, or DEST not be read.
     """
-    if "://" in output:
-        raise ConfigError(f"--output must be a folder of this machine, where the images are looked at, got {output}")
-    try:
-        folder = Path(output).expanduser()
-        is_file = folder.exists() and not folder.is_dir()
-        is_empty = is_file or not folder.is_dir() or next(folder.iterdir(), None) is None
-    except (OSError, RuntimeError, ValueError) as err:  # the second: nobody is called ~so
-        raise ConfigError(f"--output {output} cannot be used: {reason(err)}; give another folder") from err
-    if is_file:
-        raise ConfigError(f"--output {output} must be a folder, and is a file; give another --output")
-    if not is_empty:
-        raise ConfigError(f"--output {output} already holds files, which may be another draw; give an empty folder")
-    return folder
+    material = Material(dest, plan, draw, Classes.of(dest, plan, draw.rows))
+    with writing_to(folder):
+        pictures, lines = write(material, folder)
+        found = [pictures[row.place] for row in draw.shown if row.place in pictures]
+        missing = [one for one in found if one.saved is None]
+        if missing:
+            rows = [("shard", "key", "why"), *((one.row.shard, one.row.key, one.why) for one in missing)]
+            with (folder / MISSING_FILE).open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(rows)
+    return lines, missing
 
 
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Make the folder; turn what the disk says while it is written to into one of our errors.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as err:
-        raise StorageError(f"cannot write {folder}: {reason(err)}") from err
-
-
-def fetch(material: Material, save: Save) -> tuple[dict[tuple[int, int], Picture], list[Picture]]:
-    """Fetch the pictures of what is shown; return what became of each, by unit and position, and those missing."""
-    shown = material.draw.shown
-    fetched = fetch_pictures(material.settings, material.units, shown, save)
-    console = Console(stderr=True)
-    shows = console.is_interactive and console.file.isatty()
-    counted = track(fetched, "reading pictures", len(shown), console=console, transient=True, disable=not shows)
-    pictures = {(one.row.unit, one.row.position): one for one in counted}
-    return pictures, [one for row in shown if (one := pictures[row.unit, row.position]).file is None]
-
-
-def write_answers(folder: Path, draw: Draw, classes: Classes, pictures: Mapping[tuple[int, int], Picture]) -> None:
-    """Write the list to fill in: a line per image, with an empty label."""
+def write_list(material: Material, folder: Path, pictures: Pictures | None = None) -> tuple[Pictures, list[str]]:
+    """Write the list of answers to fill in: a line per image, with an empty label."""
     with (folder / ANSWERS_FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(ANSWERS_COLUMNS)
-        for row in draw.shown:
-            picture = pictures.get((row.unit, row.position))
-            name = classes.names[row.label_id]
-            where = picture.file if picture and picture.file else ""
-            writer.writerow([row.shard, row.key, "", name, f"{row.score:.6g}", row.stratum.value, where])
+        for row in material.draw.shown:
+            name = material.classes.names[row.label_id]
+            where = pictures[row.place].saved if pictures else None
+            writer.writerow([row.shard, row.key, "", name, f"{row.score:.6g}", row.stratum.value, where or ""])
+    return {}, [f"fill in the column `label` of {folder / ANSWERS_FILE}"]
 
 
-def write_missing(folder: Path, missing: Iterable[Picture]) -> None:
-    """Write which pictures could not be had and why, where there are any."""
-    rows = [(one.row.shard, one.row.key, one.why) for one in missing]
-    if rows:
-        with (folder / MISSING_FILE).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("shard", "key", "why"), *rows])
+def file_name(text: str) -> str:
+    """Return text as a part of a file's name: letters, digits and `_ - .` of its end, never a path.
+
+    >>> file_name("../../etc/passwd")
+    'etc_passwd'
+    """
+    return _NOT_IN_NAMES.sub("_", text)[-_LONGEST_NAME:].strip("._-")
 
 
-def numbered(draw: Draw) -> dict[tuple[int, int], int]:
-    """Return the number of each shown image in its draw, from 1, by unit and position."""
-    return {(row.unit, row.position): number for number, row in enumerate(draw.shown, 1)}
+def write_page(material: Material, folder: Path) -> tuple[Pictures, list[str]]:
+    """Write a folder of pictures per class, and a page on which a click is an answer."""
+    numbers, names = material.numbers, material.classes.names
+
+    def save(row: DrawnRow, data: bytes, limits: ImageLimits) -> str:
+        content, ending = for_browser(data, limits)
+        place = f"{row.label_id:04d}-{file_name(names[row.label_id])}"
+        (folder / place).mkdir(exist_ok=True)
+        path = f"{place}/{numbers[row.place]:05d}-{file_name(row.key)}.{ending}"
+        (folder / path).write_bytes(content)
+        return path
+
+    pictures = material.fetch(save)
+    _, (others,) = write_list(material, folder, pictures)
+    (folder / PAGE_FILE).write_text(_page(material, pictures), encoding="utf-8", errors="replace")
+    return pictures, [
+        f"open {folder / PAGE_FILE}, answer there, and save the answers as a CSV file",
+        f"or {others}",
+    ]
 
 
-def shown_by_class(draw: Draw) -> dict[int, list[DrawnRow]]:
-    """Return the shown images of each class, in the draw's order."""
-    found: dict[int, list[DrawnRow]] = {}
+def _page(material: Material, pictures: Pictures) -> str:
+    draw, names = material.draw, material.classes.names
+    by_class: dict[int, list[DrawnRow]] = {}
     for row in draw.shown:
-        found.setdefault(row.label_id, []).append(row)
-    return found
+        by_class.setdefault(row.label_id, []).append(row)
+    is_sparse = len(draw.shown) < SPARSE * len(by_class)
+    # As JSON: what is written in HTML is cut where it is very long, and a key must come back as it is.
+    rows = [(row.shard, row.key, names[row.label_id]) for row in draw.shown]
+    return pages.render(
+        "review.html",
+        draw=draw,
+        dest=material.dest.describe(),
+        model=material.model,
+        names=names,
+        none=NO_CLASS,
+        num_classes=len(by_class),
+        sections={None: draw.shown} if is_sparse else by_class,
+        numbers=material.numbers,
+        links={place: Markup(quote(one.saved)) for place, one in pictures.items() if one.saved is not None},
+        why={place: one.why for place, one in pictures.items()},
+        rows=Markup(json.dumps(rows).replace("<", "\\u003c")),
+        img_src="'self' file: data:",
+    )

@@ -5,6 +5,7 @@ Memory is that of the rows that are kept, however many come.
 
 from __future__ import annotations
 
+import threading
 from enum import StrEnum
 from typing import Any
 
@@ -91,54 +92,44 @@ def _mix(x: UInt64Array) -> UInt64Array:
 
 
 class LowestPerClass:
-    """The rows of each class with the lowest ranks.
-
-    The order in which rows come makes no difference, and the lowest of several parts' lowest are those of all.
+    """The rows of each class with the lowest ranks, in whatever order and from whatever threads rows come.
 
     Args:
         count: Rows that are kept of each class.
-        limits: Of another, to begin with: see `fork`.
     """
 
-    def __init__(self, count: int, limits: tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]] | None = None) -> None:
+    def __init__(self, count: int) -> None:
         self._count = count
-        # Classes of which there are enough rows, in order, and the highest rank that still has a place.
-        self._limits = limits or (np.empty(0, np.int32), np.empty(0, np.float64))
         self._kept: Candidates = np.empty(0, CANDIDATE)
         self._loose: list[Candidates] = []
         self._num_loose = 0
-
-    def fork(self) -> LowestPerClass:
-        """Return an empty one that takes no row which has no place here, for another thread to fill."""
-        return LowestPerClass(self._count, self._limits)
+        # By class, the highest rank that still has a place; the last is of all further classes.
+        self._highest = np.array([np.inf])
+        self._adding = threading.Lock()
 
     def add(self, rows: Candidates) -> None:
         """Take rows in."""
-        rows = rows[self._may_have_place(rows)]
-        self._loose.append(rows)
-        self._num_loose += len(rows)
-        if self._num_loose > max(LOOSE_ROWS, len(self._kept)):
-            self._sort()
+        if not self._count:
+            return
+        highest = self._highest
+        rows = rows[rows["rank"] <= highest[np.minimum(rows["label_id"], len(highest) - 1)]]
+        with self._adding:
+            self._loose.append(rows)
+            self._num_loose += len(rows)
+            if self._num_loose > max(LOOSE_ROWS, len(self._kept)):
+                self._sort()
 
     def rows(self) -> Candidates:
         """Return what is kept, by class, and within it by rank."""
         self._sort()
         return self._kept
 
-    def _may_have_place(self, rows: Candidates) -> npt.NDArray[np.bool_]:
-        classes, highest = self._limits
-        if not self._count or not len(classes):
-            return np.full(len(rows), bool(self._count))
-        place = np.minimum(np.searchsorted(classes, rows["label_id"]), len(classes) - 1)
-        return np.asarray((classes[place] != rows["label_id"]) | (rows["rank"] <= highest[place]))
-
     def _sort(self) -> None:
         rows = np.concatenate([self._kept, *self._loose])
         rows = rows[np.lexsort((rows["order"], rows["rank"], rows["label_id"]))]
-        _, first, sizes = np.unique(rows["label_id"], return_index=True, return_counts=True)
+        classes, first, sizes = np.unique(rows["label_id"], return_index=True, return_counts=True)
         within = np.arange(len(rows)) - np.repeat(first, sizes)  # a row's number in its class
-        last = first[sizes >= self._count] + self._count - 1
-        if self._count:
-            # By the last row that is kept; of a class that is not full none is.
-            self._limits = (rows["label_id"][last].copy(), rows["rank"][last].copy())
+        last = first[sizes >= self._count] + self._count - 1  # that is kept
+        self._highest = np.full(int(classes.max(initial=-1)) + 2, np.inf)
+        self._highest[rows["label_id"][last]] = rows["rank"][last]
         self._kept, self._loose, self._num_loose = rows[within < self._count].copy(), [], 0

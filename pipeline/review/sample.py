@@ -1,28 +1,75 @@
-"""Draw images: one pass over DEST, two strata of each class, and a record that keeps them from being drawn again."""
+"""Draw images: one pass over DEST, two strata of each class, and a record that keeps them from being drawn again.
+
+The pass reads four columns of numbers, a row group at a time, of several parts at once; keys and names are read only of
+what is drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from models.errors import SourceError, StorageError
+from models.errors import ConfigError, SourceError, StorageError
+from pipeline.dest.commits import Commit
+from pipeline.dest.finished import open_part
 from pipeline.dest.plan import Plan
-from pipeline.report.scan import LabelledRow, Place, read_rows
-from pipeline.report.unit_table import UnitTable, iter_new
-from pipeline.review.draws import Draw, DrawnRow, Earlier, Stratum, read_draws, record_draw
-from pipeline.review.ranking import Candidates, random_order
-from pipeline.review.select import READERS, Selection, Wanted, select
+from pipeline.report.scan import READERS, LabelledRow, Place, read_rows
+from pipeline.report.unit_table import UnitTable, iter_new, while_run_goes_on
+from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws, record_draw
+from pipeline.review.ranking import CANDIDATE, By, Candidates, LowestPerClass, random_order, uncertainty_rank
 from pipeline.sources.unit import part_name
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
 
-T = TypeVar("T")
-
 _Picked = tuple[int, int, int, float, Stratum, bool]  # unit, position, class, score, stratum, is_shown
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to draw.
+
+    Attributes:
+        by: What ranks the uncertain stratum.
+        per_class: Images per class.
+        seed: Of the random order.
+    """
+
+    by: By
+    per_class: int
+    seed: int = 0
+
+    @property
+    def random(self) -> int:
+        """Images per class that are drawn at random: half, the odd one included, or all."""
+        return self.per_class if self.by is By.RANDOM else (self.per_class + 1) // 2
+
+    @property
+    def uncertain(self) -> int:
+        """Uncertain images per class that may be needed: some may turn out to be drawn at random as well."""
+        return 0 if self.by is By.RANDOM else self.per_class + self.random
+
+
+@dataclass(slots=True)
+class Selection:
+    """What one pass over DEST found.
+
+    Attributes:
+        units: What is finished.
+        random: Rows of each class that come next in the random order. Earlier draws' uncertain rows are among them.
+        uncertain: Rows of each class that are least sure, and were not drawn before.
+        labelled: How many rows have a label.
+    """
+
+    units: UnitTable
+    random: LowestPerClass
+    uncertain: LowestPerClass
+    labelled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +102,94 @@ def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:
     """
     while True:
         draws, number = read_draws(dest, plan)
-        earlier = Earlier(draws)
-        found, units = while_run_goes_on(partial(_look_through, dest, plan, wanted, earlier))
-        if not found.rows:
-            raise SourceError(f"{dest.describe()} has no labelled image to draw: {units.totals.rows} rows, none is ok")
+        found = while_run_goes_on(lambda draws=draws: _select(dest, plan, wanted, draws))  # type: ignore[misc]
+        totals = found.units.totals
+        if not found.labelled:
+            raise SourceError(f"{dest.describe()} has no labelled image to draw: {totals.rows} rows, none is ok")
+        earlier = {row.place for draw in draws for row in draw.rows}
         rows = tuple(_with_keys(dest, list(_divide(found, wanted, earlier))))
-        finished = units.totals.units
-        draw = Draw(number, wanted.by, wanted.per_class, wanted.seed, plan.id, finished, rows)
+        draw = Draw(number, wanted.by, wanted.per_class, wanted.seed, plan.id, totals.units, rows)
         # Another draw that took the number may have drawn the same images.
         if not rows or record_draw(dest, draw):
             behind = _behind(draws, draw, wanted.random)
-            return Sampled(draw, found.rows.total(), plan.units - finished, behind)
+            return Sampled(draw, found.labelled, plan.units - totals.units, behind)
 
 
-def while_run_goes_on(look: Callable[[], T]) -> T:
-    """Return what look returns, which reads commit records: a run that goes on may merge them meanwhile; then again.
+def _select(dest: Storage, plan: Plan, wanted: Wanted, draws: Sequence[Draw]) -> Selection:
+    """Look through the finished part files. Memory: what is drawn, and a row group of READERS parts.
 
     Raises:
-        StorageError: They, or what they name, cannot be read.
+        ConfigError: The part files do not keep the scores that are to be compared.
+        StorageError: A part file cannot be read: a sample of the others would not be one of DEST.
     """
-    try:
-        return look()
-    except StorageError as err:
-        if not isinstance(err.__cause__, FileNotFoundError):
-            raise
-        return look()
+    drawn = _by_unit(row for draw in draws for row in draw.rows)
+    random = _by_unit(row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM)
+    at_random, uncertain = LowestPerClass(wanted.random), LowestPerClass(wanted.uncertain)
+    columns = ["label_id", "score", *([] if wanted.by in (By.RANDOM, By.LOW_SCORE) else ["top_scores"])]
+
+    def look(commit: Commit) -> int:
+        first = labelled = 0
+        with open_part(dest, commit.part, commit.size) as source:
+            file = pq.ParquetFile(source)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=columns)
+                rows = _candidates(table, commit.unit, first)
+                first += table.num_rows
+                labelled += len(rows)
+                rows["order"] = random_order(wanted.seed, commit.unit, rows["position"])
+                rows["rank"] = rows["order"] / 2.0**64
+                at_random.add(rows[~np.isin(rows["position"], random.get(commit.unit, []))])
+                if wanted.uncertain:
+                    rows["rank"] = uncertainty_rank(wanted.by, _top_scores(table, rows["score"], commit.part))
+                    uncertain.add(rows[~np.isin(rows["position"], drawn.get(commit.unit, []))])
+
+        return labelled
+
+    units = UnitTable(plan.units)
+    labelled = sum(ahead(iter_new(dest, plan, units), look, calls=READERS))
+    return Selection(units, at_random, uncertain, labelled)
 
 
-def _look_through(dest: Storage, plan: Plan, wanted: Wanted, earlier: Earlier) -> tuple[Selection, UnitTable]:
-    units = UnitTable.empty(plan.units)
-    return select(dest, iter_new(dest, plan, units), wanted, earlier), units
+def _by_unit(rows: Iterable[DrawnRow]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(row.unit, []).append(row.position)
+    return found
 
 
-def _divide(found: Selection, wanted: Wanted, earlier: Earlier) -> Iterator[_Picked]:
+def _candidates(table: Any, unit: int, first: int) -> Candidates:  # noqa: ANN401 (pyarrow has no types)
+    """Return the labelled rows of a row group whose first row is number `first` of its part; not ranked yet."""
+    ok = np.flatnonzero(table["label_id"].is_valid().to_numpy())
+    rows = np.zeros(len(ok), CANDIDATE)
+    rows["label_id"] = table["label_id"].drop_null().to_numpy()
+    rows["score"] = table["score"].take(ok).to_numpy()
+    rows["unit"] = unit
+    rows["position"] = first + ok
+    return rows
+
+
+def _top_scores(table: Any, scores: npt.NDArray[np.float32], part: str) -> npt.NDArray[np.float32]:  # noqa: ANN401
+    """Return the scores that are kept of each labelled row; shape (rows, k)."""
+    if "top_scores" not in table.column_names:
+        return scores[:, None]
+    kept = table["top_scores"].filter(table["label_id"].is_valid())
+    lengths = pc.unique(pc.list_value_length(kept)).to_pylist()
+    if not len(scores):
+        return np.ones((0, 2), np.float32)
+    if len(lengths) != 1 or not lengths[0]:
+        raise ConfigError(
+            f"{part}: its rows keep different numbers of scores ({lengths}), which cannot be compared; give --by low-score"
+        )
+    return np.asarray(pc.list_flatten(kept).to_numpy(), np.float32).reshape(len(scores), lengths[0])
+
+
+def _divide(found: Selection, wanted: Wanted, earlier: set[Place]) -> Iterator[_Picked]:
     """Yield what is drawn: of each class the random stratum, then the least sure of the others up to per_class."""
     random, uncertain = _by_class(found.random.rows()), _by_class(found.uncertain.rows())
     for label_id in sorted(random.keys() | uncertain.keys()):
         taken, shown = set(), 0
         for _, _, _, unit, position, score in random.get(label_id, ()):
-            is_shown = not earlier.was_drawn(unit, position)
+            is_shown = (unit, position) not in earlier
             taken.add((unit, position))
             shown += is_shown
             yield unit, position, label_id, score, Stratum.RANDOM, is_shown
@@ -119,12 +215,12 @@ def _with_keys(dest: Storage, picked: list[_Picked]) -> Iterator[DrawnRow]:
         by_unit.setdefault(unit, []).append((unit, position))
     found: dict[Place, LabelledRow] = {}
     for rows in ahead(sorted(by_unit.items()), lambda item: list(read_rows(dest, item[1])), calls=READERS):
-        found.update(((row.unit, row.position), row) for row in rows)
+        found.update((row.place, row) for row in rows)
     for unit, position, label_id, score, stratum, is_shown in picked:
         row = found.get((unit, position))
         if row is None:
             raise StorageError(f"cannot read {dest.describe(part_name(unit))}; `shardlabel verify` says what is wrong")
-        yield DrawnRow(unit, position, label_id, score, stratum, is_shown, row.shard, row.key, row.label or "")
+        yield DrawnRow(unit, position, row.shard, row.key, label_id, score, stratum, is_shown, row.label or "")
 
 
 def _behind(draws: Sequence[Draw], draw: Draw, count: int) -> int:

@@ -9,14 +9,14 @@ from typing import Any
 
 from models.errors import ConfigError, StorageError
 from pipeline.dest.plan import Plan
+from pipeline.evaluate.statistics import percent, wilson
 from pipeline.evaluate.thresholds import images_needed
 from pipeline.report.scan import Counts, count_parts
-from pipeline.report.unit_table import UnitTable, iter_new
+from pipeline.report.unit_table import UnitTable, iter_new, while_run_goes_on
 from pipeline.review.answers import Answers, read_answers
 from pipeline.review.classes import Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws
-from pipeline.review.estimate import Precision, Threshold, overall, precision_of, threshold
-from pipeline.review.sample import while_run_goes_on
+from pipeline.review.estimate import Precision, Threshold, overall, threshold
 from pipeline.storage.storage import Storage
 
 _Answered = tuple[DrawnRow, bool]  # and whether its label is right
@@ -80,20 +80,13 @@ class ReviewScore:
 
     def as_json(self) -> dict[str, Any]:
         """Return it for `--json`; rates in percent, scores as they are."""
-        values = {**asdict(self), "target": _percent(self.target), "pooled": _threshold_json(self.pooled)}
-        values |= _precision_json(self.precision)
-        values["classes"] = [
-            {
-                "id": one.id,
-                "name": one.name,
-                "labels": one.labels,
-                "answered": one.answered,
-                "right": one.right,
-                **_precision_json(one.precision),
-                "threshold": _threshold_json(one.threshold),
-            }
-            for one in self.classes
-        ]
+        values = {**asdict(self), "target": percent(self.target, 1)}
+        for one in (values, *values["classes"]):
+            found = one["precision"]
+            one["precision"] = found and percent(found["value"], 1)
+            one["interval"] = found and [percent(found["low"], 1), percent(found["high"], 1)]
+        for found in filter(None, (values["pooled"], *(one["threshold"] for one in values["classes"]))):
+            found["precision"] = percent(found["precision"], 1)
         return values
 
 
@@ -115,7 +108,7 @@ def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: floa
         raise ConfigError(f"{dest.describe()} has no draw to score; draw one with `shardlabel review sample`")
     classes = Classes.of(dest, plan, [row for draw in draws for row in draw.rows])
     answers = read_answers(files, draws, classes)
-    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable.empty(plan.units))))
+    counts = while_run_goes_on(lambda: count_parts(dest, iter_new(dest, plan, UnitTable(plan.units))))
     if counts.unreadable:
         part, why = min(counts.unreadable.items())
         raise StorageError(f"{why}; without {part} the classes' shares are not those of DEST: see `shardlabel verify`")
@@ -126,7 +119,11 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
     random: dict[int, list[_Answered]] = {}
     all_random = 0
     for draw in draws:
-        for label_id, rows in _random_by_class(draw).items():
+        at_random: dict[int, list[DrawnRow]] = {}
+        for row in draw.rows:
+            if row.stratum is Stratum.RANDOM:
+                at_random.setdefault(row.label_id, []).append(row)
+        for label_id, rows in at_random.items():
             used, available = _usable(rows, answers)
             random.setdefault(label_id, []).extend(used)
             all_random += available
@@ -169,14 +166,6 @@ def _nothing_to_go_by(random: int, answered: int) -> str:
     )
 
 
-def _random_by_class(draw: Draw) -> dict[int, list[DrawnRow]]:
-    found: dict[int, list[DrawnRow]] = {}
-    for row in draw.rows:
-        if row.stratum is Stratum.RANDOM:
-            found.setdefault(row.label_id, []).append(row)
-    return found
-
-
 def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered], int]:
     """Return the answers to a class's random stratum of one draw that stand for it, and how many answers there are.
 
@@ -184,16 +173,14 @@ def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered]
     the sample would be less sure than DEST is; were less, it would be surer. So both count to the same share, each in
     the random order.
     """
-    parts: list[list[_Answered]] = []
-    share = 1.0
-    sizes = []
+    parts, sizes, share = [], [], 1.0
     for is_shown in (True, False):
         part = [row for row in rows if row.is_shown is is_shown]
-        answered = [(row, answers.classes[place] == row.label_id) for row in part
-                    if (place := (row.shard, row.key)) in answers.classes]  # fmt: skip
+        truth = [(row, answers.classes.get((row.shard, row.key))) for row in part]
+        answered = [(row, true == row.label_id) for row, true in truth if true is not None]
+        share = min(share, len(answered) / len(part)) if part else share
         parts.append(answered)
         sizes.append(len(part))
-        share = min(share, len(answered) / len(part)) if part else share
     used = [one for part, size in zip(parts, sizes, strict=True) for one in part[: round(share * size)]]
     return used, sum(map(len, parts))
 
@@ -215,7 +202,7 @@ def _score_class(
         own = threshold([(row.score, is_right, 1.0) for row, is_right in rows], target)
     else:
         own = None if pooled is None else replace(pooled, is_pooled=True)
-    precision = precision_of(right, len(rows)) if rows else None
+    precision = Precision(right / len(rows), *wilson(right, len(rows))) if rows else None
     return ClassScore(label_id, name, size, len(rows), right, precision, own)
 
 
@@ -225,17 +212,3 @@ def _only_uncertain(draws: Iterable[Draw], answers: Answers) -> list[bool]:
     for row in (row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM):
         rows.pop((row.shard, row.key), None)
     return [answers.classes[place] == row.label_id for place, row in rows.items() if place in answers.classes]
-
-
-def _percent(rate: float) -> float:
-    return round(100 * rate, 3)
-
-
-def _precision_json(found: Precision | None) -> dict[str, Any]:
-    if found is None:
-        return {"precision": None, "interval": None}
-    return {"precision": _percent(found.value), "interval": [_percent(found.low), _percent(found.high)]}
-
-
-def _threshold_json(found: Threshold | None) -> dict[str, Any] | None:
-    return None if found is None else {**asdict(found), "precision": _percent(found.precision)}

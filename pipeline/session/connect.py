@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from models.errors import ClusterError, ConfigError, ShardlabelError
 from pipeline.patches.data_patches import without_cluster_actors
-from pipeline.patches.error_patches import short_errors
 from pipeline.patches.looks_patches import dead_process, local_node
-from pipeline.patches.start_patches import command_line_noted
+from pipeline.patches.start_patches import command_line_noted, short_errors
 from pipeline.session.local import start_local_ray, stop_ray, until_left
 from pipeline.storage.uris import without_secrets
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -65,16 +65,15 @@ class UnitMetrics:
 
     def __init__(self, job: str, clock: StageClock) -> None:
         import ray
+        from ray.util.metrics import Counter
 
         self._job = job
         self._clock = clock
         self._before = clock.total()
         self._lock = threading.Lock()
         self._node = ray.get_runtime_context().get_node_id()[:8]
-        self._counters = {name: _counter(name) for name in COUNTERS}
-        logging.getLogger("pipeline.storage.retries").addHandler(
-            _CountingHandler(lambda: self._add("storage_retries", 1))
-        )
+        self._counters = {name: Counter(name, what, ("job", *labels)) for name, (labels, what) in COUNTERS.items()}
+        logging.getLogger("pipeline.storage.retries").addFilter(self._count_retry)
 
     def begun(self, unit: Unit, attempt: int) -> None:
         """Count an attempt in."""
@@ -98,9 +97,9 @@ class UnitMetrics:
             self._job, unit.number, self._node, commit.rows, commit.ok, commit.seconds, unit.slices[0].shard,
         )  # fmt: skip
 
-    def failed(self, unit: Unit, why: str) -> None:
-        """Say that a unit failed."""
-        logger.error("job=%s unit=%d node=%s failed: %s", self._job, unit.number, self._node, why)
+    def _count_retry(self, record: logging.LogRecord) -> bool:
+        self._add("storage_retries", 1)
+        return True
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
         # Ray's counters take no zero; a stage's share may come out below it where two threads count.
@@ -117,9 +116,11 @@ class RunGauges:
     """
 
     def __init__(self, job: str, units: int) -> None:
+        from ray.util.metrics import Gauge
+
         self._tags = {"job": job}
         self._units = units
-        self._gauges = {name: _gauge(name) for name in GAUGES}
+        self._gauges = {name: Gauge(name, what, ("job", *labels)) for name, (labels, what) in GAUGES.items()}
         self._past: deque[tuple[float, int]] = deque()
 
     def show(self, totals: Totals) -> None:
@@ -139,28 +140,3 @@ class RunGauges:
 
 
 _STAGES = {Stage.READ: "read", Stage.DECODE: "decode", Stage.LABEL: "label", Stage.WRITE: "write"}
-
-
-def _counter(name: str) -> Any:  # noqa: ANN401 (Ray has no types)
-    from ray.util.metrics import Counter
-
-    labels, what = COUNTERS[name]
-    return Counter(name, what, ("job", *labels))
-
-
-def _gauge(name: str) -> Any:  # noqa: ANN401 (Ray has no types)
-    from ray.util.metrics import Gauge
-
-    labels, what = GAUGES[name]
-    return Gauge(name, what, ("job", *labels))
-
-
-class _CountingHandler(logging.Handler):
-    """Calls a function for each record."""
-
-    def __init__(self, count: Any) -> None:  # noqa: ANN401 (a function without arguments)
-        super().__init__()
-        self._count = count
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._count()

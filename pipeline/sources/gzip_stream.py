@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from typing import Any
 
 from pipeline.sources.sample import ShardNotes
-from pipeline.storage.streams import ForwardStream
+from pipeline.storage.streams import FileForward, ForwardStream
 
 MAGIC = b"\x1f\x8b"
 # Unpacked at a time, whatever a bomb would like.
@@ -80,12 +81,7 @@ class GzipStream(ForwardStream):
     def _stop(self, loss: str) -> None:
         """Note a loss, and let the next read find the end."""
         self._notes.lose(loss)
-        self._packed, self._rest, self._fresh, self._members = _Nothing(), b"", True, 1
-
-
-class _Nothing(ForwardStream):
-    def _more(self) -> bytes:
-        return b""
+        self._packed, self._rest, self._fresh, self._members = FileForward(io.BytesIO()), b"", True, 1
 
 
 def _words(err: zlib.error) -> str:

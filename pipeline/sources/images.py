@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 from models.decode.decode import ImageLimits
 from models.errors import StorageError
 from pipeline.sources.sample import Sample, ShardNotes, too_large_error
 from pipeline.sources.unit import Slice
 from pipeline.storage.listing import NO_UTF_8, ahead
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 
@@ -58,11 +58,8 @@ def _read(storage: Storage, piece: Slice, limits: ImageLimits) -> Sample:
     if piece.size > limits.max_image_bytes:
         return Sample(folder, piece.shard, None, "too_large", too_large_error(piece.size, limits))
     try:
-        file = StoredFile(storage, piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
-        try:
+        with closing(StoredFile(storage, piece.shard, expected=piece.planned)) as file:
             return Sample(folder, piece.shard, file.read_at(0, piece.size))
-        finally:
-            file.close()
     except StorageError as err:
         if isinstance(err.__cause__, FileNotFoundError):
             return Sample(folder, piece.shard, None, "empty", "the file is gone since the run was planned")

@@ -17,13 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.decode.decode import ImageLimits
-from models.errors import ConfigError
 from pipeline.fetch.settings import FetchSettings
-from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, UNREADABLE, ParquetReader, texts, words_of
+from pipeline.sources.parquet import BATCH_BYTES, MAX_BATCH_ROWS, ParquetReader, texts
 from pipeline.sources.parquet_columns import ParquetColumns
 from pipeline.sources.sample import MAX_KEY_BYTES, Sample, ShardNotes, cut_key
 from pipeline.sources.unit import Slice
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import RandomFile
 
@@ -75,48 +73,29 @@ def read_manifest(
     from pipeline.fetch.fetcher import Fetcher
     from pipeline.fetch.places import Places
 
-    file = storage.open_random(piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
+    file = storage.open_random(piece.shard, expected=piece.planned)
     fetched = 0
     try:
-        reader = _open(file, piece.shard, notes, limits, columns)
+        reader = _ManifestReader.opened(file, piece.shard, notes, limits, columns)
         if reader is None:
             return
         rows = chain.from_iterable(reader.rows(piece.start, piece.stop))
         planned = rows if piece.limit < 0 else islice(rows, piece.limit)
         todo = planned if wanted is None else compress(planned, wanted)
         with Fetcher(fetch, Places(storage, piece.shard, fetch), limits.max_image_bytes) as fetcher:
-            for sample, got in fetcher.in_order((sample, _uri(sample), sample.carried_bytes) for sample in todo):
+            # Of a row whose fate is settled nothing is fetched.
+            wants = ((one, None if one.status is not None else one.carried[-2], one.carried_bytes) for one in todo)
+            for sample, got in fetcher.in_order(wants):
                 fetched += len(got.data or b"") if got else 0
                 notes.bytes_read = file.bytes_read + fetched
-                yield sample if got is None else _with(sample, got.data, (got.status, got.error), got.sha256)
+                if got is not None:
+                    carried = (*sample.carried[:-1], got.sha256)
+                    sample = replace(sample, data=got.data, status=got.status, error=got.error, carried=carried)
+                yield sample
         file.check_unchanged()
     finally:
         notes.bytes_read = file.bytes_read + fetched
         file.close()
-
-
-def _open(
-    file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
-) -> _ManifestReader | None:
-    """Open a manifest; one that cannot be read is a note."""
-    try:
-        return _ManifestReader(file, shard, notes, limits, columns)
-    except ConfigError as err:
-        notes.lose(f"{err}; all its rows are missing")
-    except UNREADABLE as err:
-        notes.lose(f"unreadable Parquet: {words_of(err)}")
-    return None
-
-
-def _uri(sample: Sample) -> str | None:
-    """Return what is to be fetched; None where the row's fate is settled."""
-    uri: str | None = None if sample.status is not None else sample.carried[-2]
-    return uri
-
-
-def _with(sample: Sample, data: bytes | None, why: tuple[str | None, str | None], digest: str | None) -> Sample:
-    status, error = why
-    return replace(sample, data=data, status=status, error=error, carried=(*sample.carried[:-1], digest))
 
 
 class _ManifestReader(ParquetReader):
@@ -214,7 +193,6 @@ def _joined(pieces: Iterator[tuple[pa.Array, int]]) -> Iterator[tuple[pa.Array, 
 
 
 def _plain_keys(column: pa.Array) -> pa.Array:
-    """Return keys as strings."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.string())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -100,16 +100,10 @@ def read_parquet(
     Raises:
         StorageError: Storage failed, or the file changed while it was read.
     """
-    try:
-        reader = ParquetReader(file, shard, notes, limits, columns)
-    except ConfigError as err:
-        notes.lose(f"{err}; all its rows are missing")
+    reader = ParquetReader.opened(file, shard, notes, limits, columns)
+    notes.bytes_read = file.bytes_read
+    if reader is None:
         return
-    except UNREADABLE as err:
-        notes.lose(f"unreadable Parquet: {words_of(err)}")
-        return
-    finally:
-        notes.bytes_read = file.bytes_read
     try:
         batches = reader.batches(*row_groups)
         for samples in one_ahead(batches) if prefetch else batches:
@@ -168,6 +162,19 @@ class ParquetReader:
         repeats = any(may_repeat(schema.field(name).type) for name in self._names)
         # Whatever can be an image that is allowed, with its length and levels, must be readable.
         self._watch = file.watch = PageWatch(limits.max_image_bytes + _PAGE_SLACK, repeats=repeats)
+
+    @classmethod
+    def opened(
+        cls, file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
+    ) -> Self | None:
+        """Open a file; of one that cannot be read, note why, and return None."""
+        try:
+            return cls(file, shard, notes, limits, columns)
+        except ConfigError as err:
+            notes.lose(f"{err}; all its rows are missing")
+        except UNREADABLE as err:
+            notes.lose(f"unreadable Parquet: {words_of(err)}")
+        return None
 
     def batches(self, start: int, stop: int) -> Iterator[list[Sample]]:
         """Yield the samples of row groups, batch by batch."""

@@ -68,7 +68,7 @@ def choose_columns(
         taken = {*taken, *(field.name for field in MANIFEST_FIELDS)}
     else:
         columns = ParquetColumns(_image_column(schema, image))
-    if key is not None and not _is_key(_field(schema, key, "--key-column").type):
+    if key is not None and not is_key(_field(schema, key, "--key-column").type):
         kind = schema.field(key).type
         raise ConfigError(f"--key-column {key} holds {kind}; a key is a string or an integer")
     taken = set(taken)
@@ -130,7 +130,8 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_key(kind: pa.DataType) -> bool:
+def is_key(kind: pa.DataType) -> bool:
+    """Tell whether a column holds strings or integers."""
     return is_text(kind) or bool(pa.types.is_integer(kind))
 
 

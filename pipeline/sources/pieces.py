@@ -11,6 +11,7 @@ A Parquet file is cut between two row groups, which its footer tells; one of few
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import chain, islice, pairwise
 
@@ -23,7 +24,6 @@ from pipeline.sources.source import Source
 from pipeline.sources.tar import MemberKind, TarReader
 from pipeline.sources.unit import Slice
 from pipeline.sources.webdataset import split_key
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 from pipeline.storage.streams import ForwardStream
@@ -79,18 +79,12 @@ def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
     if storage.unreadable(piece.shard):
         return []  # the worker notes why
     try:
-        file = storage.open_random(piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
-    except StorageError:
-        return []
-    try:
-        metadata = open_parquet(file).metadata
-        most = max(PIECE_BYTES, piece.size // PIECES)
-        stop = metadata.num_row_groups if piece.stop < 0 else piece.stop
-        runs = list(row_group_pieces(metadata, most, range(piece.start, stop)))
+        with closing(storage.open_random(piece.shard, expected=piece.planned)) as file:
+            metadata = open_parquet(file).metadata
+            stop = metadata.num_row_groups if piece.stop < 0 else piece.stop
+            runs = list(row_group_pieces(metadata, max(PIECE_BYTES, piece.size // PIECES), range(piece.start, stop)))
     except (OSError, ValueError, StorageError):
         return []  # the worker that reads it notes why
-    finally:
-        file.close()
     return [piece.start, *(end for _, end in runs)]
 
 
@@ -102,15 +96,10 @@ def _tar_edges(storage: Storage, piece: Slice) -> list[int]:
     if not (storage.is_local and piece.is_tar and piece.stop < 0):
         return []
     try:
-        file = StoredFile(storage, piece.shard, expected=FileStat(piece.shard, piece.size, piece.etag))
+        with closing(StoredFile(storage, piece.shard, expected=piece.planned)) as file:
+            return _edges_of(_HeaderStream(file), piece.size)
     except StorageError:
         return []  # the worker that reads it says why
-    try:
-        return _edges_of(_HeaderStream(file), piece.size)
-    except StorageError:
-        return []
-    finally:
-        file.close()
 
 
 def _edges_of(stream: ForwardStream, size: int) -> list[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress, islice
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError
@@ -18,44 +18,52 @@ from pipeline.fetch.settings import ANY_FETCH, FetchSettings, storage_options
 from pipeline.sources.images import read_images
 from pipeline.sources.manifest import read_manifest, row_runs, total_rows
 from pipeline.sources.parquet import PIECE_BYTES, open_parquet, read_parquet, row_group_pieces
-from pipeline.sources.parquet_columns import ParquetColumns, choose_columns
+from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns, choose_columns
 from pipeline.sources.sample import Sample, ShardNotes
-from pipeline.sources.source import InputFile, Source
+from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.listing import ahead
-from pipeline.storage.location import FileStat
 from pipeline.storage.storage import Storage
 
 # Files that are looked into for a schema; broken ones before the first whole one are bad shards, not a bad source.
-_SCHEMA_TRIES = 16
+SCHEMA_TRIES = 16
 
 Note = Callable[[str, ShardNotes], None]
 BoolArray = npt.NDArray[np.bool_]
 
 
-class ReadSettings(Protocol):
-    """What a worker must know to read units."""
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """What a worker must know to read units. Picklable.
 
-    @property
-    def source(self) -> Storage:
-        """The folder that shard names are relative to."""
+    Attributes:
+        source: The folder that shard names are relative to.
+        format: Of the shards.
+        limits: On the size of an image.
+        columns: Of Parquet: which columns are read.
+        fetch: Of manifests: limits of fetching.
+        beside: Of tars: whether to read the small members beside the images.
+    """
 
-    @property
-    def format(self) -> SourceFormat:
-        """Of the shards."""
+    source: Storage
+    format: SourceFormat
+    limits: ImageLimits
+    columns: ParquetColumns = ANY_COLUMNS
+    fetch: FetchSettings = ANY_FETCH
+    beside: bool = False
 
-    @property
-    def limits(self) -> ImageLimits:
-        """On the size of an image."""
 
-    @property
-    def columns(self) -> ParquetColumns:
-        """For Parquet: what to read."""
+def first_schema(source: Source) -> pa.Schema | None:
+    """Return the schema of the first Parquet file that can be read; None where it is none of the first few.
 
-    @property
-    def fetch(self) -> FetchSettings:
-        """For manifests: limits of fetching."""
+    Raises:
+        StorageError: Storage failed.
+    """
+    for file in islice(source.fetchable(), SCHEMA_TRIES):
+        with suppress(OSError, ValueError), closing(source.base.open_random(file.shard)) as random:
+            return open_parquet(random).schema_arrow
+    return None
 
 
 def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = ()) -> ParquetColumns:
@@ -77,19 +85,14 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
                 f"{source.format.value}"
             )
         return ParquetColumns()
-    for file in islice(source.fetchable(), _SCHEMA_TRIES):
-        with suppress(OSError, ValueError):
-            random = source.base.open_random(file.shard)
-            try:
-                schema = open_parquet(random).schema_arrow
-            finally:
-                random.close()
-            return choose_columns(
-                schema, config.image_column, config.key_column, config.carry, taken, uri=config.uri_column
-            )
+    schema = first_schema(source)
+    if schema is not None:
+        return choose_columns(
+            schema, config.image_column, config.key_column, config.carry, taken, uri=config.uri_column
+        )
     if config.carry:
         raise SourceError(
-            f"--carry: none of the first {_SCHEMA_TRIES} files can be read, so their columns are not known"
+            f"--carry: none of the first {SCHEMA_TRIES} files can be read, so their columns are not known"
         )
     return ParquetColumns(config.image_column, config.key_column, uri=config.uri_column)
 
@@ -121,11 +124,11 @@ def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:
         StorageError: Storage failed.
     """
     if source.format is not SourceFormat.PARQUET:
-        return whole_shards(source.files())
+        return source.files()
 
-    def divide(file: InputFile) -> list[Slice]:
+    def divide(file: Slice) -> list[Slice]:
         runs = _runs(source.base, file, of_rows=manifests)
-        return [Slice(file.shard, file.size, file.etag, *run) for run in runs]
+        return [replace(file, start=start, stop=stop) for start, stop in runs]
 
     divided = ahead(source.files(), divide)
     return (piece for pieces in divided for piece in pieces)
@@ -145,10 +148,7 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
         StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
         SourceError: The unit has another number of samples than `wanted`.
     """
-    if wanted is None:
-        yield from _read_all(settings, unit, note)
-        return
-    if settings.columns.uri is not None:
+    if wanted is None or settings.columns.uri is not None:
         yield from _read_all(settings, unit, note, wanted)
         return
     if settings.format is SourceFormat.IMAGES:
@@ -198,7 +198,6 @@ def _read_shard(
     settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None = None
 ) -> Generator[Sample, None, None]:
     """Yield a shard's samples; only a manifest, whose pieces are units by themselves, looks at `wanted`."""
-    planned = FileStat(piece.shard, piece.size, piece.etag)
     if why := settings.source.unreadable(piece.shard):
         notes.lose(why)
         return
@@ -207,37 +206,25 @@ def _read_shard(
         yield from read_manifest(s.source, piece, notes, s.limits, s.columns, s.fetch, wanted)
         return
     if settings.format is SourceFormat.PARQUET:
-        file = settings.source.open_random(piece.shard, expected=planned)
-        try:
+        with closing(settings.source.open_random(piece.shard, expected=piece.planned)) as file:
             groups = (piece.start, piece.stop)
             remote = not settings.source.is_local
             yield from read_parquet(
                 file, piece.shard, notes, settings.limits, settings.columns, groups, prefetch=remote
             )
-        finally:
-            file.close()
         return
-    with settings.source.open_stream(piece.shard, expected=planned, span=(piece.start, piece.stop)) as stream:
+    with settings.source.open_stream(piece.shard, expected=piece.planned, span=(piece.start, piece.stop)) as stream:
         goes_on = 0 <= piece.stop < piece.size
-        yield from read_webdataset(stream, piece.shard, notes, settings.limits, goes_on=goes_on)
+        yield from read_webdataset(stream, piece.shard, notes, settings.limits, beside=settings.beside, goes_on=goes_on)
 
 
-def _runs(storage: Storage, file: InputFile, *, of_rows: bool) -> list[tuple[int, int]]:
+def _runs(storage: Storage, file: Slice, *, of_rows: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts of a Parquet file; (0, -1) for one that is not cut."""
     if (file.size <= PIECE_BYTES and not of_rows) or storage.unreadable(file.shard):
         return [(0, -1)]
-    random = storage.open_random(file.shard, expected=FileStat(file.shard, file.size, file.etag))
-    try:
-        metadata = open_parquet(random).metadata
-        if of_rows:
-            return list(row_runs(total_rows(metadata)))
-        return list(row_group_pieces(metadata))
-    except (OSError, ValueError):
-        return [(0, -1)]  # the worker that reads it notes why
-    finally:
-        random.close()
-
-
-def whole_shards(files: Iterable[InputFile]) -> Iterator[Slice]:
-    """Turn each shard into one slice."""
-    return (Slice(file.shard, file.size, file.etag) for file in files)
+    with closing(storage.open_random(file.shard, expected=file.planned)) as random:
+        try:
+            metadata = open_parquet(random).metadata
+            return list(row_runs(total_rows(metadata)) if of_rows else row_group_pieces(metadata))
+        except (OSError, ValueError):
+            return [(0, -1)]  # the worker that reads it notes why

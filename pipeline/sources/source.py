@@ -17,6 +17,7 @@ from models.errors import SourceError, StorageError
 from pipeline.config import SourceFormat
 from pipeline.sources import patterns
 from pipeline.sources.overlap import Overlap
+from pipeline.sources.unit import Slice
 from pipeline.sources.webdataset import IMAGE_EXTENSIONS, TAR_SUFFIXES
 from pipeline.storage.listing import NO_UTF_8, Lookup, visible_name, walk
 from pipeline.storage.location import FileStat
@@ -24,15 +25,6 @@ from pipeline.storage.odd_keys import NO_FOLDER, is_path, visible
 from pipeline.storage.storage import Storage, iter_lines
 from pipeline.storage.stores import split_location
 from pipeline.storage.uris import display_uri, without_secrets
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """One input shard: its URI relative to the source's base, its size in bytes, and its ETag."""
-
-    shard: str
-    size: int
-    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +36,9 @@ class Source:
 
     base: Storage
     format: SourceFormat
-    files: Callable[[], Iterator[InputFile]]
+    files: Callable[[], Iterator[Slice]]
 
-    def fetchable(self) -> Iterator[InputFile]:
+    def fetchable(self) -> Iterator[Slice]:
         """Yield the files without those whose keys cannot be fetched; see `Location.unreadable`."""
         return (file for file in self.files() if not self.base.unreadable(file.shard))
 
@@ -78,10 +70,10 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
         raise SourceError("SOURCE is an empty name")
     finder = _Finder(_base(texts), wanted, exclude)
 
-    def listing() -> Iterator[InputFile]:
-        return (InputFile(file.path, file.size, file.etag) for text in texts for file in finder.find(text))
+    def listing() -> Iterator[Slice]:
+        return (Slice(file.path, file.size, file.etag) for text in texts for file in finder.find(text))
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         # One path, glob or range of numbers names nothing twice.
         alone = len(texts) == 1 and not texts[0].startswith("@") and "," not in texts[0]
         return listing() if alone else _each_once(listing)
@@ -107,7 +99,7 @@ def in_part(source: Source, number: int, parts: int) -> Source:
         parts: How many there are.
     """
 
-    def files() -> Iterator[InputFile]:
+    def files() -> Iterator[Slice]:
         return (file for file in source.files() if crc32(file.shard.encode()) % parts == number - 1)
 
     return replace(source, files=files)
@@ -123,7 +115,7 @@ def format_of(name: str) -> SourceFormat | None:
     return SourceFormat.IMAGES if lower.rpartition(".")[2] in IMAGE_EXTENSIONS else None
 
 
-def _checked(files: Iterator[InputFile], kind: SourceFormat, wanted: SourceFormat) -> Iterator[InputFile]:
+def _checked(files: Iterator[Slice], kind: SourceFormat, wanted: SourceFormat) -> Iterator[Slice]:
     for file in files:
         if wanted is SourceFormat.AUTO and format_of(file.shard) is not kind:
             raise SourceError(
@@ -136,12 +128,12 @@ def _checked(files: Iterator[InputFile], kind: SourceFormat, wanted: SourceForma
         if visible == file.shard and file.size >= 0:
             yield file
         elif kind is SourceFormat.IMAGES:  # a row will say so
-            yield InputFile(visible, 0, "" if visible == file.shard else NO_UTF_8)
+            yield Slice(visible, 0, "" if visible == file.shard else NO_UTF_8)
         else:
             raise SourceError(f"{file.shard} is a link to a file that does not exist")
 
 
-def _each_once(listing: Callable[[], Iterator[InputFile]]) -> Iterator[InputFile]:
+def _each_once(listing: Callable[[], Iterator[Slice]]) -> Iterator[Slice]:
     """Pass files on, and raise at their end where one came twice. Memory: 8 bytes a file, 80 MB for 10 million."""
     hashes = array("Q")
     for file in listing():
@@ -257,7 +249,6 @@ class _Finder:
                 yield from self._find_other(spec, path)
 
     def _find_other(self, spec: _Spec, path: str) -> Iterator[FileStat]:
-        """Yield the files of a folder, a brace range or a glob."""
         if self.base.is_folder(path):
             found, nothing = self._below(path), "is a folder without files"
         elif patterns.has_braces(spec.path):
@@ -283,7 +274,6 @@ class _Finder:
         yield from found
 
     def _absent(self, path: str) -> str:
-        """Say why there is no such file or folder."""
         if why := self.base.unreadable(path):
             return f"cannot be used: {why}"
         is_odd = not self.base.is_local and not is_path(self.base.key(path))

@@ -6,6 +6,8 @@ import json
 from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 
+from pipeline.storage.location import FileStat
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -26,6 +28,11 @@ class Slice:
     start: int = 0
     stop: int = -1
     limit: int = -1
+
+    @property
+    def planned(self) -> FileStat:
+        """What the whole shard was when it was planned."""
+        return FileStat(self.shard, self.size, self.etag)
 
     @property
     def is_tar(self) -> bool:
@@ -49,6 +56,11 @@ class Unit:
     def size(self) -> int:
         """Bytes of its shards, and of its pieces of tars; of row groups, whose bytes no plan tells, those of the file."""
         return sum(p.stop - p.start if p.stop >= 0 and p.is_tar else p.size for p in self.slices)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of its shards, so that sums are right: a shard in several units counts in the first alone."""
+        return sum(piece.size for piece in self.slices if piece.start == 0)
 
     def id(self, rows_id: str) -> str:
         """Return a hash of its slices and of the settings that its rows depend on.

@@ -100,27 +100,22 @@ def read_webdataset(
         notes.bytes_read = raw.tell() - begin
 
 
-@dataclass(slots=True)
-class _Image:
-    """What became of an image member."""
-
-    data: bytes | None
-    status: str | None = None
-    error: str | None = None
+_Image = tuple[bytes | None, str | None, str | None]
+"""What became of an image member: its bytes, or None and a status and an error."""
 
 
 def _read_image(tar: TarReader, member: Member, limits: ImageLimits, too_long: str | None) -> _Image | None:
     """Read an image; None where the tar is truncated inside it."""
     if too_long is not None:
-        return _Image(None, "unsupported", too_long)
+        return None, "unsupported", too_long
     if member.kind is MemberKind.LINK:
-        return _Image(None, "unsupported", "the image is a link, and links are not followed")
+        return None, "unsupported", "the image is a link, and links are not followed"
     if member.kind is not MemberKind.FILE:
-        return _Image(None, "unsupported", f"the image is not a regular file ({member.kind.value})")
+        return None, "unsupported", f"the image is not a regular file ({member.kind.value})"
     if member.size > limits.max_image_bytes:
-        return _Image(None, "too_large", too_large_error(member.size, limits))
+        return None, "too_large", too_large_error(member.size, limits)
     data = tar.read(member)
-    return None if data is None else _Image(data)
+    return None if data is None else (data, None, None)
 
 
 @dataclass(slots=True)
@@ -147,7 +142,7 @@ class _Group:
             return
         self.images += 1
         self.waiting.append((extension, image))
-        self.waiting_bytes += len(image.data or b"")
+        self.waiting_bytes += len(image[0] or b"")
         full = len(self.waiting) >= MAX_WAITING_IMAGES or self.waiting_bytes >= MAX_WAITING_BYTES
         if full and self.images > 1:
             yield from self._samples()
@@ -176,6 +171,6 @@ class _Group:
     def _samples(self) -> Iterator[Sample]:
         for extension, image in self.waiting:
             key = self.key if self.images == 1 else f"{self.key}.{extension}"
-            yield Sample(self.shard, self.keys.unique(key), image.data, image.status, image.error, self.beside)
+            yield Sample(self.shard, self.keys.unique(key), *image, self.beside)
         self.waiting.clear()
         self.waiting_bytes = 0

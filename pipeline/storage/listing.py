@@ -139,28 +139,21 @@ def ahead(
     pool = ThreadPoolExecutor(calls, thread_name_prefix="storage")
     waiting: deque[tuple[Future[T], int]] = deque()
     load = 0
-    item = next(iterator, _END)
+    coming = list(islice(iterator, 1))
     try:
-        while item is not _END or waiting:
-            while not isinstance(item, _End) and len(waiting) < calls:
-                heavy = weight(item)
+        while coming or waiting:
+            while coming and len(waiting) < calls:
+                heavy = weight(coming[0])
                 if waiting and load + heavy > budget:
                     break
-                waiting.append((pool.submit(work, item), heavy))
+                waiting.append((pool.submit(work, coming[0]), heavy))
                 load += heavy
-                item = next(iterator, _END)
+                coming = list(islice(iterator, 1))
             future, heavy = waiting.popleft()
             load -= heavy
             yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _End:
-    """Stands behind the last item."""
-
-
-_END = _End()
 
 
 class Lookup:

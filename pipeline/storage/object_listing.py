@@ -96,7 +96,6 @@ class ObjectListing:
         return pages if self._last in (None, self._offset) else self._behind(self._last, pages)
 
     def _behind(self, last: str | None, pages: Iterator[Sequence[Meta]]) -> Iterator[Sequence[Meta]]:
-        """Yield what comes behind a name."""
         for page in pages:
             names = [meta["path"] for meta in page]
             if last in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,11 +117,8 @@ class Storage(Location):
     def read_version(self, name: str) -> tuple[bytes, Version | None]:
         """Read a small file whole, and the version that it is; None on a local disk."""
         if self.is_local:
-            file = StoredFile(self, name)
-            try:
+            with closing(StoredFile(self, name)) as file:
                 return file.read_at(0, file.size), None
-            finally:
-                file.close()
 
         def read() -> tuple[bytes, Version]:
             store, key = self.object(name)

@@ -25,7 +25,7 @@ from pipeline.dest.plan import cut_units, extend_plan, iter_units, read_plan, wr
 from pipeline.dest.verify import verify_dest
 from pipeline.dry_run import dry_run
 from pipeline.operators import dataset
-from pipeline.report.report import gather
+from pipeline.report.findings import gather
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray

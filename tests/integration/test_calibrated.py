@@ -6,7 +6,7 @@ import asyncio
 import json
 import tarfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from models.inference.classifier import Device
 from models.spec import Precision
 from pipeline import label as label_dataset
 from pipeline import read_shards
-from pipeline.evaluate.evaluate import Measured, evaluate_source
+from pipeline.config import LabelConfig
+from pipeline.evaluate.evaluate import evaluate_source
 from pipeline.operators.model_ref import read_calibration
 from pipeline.relabel.job import relabel
 from pipeline.session.connect import connect
@@ -171,9 +172,9 @@ def test_a_calibration_may_lie_in_an_object_store(place, bulk):
 def test_a_calibration_of_half_the_samples_holds_on_the_other_in_bulk_and_online(sample_data, tmp_path):
     shard, file = sorted(sample_data.glob("*.tar"))[0], tmp_path / "c.json"
     model, precision = "efficientnet-lite0", Precision.INT8
-    wanted = Measured((str(shard),), model, precision, Device.CPU)
+    wanted = LabelConfig(source=str(shard), model=model, precision=precision, device=Device.CPU, output="none")
 
-    fit = evaluate_source(replace(wanted, precision_target=80.0), lambda _: None).fit
+    fit = evaluate_source(wanted, lambda _: None, precision=80.0).fit
     file.write_text(fit.calibration.to_text())
     label(shard, tmp_path / "out", model, precision=precision, calibration=file, top_k=5)
 
@@ -189,7 +190,7 @@ def test_a_calibration_of_half_the_samples_holds_on_the_other_in_bulk_and_online
         assert found.label_ids.tolist() == rows[key]["top_ids"]
         np.testing.assert_allclose(found.scores, rows[key]["top_scores"], atol=1e-5)
         assert found.accepted is rows[key]["accepted"]
-    accepted = evaluate_source(replace(wanted, calibration=str(file)), lambda _: None).accepted
+    accepted = evaluate_source(wanted.model_copy(update={"calibration": str(file)}), lambda _: None).accepted
     assert accepted.coverage == sum(row["accepted"] for row in rows.values()) > judged.accepted > 0
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.dry_run import dry_run
-from pipeline.report.report import write_report
+from pipeline.report.page import write_report
 from pipeline.session.connect import connect
 from pipeline.session.local import stop_ray
 from pipeline.summary import RunReport

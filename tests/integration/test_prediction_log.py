@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.dest.verify import verify_dest
 from pipeline.diff.compare import compare
-from pipeline.report.report import gather
+from pipeline.report.findings import gather
 from tests.support.labelled_dest import label_without_ray
 from tests.support.made_up_log import add_part
 from tests.support.serve_process import ServeProcess, serving

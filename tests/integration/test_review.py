@@ -16,8 +16,7 @@ from models.spec import Precision
 from pipeline.evaluate.statistics import wilson
 from pipeline.review.draws import read_draws
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
-from pipeline.review.select import Wanted
+from pipeline.review.sample import Wanted, draw_sample
 from tests.support.review_dest import make_review_dest, write_true_answers
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import colour_shards

@@ -7,9 +7,7 @@ from typing import Any
 
 from models.decode.decode import ImageLimits
 from pipeline.config import SourceFormat
-from pipeline.fetch.settings import ANY_FETCH, FetchSettings
-from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
-from pipeline.sources.reader import read_unit, slices
+from pipeline.sources.reader import ReadSettings, read_unit, slices
 from pipeline.sources.sample import Sample
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
@@ -42,15 +40,9 @@ class Place:
         return [key.removeprefix(f"{self.name}/") for key in self.server.keys(f"{self.name}/")]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `read_unit` asks of its settings."""
-
-    source: Storage
-    format: SourceFormat
-    limits: ImageLimits = ImageLimits()  # noqa: RUF009 (frozen)
-    columns: ParquetColumns = ANY_COLUMNS
-    fetch: FetchSettings = ANY_FETCH
+def read_settings(source: Storage, kind: SourceFormat, **options: Any) -> ReadSettings:
+    """Return what `read_unit` asks of its settings."""
+    return ReadSettings(source, kind, **{"limits": ImageLimits(), **options})
 
 
 def source_of(place: Place, *specs: str) -> Source:
@@ -58,6 +50,6 @@ def source_of(place: Place, *specs: str) -> Source:
 
 
 def read_all(source: Source, pieces: list[Slice] | None = None, **options: Any) -> list[Sample]:
-    settings = Settings(source.base, source.format, **options)
+    settings = read_settings(source.base, source.format, **options)
     unit = Unit(0, tuple(slices(source) if pieces is None else pieces))
     return list(read_unit(settings, unit, lambda shard, notes: None))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.report.report import write_report
+from pipeline.report.page import write_report
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import colour_jpeg, write_tar
 

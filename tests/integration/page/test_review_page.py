@@ -9,11 +9,10 @@ import pytest
 
 from pipeline.dest.plan import open_plan
 from pipeline.review.draws import read_draws
+from pipeline.review.output import write_draw, write_page
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
+from pipeline.review.sample import Wanted, draw_sample
 from pipeline.review.score import score_answers
-from pipeline.review.select import Wanted
-from pipeline.review.write import write_draw
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import colour_jpeg, write_tar
 
@@ -36,7 +35,7 @@ def review(chromium, dest, tmp_path):
     """Return a tab with the page of a draw of all."""
     plan = open_plan(dest)
     draw = draw_sample(dest, plan, Wanted(By.MARGIN, 10)).draw
-    write_draw(dest, plan, draw, "folder", tmp_path / "look")
+    write_draw(write_page, dest, plan, draw, tmp_path / "look")
     chromium.look()
     chromium.load((tmp_path / "look" / "index.html").as_uri())
     yield chromium

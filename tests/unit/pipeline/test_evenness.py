@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.dest.plan import cut_units, write_plan
-from pipeline.evenness import busy_share, longest, unit_bytes
+from pipeline.evenness import busy_share, unit_bytes
 from pipeline.job import _tell_evenness
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
@@ -47,8 +47,8 @@ def test_loose_images_keep_all_workers_busy(count, workers, share):
 
 
 def test_each_worker_takes_the_next_unit_when_it_is_through_with_its_last():
-    assert longest([5, 1, 1, 1, 1, 4], 2) == 8
-    assert longest([2], 9) == 2
+    assert busy_share([5, 1, 1, 1, 1, 4], 2) == 13 / 16
+    assert busy_share([2], 9) == 1 / 9
 
 
 def test_parts_of_a_parquet_file_have_its_bytes_together_and_those_of_a_tar_their_own():

@@ -18,7 +18,8 @@ from pipeline.dest.prediction_log import begin_log, open_records
 from pipeline.dest.verify import verify_dest
 from pipeline.diff.compare import compare
 from pipeline.job import run
-from pipeline.report.report import gather, write_report
+from pipeline.report.findings import gather
+from pipeline.report.page import write_report
 from pipeline.storage.storage import open_storage
 from tests.support.labelled_dest import label_without_ray
 from tests.support.made_up_log import add_part
@@ -97,7 +98,7 @@ def test_a_log_is_compared_with_an_output_that_has_the_sha256_of_its_images(tmp_
     assert (found.both, found.same_label, found.only_old, found.only_new) == (2, 1, 0, 0)
     assert [(flip.old_label, flip.new_label) for flip in found.flips] == [("blue", "red")]
     # By which pictures are looked up; that of `gone` is a row too.
-    assert [flip.row for (flip,) in compared.flips] == [2]
+    assert [flip.position for (flip,) in compared.flips] == [2]
 
     colour_shards(tmp_path / "shards")
     label_without_ray(tmp_path / "shards", tmp_path / "plain", tiny_model)

@@ -14,13 +14,18 @@ from cluster.cli import build_app
 from models.decode.decode import DecodeMode
 from models.errors import ConfigError, SourceError
 from models.inference.classifier import Device
-from pipeline.evaluate.evaluate import Measured, compare, evaluate_source
-from pipeline.evaluate.page import build_page
+from pipeline.config import LabelConfig
+from pipeline.evaluate.evaluate import compare, evaluate_source
+from pipeline.evaluate.text import build_page
 from tests.support.tiny_model import build_tiny_model, colour_jpeg, colour_shards, write_tar
 
 
-def measure(model, *source, **more):
-    return evaluate_source(Measured(tuple(map(str, source)), str(model), device=Device.CPU, **more), lambda _: None)
+def config(model, *source, **more):
+    return LabelConfig(source=tuple(map(str, source)), model=str(model), output="none", device=Device.CPU, **more)
+
+
+def measure(model, *source, label_field=None, **more):
+    return evaluate_source(config(model, *source, **more), lambda _: None, label_field=label_field)
 
 
 def shard(folder, members, name="one.tar"):
@@ -112,7 +117,7 @@ def test_a_parquet_column_of_another_name_has_to_be_told(tiny_model, tmp_path):
     path = parquet(tmp_path / "a.parquet", [0, 1, 2], column="truth")
 
     assert measure(tiny_model, path, label_field="truth").top1 == 100.0
-    with pytest.raises(ConfigError, match=r"no column of a\.parquet holds the classes; .*--label-field \(image, truth"):
+    with pytest.raises(ConfigError, match=r"no column holds the classes; .*--label-field \(image, truth"):
         measure(tiny_model, path)
     with pytest.raises(ConfigError, match="image holds binary; a class is an integer or a string"):
         measure(tiny_model, path, label_field="image")
@@ -142,7 +147,7 @@ def test_how_far_it_is_is_told_now_and_then(tiny_model, tmp_path, monkeypatch):
     colour_shards(tmp_path / "many", shards=1, samples=40)
     said = []
 
-    evaluate_source(Measured((str(tmp_path / "many"),), str(tiny_model), device=Device.CPU), said.append)
+    evaluate_source(config(tiny_model, tmp_path / "many"), said.append)
 
     assert "shardlabel: 16 images so far, top-1 100.00 %" in said
 
@@ -160,9 +165,9 @@ def test_two_ways_are_compared_on_the_same_images(tiny_model, tmp_path):
     members = {f"{i:03d}.{ext}": content for i in range(60) for ext, content in (("png", speckled(i)), ("cls", b"1"))}
     source = shard(tmp_path, members)
 
-    found = compare(Measured((str(source),), str(tiny_model)), "fast", "exact", lambda _: None)
+    found = compare(config(tiny_model, source), "fast", "exact", lambda _: None)
 
-    alone = [measure(tiny_model, source, mode=mode) for mode in (DecodeMode.FAST, DecodeMode.EXACT)]
+    alone = [measure(tiny_model, source, decode=mode) for mode in (DecodeMode.FAST, DecodeMode.EXACT)]
     assert (found.a.top1, found.b.top1) == (alone[0].top1, alone[1].top1)
     assert found.only_a - found.only_b == round((found.a.top1 - found.b.top1) * 60 / 100)
     assert found.agreement == pytest.approx(100 * (60 - len(found.changed)) / 60, abs=1e-3)
@@ -172,7 +177,7 @@ def test_two_ways_are_compared_on_the_same_images(tiny_model, tmp_path):
 def test_a_way_that_is_compared_with_itself_agrees_on_every_image(tiny_model, tmp_path):
     colour_shards(tmp_path / "s", shards=1, samples=7)
 
-    found = compare(Measured((str(tmp_path / "s"),), str(tiny_model)), "fp32", "fp32:fast", lambda _: None)
+    found = compare(config(tiny_model, tmp_path / "s"), "fp32", "fp32:fast", lambda _: None)
 
     assert (found.agreement, found.only_a, found.only_b, found.mcnemar_p, found.changed) == (100.0, 0, 0, 1.0, [])
 
@@ -181,7 +186,7 @@ def test_models_of_other_classes_are_not_compared(tiny_model, tmp_path):
     colour_shards(tmp_path / "s", shards=1, samples=3)
 
     with pytest.raises(ConfigError, match=r"have other classes \(3 and 1000\)"):
-        compare(Measured((str(tmp_path / "s"),), str(tiny_model)), "fp32", "efficientnet-lite0:int8", lambda _: None)
+        compare(config(tiny_model, tmp_path / "s"), "fp32", "efficientnet-lite0:int8", lambda _: None)
 
 
 def run(*arguments):

@@ -11,11 +11,11 @@ import pytest
 from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits
 from pipeline.config import SourceFormat, build_config
+from pipeline.dest.plan import units_table
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators import staged
 from pipeline.operators.read import BLOCK_BYTES
 from pipeline.operators.stages import UnitSettings
-from pipeline.operators.units import units_table
 from pipeline.sources.reader import columns_of, slices
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Unit
@@ -44,8 +44,8 @@ def test_large_carried_values_end_a_piece_as_they_end_a_block(
     columns = columns_of(source, config, taken=())
     spec = load_spec(str(tiny_model))
     settings = UnitSettings(
-        source.base, open_storage(str(tmp_path / "out")), SourceFormat.PARQUET, spec.preprocessing, DecodeMode.FAST,
-        ImageLimits(), 16, OutputSpec(("a",), {}, carried=columns.carried), columns=columns,
+        source.base, SourceFormat.PARQUET, ImageLimits(), columns, dest=open_storage(str(tmp_path / "out")), batch_size=16,
+        preprocessing=spec.preprocessing, mode=DecodeMode.FAST, output=OutputSpec(("a",), {}, carried=columns.carried),
     )  # fmt: skip
     monkeypatch.setattr(staged, "StopFlag", NeverStops)
 

@@ -18,9 +18,11 @@ from models.spec import Precision
 from pipeline.config import SourceFormat
 from pipeline.dest.writer import OutputSpec
 from pipeline.operators import stages
-from pipeline.operators.stages import ALONE, UnitSettings, label_here, label_unit, samples_at
+from pipeline.operators.stages import ALONE, UnitSettings, label_here, label_unit
+from pipeline.report.pictures import samples_at
 from pipeline.session.stage_clock import StageClock
 from pipeline.sources.parquet_columns import ParquetColumns
+from pipeline.sources.reader import ReadSettings
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import open_storage
 from tests.support.tiny_model import colour_jpeg, colour_shards
@@ -104,15 +106,12 @@ def test_a_unit_that_waits_for_its_images_leaves_the_core_to_another(label, monk
         assert list(threads.map(run, range(4))) == [label()[0].ok] * 4
 
 
-def test_of_a_manifest_only_the_images_at_some_places_are_fetched(tmp_path, tiny_model):
+def test_of_a_manifest_only_the_images_at_some_places_are_fetched(tmp_path):
     for name in "abcde":
         (tmp_path / f"{name}.jpg").write_bytes(colour_jpeg("red"))
     pq.write_table(pa.table({"uri": [f"{name}.jpg" for name in "abcde"]}), tmp_path / "m.parquet")
-    settings = UnitSettings(
-        source=open_storage(str(tmp_path)), dest=open_storage(str(tmp_path / "out")), batch_size=4,
-        format=SourceFormat.PARQUET, preprocessing=load_spec(str(tiny_model)).preprocessing, mode=DecodeMode.EXACT,
-        limits=ImageLimits(), output=OutputSpec((), {}), columns=ParquetColumns(uri="uri"),
-    )  # fmt: skip
+    columns = ParquetColumns(uri="uri")
+    settings = ReadSettings(open_storage(str(tmp_path)), SourceFormat.PARQUET, ImageLimits(), columns)
     unit = Unit(0, (Slice("m.parquet", (tmp_path / "m.parquet").stat().st_size, "", 0, 5),))
 
     found = list(samples_at(settings, unit, [3, 1]))

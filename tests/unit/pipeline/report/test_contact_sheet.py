@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.config import SourceFormat
 from pipeline.report.contact_sheet import SHEET_SIZE, Group
-from pipeline.report.report import gather
+from pipeline.report.findings import gather
 from pipeline.report.scan import LOWEST_ROWS, reach
 from pipeline.sources.unit import part_name
 from tests.support.tiny_dest import make_dest
@@ -27,7 +27,7 @@ def test_thumbnails_are_the_images_of_their_rows(tmp_path, tiny_model):
     assert len(rows) == SHEET_SIZE == len({(row.shard, row.key) for row in rows}) == len(sheet.thumbnails)
     assert {row.shard for row in sheet.groups[Group.ACROSS]} == {f"shard-00{i}.tar" for i in range(3)}
     for row in rows:
-        image = Image.open(io.BytesIO(sheet.thumbnails[row.shard, row.key]))
+        image = Image.open(io.BytesIO(sheet.thumbnails[row.place]))
         assert image.size == (128, 128)
         assert row.label is not None
         assert np.abs(np.asarray(image).mean((0, 1)) - COLOURS[row.label]).max() < 12
@@ -95,7 +95,7 @@ def test_a_shard_that_was_written_anew_lends_no_pictures(tmp_path, tiny_model):
 
     sheet = gather(dest).sheet
 
-    assert {shard for shard, _ in sheet.thumbnails} == {"shard-000.tar"}
+    assert {unit for unit, _ in sheet.thumbnails} == {0}
     assert any("shard-001.tar has changed since" in problem for problem in sheet.problems)
 
 

@@ -20,7 +20,8 @@ from cluster.cli import build_app
 from models.errors import SourceError, StorageError
 from pipeline.dest.commits import CommitLog
 from pipeline.report.contact_sheet import Group
-from pipeline.report.report import gather, write_report
+from pipeline.report.findings import gather
+from pipeline.report.page import write_report
 from pipeline.report.unit_table import UnitTable
 from pipeline.sources.unit import part_name
 from pipeline.storage.storage import open_storage
@@ -248,7 +249,7 @@ def test_classes_of_one_name_stay_apart(tmp_path):
 
 
 def test_images_count_over_the_time_that_their_unit_took():
-    table = UnitTable.empty(3)
+    table = UnitTable(3)
     table.done[:] = True
     table.rows[:] = (100, 50, 0)
     table.seconds[:] = (10.0, 5.0, 1.0)
@@ -286,7 +287,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 MEASURE = """
 import os, sys, tracemalloc
 from pipeline.quantities import bytes_text, count_text, duration_text, rate_text, share_text
-from pipeline.report.report import gather
+from pipeline.report.findings import gather
 from pipeline.storage.storage import open_storage
 from pipeline.report.unit_table import UnitTable
 tracemalloc.start()

@@ -15,8 +15,7 @@ from pipeline.review.answers import read_answers
 from pipeline.review.classes import NO_CLASS_ID, Classes
 from pipeline.review.draws import Draw, DrawnRow, Stratum
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
-from pipeline.review.select import Wanted
+from pipeline.review.sample import Wanted, draw_sample
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import colour_shards
 
@@ -24,7 +23,7 @@ NAMES = ("cat", "great white shark", "crane", "7 up, lemonade", "crane", "1990")
 
 
 def draw_of(names=NAMES):
-    rows = [DrawnRow(0, i, i, 0.5, Stratum.RANDOM, True, "a.tar", f"key,{i}", name) for i, name in enumerate(names)]
+    rows = [DrawnRow(0, i, "a.tar", f"key,{i}", i, 0.5, Stratum.RANDOM, True, name) for i, name in enumerate(names)]
     return Draw(1, By.MARGIN, 1, 0, "", 1, tuple(rows))
 
 

@@ -8,12 +8,12 @@ import pytest
 from models.errors import ConfigError, StorageError
 from pipeline.evaluate.statistics import wilson
 from pipeline.evaluate.thresholds import lowest_score
+from pipeline.report.unit_table import while_run_goes_on
 from pipeline.review.draws import Draw, DrawnRow, Stratum, read_draws, record_draw
 from pipeline.review.estimate import Precision, overall, threshold
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample, while_run_goes_on
+from pipeline.review.sample import Wanted, draw_sample
 from pipeline.review.score import score_answers
-from pipeline.review.select import Wanted
 from pipeline.sources.unit import part_name
 from pipeline.storage.storage import open_storage
 from tests.support.review_dest import made_up_rows, make_review_dest, write_true_answers
@@ -143,7 +143,7 @@ def test_a_part_that_cannot_be_read_is_an_error_and_no_other_weight(dest, tmp_pa
     grown = make_review_dest(dest, 1, 300, before=plan)
     dest.write_bytes(part_name(1), dest.read_bytes(part_name(1))[:100])
 
-    with pytest.raises(StorageError, match=r"part-00001.parquet: .* the classes' shares are not those of DEST"):
+    with pytest.raises(StorageError, match=r"part-00001.parquet .* the classes' shares are not those of DEST"):
         score_answers(dest, grown, [answers], 0.95)
 
 
@@ -161,7 +161,7 @@ def test_records_that_a_run_merges_meanwhile_are_read_again():
 
 def test_draws_come_back_as_they_were_recorded(dest):
     plan = make_review_dest(dest, 1, 50)
-    rows = (DrawnRow(0, 7, 3, 0.25, Stratum.RANDOM, False, "a/ü.tar", "k\n1", "crane"),)
+    rows = (DrawnRow(0, 7, "a/ü.tar", "k\n1", 3, 0.25, Stratum.RANDOM, False, "crane"),)
     draw = Draw(1, By.ENTROPY, 9, 2**63 - 1, plan.id, 1, rows)
 
     assert record_draw(dest, draw)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,13 +20,12 @@ from PIL import Image
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import SourceFormat
 from pipeline.dest.plan import open_plan
-from pipeline.review import label_studio, pictures
-from pipeline.review.folder import file_name
-from pipeline.review.output import check_output
+from pipeline.report import pictures
+from pipeline.report.files import empty_folder
+from pipeline.review import label_studio
+from pipeline.review.output import file_name, write_draw, write_list, write_page
 from pipeline.review.ranking import By
-from pipeline.review.sample import draw_sample
-from pipeline.review.select import Wanted
-from pipeline.review.write import write_draw
+from pipeline.review.sample import Wanted, draw_sample
 from tests.support.tiny_dest import make_dest
 from tests.support.tiny_model import COLOURS, colour_jpeg, colour_shards, write_tar
 
@@ -36,6 +36,9 @@ def picture(colour, kind="JPEG", size=(20, 16)):
     return buffer.getvalue()
 
 
+FORMS = {"folder": write_page, "label-studio": label_studio.write_tasks, "csv": write_list}
+
+
 def drawn(dest, per_class=100):
     plan = open_plan(dest)
     return plan, draw_sample(dest, plan, Wanted(By.MARGIN, per_class)).draw
@@ -43,7 +46,7 @@ def drawn(dest, per_class=100):
 
 def written(dest, form, folder, per_class=100):
     plan, draw = drawn(dest, per_class)
-    return draw, write_draw(dest, plan, draw, form, folder)
+    return draw, write_draw(FORMS[form], dest, plan, draw, folder)
 
 
 def listed(folder, name="answers.csv"):
@@ -70,10 +73,10 @@ def test_every_picture_is_that_of_its_row_whatever_source_is_made_of(tmp_path, t
             (tmp_path / "in" / str(i % 2) / f"{i}.jpg").write_bytes(colour_jpeg(colour))
     dest = make_dest(tmp_path, tiny_model, kind=kind)
 
-    draw, found = written(dest, "folder", tmp_path / "look")
+    draw, (_, missing) = written(dest, "folder", tmp_path / "look")
 
     rows = listed(tmp_path / "look")
-    assert found.missing == []
+    assert missing == []
     assert len(rows) == len(draw.shown) == 12
     assert {(row["shard"], row["key"]) for row in rows} == {(row.shard, row.key) for row in draw.shown}
     for row in rows:
@@ -147,14 +150,14 @@ def test_pictures_that_cannot_be_had_are_named_with_the_reason_and_the_others_ar
     (tmp_path / "in" / "shard-000.tar").unlink()
     write_tar(tmp_path / "in" / "shard-002.tar", {"x.jpg": colour_jpeg("red")})
 
-    draw, found = written(dest, "folder", tmp_path / "look")
+    draw, (_, missing) = written(dest, "folder", tmp_path / "look")
 
-    missing = listed(tmp_path / "look", "missing.csv")
-    assert len(found.missing) == len(missing) == 10
-    assert {(row["shard"], row["why"].partition(": ")[0]) for row in missing} >= {
+    named = listed(tmp_path / "look", "missing.csv")
+    assert len(missing) == len(named) == 10
+    assert {(row["shard"], row["why"].partition(": ")[0]) for row in named} >= {
         ("shard-000.tar", f"cannot read {tmp_path}/in/shard-000.tar")
     }
-    assert any("shard-002.tar has changed since" in row["why"] for row in missing)
+    assert any("shard-002.tar has changed since" in row["why"] for row in named)
     rows = listed(tmp_path / "look")
     assert len(rows) == len(draw.shown) == 20
     assert {row["shard"] for row in rows if row["picture"]} == {"shard-001.tar", "shard-003.tar"}
@@ -173,11 +176,11 @@ def test_a_source_that_does_not_answer_is_not_asked_for_every_shard(tmp_path, ti
     monkeypatch.setattr(pictures, "samples_at", read)
     monkeypatch.setattr(pictures, "SHARDS_AHEAD", 1)
 
-    _, found = written(dest, "folder", tmp_path / "look")
+    _, (_, missing) = written(dest, "folder", tmp_path / "look")
 
     assert len(asked) == pictures.MAX_SILENT
-    assert len(found.missing) == 12
-    assert [one.why for one in found.missing].count("SOURCE does not answer (cannot read: timed out)") == 9
+    assert len(missing) == 12
+    assert [one.why for one in missing].count("SOURCE does not answer (cannot read: timed out)") == 9
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_missing_picture(tmp_path, tiny_model):
@@ -202,7 +205,7 @@ def test_a_shard_is_read_no_further_than_the_last_picture_that_is_wanted(tmp_pat
             yield sample
 
     monkeypatch.setattr(pictures, "samples_at", counted)
-    write_draw(dest, plan, draw, "folder", tmp_path / "look")
+    write_draw(write_page, dest, plan, draw, tmp_path / "look")
 
     assert len(read) == 1 + max(row.position for row in draw.shown) < 30
 
@@ -212,9 +215,9 @@ def test_a_list_alone_reads_no_picture(tmp_path, tiny_model):
     dest = make_dest(tmp_path, tiny_model)
     (tmp_path / "in" / "shard-000.tar").unlink()
 
-    draw, found = written(dest, "csv", tmp_path / "look")
+    draw, (_, missing) = written(dest, "csv", tmp_path / "look")
 
-    assert found.missing == []
+    assert missing == []
     assert [path.name for path in (tmp_path / "look").iterdir()] == ["answers.csv"]
     assert len(listed(tmp_path / "look")) == len(draw.shown)
 
@@ -250,17 +253,17 @@ def test_label_studio_gets_tasks_with_small_pictures_and_a_choice_of_every_class
 def test_a_dest_that_does_not_say_how_source_was_read_is_refused(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=1)
     dest = make_dest(tmp_path, tiny_model)
-    part = tmp_path / "out" / "part-00000.parquet"
-    pq.write_table(pq.read_table(part).replace_schema_metadata({}), part)
+    plan, draw = drawn(dest)
+    plan = replace(plan, settings={**plan.settings, "format": "of tomorrow"})
 
     with pytest.raises(SourceError, match=r"does not say how SOURCE was read .*; give --to csv"):
-        written(dest, "folder", tmp_path / "look")
+        write_draw(write_page, dest, plan, draw, tmp_path / "look")
 
 
 @pytest.mark.parametrize(
     ("output", "said"),
     [("s3://b/x", "must be a folder of this machine"), ("file", "must be a folder, and is a file"),
-     ("full", "already holds files, which may be another draw; give an empty folder"),
+     ("full", "--output full already holds files; give an empty folder"),
      ("~nobody-is-called-so/x", "cannot be used: .*; give another folder"), ("x" * 300, "cannot be used: .*name too long")],
 )  # fmt: skip
 def test_an_output_that_cannot_take_a_draw_is_refused(tmp_path, monkeypatch, output, said):
@@ -271,6 +274,6 @@ def test_an_output_that_cannot_take_a_draw_is_refused(tmp_path, monkeypatch, out
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ConfigError, match=said):
-        check_output(output)
-    assert check_output("empty").name == "empty"
-    assert check_output("new/deep").name == "deep"
+        empty_folder("--output", output)
+    assert empty_folder("--output", "empty").name == "empty"
+    assert empty_folder("--output", "new/deep").name == "deep"

@@ -22,25 +22,19 @@ from pipeline.dest.plan import cut_units
 from pipeline.sources import parquet, reader
 from pipeline.sources.images import read_images
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
-from pipeline.sources.reader import columns_of, read_unit, slices
+from pipeline.sources.reader import ReadSettings, columns_of, read_unit, slices
 from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.listing import ahead
-from pipeline.storage.storage import Storage, open_storage
+from pipeline.storage.storage import open_storage
 from tests.support.shard_factory import BAD_PARQUETS, BAD_TARS, image_rows, images, keys, parquet_bytes, tar_bytes
 
 LIMITS = ImageLimits()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `read_unit` asks of its settings."""
-
-    source: Storage
-    format: SourceFormat
-    limits: ImageLimits = LIMITS
-    columns: ParquetColumns = ANY_COLUMNS
+def settings_of(source, kind, **options):
+    return ReadSettings(source, kind, **{"limits": LIMITS, **options})
 
 
 @dataclass
@@ -57,7 +51,7 @@ def source_of(folder: Path, **options: Any) -> Source:
 
 
 def read_all(source: Source, **options: Any) -> tuple[list[Sample], Notes]:
-    settings = pickle.loads(pickle.dumps(Settings(source.base, source.format, **options)))
+    settings = pickle.loads(pickle.dumps(settings_of(source.base, source.format, **options)))
     notes = Notes()
     units = cut_units(slices(source), images=source.format is SourceFormat.IMAGES)
     return [sample for unit in units for sample in read_unit(settings, unit, notes.add)], notes
@@ -201,7 +195,7 @@ def test_a_limit_leaves_the_rest_unread_and_still_notes(tmp_path: Path) -> None:
     [piece] = slices(source)
     notes = Notes()
 
-    samples = read_unit(Settings(source.base, source.format), Unit(0, (replace(piece, limit=3),)), notes.add)
+    samples = read_unit(settings_of(source.base, source.format), Unit(0, (replace(piece, limit=3),)), notes.add)
 
     assert [s.key for s in samples] == list(keys(0, 1, 2))
     assert 0 < notes.by_shard["a.tar"].bytes_read < 20_000
@@ -215,11 +209,11 @@ def test_a_shard_that_changed_since_it_was_planned_is_an_error_that_names_it(tmp
         (tmp_path / name).write_bytes(content + b"more")
 
         with pytest.raises(StorageError, match=f"{name} has changed since the run was planned: its size was"):
-            list(read_unit(Settings(source.base, source.format), Unit(0, tuple(planned)), Notes().add))
+            list(read_unit(settings_of(source.base, source.format), Unit(0, tuple(planned)), Notes().add))
 
 
 def test_a_shard_that_is_gone_is_an_error_that_names_it(tmp_path: Path) -> None:
-    settings = Settings(open_storage(str(tmp_path)), SourceFormat.WEBDATASET)
+    settings = settings_of(open_storage(str(tmp_path)), SourceFormat.WEBDATASET)
 
     with pytest.raises(StorageError, match=r"cannot read .*/gone\.tar: it does not exist"):
         list(read_unit(settings, Unit(0, (Slice("gone.tar", 1, ""),)), Notes().add))
@@ -246,7 +240,7 @@ def test_pieces_of_large_files_are_read_as_units_of_their_own(tmp_path: Path, mo
     for module in (reader, parquet):
         monkeypatch.setattr(module, "PIECE_BYTES", 20_000)
     source = source_of(tmp_path)
-    settings = Settings(source.base, source.format)
+    settings = settings_of(source.base, source.format)
 
     units = list(cut_units(slices(source)))
     rows = [[s.key for s in read_unit(settings, unit, Notes().add)] for unit in units]

@@ -17,10 +17,10 @@ from models.errors import ConfigError
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import SINGLE_SHARD_UNITS, cut_units
 from pipeline.fetch.settings import FetchSettings
-from pipeline.operators.stages import UnitSettings, count_samples
+from pipeline.operators.stages import count_samples
 from pipeline.sources.manifest import MOST_ROWS, read_manifest, row_runs
 from pipeline.sources.parquet_columns import ParquetColumns
-from pipeline.sources.reader import columns_of, slices
+from pipeline.sources.reader import ReadSettings, columns_of, slices
 from pipeline.sources.sample import Sample, ShardNotes, UniqueKeys
 from pipeline.sources.source import open_source
 from pipeline.sources.unit import Slice
@@ -154,7 +154,7 @@ def test_a_run_of_rows_is_a_unit_by_itself_however_many_there_are():
 
 def test_images_are_counted_without_fetching_any(tmp_path):
     write(tmp_path, 30)
-    settings: Any = UnitSettings(*[None] * 8, columns=URI)  # type: ignore[arg-type]
+    settings: Any = ReadSettings(None, None, None, URI)
 
     assert count_samples(settings, Slice("m.parquet", 1, "", 10, 30), 50) == 20
     assert count_samples(settings, Slice("m.parquet", 1, "", 10, 30), 5) == 5

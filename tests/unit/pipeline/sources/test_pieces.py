@@ -23,7 +23,7 @@ from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import Source, open_source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage, open_storage
-from tests.support.s3_place import Settings
+from tests.support.s3_place import read_settings
 from tests.support.shard_factory import (
     BAD_TARS,
     ODD_TARS,
@@ -74,7 +74,7 @@ def cut(storage: Storage, slices: list[Slice], kind: SourceFormat = SourceFormat
 
 def read(storage: Storage, pieces: list[Slice]) -> tuple[list[Sample], list[ShardNotes]]:
     """Read pieces as units of their own; return the samples, and what each came upon."""
-    settings, samples, noted = Settings(storage, SourceFormat.WEBDATASET), [], []
+    settings, samples, noted = read_settings(storage, SourceFormat.WEBDATASET), [], []
     for number, piece in enumerate(pieces):
         samples += read_unit(settings, Unit(number, (piece,)), lambda shard, notes: noted.append(notes))
     return samples, noted
@@ -154,7 +154,7 @@ def test_a_parquet_file_of_many_row_groups_is_cut_between_them(tmp_path: Path) -
     content = parquet_bytes({"image": pa.array(image_rows(20), pa.binary())}, rows_per_group=1)
     storage, whole = put(tmp_path, "a.parquet", content)
     parts = [Slice(whole.shard, whole.size, whole.etag, *edges) for edges in ((0, 7), (7, 20))]
-    settings = Settings(storage, SourceFormat.PARQUET)
+    settings = read_settings(storage, SourceFormat.PARQUET)
 
     cut_whole, cut_parts = cut(storage, [whole], SourceFormat.PARQUET), cut(storage, parts, SourceFormat.PARQUET)
     rows = [
@@ -174,7 +174,7 @@ def test_a_key_whose_first_row_is_lost_is_numbered_alike_in_the_whole_file_and_i
     content = bytearray(parquet_bytes(columns, rows_per_group=2))
     content[pq.read_metadata(BytesIO(content)).row_group(0).column(0).data_page_offset + 200] ^= 1
     storage, whole = put(tmp_path, "a.parquet", bytes(content))
-    settings = Settings(storage, SourceFormat.PARQUET, columns=ParquetColumns("image", "name"))
+    settings = read_settings(storage, SourceFormat.PARQUET, columns=ParquetColumns("image", "name"))
     lost: list[str | None] = []
 
     def keys(piece: Slice) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.patches.error_patches import short_errors
 from pipeline.patches.patch import SWITCH_VARIABLE
+from pipeline.patches.start_patches import short_errors
 
 LOST = (
     "The node with node id: 16bbb191332d21c708ce20c3 and address: 10.0.0.7 and node name: gpu-3 has been marked dead "
@@ -18,7 +18,7 @@ def test_a_lost_node_is_one_line_and_the_rest_of_what_ray_prints_is_for_verbose(
     from ray._private import worker
 
     monkeypatch.delenv(SWITCH_VARIABLE, raising=False)
-    caplog.set_level(logging.INFO, logger="pipeline.patches.error_patches")
+    caplog.set_level(logging.INFO, logger="pipeline.patches.start_patches")
 
     with short_errors():
         worker.print_to_stdstream({"lines": [LOST], "pid": "raylet", "is_err": False}, ignore_prefix=False)

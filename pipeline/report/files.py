@@ -1,0 +1,73 @@
+"""Where pages and pictures go: a page is written whole or not at all, and a folder is empty before it is filled."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from models.errors import ConfigError, StorageError
+from pipeline.storage.retries import reason
+from pipeline.storage.storage import open_storage
+
+
+def write_page(output: str, page: str) -> int:
+    """Write a page whole, or not at all, to a path or a URI; return its bytes.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    content = page.encode("utf-8", "replace")
+    if "://" in output:
+        folder, _, name = output.rpartition("/")
+        open_storage(folder).write_bytes(name, content)
+        return len(content)
+    temporary: Path | None = None
+    try:
+        path = Path(output).expanduser()
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except (OSError, RuntimeError, ValueError) as err:  # the latter: nobody is called ~so, or it is no name
+        if isinstance(err, OSError) and temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {output or 'a page without a name'}: {reason(err)}") from err
+    return len(content)
+
+
+def empty_folder(option: str, output: str) -> Path:
+    """Return the folder that an option names; refuse one that holds something, before anything is drawn or read.
+
+    Raises:
+        ConfigError: It is not empty, no folder, or no place on this machine.
+    """
+    if "://" in output:
+        raise ConfigError(f"{option} must be a folder of this machine, where the images are looked at, got {output}")
+    try:
+        folder = Path(output).expanduser()
+        is_file = folder.exists() and not folder.is_dir()
+        is_empty = is_file or not folder.is_dir() or next(folder.iterdir(), None) is None
+    except (OSError, RuntimeError, ValueError) as err:  # the second: nobody is called ~so
+        raise ConfigError(f"{option} {output} cannot be used: {reason(err)}; give another folder") from err
+    if is_file:
+        raise ConfigError(f"{option} {output} must be a folder, and is a file; give another {option}")
+    if not is_empty:
+        raise ConfigError(f"{option} {output} already holds files; give an empty folder")
+    return folder
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Make the folder; turn what the disk says while it is written to into one of our errors.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as err:
+        raise StorageError(f"cannot write {folder}: {reason(err)}") from err

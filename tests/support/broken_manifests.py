@@ -222,7 +222,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "applications[0].args.min_replicas", "with the least workers (minReplicas) 3 replicas"),
     "gRPC function that is not there": (
         "rayservice",
-        inside(SERVE, put("grpc_options", "grpc_servicer_functions", 0, to="serve.oip.grpc.ingress:add_to_servers")),
+        inside(SERVE, put("grpc_options", "grpc_servicer_functions", 0, to="serve.oip.grpc.service:add_to_servers")),
         "grpc_options.grpc_servicer_functions[0]", "did you mean 'add_to_server'?"),
     "two applications of one name": (
         "rayservice",

@@ -31,12 +31,13 @@ from benchmarks.profile_bulk import cpu_by_kind
 from models.device import DeviceChoice, Provider
 from models.spec import Precision
 from pipeline.config import LabelConfig, SourceFormat
+from pipeline.dest.plan import units_of
 from pipeline.dest.writer import STATUS_OK, Row
 from pipeline.job import unit_settings
 from pipeline.operators import dataset
 from pipeline.operators.model_ref import ModelRef, settle_model
 from pipeline.operators.staged import ReadDecode, _Piece
-from pipeline.operators.units import End, units_of
+from pipeline.operators.units import End
 from pipeline.session.attempts import RunState
 from pipeline.session.pools import Pools
 from pipeline.session.stage_clock import StageClock
@@ -53,7 +54,7 @@ class MadeUpPixels(ReadDecode):
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         clock, piece = StageClock(), _Piece(self._settings)
-        for unit in units_of(table):
+        for unit in units_of([table]):
             (shard,) = unit.slices
             for place in range(shard.limit):
                 if piece.is_full:

@@ -21,6 +21,8 @@ from pipeline.storage.uris import without_secrets
 # Samples per inference. On a CPU more gain nothing; a GPU wants hundreds.
 CPU_BATCH_SIZE = 16
 GPU_BATCH_SIZE = 256
+# Labels per image.
+DEFAULT_TOP_K = 5
 
 
 class SourceFormat(StrEnum):
@@ -159,7 +161,12 @@ class LabelConfig(BaseModel):
     output: Annotated[str, BeforeValidator(_plain)] = Field(
         min_length=1, description="Folder or URI that the Parquet files are written to."
     )
-    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image, best first.")
+    top_k: int = Field(
+        default=DEFAULT_TOP_K,
+        ge=1,
+        le=10_000,
+        description="Labels per image, best first; the default is all of them where a model has fewer.",
+    )
     labels: Annotated[LabelText, Lower] = Field(
         default=LabelText.NAME, description="How classes are named: name (the first synonym), wnid, or all."
     )

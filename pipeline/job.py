@@ -83,7 +83,7 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         StorageError: Planning failed on storage.
     """
     started = time.perf_counter() if started is None else started
-    spec, labels = settle_model(config)
+    config, spec, labels = settle_model(config)
     dest = open_storage(config.output)
     source = open_source(config.source, config.format, exclude=dest)
     address = config.address or os.environ.get("RAY_ADDRESS")

@@ -14,7 +14,7 @@ from models.catalog import DEFAULT_MODEL
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError
 from models.inference.classifier import DeviceChoice, Provider, choose
-from pipeline.config import LabelConfig, build_config
+from pipeline.config import DEFAULT_TOP_K, LabelConfig, build_config
 from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import DecodeImages
@@ -34,7 +34,7 @@ def label(  # noqa: PLR0913 (the options of the command)
     model: str = DEFAULT_MODEL,
     precision: str = "auto",
     device: str = "auto",
-    top_k: int = 5,
+    top_k: int = DEFAULT_TOP_K,
     decode: str = "fast",
     labels: str = "name",
     embeddings: bool = False,
@@ -121,7 +121,7 @@ def label(  # noqa: PLR0913 (the options of the command)
 
 def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, ModelRef]:
     """Settle the model and load it once, so that one that cannot be had or run is told now."""
-    spec, texts = settle_model(config)
+    config, spec, texts = settle_model(config)
     if not ray.is_initialized():
         ray.init()  # as Ray Data does by itself at its first use
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if num_gpus is None else num_gpus > 0

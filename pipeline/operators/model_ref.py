@@ -21,7 +21,7 @@ from models.session import GpuOptions
 from models.spec import ModelSpec
 from models.store.download import progress_printer
 from models.store.locate import locate
-from pipeline.config import LabelConfig
+from pipeline.config import DEFAULT_TOP_K, LabelConfig
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 
@@ -80,8 +80,10 @@ def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
     )
 
 
-def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the model's entry and what its classes are called, checked against what is asked of it.
+def settle_model(config: LabelConfig) -> tuple[LabelConfig, ModelSpec, tuple[str, ...]]:
+    """Return the settings, the model's entry and what its classes are called, checked against each other.
+
+    Of a model with fewer classes than an image gets labels by default, it gets all of them.
 
     Raises:
         ConfigError: The model is not known, or cannot give what is asked for.
@@ -89,11 +91,13 @@ def settle_model(config: LabelConfig) -> tuple[ModelSpec, tuple[str, ...]]:
     """
     spec = load_spec(config.model)
     labels = label_texts(spec, config.labels)
+    if config.top_k == DEFAULT_TOP_K:
+        config = config.model_copy(update={"top_k": min(config.top_k, len(labels))})
     if config.top_k > len(labels):
         raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")
     if config.embeddings and spec.embedding is None:
         raise ConfigError(f"--embeddings: the entry of {spec.name} names no tensor of penultimate features")
-    return spec, labels
+    return config, spec, labels
 
 
 def settle_calibration(

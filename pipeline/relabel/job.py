@@ -81,7 +81,7 @@ def relabel(
     old = open_finished(location)
     condition = None if where is None else parse_where(where, old.schema)
     config = config_like(old, options)
-    spec, labels = _settle_model(old, config, options)
+    config, spec, labels = _settle_model(old, config, options)
     asked = _Asked(old, condition, config, source_of(old, config), open_storage(config.output))
     refuse_overlap(old, asked.source, asked.dest)
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -124,7 +124,7 @@ def relabel(
 
 def _settle_model(
     old: FinishedDest, config: LabelConfig, options: Mapping[str, object]
-) -> tuple[ModelSpec, tuple[str, ...]]:
+) -> tuple[LabelConfig, ModelSpec, tuple[str, ...]]:
     try:
         return settle_model(config)
     except UnknownModelError as err:

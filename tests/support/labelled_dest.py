@@ -24,7 +24,7 @@ def label_without_ray(
 ) -> None:
     """Label with the top 3, here; `finish` says how many units."""
     config = LabelConfig(source=str(source), output=str(output), model=str(model), **{"top_k": 3, **options})
-    spec, labels = settle_model(config)
+    config, spec, labels = settle_model(config)
     dest = open_storage(config.output)
     found = open_source(config.source, config.format, exclude=dest)
     choice = choose(spec, config.device, config.precision, has_gpu=False)

@@ -6,7 +6,7 @@ It needs timm and PyTorch, some GB, so give it an environment of its own:
     .venv-timm/bin/python examples/export_from_timm.py
     shardlabel models add out/examples/timm/model.onnx --name my-mobilenet \
         --labels out/examples/timm/labels.txt --preprocess out/examples/timm/config.json
-    shardlabel label models/samples/photos.tar --output out/examples/timm/labels --model my-mobilenet --top-k 3
+    shardlabel label models/samples/photos.tar --output out/examples/timm/labels --model my-mobilenet
 """
 
 import json

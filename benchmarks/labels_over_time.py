@@ -61,7 +61,7 @@ def make(folder: Path, rows: int, name: str, *, seed: int, shards: int = 1) -> N
     (folder / "source").mkdir(exist_ok=True)
     (folder / "source" / "000000.tar").touch()
     config = LabelConfig(source=str(folder / "source"), output=str(folder / name), model=MODEL, top_k=TOP)
-    spec, labels = settle_model(config)
+    config, spec, labels = settle_model(config)
     choice = choose(spec, config.device, config.precision, has_gpu=False)
     source, dest = open_source(config.source, config.format), open_storage(config.output)
     settings = fingerprint(config, source, spec, choice, labels)

@@ -161,7 +161,7 @@ def pace(kind: str, environment: dict[str, str], dest: str, calls: int, units_at
             stack.enter_context(patch)
         config = LabelConfig(source=f"s3://{BUCKET}/source/{kind}", output=dest, model="efficientnet-lite0")
         source = open_source(config.source, config.format)
-        spec, labels = settle_model(config)
+        config, spec, labels = settle_model(config)
         settings = unit_settings(config, source, spec, choose(spec, Device.CPU, "int8", has_gpu=False), labels)
         units = list(cut_units(slices(source), images=kind == "images"))
         began = time.perf_counter()

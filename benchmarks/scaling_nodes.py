@@ -71,7 +71,7 @@ def run_nodes(nodes: int, unit_images: int, options: argparse.Namespace) -> dict
     """Label so many images on so many nodes, and return what an image cost."""
     with tempfile.TemporaryDirectory() as folder:
         config = LabelConfig(source=(folder,), output=f"{folder}/out", model="efficientnet-lite0")
-        spec, labels = settle_model(config)
+        config, spec, labels = settle_model(config)
         choice = DeviceChoice(Provider.SIMULATED, Precision.INT8, "", options.rate)
         source = Source(open_storage(folder), SourceFormat.WEBDATASET, lambda: iter(()))
         settings = unit_settings(config, source, spec, choice, labels)

@@ -375,7 +375,7 @@ def check_huggingface_and_openai(got: dict, *, model: str, first: str, features:
         assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
     assert [len(rows) for rows in got["huggingface"].values()] == [got["default"], 2, 1]
     assert got["errors"]["sigmoid"][:2] == ["BadRequestError", 400]
-    assert "must be softmax" in got["errors"]["sigmoid"][2]
+    assert "should be 'softmax'" in got["errors"]["sigmoid"][2]
     assert got["errors"]["nothing"][1] == 404
     assert "no model 'nothing'" in got["errors"]["nothing"][2]
     assert got["embeddings"]["model"] == model

@@ -131,10 +131,13 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = READY_
         time.sleep(0.3)
 
 
-def test_serve_deploy_answers_with_the_files_settings(cluster):
-    cluster.deploy(max_replicas=2)
-
-    wait_for(lambda: cluster.labels() == 5, "an answer")
+@pytest.fixture
+def deployed(cluster) -> Cluster:
+    """Return the cluster with an endpoint as the file says: of another test, or deployed here."""
+    if cluster.labels() != 5:
+        cluster.deploy(max_replicas=2)
+        wait_for(lambda: cluster.labels() == 5, "an answer with the file's settings")
+    return cluster
 
 
 # Why a query gives no series on an endpoint that is well; any other has to give some.
@@ -155,7 +158,8 @@ def queries(path: str) -> list[str]:
 
 
 @needs_prometheus
-def test_prometheus_finds_series_for_every_query_of_the_dashboard(cluster, tmp_path):
+def test_prometheus_finds_series_for_every_query_of_the_dashboard(deployed, tmp_path):
+    cluster = deployed
     jobs = {
         job["job_name"]: job
         for job in yaml.safe_load((ROOT / "cluster" / "prometheus.yaml").read_text())["scrape_configs"]
@@ -199,7 +203,8 @@ def alerts_of(prometheus: Prometheus) -> list[dict[str, Any]]:
     return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
 
 
-def test_a_changed_option_is_rolled_out_and_no_request_fails(cluster):
+def test_a_changed_option_is_rolled_out_and_no_request_fails(deployed):
+    cluster = deployed
     with Load("127.0.0.1", cluster.port, sample_images(None), 4) as load:
         time.sleep(1)
         cluster.deploy(max_replicas=2, top_k=3)
@@ -211,7 +216,8 @@ def test_a_changed_option_is_rolled_out_and_no_request_fails(cluster):
     assert cluster.labels() == 3
 
 
-def test_a_version_that_cannot_be_built_leaves_the_old_one_serving_and_says_why(cluster):
+def test_a_version_that_cannot_be_built_leaves_the_old_one_serving_and_says_why(deployed):
+    cluster = deployed
     with Load("127.0.0.1", cluster.port, sample_images(None), 4) as load:
         cluster.deploy(max_replicas=2, model="no-such-model")
         wait_for(lambda: cluster.applications()["shardlabel"]["status"] == "DEPLOY_FAILED", "the refusal")

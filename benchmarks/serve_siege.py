@@ -36,7 +36,7 @@ IDLE = 4000
 SLOW = 100
 UPLOADS = 8
 UPLOAD_BYTES = 20_000_000
-FLOOD = 64
+FLOOD = 400
 HEAD = f"POST /v1/classify HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: image/jpeg\r\nContent-Length: "
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ def load_spec(name: str) -> ModelSpec:
             path = folder / f"{name}.toml"
             if path.is_file():
                 return _with_overlay(_parse(path, _read(path)))
+    names = model_names()
+    near = get_close_matches(name, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
     raise UnknownModelError(
-        f"model must be one of {', '.join(model_names())}, or the path of an .onnx file, got {name!r}"
+        f"model must be one of {', '.join(names)}, or the path of an .onnx file, got {name!r}{hint}"
     )
 
 
@@ -94,7 +98,8 @@ def _load_own(path: Path) -> ModelSpec:
     if beside is None:
         raise ConfigError(
             f"model {path} needs an entry beside it: {path.with_suffix('.toml')} with input, output, preprocessing "
-            "and labels, as in docs/models.md"
+            f"and labels, as in docs/models.md; or register it: shardlabel models add {path} --name NAME --labels FILE "
+            "--preprocess imagenet"
         )
     entry = _read(beside)
     entry.setdefault("name", path.stem.lower())

@@ -103,15 +103,19 @@ def choose(spec: ModelSpec, device: Device | SimulatedDevice, precision: str, *,
     on_gpu = has_gpu and device is not Device.CPU
     provider = Provider.CPU if not on_gpu else Provider.TENSORRT if device is Device.TENSORRT else Provider.CUDA
     where = "GPU" if on_gpu else "CPU"
-    how = "" if device is not Device.AUTO else " (chosen)"
+    how = "" if device is not Device.AUTO else " (chosen by auto)"
     if precision != "auto":
         wanted = Precision(precision)
         spec.artifact(wanted)
-        return DeviceChoice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: precision as asked for")
+        return DeviceChoice(provider, wanted, f"{spec.name} {wanted} on {where}{how}: the precision that was given")
     order = (Precision.FP16, Precision.FP32) if on_gpu else (Precision.INT8, Precision.FP32)
     offered = [p for p in (*order, *spec.artifacts) if p in spec.artifacts or (on_gpu and spec.is_made(p))]
     ready = [p for p in offered if is_cached(spec, p)]
     # A precision that has to be downloaded or built is taken only where none is here.
     chosen = (ready or offered)[0]
-    why = "the fastest of its precisions that are on this machine" if ready else "the fastest of its precisions"
+    why = (
+        "the fastest of its precisions that are on this machine"
+        if ready
+        else "the fastest of its precisions, none of which was on this machine"
+    )
     return DeviceChoice(provider, chosen, f"{spec.name} {chosen} on {where}{how}: {why}")

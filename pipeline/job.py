@@ -157,14 +157,16 @@ def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally)
         sizes = [size for size, done in zip(all_sizes, work.done, strict=True) if not done]
         busy = busy_share(sizes, workers)
         tally.printer.say(
-            f"shardlabel: {many_text(len(sizes), 'unit')} to do; by their sizes workers are busy {busy:.0%} of the time"
+            f"shardlabel: {many_text(len(sizes), 'unit')} to label; judging by their sizes, the actors will be "
+            f"busy {busy:.0%} of the time"
         )
 
 
 def _tell(work: ResumeState, tally: Tally) -> None:
     """Say what --append found, and which units cannot be had any more."""
     if work.new_units:
-        tally.printer.say(f"shardlabel: {work.new_units} new units behind {work.plan.units - work.new_units}")
+        before = work.plan.units - work.new_units
+        tally.printer.say(f"shardlabel: added {many_text(work.new_units, 'unit')} to the plan, which had {before}")
     for unit, shard in work.lost.items():
         tally.add_failed(f"unit {unit} ({shard})", "it was never labelled, and its shard is gone")
 

@@ -98,9 +98,14 @@ class ProgressPrinter:
         self._console.out(text, highlight=False)
 
     def line(self) -> str:
-        """Return the line: units, images, images/s of this run, errors, and the time left by bytes, or by units."""
+        """Return the line: units, images, images/s of this run, errors, and the time left by bytes, or by units.
+
+        Until this run has finished a unit, how long it has been at it stands in their place.
+        """
         t = self.totals
         seconds = time.perf_counter() - self._started
+        if t.units == self._units_before:
+            return f"{t.units}/{self._units} units, none finished yet after {seconds:.0f} s"
         rate = (t.rows - self._rows_before) / seconds if seconds > 0 else 0.0
         if self._total_bytes is None:
             read, left = t.units - self._units_before, self._units - t.units

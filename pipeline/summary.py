@@ -10,6 +10,7 @@ from pipeline.dest.commits import MAX_NAMED, Commit, Totals
 from pipeline.dest.plan import SUMMARY_FILE
 from pipeline.error_budget import ErrorBudget
 from pipeline.progress import ProgressPrinter
+from pipeline.quantities import rate_text
 from pipeline.storage.odd_keys import visible
 from pipeline.storage.storage import Storage
 
@@ -74,7 +75,7 @@ class RunReport:
             lines.append(f"{nothing}: all {self.units} units of {self.output} are finished")
         elif self.status == "done":
             lines.append(
-                f"labelled {self.images_now} images in {self.seconds:.1f} s ({self.images_per_s:.0f} images/s) "
+                f"labelled {self.images_now} images in {self.seconds:.1f} s ({rate_text(self.images_per_s)} images/s) "
                 f"with {self.model} {self.precision}"
             )
         else:

@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
         size = "" if row["width"] is None else f"{row['width']} x {row['height']}"
         table.add_row(row["key"], row["label"] or "", score, size, row["status"])
     console.print(table)
-    console.print(f"read all: pyarrow.parquet.read_table({str(folder)!r})", highlight=False)
+    console.print(f"all rows: pyarrow.parquet.read_table({str(folder)!r})", highlight=False)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import groupby
@@ -132,7 +133,7 @@ def choose_as_begun(
         taken["batch_size"] = begun.get("batch-size")
     config = config.model_copy(update=taken)
     try:
-        return config, choose(spec, config.device, config.precision, has_gpu=has_gpu)
+        choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
     except ModelError as err:
         if "device" not in taken and "precision" not in taken:
             raise
@@ -141,6 +142,10 @@ def choose_as_begun(
             f"{dest.describe()} was begun with {what}, which `auto` therefore is, and it cannot be had here: {err}; "
             "resume where it can, or give another --output"
         ) from err
+    if "precision" in taken and choice.provider is not Provider.SIMULATED:
+        where, _, _ = choice.reason.partition(":")
+        choice = replace(choice, reason=f"{where}: the precision that {dest.describe()} was begun with")
+    return config, choice
 
 
 def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:

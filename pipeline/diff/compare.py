@@ -70,7 +70,7 @@ class DiffReport:
         new: NEW, as it was given.
         old_model: Model, precision and decode mode.
         rows_old: Rows in OLD; `rows_new` in NEW, `both` in both by shard and key, `only_old` and `only_new` in one only.
-        repeats_old: With a prediction log, rows of OLD for whose image a later one counts; `repeats_new` likewise.
+        repeats_old: With a prediction log, rows of OLD for whose image a later one counts; `repeats_new`: the same for NEW.
         both_labelled: Rows of which both have a label.
         same_label: Of those, with the same best label; `agreement` is their share, `flipped` the others.
         same_top_k: Percent of those whose top k are the same classes; None where they cannot be compared.

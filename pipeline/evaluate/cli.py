@@ -38,7 +38,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Fit a calibration to half of the images, judge it on the other half, and write it as JSON, for "
+            help="Fit a calibration to half of the images, measure it on the other half, and write it as JSON, for "
             "--calibration of `label` and `serve`.",
         ),
     ] = None,

@@ -63,7 +63,7 @@ class Fit:
                 "are right or wrong, no temperature fits best; give more, and harder ones"
             )
         sure = "less" if temperature > 1 else "more"
-        return f"temperature {temperature:g}: scores become {sure} sure, and no label changes"
+        return f"temperature {temperature:g}: scores become {sure} confident, and no label changes"
 
     def _accepted(self) -> str:
         target = f"{self.calibration.precision_target:g} %"

@@ -60,12 +60,14 @@ class LabelledSource:
         base, kind = self.source.base, self.source.format
         columns = ANY_COLUMNS
         text_of: Callable[[Sample], str | None] = self._member_label
+        hint = ""
         if kind is SourceFormat.PARQUET:
             columns, text_of = self._of_parquet()
         elif kind is SourceFormat.IMAGES:
             if self.label_field is not None:
                 raise ConfigError("--label-field is for .json members and Parquet; of loose images the folder tells")
             text_of = partial(_folder_name, base)
+            hint = "; a loose image has the class that its folder is named after"
         settings = ReadSettings(base, kind, ImageLimits(), columns, beside=True)
         for unit in cut_units(slices(self.source), images=kind is SourceFormat.IMAGES):
             for sample in read_unit(settings, unit, self._note):
@@ -75,7 +77,8 @@ class LabelledSource:
                     continue
                 index = self.finder.find(text)
                 if index is None:
-                    raise SourceError(f"{sample.shard}: class of {sample.key}: {self.finder.explain(text)}")
+                    where = sample.key if kind is SourceFormat.IMAGES else f"{sample.key} in {sample.shard}"
+                    raise SourceError(f"the class of {where} is unknown: {self.finder.explain(text)}{hint}")
                 yield sample, index
 
     def _note(self, shard: str, notes: ShardNotes) -> None:

@@ -43,7 +43,7 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
 def print_fit(found: Fit, console: Console) -> None:
     """Print what a calibration came to."""
     c, judged = found.calibration, found.judged
-    fitted = f"fitted to {count_text(c.fitted_on)} images and judged on {count_text(judged.images)} others"
+    fitted = f"fitted to {count_text(c.fitted_on)} images and measured on {count_text(judged.images)} others"
     _say(console, [f"Calibration, {fitted}"])
     table = Table("", "before", "after", box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -119,10 +119,10 @@ def _remarks(found: Evaluation, *, both: bool = False) -> list[str]:
     if found.reported_note:
         lines.append(f"why these differ: {found.reported_note}")
     if not both:
-        sure = "more" if found.mean_score > found.top1 else "less"
+        how = "overconfident" if found.mean_score > found.top1 else "underconfident"
         lines.append(
-            f"mean score of the best label {found.mean_score:.1f} %, right {found.top1:.1f} %: on the whole the model "
-            f"claims {sure} than it reaches (ECE: expected calibration error)"
+            f"the mean score of the best label is {found.mean_score:.1f} %, and {found.top1:.1f} % are right: the "
+            f"model is {how} on average (ECE: expected calibration error)"
         )
     if found.accepted is not None:
         lines.append(accepted_text(found.accepted))

@@ -23,7 +23,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     calibration: Annotated[
         list[str], typer.Option(metavar="SRC", help="Labelled images, as for `evaluate`; may be given several times.")
     ],
-    max_drop: Annotated[float, typer.Option(help="Points of top-1 that may be lost on the images that judge.")] = 0.5,
+    max_drop: Annotated[float, typer.Option(help="Points of top-1 that may be lost on the images held out.")] = 0.5,
     calibration_images: Annotated[
         int,
         typer.Option(
@@ -40,7 +40,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
     **options: object,
 ) -> None:
-    """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it holds the bar.
+    """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it loses little enough.
 
     Static int8: QDQ, per channel, uint8 activations, int8 weights at scales that are right on every CPU. Some images of
     SRC set the ranges; the others are held out. When top-1 falls there by more than --max-drop, nothing is registered,

@@ -145,7 +145,7 @@ def write_page(material: Material, folder: Path) -> tuple[Pictures, list[str]]:
     _, (others,) = write_list(material, folder, pictures)
     (folder / PAGE_FILE).write_text(_page(material, pictures), encoding="utf-8", errors="replace")
     return pictures, [
-        f"open {folder / PAGE_FILE}, answer there, and save the answers as a CSV file",
+        f"open {folder / PAGE_FILE}, answer there, and save the answers as a CSV file, for `shardlabel review score`",
         f"or {others}",
     ]
 

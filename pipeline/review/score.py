@@ -161,8 +161,8 @@ def _nothing_to_go_by(random: int, answered: int) -> str:
             "has no answer here; give the answers of all draws"
         )
     return (
-        f"no answer is of the random stratum, got {answered} answers; expected some of the lines whose stratum is "
-        f"{Stratum.RANDOM.value!r}: nothing else says how many labels are right"
+        f"none of the {answered} answers is for an image of the random stratum; answer some of the lines whose stratum is "
+        f"{Stratum.RANDOM.value!r}, since the share of right labels is estimated from those alone"
     )
 
 

@@ -148,7 +148,7 @@ def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT
     raise AssertionError("unreachable")
 
 
-_KEYS = "check the credentials, and what they may do"
+_KEYS = "check the credentials and their permissions; `shardlabel doctor` names those it finds"
 _HINTS = {
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",

@@ -82,7 +82,7 @@ class Endpoint:
         grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port else ""
         if not self.is_local:
             return f"ready: on the Ray cluster at {self.listen.address}, port {self.listen.port} of its nodes{grpc}"
-        return f"ready: {self.listen.url} (POST /v1/classify, GET /docs){grpc}; Ctrl-C stops it"
+        return f"ready: {self.listen.url} (a page to try it; POST /v1/classify; GET /docs){grpc}; Ctrl-C stops it"
 
     def fault(self) -> str | None:
         """Say why it cannot go on; None while it can."""

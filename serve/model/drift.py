@@ -122,7 +122,7 @@ class Drift:
 
     @property
     def mean_score(self) -> float:
-        """Mean score of the best labels of the same answers; NaN likewise."""
+        """Mean score of the best labels of the same answers; NaN before there are LEAST."""
         return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
 
 

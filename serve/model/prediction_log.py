@@ -55,7 +55,7 @@ class PredictionLog:
         model: What the column `model` says, `NAME:PRECISION:DECODE@VERSION`; the column `shard` has the name.
         top_k: Labels of each row.
         written: Counts rows that were; called by any thread.
-        dropped: Counts rows that were given up, by one of `REASONS`; likewise.
+        dropped: Counts rows that were given up, by one of `REASONS`; called by any thread.
     """
 
     def __init__(

@@ -65,7 +65,9 @@ def test_loose_images_on_s3_several_units_at_a_time_are_the_files_that_a_disk_gi
     assert (remote.returncode, on_disk.returncode) == (0, 0), remote.stderr + on_disk.stderr
     assert json.loads(remote.stdout.splitlines()[-1])["errors"] == {"undecodable": 1}
     assert len(parts(tmp_path / "out")) > 5
-    assert re.search(r"\d+ units to do; by their sizes workers are busy (9\d|100)% of the time", on_disk.stderr)
+    assert re.search(
+        r"\d+ units to label; judging by their sizes, the actors will be busy (9\d|100)% of the time", on_disk.stderr
+    )
     assert parts(server.fetch("loose-out")) == parts(tmp_path / "out")
 
 

@@ -102,8 +102,15 @@ def test_a_malformed_entry_is_an_error_that_names_file_and_key(tiny_model, tmp_p
 def test_a_model_file_without_an_entry_says_where_it_is_expected(tiny_model, tmp_path):
     (tmp_path / "m.onnx").write_bytes(tiny_model.read_bytes())
 
-    with pytest.raises(ConfigError, match=r"needs an entry beside it: .*m\.toml"):
+    with pytest.raises(
+        ConfigError, match=r"needs an entry beside it: .*m\.toml .*shardlabel models add .*m\.onnx --name"
+    ):
         load_spec(str(tmp_path / "m.onnx"))
+
+
+def test_a_misspelt_model_is_an_error_that_suggests_the_nearest():
+    with pytest.raises(UnknownModelError, match=r"got 'eficientnet-lite'; did you mean efficientnet-lite0\?$"):
+        load_spec("eficientnet-lite")
 
 
 def test_a_model_file_that_is_not_there_is_an_error(tmp_path):

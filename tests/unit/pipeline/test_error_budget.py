@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -63,3 +64,13 @@ def test_a_run_that_was_stopped_says_why_and_how_far_it_is():
         "0.05",
         "1 of 4 units are finished; the same command does the rest",
     ]
+
+
+def test_a_slow_run_says_its_rate_with_a_decimal():
+    totals = Totals()
+    tally = Tally(totals, ProgressPrinter(Progress.NONE, 1, 9, totals), time.perf_counter() - 20)
+    tally.add(Commit(0, "part-00000.parquet", 8, 8, {}, 1.0, 9, 9, "0"))
+
+    report = tally.report(output="out", model="m", precision="int8", decode="fast", units=1)
+
+    assert "labelled 8 images in 20.0 s (0.4 images/s) with m int8" in report.sentences()

@@ -67,7 +67,7 @@ def test_a_part_that_is_left_of_a_parquet_file_is_not_all_of_it(tmp_path):
 
     _tell_evenness(dest, work, 2, SimpleNamespace(printer=SimpleNamespace(say=said.append)))
 
-    assert said == ["shardlabel: 11 units to do; by their sizes workers are busy 92% of the time"]
+    assert said == ["shardlabel: 11 units to label; judging by their sizes, the actors will be busy 92% of the time"]
 
 
 def test_of_one_unit_that_is_left_nothing_is_said(tmp_path):

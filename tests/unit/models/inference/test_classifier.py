@@ -108,7 +108,7 @@ def test_auto_takes_int8_on_a_cpu_and_says_why():
     choice = choose(load_spec("efficientnet-lite0"), Device.AUTO, "auto", has_gpu=False)
 
     assert (choice.provider, choice.precision) == (Provider.CPU, Precision.INT8)
-    assert "int8 on CPU (chosen)" in choice.reason
+    assert "int8 on CPU (chosen by auto)" in choice.reason
 
 
 def test_a_precision_that_the_model_lacks_is_refused(tiny):

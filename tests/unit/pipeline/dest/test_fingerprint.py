@@ -189,6 +189,7 @@ def test_auto_is_what_dest_was_begun_with_on_any_machine_that_has_it(spec, tmp_p
         return
     config, found = choose_as_begun(settings(), spec, dest, has_gpu=has_gpu)
     assert (found.provider, found.precision) == (choice.provider, choice.precision)
+    assert found.reason.endswith("out was begun with")
     assert of(config, spec, found) == read_plan(dest).settings
 
 

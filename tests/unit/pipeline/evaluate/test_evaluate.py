@@ -90,6 +90,14 @@ def test_folders_named_by_class_are_labels(tiny_model, tmp_path):
     assert measure(tiny_model, tmp_path / "val" / "red").top1 == 100.0
 
 
+def test_loose_images_of_no_class_are_an_error_that_says_where_their_class_is_from(tiny_model, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "x.jpg").write_bytes(colour_jpeg("red"))
+
+    with pytest.raises(SourceError, match=r"the class of x\.jpg is unknown: 'pictures' .* its folder is named after$"):
+        measure(tiny_model, tmp_path / "pictures")
+
+
 def parquet(path, labels, names=None, column="label"):
     table = pa.table({"image": [colour_jpeg(c) for c in ("red", "green", "blue")], column: labels})
     if names:
@@ -127,7 +135,9 @@ def test_a_parquet_column_of_another_name_has_to_be_told(tiny_model, tmp_path):
 def test_a_class_that_the_model_does_not_have_is_an_error_that_names_the_sample(tiny_model, tmp_path, content):
     source = shard(tmp_path, {"x/a.jpg": colour_jpeg("red"), "x/a.cls": content})
 
-    with pytest.raises(SourceError, match=r"one\.tar: class of x/a: .* expected 0 to 2, or a synset id or name"):
+    with pytest.raises(
+        SourceError, match=r"the class of x/a in one\.tar is unknown: .* expected 0 to 2, or a synset id"
+    ):
         measure(tiny_model, source)
 
 

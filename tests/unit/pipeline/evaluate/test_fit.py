@@ -245,8 +245,8 @@ def test_the_terminal_says_it_in_words(tiny_model, tmp_path):
     fitted = run(shard, "--model", tiny_model, "--fit", file).stdout
     calibrated = run(shard, "--model", tiny_model, "--calibration", file).stdout
 
-    assert "Calibration, fitted to 240 images and judged on 240 others" in fitted
-    assert "scores become less sure, and no label changes" in fitted
+    assert "Calibration, fitted to 240 images and measured on 240 others" in fitted
+    assert "scores become less confident, and no label changes" in fitted
     assert "at a precision of 95 %" in fitted
     assert "the calibration, for a precision of 95 %, accepts" in calibrated
 

@@ -132,7 +132,7 @@ def test_without_a_draw_or_an_answer_of_the_random_stratum_nothing_is_said(dest,
 
     draw = draw_sample(dest, plan, Wanted(By.MARGIN, 10)).draw
     unsure = [row for row in draw.shown if row.stratum is Stratum.UNCERTAIN]
-    with pytest.raises(ConfigError, match="no answer is of the random stratum, got 25 answers"):
+    with pytest.raises(ConfigError, match="none of the 25 answers is for an image of the random stratum"):
         score_answers(dest, plan, [write_true_answers(tmp_path / "a.csv", unsure)], 0.95)
 
 

@@ -88,7 +88,10 @@ def test_errors_are_told_apart_by_what_storage_says(expected: Fault, err: Except
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("denied", "403 Forbidden (check the credentials, and what they may do)"),
+        (
+            "denied",
+            "403 Forbidden (check the credentials and their permissions; `shardlabel doctor` names those it finds)",
+        ),
         ("denied-listing", "403 Forbidden, InvalidAccessKeyId (check AWS_ACCESS_KEY_ID)"),
         ("refused", "cannot connect: Connection refused"),
         ("no-such-host", "cannot connect: failed to lookup address information"),
@@ -121,7 +124,7 @@ def test_transient_errors_are_tried_again() -> None:
 
 
 def test_permanent_errors_are_not() -> None:
-    with pytest.raises(StorageError, match=r"cannot read x: 403 Forbidden.*what they may do"):
+    with pytest.raises(StorageError, match=r"cannot read x: 403 Forbidden.*check the credentials"):
         retried("read x", failing(1, MESSAGES["denied"][1]))
 
 

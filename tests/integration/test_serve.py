@@ -92,7 +92,9 @@ def test_what_the_readme_asks_is_answered_as_the_readme_says(endpoint, tmp_path)
     there = ask.replace("127.0.0.1:8000", f"127.0.0.1:{endpoint.port}")
     asked = subprocess.run(shlex.split(there), cwd=tmp_path, capture_output=True, check=True)
 
-    assert shlex.split(start, comments=True) == ["--model", MODEL], "the endpoint of these tests is not the one that the README starts"
+    assert shlex.split(start, comments=True) == ["--model", MODEL], (
+        "the endpoint of these tests is not the one that the README starts"
+    )
     answer = json.loads(asked.stdout)
     (label,), (told_label,) = answer["results"][0].pop("labels"), told["results"][0].pop("labels")
     assert answer == told

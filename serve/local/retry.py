@@ -35,7 +35,8 @@ class RetryOnce:
         async def hold() -> Message:
             nonlocal size, is_settled
             message = await receive()
-            is_settled = message["type"] == "http.disconnect"  # nobody waits
+            if message["type"] == "http.disconnect":
+                is_settled = True  # nobody waits
             size += len(message.get("body", b""))
             held.append(message)
             if size > HELD_BYTES:

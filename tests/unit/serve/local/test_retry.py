@@ -51,6 +51,18 @@ def test_a_request_that_is_answered_is_not_tried_again():
     assert proxy.bodies == [b"abc"]
 
 
+def test_one_that_is_answered_while_its_body_arrives_is_not_tried_again():
+    tries = []
+
+    async def refuses(scope, receive, send) -> None:
+        tries.append(await receive())
+        await Response("no key", 401)(scope, receive, send)
+        await receive()
+
+    assert ask(refuses, [b"a", b"b", b"c"])[0] == 401
+    assert len(tries) == 1
+
+
 def test_one_without_an_answer_is_tried_again_with_the_same_body():
     proxy = Proxy(silent=1)
 

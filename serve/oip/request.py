@@ -45,7 +45,7 @@ def _whole(value: object) -> object:
 
 
 # Some clients send them as text.
-_Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+_Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**63 - 1)]
 _DATA = WithJsonSchema({"type": "array", "description": "Row-major, nested or flat; images as base64 text."})
 
 

@@ -382,6 +382,7 @@ MALFORMED = {
     "top_k of true": {"inputs": [IMAGE], "parameters": {"top_k": True}},
     "a timeout of text": {"inputs": [IMAGE], "parameters": {"timeout": "soon"}},
     "a negative timeout": {"inputs": [IMAGE], "parameters": {"timeout": -1}},
+    "a timeout of 400 digits": {"inputs": [IMAGE], "parameters": {"timeout": "9" * 400}},
     "a sequence": {"inputs": [IMAGE], "parameters": {"sequence_id": 3}},
     "binary output of text": {"inputs": [IMAGE], "parameters": {"binary_data_output": "yes"}},
 }  # fmt: skip

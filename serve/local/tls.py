@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Renewal:
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._files = (cert, key)
-        self._known = self._read()
+        self._known = self._stamps()
         check_certificate(cert, key)
 
     def take(self) -> str | None:
@@ -79,14 +80,20 @@ class Renewal:
             ConfigError: What is there now cannot be used; not said again before it changes.
             OSError: It is being replaced at this moment.
         """
-        now = self._read()
+        now = self._stamps()
         if now == self._known:
             return None
         self._known = now
         check_certificate(*self._files)
-        return now
+        # Both may be one file; what stands around the PEM may be in any encoding.
+        return "\n".join(path.read_text(errors="replace") for path in dict.fromkeys(self._files))
 
-    def _read(self) -> str:
-        # Both may be one file; what stands around the PEM may be in any encoding. One that is away, since it is being
+    def _stamps(self) -> list[tuple[int, int]]:
+        # Not what they hold: the key stays where it lies, and a file that cannot be read, or that is away since it is being
         # replaced, is a change that `check_certificate` tells.
-        return "\n".join(path.read_text(errors="replace") for path in dict.fromkeys(self._files) if path.is_file())
+        stamps = []
+        for path in self._files:
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                stamps.append((found.st_mtime_ns, found.st_ino))
+        return stamps

@@ -75,6 +75,20 @@ def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path):
     assert renewal.take() is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that root cannot read either")
+def test_one_that_cannot_be_read_is_told_once_and_at_the_start_as_any_other_mistake(tmp_path):
+    cert, key = write_certificate(tmp_path)
+    renewal = Renewal(cert, key)
+    key.unlink()
+    key.symlink_to("/proc/self/mem")
+
+    with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
+        renewal.take()
+    assert renewal.take() is None
+    with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
+        Renewal(cert, key)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

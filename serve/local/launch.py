@@ -245,7 +245,8 @@ def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
         app = ray_serve.status().applications.get(APP_NAME)
         state = "" if app is None else str(app.status.value)
         waited = time.monotonic() - began
-        if state == "RUNNING" and (listen.address is not None or _answers(listen)):
+        silence = _silence(listen) if state == "RUNNING" and listen.address is None else None
+        if state == "RUNNING" and silence is None:
             return
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ClusterError(f"the replicas fail: {_reason(app)}")
@@ -254,7 +255,7 @@ def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
                 raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
             say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
-            raise ClusterError(f"not ready within {READY_S:g} s: {_reason(app)}")
+            raise ClusterError(f"not ready within {READY_S:g} s: {silence or _reason(app)}")
         if waited > 15:
             say_once("still starting: the model is being loaded, or fetched by its node")
         time.sleep(POLL_S)
@@ -270,12 +271,15 @@ def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type
     return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
 
 
-def _answers(listen: Listen) -> bool:
-    """Ask as a client would: Serve calls itself running before its proxy passes requests on."""
+def _silence(listen: Listen) -> str | None:
+    """Ask as a client would, and say what is wrong: Serve calls itself running before its proxy passes requests on."""
     # The certificate was looked at, and bears another name than this machine's.
     trusting = ssl._create_unverified_context() if listen.tls_cert else None
     # No proxy of the environment's stands between a machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
-    with contextlib.suppress(OSError, ValueError), opener.open(f"{listen.url}/healthz", timeout=5) as answer:
-        return bool(orjson.loads(answer.read()) == {"status": "ok"})
-    return False
+    try:
+        with opener.open(f"{listen.url}/healthz", timeout=5) as answer:
+            problem = None if orjson.loads(answer.read()) == {"status": "ok"} else "another server answers there"
+    except (OSError, ValueError) as err:
+        problem = str(err)
+    return None if problem is None else f"{listen.url} does not answer: {problem}"

@@ -15,6 +15,7 @@ from pipeline.patches.grpc_patches import check_grpc
 from serve.config import ServeConfig
 from serve.local import launch
 from serve.local.listen import Listen
+from serve.local.ports import free_ports
 from serve.local.running import Endpoint
 from tests.support.certificates import write_certificate
 
@@ -113,6 +114,15 @@ def test_a_refusal_of_haproxy_ends_the_start_with_its_words(tmp_path):
 
     with pytest.raises(ClusterError, match="no stats socket"):
         launch._wait_until_ready(Listen(), tmp_path, print)
+
+
+def test_an_endpoint_that_runs_and_does_not_answer_is_an_error_that_says_how(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "READY_S", 0.05)
+    monkeypatch.setattr(launch, "POLL_S", 0.1)
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"shardlabel": running()}))
+
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:\d+ does not answer: .*Connection refused"):
+        launch._wait_until_ready(Listen(port=free_ports(1)[0]), tmp_path, print)
 
 
 def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_behind(monkeypatch, tmp_path):
@@ -228,7 +238,7 @@ def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(
     server = HTTPServer(("127.0.0.1", 0), Healthy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        assert launch._answers(Listen(port=server.server_port))
+        assert launch._silence(Listen(port=server.server_port)) is None
     finally:
         server.shutdown()
         server.server_close()

@@ -235,8 +235,8 @@ class Repository:
             except Exception as err:
                 if isinstance(err, UnknownModelError) and not replace_all:
                     raise UnknownModelError(_PATH.sub("", str(err))) from None
-                if not isinstance(err, ShardlabelError):
-                    logger.exception("model cannot be loaded model=%s", source)
+                is_ours = isinstance(err, ShardlabelError)
+                logger.warning("model cannot be loaded model=%s: %s", source, err, exc_info=None if is_ours else err)
                 wrong[source] = self._why(source, err)
         if replace_all:
             self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})

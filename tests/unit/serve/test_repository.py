@@ -281,6 +281,26 @@ def test_a_broken_model_is_built_anew_and_the_others_never_notice(tmp_path):
     assert asyncio.run(run()) == (5, 5, [True, False], True, "red")
 
 
+def test_why_a_broken_model_cannot_be_built_anew_is_in_the_log(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "serve")  # whatever tests before have told Ray's loggers
+
+    async def run():
+        one, two = own_model(tmp_path / "1", "one"), own_model(tmp_path / "2", "two")
+        async with replicas(1, one, two) as these:
+            ((repository, models),) = these.every
+            models.find("two")._failures = 5
+            two.unlink()
+            repository.look_after()
+            deadline = time.monotonic() + 20
+            while "is built anew model" not in caplog.text and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            await repository.follow(patient=True)
+
+    asyncio.run(run())
+    _, why = caplog.text.split("is built anew model", 1)[1].split("\n", 1)
+    assert "other.onnx" in why
+
+
 def test_a_replica_whose_every_model_has_failed_is_to_be_replaced(tmp_path):
     async def run():
         async with replicas(1, own_model(tmp_path, "one")) as these:

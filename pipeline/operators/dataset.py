@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from models.inference.classifier import Provider
 from pipeline.config import SourceFormat
@@ -27,7 +27,7 @@ from pipeline.operators.fused import LabelUnits
 from pipeline.operators.model_ref import ModelRef
 from pipeline.operators.staged import PIECE_ROWS, Label, ReadDecode, staged_columns
 from pipeline.operators.stages import UnitSettings
-from pipeline.operators.tasks import in_tasks, map_actors
+from pipeline.operators.tasks import in_tasks, map_actors, pool
 from pipeline.operators.units import Result, UnitAssembly, results_of
 from pipeline.operators.watch import GpuWatch
 from pipeline.session.attempts import MAX_ATTEMPTS, RunState
@@ -120,13 +120,7 @@ def _fused(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> Ite
         LabelUnits,
         (job.settings, job.model, job.state, isolate),
         retries=0,
-        compute=ActorPoolStrategy(
-            min_size=low,
-            max_size=high,
-            max_tasks_in_flight_per_actor=max(at_a_time, _in_flight(isolate)),
-            max_concurrent_calls_per_actor=at_a_time,
-            enable_true_multi_threading=at_a_time > 1,
-        ),
+        compute=pool(low, high, at_a_time, isolate=isolate),
         batch_size=None,
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
@@ -148,9 +142,7 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         ReadDecode,
         (job.settings, job.state, isolate),
         retries=0,
-        compute=ActorPoolStrategy(
-            min_size=pools.decoders, max_size=most, max_tasks_in_flight_per_actor=_in_flight(isolate)
-        ),
+        compute=pool(pools.decoders, most, isolate=isolate),
         batch_size=None,
         num_cpus=1,
     )
@@ -160,13 +152,7 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
         Label,
         (job.model, columns, isolate),
         retries=0,
-        compute=ActorPoolStrategy(
-            min_size=pools.actors[0],
-            max_size=pools.actors[1],
-            max_tasks_in_flight_per_actor=in_flight * _in_flight(isolate),
-            max_concurrent_calls_per_actor=in_flight,
-            enable_true_multi_threading=in_flight > 1,
-        ),
+        compute=pool(*pools.actors, in_flight, isolate=isolate),
         batch_size=max(PIECE_ROWS, job.model.batch_size),
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
@@ -194,11 +180,6 @@ def units_at_a_time(source: Storage, dest: Storage, kind: SourceFormat) -> int:
     if source.is_local and dest.is_local:
         return 1
     return REMOTE_UNITS.get(kind, 1)
-
-
-def _in_flight(isolate: bool) -> int:
-    """Return how many tasks an actor has at a time; one where its death must take no other unit with it, pass by pass."""
-    return 1 if isolate else 2
 
 
 def _handed_over(units: Sequence[Unit], workers: int, *, isolate: bool) -> Dataset:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from ray.data import Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.sources.unit import Unit
 
@@ -38,6 +38,25 @@ def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
             end += 1
         yield units[begin:end]
         begin = end
+
+
+def pool(least: int, most: int, at_a_time: int = 1, *, isolate: bool) -> ActorPoolStrategy:
+    """Return how many actors an operator has, and how many tasks each of them.
+
+    Args:
+        least: Actors that it begins with.
+        most: Actors that it may grow to.
+        at_a_time: Tasks that an actor runs at a time. As many wait beside it: Ray Data adds actors where those that are
+            there have nearly twice as many tasks as they run, so that with fewer, nodes that join would stay idle.
+        isolate: Whether the death of an actor must take no other task with it: none waits then.
+    """
+    return ActorPoolStrategy(
+        min_size=least,
+        max_size=most,
+        max_tasks_in_flight_per_actor=at_a_time if isolate else 2 * at_a_time,
+        max_concurrent_calls_per_actor=at_a_time,
+        enable_true_multi_threading=at_a_time > 1,
+    )
 
 
 def map_actors(

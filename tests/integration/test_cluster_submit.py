@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
 ]
 
-SHARDS = 12
+SHARDS = 20
 SAMPLES = 20
 
 

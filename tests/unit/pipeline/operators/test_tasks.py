@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from ray.data import DataContext
 
-from pipeline.operators.tasks import TASK_BYTES, in_tasks
+from pipeline.operators.tasks import TASK_BYTES, in_tasks, pool
 from pipeline.sources.unit import Slice, Unit
 
 
@@ -36,3 +37,11 @@ def test_few_units_for_many_workers_are_a_task_each():
 
 def test_large_units_are_a_task_each():
     assert {len(task) for task in in_tasks(units(400, TASK_BYTES // 2 + 1), workers=2)} == {1}
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 4])
+def test_a_pool_whose_actors_are_full_grows(at_a_time):
+    full = pool(1, 4, at_a_time, isolate=False)
+
+    grows_at = DataContext().autoscaling_config.actor_pool_util_upscaling_threshold
+    assert full.max_tasks_in_flight_per_actor / full.max_concurrent_calls_per_actor >= grows_at

@@ -125,7 +125,8 @@ def open_part(dest: Storage, part: str, size: int | None = None) -> Iterator[Any
 
 
 def _schema(dest: Storage, plan: Plan) -> pa.Schema:
-    if not plan.units and plan.is_log:
-        raise SourceError(f"{dest.describe()} is a prediction log without a row yet")
+    if not plan.units:
+        why = "is a prediction log without a row yet" if plan.is_log else "is of a part of SOURCE that has no shards"
+        raise SourceError(f"{dest.describe()} {why}")
     with open_part(dest, plan.part(0)) as file:
         return pq.read_schema(file)

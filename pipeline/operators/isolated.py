@@ -98,6 +98,7 @@ class Child:
                 raise ChildLostError(f"took longer than {timeout_s:g} s")
             answer = self._connection.recv()
         except (EOFError, OSError):
+            self._connection.close()  # one that lives ends then
             code = self._process.wait()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
             self.end()

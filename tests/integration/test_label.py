@@ -13,6 +13,7 @@ import pytest
 from benchmarks.measure import process_table
 from models.errors import ConfigError, SourceError
 from pipeline import job
+from pipeline.dest.finished import open_finished
 from pipeline.job import RunReport
 from pipeline.operators import dataset
 from pipeline.patches.patch import SWITCH_VARIABLE
@@ -191,6 +192,9 @@ def test_parts_of_a_source_hold_each_shard_once_and_a_part_is_resumed_as_itself_
     assert sorted(found, key=lambda row: row["key"]) == read_rows(tmp_path / "whole")
     with pytest.raises(ConfigError, match="begun with part 1/5, and now it is 2/5"):
         label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/5")
+    empty = next(tmp_path / f"{n}" for n, report in enumerate(reports, 1) if not report.units)
+    with pytest.raises(SourceError, match=r"is of a part of SOURCE that has no shards"):
+        open_finished(str(empty))  # as relabel and diff do
 
 
 def read_rows(folder: Path) -> list[dict]:

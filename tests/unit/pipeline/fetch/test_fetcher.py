@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.fetch import fetcher, hosts
+from pipeline.fetch import fetcher, hosts, stored
 from pipeline.fetch.fetcher import Fetched, Fetcher
 from pipeline.fetch.places import Places
 from pipeline.fetch.settings import FetchSettings
@@ -179,6 +179,26 @@ def test_a_slow_host_keeps_no_other_waiting(as_proxy):
 
     assert [g and g.status for g in got] == ["unreachable"] * 10 + [None] * 100
     assert time.monotonic() - began < 8  # two rounds of eight, and the others meanwhile; ten one by one take 10 s
+
+
+def test_a_disk_that_does_not_answer_keeps_no_other_waiting(web, tmp_path, monkeypatch):
+    reader, writer = os.pipe()  # stands for a file whose bytes do not come
+    (tmp_path / "slow.jpg").write_bytes(b"0123456789")
+    look = stored._open
+    monkeypatch.setattr(stored, "_open", lambda path: os.dup(reader) if path.endswith("slow.jpg") else look(path))
+    pipe, fstat = os.fstat(reader).st_ino, os.fstat
+    file = (tmp_path / "slow.jpg").stat()
+    monkeypatch.setattr(os, "fstat", lambda fd: file if fstat(fd).st_ino == pipe else fstat(fd))
+    answers = threading.Timer(5.0, os.write, (writer, b"0123456789"))
+    answers.start()
+
+    got = fetch(["slow.jpg", f"{web.url}/ok/1.jpg"], tmp_path, timeout_s=1.0)
+
+    assert not answers.finished.is_set()
+    assert [one and one.status for one in got] == ["unreachable", None]
+    answers.join()
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_host_that_fails_again_and_again_is_given_up_and_others_are_not(as_proxy, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -73,6 +74,20 @@ def test_a_child_that_hangs_is_ended_in_time_and_costs_one_image(decoder):
 
     assert time.perf_counter() - started < 5
     decoder._child.timeout_s = 20.0
+    assert decoder.decode(colour_jpeg("red"), out()).width == 20
+
+
+def test_a_request_that_cannot_be_sent_costs_one_image_and_waits_for_nobody(decoder, monkeypatch):
+    def full(_: object) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    child = decoder._child._process
+    threading.Timer(10.0, child.kill).start()  # so that this test ends
+    monkeypatch.setattr(decoder._child._connection, "send", full)
+
+    with pytest.raises(UndecodableImageError, match=r"the decoder died \(exit 0\)"):
+        decoder.decode(colour_jpeg("red"), out())
+
     assert decoder.decode(colour_jpeg("red"), out()).width == 20
 
 

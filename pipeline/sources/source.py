@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
-from zlib import crc32
 
 import numpy as np
 
@@ -100,7 +99,7 @@ def in_part(source: Source, number: int, parts: int) -> Source:
     """
 
     def files() -> Iterator[Slice]:
-        return (file for file in source.files() if crc32(file.shard.encode()) % parts == number - 1)
+        return (file for file in source.files() if _hash(file.shard) % parts == number - 1)
 
     return replace(source, files=files)
 

@@ -354,6 +354,13 @@ def test_each_shard_is_in_one_part_whatever_comes_beside_it(folder: Path) -> Non
     assert all(110 < len(part) < 160 and part == sorted(part) for part in after)
 
 
+@pytest.mark.parametrize("name", ["{:05d}.tar", "train-{:05d}.tar", "shard-{:03d}.tar"])
+def test_few_shards_that_differ_in_one_digit_are_not_all_in_one_part(folder: Path, name: str) -> None:
+    touch(folder, *(name.format(number) for number in range(8)))
+
+    assert all(len(names_in_part(folder, number, 4)) < 8 for number in (1, 2, 3, 4))
+
+
 def test_sizes_and_etags_are_those_of_a_stat(folder: Path) -> None:
     touch(folder, "a.tar", "sub/b.tar")
     storage = open_storage(".")

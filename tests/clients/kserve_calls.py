@@ -34,7 +34,9 @@ def labels(response) -> list[str]:
     return [label if isinstance(label, str) else label.decode() for label in found]
 
 
-async def over_rest(base: str, model: str, image: bytes, side: int, trusted: ssl.SSLContext | bool) -> dict[str, object]:
+async def over_rest(
+    base: str, model: str, image: bytes, side: int, trusted: ssl.SSLContext | bool
+) -> dict[str, object]:
     client = InferenceRESTClient(RESTConfig(protocol="v2", verify=trusted))
     as_json = await client.infer(base, image_request(model, image, binary=False), model_name=model)
     as_binary = await client.infer(

@@ -95,18 +95,18 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         calibration = settle_calibration(config.calibration, spec, choice, config.decode)
         path = model_file(spec, choice)
         with Lease(dest, _wait_aloud(config) if config.append else None) as lease, ThreadPoolExecutor(1) as background:
-            if config.append:  # list again: shards may have come, and another run may have planned them, meanwhile
+            if config.append:  # list again: meanwhile shards may have come, and another run may have planned them
                 source = open_source(config.source, config.format, exclude=dest)
-            same = fingerprint(config, source, spec, choice, labels, calibration)
+            must_match = fingerprint(config, source, spec, choice, labels, calibration)
             settings = replace(
                 unit_settings(config, source, spec, choice, labels, calibration),
                 token=lease.token,
-                rows_id=rows_id(same),
+                rows_id=rows_id(must_match),
             )
             count = partial(count_samples, settings)
             listed = partial(reader.slices, in_part(source, *config.part_of()), manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
-            work = prepare(config, dest, same, source, slices, count, lease.check)
+            work = prepare(config, dest, must_match, source, slices, count, lease.check)
             printer = ProgressPrinter(
                 config.progress,
                 work.plan.units,

@@ -109,7 +109,7 @@ def build_settings(
         config_file: YAML whose keys are the option names, with dashes or underscores.
 
     Raises:
-        ConfigError: A key is unknown or a value invalid; one line names it, what it got and what was expected.
+        ConfigError: A key is unknown or a value invalid; one line says which, what it got and what was expected.
     """
     from_file = read_table(config_file) if config_file is not None else {}
     values = {str(key).replace("-", "_"): value for key, value in from_file.items()}

@@ -84,8 +84,8 @@ def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
             digests[unit] = np.frombuffer(bytes.fromhex(commit.sha256.zfill(64)), np.uint8)
     if not done.all():
         raise SourceError(
-            f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; run the command that began it "
-            "again; if a shard is gone that was never labelled, label what is left into another DEST"
+            f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; first resume it with the command "
+            "that began it; if a shard is gone that was never labelled, label what is left into another DEST"
         )
     return FinishedDest(
         dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest, plan), notes

@@ -68,16 +68,16 @@ class Lease:
         self._lost_to: str | None = None  # who holds it now, as far as known
 
     def __enter__(self) -> Lease:
-        told = ""
+        announced = ""
         while True:
             try:
                 self._take_lock() if self._dest.is_local else self._take_lease()
             except DestHeldError as err:
                 if self._waiting is None:
                     raise
-                if str(err) != told:
+                if str(err) != announced:
                     self._waiting(f"{str(err).removesuffix(_REFUSAL)}; waiting for it to end")
-                told = str(err)
+                announced = str(err)
                 time.sleep(WAIT_S)
             else:
                 break

@@ -1,4 +1,4 @@
-"""Limits per host: requests at a time and per second, when to wait as it asked, and when to give it up."""
+"""Limits per host: requests at a time and per second, the waits that it asked for, and when to give it up."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class StoredFile:
         return result
 
     def _explain(self, err: Exception) -> None:
-        """Raise an error that says so if a request failed because the object has changed."""
+        """If a request failed because the object has changed, raise an error that says so."""
         if status_of(err) in ("412", "416") or isinstance(err, PreconditionError):  # condition, range
             self._look()
             self._changed(self.size, self.size)

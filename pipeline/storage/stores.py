@@ -170,7 +170,7 @@ def _s3(root_uri: str, user: str, bucket: str, options: dict[str, str], more: di
         config["endpoint"] = f"{options.get('scheme', 'https')}://{endpoint}"
     if is_true(options.get("force_virtual_addressing", "")):
         config["virtual_hosted_style_request"] = True
-    if address := options.get("address"):  # used as it is if the bucket is said to be in it
+    if address := options.get("address"):  # the virtual-hosted style leaves it as it is
         config |= {"endpoint": address, "virtual_hosted_style_request": True}
     if certificate := options.get("tls_ca_file_path"):
         more["client_options"]["root_certificate"] = Path(certificate).read_text()

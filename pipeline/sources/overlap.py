@@ -54,9 +54,7 @@ class Overlap:
             return False
         if part_number(within) is None:
             self.refuse(path)
-        self.passed_over = (
-            f"; {path} is skipped, as it is in DEST {self._shown}: give another --output to label it"
-        )
+        self.passed_over = f"; {path} is skipped, as it is in DEST {self._shown}: give another --output to label it"
         return True
 
     def _within(self, path: str) -> str | None:

@@ -233,9 +233,7 @@ BROKEN = [
     pytest.param(
         json.dumps({**RECORD, "unit": 9, "part": part_name(9)}), "unit 9 with part-00009", id="no unit of the plan"
     ),
-    pytest.param(
-        json.dumps({**RECORD, "part": "../../etc/passwd"}), "unit 1 with ../../etc", id="another file"
-    ),
+    pytest.param(json.dumps({**RECORD, "part": "../../etc/passwd"}), "unit 1 with ../../etc", id="another file"),
     pytest.param(json.dumps({**RECORD, "rows": "many"}), "field rows: ", id="wrong type"),
     pytest.param(json.dumps({**RECORD, "colour": 7}), "newer version.*field colour: ", id="of a newer version"),
     pytest.param(json.dumps({"unit": 1}), "field part: ", id="fields missing"),

@@ -101,7 +101,7 @@ def pull(
         if is_cached(spec, each):
             typer.echo(f"{spec.name} {each}: already here, {locate(spec, each)}")
         elif artifact.built_by is not None and precision is None:
-            typer.echo(f"{spec.name} {each}: not downloaded; `{artifact.built_by}` builds it")
+            typer.echo(f"{spec.name} {each}: not downloaded; build it with {artifact.build_step}")
         elif artifact.built_by is not None:
             locate(spec, each)
         else:

@@ -50,7 +50,7 @@ class SimulatedDevice:
         """
         form = cls._FORM.fullmatch(text)
         if form is None or float(form[1]) <= 0:
-            raise ValueError(f"a simulated device must be simulated:RATE, with RATE images/s above 0, got {text!r}")
+            raise ValueError("a simulated device must be simulated:RATE, with RATE images/s above 0")
         return cls(float(form[1]))
 
     def __str__(self) -> str:

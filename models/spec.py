@@ -136,6 +136,13 @@ class Artifact(_Frozen):
     made_from: Sha256 | None = Field(default=None, description="The artifact that this one was quantised from.")
     note: str | None = Field(default=None, description="A remark, such as how the file was measured.")
 
+    @property
+    def build_step(self) -> str | None:
+        """`built_by` for a message: in backticks, and with the place for commands that an installed package lacks."""
+        if self.built_by is None:
+            return None
+        return f"`{self.built_by}`" + ("" if self.built_by.startswith("shardlabel ") else " in a source checkout")
+
 
 class ReportedAccuracy(_Frozen):
     """Accuracy on ImageNet's validation images as reported by `source`, in percent."""

@@ -209,7 +209,7 @@ def _ways_out(name: str, artifact: Artifact, failures: list[tuple[str, str]]) ->
         f"  a bundled model:  --model {BUNDLED_MODEL}",
     ]
     if artifact.built_by:
-        lines.append(f"  building it:      {artifact.built_by}")
+        lines.append(f"  building it:      {artifact.build_step}")
     return "\n".join(lines)
 
 

@@ -45,7 +45,11 @@ def locate(spec: ModelSpec, precision: Precision, *, download: bool = True, prog
 
     what = f"{artifact.file} of {spec.name} ({precision})"
     if artifact.built_by and not sources_of(artifact):
-        raise ArtifactError(f"{what} has to be built first, with `{artifact.built_by}`: not found at {path}")
+        others = "".join(f", or use --precision {other}" for other in spec.artifacts if other is not precision)
+        raise ArtifactError(
+            f"{what} cannot be downloaded, and is not at {path}: build it with {artifact.build_step}, or import a built "
+            f"file with `shardlabel models pull {spec.name} --precision {precision} --from FILE`{others}"
+        )
     if artifact.bundled or not sources_of(artifact):
         raise ArtifactError(f"{what} is missing: not found at {path}; {remedy}")
     if not download:
@@ -63,7 +67,7 @@ def _place(spec: ModelSpec, artifact: Artifact) -> tuple[Path, str]:
         return beside, f"put the right file there, or correct the entry in {spec.folder}"
     if artifact.sources:
         return cached, f"delete it and run `shardlabel models pull {spec.name}` again"
-    return cached, f"delete it and run `{artifact.built_by or 'shardlabel models add --replace'}` again"
+    return cached, f"delete it and run {artifact.build_step or '`shardlabel models add --replace`'} again"
 
 
 def _bundled_path(spec: ModelSpec, artifact: Artifact) -> Path:

@@ -1,7 +1,7 @@
-"""Chromium, driven over its DevTools protocol: what a test needs of a browser, and no more.
+"""Drive Chromium over its DevTools protocol, as far as the tests need it.
 
-The protocol is JSON over one WebSocket, and `websockets` comes with uvicorn, hence with Ray Serve. Selenium would be one
-more dependency and a second program (chromedriver), to reach the same protocol.
+The protocol is JSON over one WebSocket, and `websockets` comes with uvicorn, which Ray Serve needs. Selenium would add a
+dependency and a second program (chromedriver) to use the same protocol.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ KEYS = {"Tab": 9, "Enter": 13, " ": 32}
 
 
 def chromium_path() -> str | None:
-    """Return where Chromium is, or None."""
+    """Return the path of Chromium, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Browser:
-    """One tab. What the page asked of the network, and what it complained about, is kept in `requests` and `complaints`."""
+    """One tab. `requests` has the URLs that the page requested, `complaints` its errors and warnings."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -60,7 +60,7 @@ class Browser:
         return done["result"].get("value")
 
     def wait_for(self, expression: str) -> None:
-        """Return as soon as an expression is true."""
+        """Wait until a JavaScript expression is true."""
         until = time.monotonic() + WAIT_S
         while not self.evaluate(f"Boolean({expression})"):
             if time.monotonic() > until:
@@ -75,7 +75,7 @@ class Browser:
         self.wait_for("document.readyState === 'complete'")
 
     def open(self, url: str) -> None:
-        """Load the page of the endpoint, and wait until the server's state is on it."""
+        """Load the endpoint's page, and wait until it shows the server's state."""
         self.load(url)
         self.wait_for("document.getElementById('state').dataset.state !== 'waiting'")
 
@@ -87,13 +87,13 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **{**event, "text": ""})
 
     def choose_files(self, *paths: Path) -> None:
-        """Choose files in the page's file input, as its dialogue would."""
+        """Choose files in the page's file input, as its dialog would."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def drop_files(self, *paths: Path) -> None:
-        """Drag files from outside over the page and let them go."""
+        """Drag files onto the page and drop them."""
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=300, y=500, data=data)
@@ -101,7 +101,7 @@ class Browser:
     def look(
         self, *, width: int = 1280, height: int = 800, scheme: str = "light", motion: str = "no-preference"
     ) -> None:
-        """Set the window's size in CSS pixels, the colour scheme and the wish for motion."""
+        """Set the window's size in CSS pixels, the colour scheme and the preference for reduced motion."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -113,7 +113,7 @@ class Browser:
         self.call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
 
     def screenshot(self, path: Path, *, whole: bool = True, **options: Any) -> None:
-        """Save what is shown, or the whole page."""
+        """Save a screenshot of the whole page, or of its visible part."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **options)
         path.write_bytes(base64.b64decode(shot["data"]))
 
@@ -129,7 +129,7 @@ class Browser:
 
 @contextmanager
 def running_browser(executable: str) -> Iterator[Browser]:
-    """Start a Chromium without a window, and end it."""
+    """Run a headless Chromium until the block ends."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [executable, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -146,7 +146,7 @@ def running_browser(executable: str) -> Iterator[Browser]:
 
 
 def _tab(process: subprocess.Popen[bytes], profile: Path, log: IO[bytes]) -> str:
-    """Return the address of the first tab, once Chromium has written down its port."""
+    """Return the address of the first tab, once Chromium has written its port to a file."""
     port_file = profile / "DevToolsActivePort"
     until = time.monotonic() + 2 * WAIT_S
     while True:

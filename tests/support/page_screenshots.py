@@ -1,4 +1,4 @@
-"""Take the screenshots of the page that are kept in docs/, with the bundled photographs only.
+"""Take the screenshots of the page for docs/, with the bundled photographs only.
 
 python -m tests.support.page_screenshots [FOLDER]
 """
@@ -17,7 +17,7 @@ PHONE = ("china", "chelsea")
 
 
 def take(browser: Browser, url: str, path: Path, samples: tuple[str, ...], **look: object) -> None:
-    """Label a few samples and save what is seen then."""
+    """Label a few samples and save a screenshot."""
     browser.look(motion="reduce", **look)
     browser.open(url)
     browser.wait_for("document.querySelectorAll('.strip img').length === 8")

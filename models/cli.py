@@ -14,7 +14,7 @@ from models.register.cli import add, remove
 from models.spec import ModelSpec, Precision
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="A name from `shardlabel models list`, or an .onnx file.")]
+Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, or an .onnx file.")]
 
 
 def list_models(as_json: AsJson = False) -> None:

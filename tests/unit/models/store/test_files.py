@@ -220,7 +220,7 @@ def test_publishing_leaves_nothing_when_the_block_fails(tmp_path):
     [
         (errno.ENOSPC, r"disk is full .*MB free.*SHARDLABEL_HOME"),
         (errno.EDQUOT, "disk is full"),
-        (errno.EROFS, "set SHARDLABEL_HOME to a folder that can be written"),
+        (errno.EROFS, "set SHARDLABEL_HOME to a writable folder"),
         (errno.EIO, "Input/output error"),
     ],
 )

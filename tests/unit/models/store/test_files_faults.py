@@ -64,7 +64,7 @@ def test_of_two_processes_that_add_one_name_one_does(wanted):
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
 
     assert sorted(code for _, code in ends) == [0, 2], ends
-    assert any("a model of that name is registered" in text for text, _ in ends)
+    assert any("this name is already registered" in text for text, _ in ends)
     assert Classifier(load_spec("mine"), precision=Precision.FP32, top_k=1).num_classes == 3
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from models.errors import ConfigError, UnknownModelError
-from models.labels import load_classes, names_of
+from models.labels import load_classes
 from models.spec import Artifact, ModelSpec, Precision
 from models.store.files import file_sha256, home
 
@@ -88,7 +88,7 @@ def load_labels(spec: ModelSpec) -> tuple[str, ...]:
     Raises:
         ArtifactError: The labels file is missing or empty.
     """
-    return names_of(load_classes(spec))
+    return tuple(one.name for one in load_classes(spec))
 
 
 def _load_own(path: Path) -> ModelSpec:

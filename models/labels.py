@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -146,8 +146,3 @@ class ClassFinder:
 
 def _plain(text: str) -> str:
     return " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
-
-
-def names_of(classes: Iterable[ClassName]) -> tuple[str, ...]:
-    """Return the first synonym of each class."""
-    return tuple(one.name for one in classes)

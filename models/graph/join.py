@@ -23,6 +23,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from models.errors import ArtifactError, SignatureError
 from models.graph.batchnorm import take_first_normalization
 from models.graph.quantized_input import take_needless_quantisers
+from models.sandbox.untrusted_onnx import opset_of
 from models.spec import Channels, InputType, Layout, ModelSpec, OutputKind
 
 DEFAULT_TOP_K = 1
@@ -99,7 +100,7 @@ def _check_tensors(spec: ModelSpec, model: onnx.ModelProto) -> None:
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset >= MIN_OPSET:
         return model
     try:

@@ -62,7 +62,7 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     spec = _spec(found, tensor_out.name, request)
     content = model.SerializeToString()
     remarks: list[str] = []
-    batch = _first_dim(tensor_in)
+    batch = _dims(tensor_in)[0]
     kind, classes = _run(name, spec, content, batch, request["kind"], model, remarks)
     external = has_external_data(onnx.load(path, load_external_data=False))
     if batch is not None and _is_free(name, spec, content):
@@ -123,10 +123,6 @@ def _output(name: str, model: onnx.ModelProto, wanted: str | None) -> onnx.Value
 
 def _dims(tensor: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.type.tensor_type.shape.dim]
-
-
-def _first_dim(tensor: onnx.ValueInfoProto) -> int | None:
-    return _dims(tensor)[0]
 
 
 def _found(name: str, tensor: onnx.ValueInfoProto, request: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def take_needless_quantisers(
         offset: float32 of shape (3,).
 
     Returns:
-        The removed nodes' outputs, which the pixels must be fed to; empty, with the graph unchanged, if other nodes
-        read the input or the quantised values are not the pixels.
+        The outputs of the removed nodes, which must be fed with the pixels; empty, with the graph unchanged, if other
+        nodes read the input or the quantised values are not the pixels.
     """
     readers = [node for node in graph.node if name in node.input]
     if not readers or has_bodies(graph) or any(output.name == name for output in graph.output):

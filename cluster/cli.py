@@ -64,7 +64,9 @@ def build_app() -> typer.Typer:
     @app.callback()
     def options(
         version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-        verbose: bool = typer.Option(False, *_VERBOSE, help="Also log what is retried and why."),
+        verbose: bool = typer.Option(
+            False, *_VERBOSE, help="Also log what is retried and why; may follow the command."
+        ),
     ) -> None:
         logging.basicConfig(
             level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s"

@@ -192,9 +192,7 @@ class ModelSpec(_Frozen):
             return self.artifacts[Precision.FP32]
         if precision not in self.artifacts:
             have = ", ".join(self.artifacts)
-            raise UnknownModelError(
-                f"precision must be one that {self.name} has ({have}), got {precision.value}"
-            )
+            raise UnknownModelError(f"precision must be one that {self.name} has ({have}), got {precision.value}")
         return self.artifacts[precision]
 
     def is_made(self, precision: Precision) -> bool:

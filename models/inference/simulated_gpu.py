@@ -74,7 +74,7 @@ class SimulatedClassifier:
         sums = images[:, step // 2 :: step, step // 2 :: step].sum(axis=(1, 2, 3), dtype=np.uint64)
         best = (sums * np.uint64(_HASH) % np.uint64(2**32)) % np.uint64(self.num_classes)
         places = np.arange(self.num_classes if probabilities else self._top_k)
-        # (n_images, k or n_classes)
+        # Of shape (n_images, k or n_classes).
         ids = ((best[:, None].astype(np.int64) + places) % self.num_classes).astype(np.int32)
         self._timetable.pass_time(len(images))
         every = None

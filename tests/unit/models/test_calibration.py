@@ -93,9 +93,7 @@ def test_what_is_no_calibration_is_refused_in_one_line(content, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"version": 2}, "has version 2, this shardlabel reads version 1; use the shardlabel", id="new"
-        ),
+        pytest.param({"version": 2}, "has version 2, this shardlabel reads version 1; use the shardlabel", id="new"),
         pytest.param({"version": "x" * 200}, 'has version "x{39}, this', id="version is no number"),
         pytest.param({"temperature": 0}, "is damaged: temperature: .*, got 0; make", id="temperature"),
         pytest.param({"temperature": float("nan")}, "is damaged: temperature: ", id="nan"),

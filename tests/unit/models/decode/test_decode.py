@@ -388,7 +388,9 @@ def test_the_first_frame_of_a_gif_need_not_fit_its_header():
     data = encode(picture(), "GIF")
     data = patch(data, gif_frame(data) + 5, struct.pack("<HH", 65_535, 65_535))
 
-    with pytest.raises(ImageTooLargeError, match=r"^image has a frame with too many pixels; max_pixels is 100,000,000$"):
+    with pytest.raises(
+        ImageTooLargeError, match=r"^image has a frame with too many pixels; max_pixels is 100,000,000$"
+    ):
         decode(data, DecodeMode.FAST)
 
 

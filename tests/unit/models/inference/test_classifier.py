@@ -100,7 +100,9 @@ def test_predict_may_be_called_from_several_threads(classifier):
 
 
 def test_cuda_without_a_gpu_is_refused_before_anything_is_loaded(tiny):
-    with pytest.raises(ProviderUnavailableError, match="--device cuda needs a GPU, but none was found; use --device cpu"):
+    with pytest.raises(
+        ProviderUnavailableError, match="--device cuda needs a GPU, but none was found; use --device cpu"
+    ):
         choose(tiny, Device.CUDA, "auto", has_gpu=False)
 
 

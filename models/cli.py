@@ -18,7 +18,7 @@ Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, o
 
 
 def list_models(as_json: AsJson = False) -> None:
-    """List every model in the catalog: precisions, size, whether the file is here, reported accuracy."""
+    """List every model in the catalog: precisions, size, cached or not, reported accuracy."""
     from models.store.locate import is_cached
 
     rows: list[dict[str, Any]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from os import PathLike, fspath
@@ -61,6 +62,17 @@ def _plain(value: object) -> object:
 def _split(value: object) -> object:
     values = (value,) if isinstance(value, (str, PathLike)) else value
     return tuple(map(_plain, values)) if isinstance(values, (list, tuple)) else values
+
+
+def _formed(pattern: str, form: str) -> BeforeValidator:
+    """Check a text against a pattern, and name the form in the error, where pydantic would show the pattern."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {form}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _device(value: object) -> object:
@@ -143,9 +155,8 @@ class LabelConfig(BaseModel):
     max_pixels: int = Field(default=100_000_000, ge=1, description="Images with more pixels have status too_large.")
     max_image_bytes: int = Field(default=64 * 2**20, ge=1, description="Images with more bytes have status too_large.")
     limit: int | None = Field(default=None, ge=1, description="Label only the first N images.")
-    part: str | None = Field(
+    part: Annotated[str | None, _formed(r"\d{1,6}/\d{1,6}", "I/N, as 3/8")] = Field(
         default=None,
-        pattern=r"^\d{1,6}/\d{1,6}$",
         description="I/N: label only part I of N; a shard's name decides its part. Each part needs its own output.",
     )
     missing_ok: bool = Field(default=False, description="Do not fail when planned shards no longer exist.")
@@ -190,9 +201,8 @@ class LabelConfig(BaseModel):
         le=4096,
         description=f"Images per inference. [default: {CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU]",
     )
-    actors: str | None = Field(
+    actors: Annotated[str | None, _formed(r"\d+(:\d+)?", "N or MIN:MAX, as 2:8")] = Field(
         default=None,
-        pattern=r"^\d+(:\d+)?$",
         description="Number of actors that hold the model, N or MIN:MAX. [default: automatic]",
     )
     preprocess_cpus: int | None = Field(

@@ -111,8 +111,8 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(tmp_path, tiny_m
         (tmp_path / "none.json", {}, "there is no such file"),
         (tmp_path, {}, "there is no such file"),
         (tmp_path / "text.json", {}, "it is not JSON"),
-        (for_int8, {}, "was made for model efficientnet-lite0, and what is to run has model tiny"),
-        (bulk.file, {"decode": "exact"}, "was made for decode mode fast"),
+        (for_int8, {}, "was fitted for model efficientnet-lite0, but this run uses model tiny"),
+        (bulk.file, {"decode": "exact"}, "was fitted for decode mode fast"),
         (bulk.file, {"device": "simulated:100"}, "a simulated device makes up its scores"),
     ]
     for file, options, message in cases:

@@ -1,4 +1,4 @@
-"""Manifests with one fault each, made from rendered good ones."""
+"""Manifests with one fault each, made from valid rendered ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "a list where a table is expected": (
         "rayjob", put(*GPU_POD, "securityContext", to=[]),
         "spec.securityContext", "expected a table, got a list"),
-    "memory in no unit of Kubernetes": (
+    "memory in an unknown unit": (
         "rayjob", put(*GPU_BOX, "resources", "limits", "memory", to="26GB"),
         "resources.limits.memory", "expected a quantity"),
     "memory with a line break behind it": (
@@ -92,11 +92,11 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "misspelt option of ray start": (
         "rayjob", rename(*HEAD, "rayStartParams", "num-cpus", to="num-cpu"),
         "rayStartParams.num-cpu", "did you mean 'num-cpus'?"),
-    "more GPUs told than there are": (
+    "more GPUs than the pod's limit": (
         "rayjob", put(*GPU, "rayStartParams", "num-gpus", to="2"), "rayStartParams.num-gpus", "the pod's limit is 1"),
-    "least above most": (
+    "minimum above maximum": (
         "rayjob", put(*GPU, "minReplicas", to=9), "workerGroupSpecs[0].minReplicas", "at most maxReplicas (4), got 9"),
-    "now outside least and most": (
+    "replicas outside minimum and maximum": (
         "rayjob", put(*GPU, "replicas", to=7), "workerGroupSpecs[0].replicas", "expected 1 to 4"),
     "two groups of one name": (
         "rayjob", put(*JOB, "workerGroupSpecs", 1, "groupName", to="gpu"),
@@ -106,10 +106,10 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "request above the limit": (
         "rayjob", put(*GPU_BOX, "resources", "requests", "memory", to="64Gi"),
         "resources.requests.memory", "requests 64Gi are above the limit of 26Gi"),
-    "GPU in the requests alone": (
+    "GPU only in the requests": (
         "rayjob", drop(*GPU_BOX, "resources", "limits", "nvidia.com/gpu"),
         "resources.limits", "missing key 'nvidia.com/gpu'"),
-    "mount of a volume that is not there": (
+    "mount of a volume that does not exist": (
         "rayjob", put(*GPU_BOX, "volumeMounts", 0, "name", to="model"),
         "volumeMounts[0].name", "no volume of the pod is called 'model'; did you mean 'models'?"),
     "a secret in the open": (
@@ -220,7 +220,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "more replicas at least than workers at the start": (
         "rayservice", inside(SERVE, put("applications", 0, "args", "min_replicas", to=3)),
         "applications[0].args.min_replicas", "with the least workers (minReplicas) 3 replicas"),
-    "gRPC function that is not there": (
+    "gRPC function that does not exist": (
         "rayservice",
         inside(SERVE, put("grpc_options", "grpc_servicer_functions", 0, to="serve.oip.grpc.service:add_to_servers")),
         "grpc_options.grpc_servicer_functions[0]", "did you mean 'add_to_server'?"),
@@ -240,7 +240,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "unknown key of a node type": (
         "ray-up", put("available_node_types", "gpu", "max_worker", to=4),
         "available_node_types.gpu.max_worker", "did you mean 'max_workers'?"),
-    "head of a type that is not there": (
+    "head of a type that does not exist": (
         "ray-up", put("head_node_type", to="heads"), "head_node_type", "did you mean 'head'?"),
     "unknown provider": ("ray-up", put("provider", "type", to="awss"), "provider.type", "did you mean 'aws'?"),
     "dashboard on every interface": (
@@ -251,7 +251,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "head on a spot instance": (
         "ray-up", put("available_node_types", "head", "node_config", "InstanceMarketOptions", to={"MarketType": "spot"}),
         "available_node_types.head", "the head on a spot instance"),
-    "fewer workers in all than at least": (
+    "maximum of all workers below the minimum": (
         "ray-up", put("max_workers", to=0), "max_workers", "expected at least 1"),
     "half a GPU of a node": (
         "ray-up", put("available_node_types", "gpu", "resources", "GPU", to=0.5),

@@ -92,11 +92,10 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
                 reasons[result.unit] = result.why
             elif left.pop(result.unit, None) is not None:
                 yield result
-        if not left:
-            return
-        # The error of a process that died holds its actor in a reference cycle, and the actor a CPU, also after the run.
-        gc.collect()
-        if stopping():
+        if left or failed:
+            # The error of a lost task holds its actor in a reference cycle, and the actor a CPU, also after the run.
+            gc.collect()
+        if not left or stopping():
             return
         attempts += nodes <= alive_nodes()
         if attempts == MAX_ATTEMPTS:

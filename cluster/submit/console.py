@@ -1,4 +1,4 @@
-"""Talking with the user of `submit`: lines on standard error, the question at Ctrl-C, signals."""
+"""The console of `submit`: messages on stderr, the question at Ctrl-C, and signals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cluster.submit.follow import Watch, Wish
 
 
 def say(text: str) -> None:
-    """Tell the user something."""
+    """Write a message to stderr."""
     sys.stderr.write(f"shardlabel: {text}\n")
     sys.stderr.flush()
 
 
 async def ask_wish() -> Wish:
-    """Ask on the terminal; without one the job is left."""
+    """Ask on the terminal what to do; without a terminal, leave the job running."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return Wish.LEAVE
     sys.stderr.write("\nshardlabel: stop the job (s), leave it running (l), or go on watching (Enter)? ")
@@ -38,7 +38,7 @@ async def ask_wish() -> Wish:
 
 @contextmanager
 def obeying_signals(watch: Watch) -> Iterator[None]:
-    """Let Ctrl-C ask, and SIGTERM leave."""
+    """Make Ctrl-C ask what to do, and SIGTERM and SIGHUP leave the job running."""
     loop = asyncio.get_running_loop()
 
     def leave() -> None:

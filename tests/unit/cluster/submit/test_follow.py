@@ -92,7 +92,7 @@ def test_a_lost_connection_is_said_once_and_outlived():
 
     assert outcome is Outcome.OVER
     assert said.count("the connection is lost") == 1
-    assert said.count("connected again") == 1
+    assert said.count("reconnected") == 1
 
 
 def test_a_cluster_that_is_gone_for_good_is_an_error(monkeypatch):

@@ -147,22 +147,22 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         RULES, "expected DeleteSelf (10 s) no sooner than DeleteCluster (60 s)"),
     "one rule of deletion twice": (
         "rayjob", delete(("DeleteSelf", SUCCEEDED), ("DeleteSelf", {**SUCCEEDED, "ttlSeconds": 5})),
-        f"{RULES}[1]", "DeleteSelf is there twice"),
+        f"{RULES}[1]", "DeleteSelf is given twice"),
     "workers deleted under an autoscaler": (
         "rayjob", delete(("DeleteWorkers", SUCCEEDED)), f"{RULES}[0].policy", "with enableInTreeAutoscaling"),
     "two conditions": (
         "rayjob", delete(("DeleteSelf", {**FAILED, "jobDeploymentStatus": "Failed"})),
-        f"{RULES}[0].condition", "one of them"),
-    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "one of them"),
+        f"{RULES}[0].condition", "expected either jobStatus or"),
+    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "expected either jobStatus or"),
     "workers of another's cluster deleted": (
         "rayjob", both(delete(("DeleteCluster", SUCCEEDED)), selected({"ray.io/cluster": "x"})),
         f"{RULES}[0].policy", "beside clusterSelector"),
     "Kubernetes' tokens in a job": (
         "rayjob", put(*JOB, "authOptions", "enableK8sTokenAuth", to=True),
-        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens in a service": (
         "rayservice", put(*SERVICE, "authOptions", "enableK8sTokenAuth", to=True),
-        "authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        "authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens without Ray's": (
         "rayjob", alone({"enableK8sTokenAuth": True}),
         "spec.authOptions.enableK8sTokenAuth", "expected authOptions.mode: token beside it"),
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "spec.authOptions.secretName", "expected none beside enableK8sTokenAuth, got 'x'"),
     "an upgrade of a job's cluster": (
         "rayjob", put(*JOB, "upgradeStrategy", to={"type": "Recreate"}),
-        f"{JOB_PATH}.upgradeStrategy.type", "for a RayCluster alone"),
+        f"{JOB_PATH}.upgradeStrategy.type", "only in a RayCluster"),
     "a group that is idle without v2": (
         "rayjob", both(V1, put(*GPU, "idleTimeoutSeconds", to=60)),
         "workerGroupSpecs[0].idleTimeoutSeconds", "expected autoscalerOptions.version: v2"),

@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", rename(*HEAD, "rayStartParams", "num-cpus", to="num-cpu"),
         "rayStartParams.num-cpu", "did you mean 'num-cpus'?"),
     "more GPUs told than there are": (
-        "rayjob", put(*GPU, "rayStartParams", "num-gpus", to="2"), "rayStartParams.num-gpus", "limit of nvidia.com/gpu (1), got 2"),
+        "rayjob", put(*GPU, "rayStartParams", "num-gpus", to="2"), "rayStartParams.num-gpus", "nvidia.com/gpu (1)"),
     "least above most": (
         "rayjob", put(*GPU, "minReplicas", to=9), "workerGroupSpecs[0].minReplicas", "at most maxReplicas (4), got 9"),
     "now outside least and most": (

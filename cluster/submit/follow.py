@@ -23,8 +23,8 @@ DRAIN_S = 10.0
 STOP_WAIT_S = 60.0
 
 
-class Wish(StrEnum):
-    """What a user answers to Ctrl-C."""
+class Answer(StrEnum):
+    """A user's answer at Ctrl-C."""
 
     STOP = "stop"
     LEAVE = "leave"
@@ -45,19 +45,17 @@ class JobLog:
 
     Args:
         mark: End of the line after which this job's log starts: Ray appends to the log of an earlier job of that name.
+
+    Attributes:
+        has_begun: Whether the mark has arrived.
     """
 
     def __init__(self, mark: str) -> None:
         self._mark = mark + "\n"
         self._held = ""
-        self._begun = False
         self._seen = 0
         self._skip = 0
-
-    @property
-    def has_begun(self) -> bool:
-        """Tell whether any of this job's log has arrived."""
-        return self._begun
+        self.has_begun = False
 
     def reconnect(self) -> None:
         """Expect the log from its beginning again."""
@@ -69,13 +67,13 @@ class JobLog:
         self._skip -= known
         text = text[known:]
         self._seen += len(text)
-        if self._begun:
+        if self.has_begun:
             return text
         self._held += text
         place = self._held.rfind(self._mark)
         if place < 0:
             return ""
-        self._begun = True
+        self.has_begun = True
         shown, self._held = self._held[place + len(self._mark) :], ""
         return shown
 
@@ -99,7 +97,7 @@ class Watch:
     submission_id: str
     log: JobLog
     say: Callable[[str], None]
-    ask: Callable[[], Awaitable[Wish]]
+    ask: Callable[[], Awaitable[Answer]]
     deadline: float | None = None
     out: TextIO = field(default_factory=lambda: sys.stdout)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,7 +126,7 @@ class Watch:
                 if self._is_late() and not self._is_stopping:
                     self.say("the time is up: stopping the job")
                     self._is_stopping = True
-                if self.interrupted.is_set() and await self._obey() is Wish.LEAVE:
+                if self.interrupted.is_set() and await self._handle_interrupt() is Answer.LEAVE:
                     return Outcome.LEFT, job
                 if self._is_stopping and not self._stop_was_heard:
                     await self._stop()
@@ -145,16 +143,16 @@ class Watch:
     def _end(self, job: Job) -> Outcome:
         return Outcome.TIMED_OUT if job.status == "STOPPED" and self._is_late() else Outcome.OVER
 
-    async def _obey(self) -> Wish:
+    async def _handle_interrupt(self) -> Answer:
         """Ask the user what to do; mark the job as stopping if that is the answer."""
         self.interrupted.clear()
-        wish = await self._wish()
-        if wish is Wish.STOP:
+        answer = await self._ask()
+        if answer is Answer.STOP:
             self.say("stopping the job once the units in progress are finished")
             self._is_stopping = True
-        return wish
+        return answer
 
-    async def _wish(self) -> Wish:
+    async def _ask(self) -> Answer:
         """Ask the user; a second Ctrl-C at the question leaves the job."""
         asking = asyncio.ensure_future(self.ask())
         again = asyncio.ensure_future(self.interrupted.wait())
@@ -163,7 +161,7 @@ class Watch:
         if asking in done:
             return asking.result()
         asking.cancel()
-        return Wish.LEAVE
+        return Answer.LEAVE
 
     async def _poll(self) -> tuple[Job | None, bool]:
         """Return the job, or None if the connection is lost, and whether the cluster knows it."""

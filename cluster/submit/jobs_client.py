@@ -63,12 +63,10 @@ class ClusterFacts:
     Attributes:
         ray_version: Of the head.
         python_version: Of the head, as 3.11.9; empty if unknown.
-        session: Changes when the cluster is restarted.
     """
 
     ray_version: str
     python_version: str
-    session: str
 
 
 def auth_headers(environment: dict[str, str]) -> dict[str, str]:
@@ -151,7 +149,7 @@ class JobsClient:
         status, metadata, _ = await self._ask("GET", "/api/v0/cluster_metadata")
         data = metadata.get("data", {}) if status == 200 and isinstance(metadata, dict) else {}
         python = str(data.get("pythonVersion") or data.get("python_version") or "")
-        return ClusterFacts(str(version["ray_version"]), python, str(version.get("session_name", "")))
+        return ClusterFacts(str(version["ray_version"]), python)
 
     async def has_package(self, name: str) -> bool:
         """Tell whether the cluster has a package already."""

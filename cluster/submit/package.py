@@ -38,22 +38,17 @@ class Package:
         return f"gcs://{self.name}"
 
 
-def project_root() -> Path:
-    """Return the folder that this process imports the project from."""
-    return Path(__file__).resolve().parents[2]
-
-
 def build_package(root: Path | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Package:
     """Pack the project's code.
 
     Args:
-        root: The folder that holds the packages; by default, that of this process.
+        root: The folder that holds the packages; by default, the one that this process imports from.
         limit_bytes: Maximum size of the package.
 
     Raises:
         ConfigError: The package is over the limit; the message names its largest file.
     """
-    root = root or project_root()
+    root = root or Path(__file__).resolve().parents[2]
     files = code_files(root)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cluster.submit.arguments import LabelArguments
-from cluster.submit.console import ask_wish, obeying_signals, say
+from cluster.submit.console import ask_user, handle_signals, say
 from cluster.submit.follow import LOST_S, STOP_WAIT_S, JobLog, Outcome, Watch
 from cluster.submit.jobs_client import Job, JobsClient, JobsUnreachableError, auth_headers, dashboard_url
 from cluster.submit.package import Package, build_package
@@ -95,7 +95,7 @@ class _Run:
             mark = await self._start(job)
         tidying = asyncio.create_task(self._forget_probe())
         try:
-            code = await self._see_through(mark) if self.submission.waits else 0
+            code = await self._follow_with_retries(mark) if self.submission.waits else 0
             await tidying
             if not self.submission.waits:
                 say(f"job {name} has started; to attach: {self._attach_command()}")
@@ -103,7 +103,7 @@ class _Run:
         finally:
             tidying.cancel()
 
-    async def _see_through(self, mark: str) -> int:
+    async def _follow_with_retries(self, mark: str) -> int:
         """Follow the job, and restart it if it fails; return the exit code."""
         for attempt in range(self.submission.retries + 1):
             code, may_retry = await self._follow(mark)
@@ -214,8 +214,8 @@ class _Run:
     async def _follow(self, mark: str) -> tuple[int, bool]:
         """Follow the job; return the exit code, and whether a retry may succeed."""
         name = self.submission.submission_id
-        watch = Watch(self.client, name, JobLog(mark), say, ask_wish, self.submission.deadline)
-        with obeying_signals(watch):
+        watch = Watch(self.client, name, JobLog(mark), say, ask_user, self.submission.deadline)
+        with handle_signals(watch):
             outcome, job = await watch.follow()
         if outcome is Outcome.LEFT:
             say(f"job {name} keeps running; to attach: {self._attach_command()}")

@@ -71,7 +71,7 @@ class Capacity:
             f"{group.name}: at most {group.most} with {group.cpus:g} CPUs and {group.gpus:g} GPUs"
             for group in self.groups
         )
-        return f"{count} {what} of {size} each do not fit, there is room for {held} ({workers or 'there are no workers'})"
+        return f"{count} {what} of {size} each do not fit, there is room for {held} ({workers or 'no workers'})"
 
 
 def kuberay_capacity(document: Document, base: Path) -> Capacity | None:

@@ -39,7 +39,7 @@ def check_entrypoint(document: Document, path: Path, base: Path, capacity: Capac
         return
     if config is None:
         return
-    for reason in (*_places(document, config, base), *_fit(config, capacity)):
+    for reason in (*_location_faults(document, config, base), *_capacity_faults(config, capacity)):
         yield document.fault(path, reason)
 
 
@@ -75,7 +75,7 @@ def parse_entrypoint(text: str) -> LabelConfig | None:
     return None if file is not None and not file.is_file() else build_config(options, file)
 
 
-def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
+def _location_faults(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
     """Yield a reason for each SOURCE or DEST with credentials, or on a disk that only one node sees."""
     shared = _shared_mounts(document, base)
     for option, places in (("SOURCE", config.source), ("--output", (config.output,))):
@@ -105,7 +105,7 @@ def _shared_mounts(document: Document, base: Path) -> list[str]:
     return sorted(mount for mount, _ in common)
 
 
-def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
+def _capacity_faults(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     if capacity is None:
         return
     on_gpu = config.device == "cuda"

@@ -63,10 +63,11 @@ class _Spec:
         return self.get("shutdownAfterJobFinishes") is True
 
     def older(self) -> list[str]:
+        """Return which keys of the older form of a deletionStrategy are given."""
         return [name for name in ("onSuccess", "onFailure") if name in self.table("deletionStrategy")]
 
     # For a RayCluster.
-    def grows(self) -> bool:
+    def autoscales(self) -> bool:
         return self.get("enableInTreeAutoscaling") is True
 
     def is_v2(self) -> bool:
@@ -84,7 +85,7 @@ JOB: tuple[Rule, ...] = (
      "missing key 'ray.io/cluster', the name of the existing cluster"),
     ("clusterSelector", lambda s: s.get("clusterSelector") and s.mode() == "SidecarMode", "cannot be used in SidecarMode"),
     ("backoffLimit", lambda s: s.number("backoffLimit") > 0 and s.get("clusterSelector"),
-     "expected 0 beside clusterSelector, got {got}"),
+     "expected 0 with clusterSelector, got {got}"),
     ("backoffLimit", lambda s: s.number("backoffLimit") > 0 and s.mode() == "InteractiveMode",
      "expected 0 in InteractiveMode, got {got}"),
     *((name, lambda s, name=name: s.get(name) is not None and s.mode() in ("SidecarMode", "HTTPMode"),
@@ -97,17 +98,17 @@ JOB: tuple[Rule, ...] = (
      lambda s: s.mode() == "K8sJobMode" and s.get("submitterPodTemplate.spec.restartPolicy") == "Always",
      "expected 'Never' or 'OnFailure', got 'Always', which a Kubernetes Job refuses"),
     ("ttlSecondsAfterFinished", lambda s: s.number("ttlSecondsAfterFinished") > 0 and not s.shuts_down(),
-     "got {got}, expected shutdownAfterJobFinishes: true beside it"),
+     "needs shutdownAfterJobFinishes: true, got {got} without it"),
     ("suspend", lambda s: s.get("suspend") is True and not s.shuts_down(),
-     "expected shutdownAfterJobFinishes: true beside it"),
-    ("suspend", lambda s: s.get("suspend") is True and s.get("clusterSelector"), "cannot be used beside clusterSelector"),
+     "needs shutdownAfterJobFinishes: true"),
+    ("suspend", lambda s: s.get("suspend") is True and s.get("clusterSelector"), "cannot be used with clusterSelector"),
     ("deletionStrategy", lambda s: "deletionRules" in s.table("deletionStrategy") and s.older(),
      "expected deletionRules or onSuccess and onFailure, got both"),
     ("deletionStrategy",
      lambda s: s.get("deletionStrategy") is not None and not s.get("deletionStrategy.deletionRules") and len(s.older()) < 2,
      "expected deletionRules, or both onSuccess and onFailure"),
     ("deletionStrategy", lambda s: s.get("deletionStrategy.deletionRules") and s.shuts_down(),
-     "expected no shutdownAfterJobFinishes beside deletionRules"),
+     "expected no shutdownAfterJobFinishes with deletionRules"),
 )  # fmt: skip
 
 OWNED: tuple[Rule, ...] = (  # a cluster that belongs to a RayJob or a RayService
@@ -120,17 +121,17 @@ OWNED: tuple[Rule, ...] = (  # a cluster that belongs to a RayJob or a RayServic
 CLUSTER: tuple[Rule, ...] = (
     ("authOptions.enableK8sTokenAuth",
      lambda s: s.get("authOptions.enableK8sTokenAuth") is True and s.get("authOptions.mode") != "token",
-     "expected authOptions.mode: token beside it"),
+     "needs authOptions.mode: token"),
     ("authOptions.secretName", lambda s: s.get("authOptions.enableK8sTokenAuth") is True and s.get("authOptions.secretName"),
-     "expected none beside enableK8sTokenAuth, got {got}"),
-    ("autoscalerOptions", lambda s: s.get("autoscalerOptions") is not None and not s.grows(),
+     "expected none with enableK8sTokenAuth, got {got}"),
+    ("autoscalerOptions", lambda s: s.get("autoscalerOptions") is not None and not s.autoscales(),
      "has no effect without enableInTreeAutoscaling: true"),
-    (HEAD_ENV, lambda s: (s.env("RAY_enable_autoscaler_v2") or {}).get("value") in ("1", "true") and not s.grows(),
+    (HEAD_ENV, lambda s: (s.env("RAY_enable_autoscaler_v2") or {}).get("value") in ("1", "true") and not s.autoscales(),
      "RAY_enable_autoscaler_v2 needs enableInTreeAutoscaling: true"),
-    (HEAD_ENV, lambda s: s.env("RAY_enable_autoscaler_v2") and s.grows() and s.get("autoscalerOptions.version"),
+    (HEAD_ENV, lambda s: s.env("RAY_enable_autoscaler_v2") and s.autoscales() and s.get("autoscalerOptions.version"),
      "expected autoscalerOptions.version or RAY_enable_autoscaler_v2, got both"),
     ("gcsFaultToleranceOptions", lambda s: s.has_gcs() and s.annotation("ray.io/ft-enabled"),
-     "expected no annotation ray.io/ft-enabled beside it"),
+     "expected no annotation ray.io/ft-enabled with it"),
     ("gcsFaultToleranceOptions", lambda s: s.has_gcs() and s.annotation("ray.io/external-storage-namespace"),
      "expected externalStorageNamespace in it, got the annotation ray.io/external-storage-namespace"),
     (HEAD_ENV, lambda s: s.env("RAY_REDIS_ADDRESS") and (s.has_gcs() or s.annotation("ray.io/ft-enabled").lower() != "true"),
@@ -145,7 +146,7 @@ CLUSTER: tuple[Rule, ...] = (
     ("headGroupSpec.rayStartParams.redis-username", lambda s: s.get("headGroupSpec.rayStartParams.redis-username"),
      "expected gcsFaultToleranceOptions.redisUsername instead"),
     (f"{HEAD_POD}.restartPolicy",
-     lambda s: s.is_v2() and s.grows() and s.get(f"{HEAD_POD}.restartPolicy") not in (None, "Never"),
+     lambda s: s.is_v2() and s.autoscales() and s.get(f"{HEAD_POD}.restartPolicy") not in (None, "Never"),
      "expected 'Never' with autoscaler v2, got {got}"),
 )  # fmt: skip
 
@@ -211,9 +212,9 @@ def cluster_rules(document: Document, base: Path, workers: list[Path]) -> Iterat
             if group.get(name) is not None and not (cluster.is_v2() or cluster.env("RAY_enable_autoscaler_v2")):
                 yield group.fault(name, "expected autoscalerOptions.version: v2, which this key needs")
         policy = group.get("template.spec.restartPolicy")
-        if cluster.is_v2() and cluster.grows() and policy not in (None, "Never"):
+        if cluster.is_v2() and cluster.autoscales() and policy not in (None, "Never"):
             yield group.fault("template.spec.restartPolicy", "expected 'Never' with autoscaler v2, got {got}")
-        if group.get("suspend") is True and cluster.grows():
+        if group.get("suspend") is True and cluster.autoscales():
             yield group.fault("suspend", "cannot be used with enableInTreeAutoscaling")
 
 
@@ -225,13 +226,13 @@ def _deletions(job: _Spec) -> Iterator[Fault]:
     for where in (*rules, *older):
         policy = job.get(f"{where}.policy")
         if job.get("clusterSelector") and policy in ("DeleteCluster", "DeleteWorkers"):
-            yield job.fault(f"{where}.policy", "expected no {got} beside clusterSelector")
+            yield job.fault(f"{where}.policy", "expected no {got} with clusterSelector")
         elif policy == "DeleteWorkers" and job.get("rayClusterSpec.enableInTreeAutoscaling") is True:
             yield job.fault(f"{where}.policy", "expected no {got} with enableInTreeAutoscaling")
         elif where in older and policy is None:
             yield job.fault(where, "missing key 'policy'")
         elif where in older and policy == "DeleteNone" and job.shuts_down():
-            yield job.fault(f"{where}.policy", "expected no {got} beside shutdownAfterJobFinishes: true")
+            yield job.fault(f"{where}.policy", "expected no {got} with shutdownAfterJobFinishes: true")
     yield from _order(job, rules)
 
 

@@ -73,10 +73,10 @@ def check_runtime_env(document: Document, path: Path) -> Iterator[Fault]:
             yield document.fault((*path, "config", str(name)), f"unknown key {name!r}{near}")
             faults.append((name, ""))
     if not faults:
-        yield from _ray_says(document, path, value)
+        yield from _ray_faults(document, path, value)
 
 
-def _ray_says(document: Document, path: Path, value: dict[str, object]) -> Iterator[Fault]:
+def _ray_faults(document: Document, path: Path, value: dict[str, object]) -> Iterator[Fault]:
     from ray.runtime_env import RuntimeEnv
 
     env_vars = value.get("env_vars")

@@ -108,7 +108,7 @@ def _findings(error: ValidationError) -> Iterator[Finding]:
         kinds = "a quantity as 2," if error.validator == "pattern" else "a whole number or text as"
         yield path, f"expected {kinds} 500m or 8Gi, got {shown(value)}"
     elif error.validator == "anyOf":
-        yield from _of_the_nearest_option(error)
+        yield from _nearest_option(error)
     elif error.validator == "type":
         yield path, _wrong_type(value, rule)
     elif error.validator == "enum":
@@ -129,7 +129,7 @@ def _findings(error: ValidationError) -> Iterator[Finding]:
         yield path, reason.format(rule=rule, got=shown(value), length=length) if reason else error.message
 
 
-def _of_the_nearest_option(error: ValidationError) -> Iterator[Finding]:
+def _nearest_option(error: ValidationError) -> Iterator[Finding]:
     """Yield the faults by the option of an `anyOf` that the value fits best."""
     options = [list(errors) for _, errors in groupby(error.context or [], key=lambda below: below.schema_path[0])]
     mistyped = [one for errors in options for one in errors if one.validator == "type" and not one.path]

@@ -33,7 +33,7 @@ def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool 
     if not isinstance(document.value, dict):
         return
     if not faults:
-        yield from _serve_says(document)
+        yield from _serve_faults(document)
     if document.get("applications") == []:
         yield document.fault(("applications",), "expected at least one application, got none")
     if in_pods and document.get("http_options", "host") in ("127.0.0.1", "localhost"):
@@ -64,7 +64,7 @@ def serve_schema() -> Schema:
     return schema
 
 
-def _serve_says(document: Document) -> Iterator[Fault]:
+def _serve_faults(document: Document) -> Iterator[Fault]:
     """Yield what Serve's models refuse beyond their schema: duplicate names, limits across keys."""
     from ray.serve.schema import ServeDeploySchema
 
@@ -72,14 +72,11 @@ def _serve_says(document: Document) -> Iterator[Fault]:
         ServeDeploySchema.model_validate(document.value)
     except ValidationError as err:
         for error in err.errors():
-            path = tuple(part for part in error["loc"] if document.get(*_before(error["loc"], part), part) is not None)
+            loc = error["loc"]
+            path = tuple(part for n, part in enumerate(loc, 1) if document.get(*loc[:n]) is not None)
             yield document.fault(path, " ".join(error["msg"].removeprefix("Value error, ").split())[:300])
     except ValueError as err:
         yield document.fault((), " ".join(str(err).split())[:300])
-
-
-def _before(path: tuple[Any, ...], part: object) -> tuple[Any, ...]:
-    return path[: path.index(part)]
 
 
 def _application(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:

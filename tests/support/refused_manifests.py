@@ -100,14 +100,14 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", selected({"app": "x"}), "spec.clusterSelector", "missing key 'ray.io/cluster'"),
     "retries on a cluster that exists": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "backoffLimit", to=2)),
-        "spec.backoffLimit", "expected 0 beside clusterSelector, got 2"),
+        "spec.backoffLimit", "expected 0 with clusterSelector, got 2"),
     "sidecar on a cluster that exists": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "submissionMode", to="SidecarMode"),
                        lambda documents: documents[-1]["spec"].pop("submitterPodTemplate")),
         "spec.clusterSelector", "cannot be used in SidecarMode"),
     "suspended on a cluster that exists": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "suspend", to=True)),
-        "spec.suspend", "cannot be used beside clusterSelector"),
+        "spec.suspend", "cannot be used with clusterSelector"),
     "suspended, and never shut down": (
         "rayjob", both(shuts(False), put("spec", "suspend", to=True)), "spec.suspend", "shutdownAfterJobFinishes: true"),
     "retries in InteractiveMode": (
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "expected either jobStatus or"),
     "workers of another's cluster deleted": (
         "rayjob", both(delete(("DeleteCluster", SUCCEEDED)), selected({"ray.io/cluster": "x"})),
-        f"{RULES}[0].policy", "beside clusterSelector"),
+        f"{RULES}[0].policy", "with clusterSelector"),
     "Kubernetes' tokens in a job": (
         "rayjob", put(*JOB, "authOptions", "enableK8sTokenAuth", to=True),
         f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "only in a RayCluster"),
@@ -165,10 +165,10 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens without Ray's": (
         "rayjob", alone({"enableK8sTokenAuth": True}),
-        "spec.authOptions.enableK8sTokenAuth", "expected authOptions.mode: token beside it"),
+        "spec.authOptions.enableK8sTokenAuth", "needs authOptions.mode: token"),
     "Kubernetes' tokens and a secret": (
         "rayjob", alone({"mode": "token", "enableK8sTokenAuth": True, "secretName": "x"}),
-        "spec.authOptions.secretName", "expected none beside enableK8sTokenAuth, got 'x'"),
+        "spec.authOptions.secretName", "expected none with enableK8sTokenAuth, got 'x'"),
     "an upgrade of a job's cluster": (
         "rayjob", put(*JOB, "upgradeStrategy", to={"type": "Recreate"}),
         f"{JOB_PATH}.upgradeStrategy.type", "only in a RayCluster"),

@@ -24,7 +24,7 @@ from models.graph.int8 import quantize_int8
 from models.spec import Artifact, Precision
 from models.store.files import artifact_path, publishing
 from models.store.locate import BUNDLED
-from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, settled
+from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, with_own_metadata
 from tools.conversion.measure import (
     Int64Array,
     Photographs,
@@ -97,13 +97,13 @@ def build(shards: list[Path], num_calibration: int, output: Path | None) -> None
     held_out = np.setdiff1d(np.arange(len(photographs)), rows)
 
     network = build_torch_model()
-    fp32 = settled(export_onnx(network)).SerializeToString()
+    fp32 = with_own_metadata(export_onnx(network)).SerializeToString()
     difference = check_against_torch(network, fp32, photographs.images[:4])
     logger.info("exported to ONNX, at most %.1e from torch", difference)
 
     calibration = (photographs.images[row : row + 1] for row in rows)
     # The pool stays float32, so that features are float32, and returning them does not change the labels.
-    int8 = settled(
+    int8 = with_own_metadata(
         quantize_int8(onnx.load_model_from_string(fp32), calibration, float_ops={"ReduceMean"})
     ).SerializeToString()
     logger.info("calibrated on %d of %d images", len(rows), len(photographs))

@@ -99,14 +99,14 @@ def _rename(graph: onnx.GraphProto) -> None:
         tensor.name = names[tensor.name]
 
 
-def settled(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_own_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model without the metadata of its tools, and with METADATA instead."""
     graph = helper.make_graph(
-        [_without_notes(node) for node in model.graph.node],
+        [_without_metadata(node) for node in model.graph.node],
         NAME,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n_images", 3, 224, 224])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n_images", 1000])],
-        [_without_notes(tensor) for tensor in model.graph.initializer],
+        [_without_metadata(tensor) for tensor in model.graph.initializer],
         value_info=[helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n_images", 1280])],
     )
     result = helper.make_model(
@@ -117,7 +117,7 @@ def settled(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _without_notes(part: Any) -> Any:  # noqa: ANN401 (a node or a tensor)
+def _without_metadata(part: Any) -> Any:  # noqa: ANN401 (a node or a tensor)
     part.ClearField("metadata_props")
     part.ClearField("doc_string")
     return part

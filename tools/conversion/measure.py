@@ -58,10 +58,6 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Int64Array) -> Photographs:
-        """Return the given rows."""
-        return Photographs(self.images[rows], self.labels[rows])
-
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:

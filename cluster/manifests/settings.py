@@ -129,9 +129,9 @@ class UpgradeSettings(Settings):
         description="GatewayClass that moves requests to the new cluster step by step (KubeRay 1.7); "
         "without it, all move once the new cluster is ready.",
     )
-    step_percent: int = Field(default=10, ge=1, le=100, description="Percentage of the requests that moves in a step.")
+    step_percent: int = Field(default=10, ge=1, le=100, description="Percentage of requests moved in a step.")
     interval_s: int = Field(default=60, ge=1, description="Seconds between two steps.")
-    max_surge_percent: int = Field(default=100, ge=1, le=100, description="Maximum that the new cluster adds at once.")
+    max_surge_percent: int = Field(default=100, ge=1, le=100, description="Maximum share that the new cluster adds at once.")
 
     @model_validator(mode="after")
     def _check(self) -> UpgradeSettings:
@@ -148,7 +148,7 @@ class ServiceSettings(Settings):
 
     min_replicas: int = Field(default=1, ge=0, description="Minimum number of replicas.")
     max_replicas: int = Field(default=4, ge=1, description="Maximum number of replicas; they must fit the workers.")
-    spot: Spot = Field(default=Spot.NO, description="Spot nodes, as for workers, whose own spot the endpoint ignores.")
+    spot: Spot = Field(default=Spot.NO, description="Spot nodes for the endpoint; gpu.spot and cpu.spot do not apply.")
     api_keys_secret: SecretName | None = Field(
         default=None, description="Secret whose key `keys` holds the bearer keys, one per line."
     )
@@ -196,7 +196,7 @@ class AwsSettings(Settings):
     """What `ray up` starts on AWS."""
 
     region: Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")] = Field(
-        default="us-west-2", description="Region; the images should be there."
+        default="us-west-2", description="Region; it should hold the input images."
     )
     zones: Annotated[str, Field(pattern=r"^[a-z0-9-]+(,[a-z0-9-]+)*$")] = Field(
         default="us-west-2a,us-west-2b", description="Availability zones, tried in order."

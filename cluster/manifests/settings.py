@@ -131,7 +131,7 @@ class UpgradeSettings(Settings):
     )
     step_percent: int = Field(default=10, ge=1, le=100, description="Percentage of requests moved in a step.")
     interval_s: int = Field(default=60, ge=1, description="Seconds between two steps.")
-    max_surge_percent: int = Field(default=100, ge=1, le=100, description="Maximum share that the new cluster adds at once.")
+    max_surge_percent: int = Field(default=100, ge=1, le=100, description="Maximum percentage added at once.")
 
     @model_validator(mode="after")
     def _check(self) -> UpgradeSettings:

@@ -276,9 +276,7 @@ class ClusterConfiguration(Settings):
     @model_validator(mode="after")
     def _check(self) -> ClusterConfiguration:
         if self.device == "cuda" and self.gpu.min < 1:
-            raise ValueError(
-                "gpu.min must be at least 1 with device=cuda, got 0: a run counts its GPUs when it starts"
-            )
+            raise ValueError("gpu.min must be at least 1 with device=cuda, got 0: a run counts its GPUs when it starts")
         if not self.autoscaling and Spot.FIRST in (self.gpu.spot, self.cpu.spot, self.service.spot):
             raise ValueError("spot=first needs autoscaling=true to grow one group before the other, got false")
         if not self.autoscaling and self.service.upgrade.gateway_class:

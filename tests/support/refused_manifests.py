@@ -241,13 +241,13 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "headService.metadata.name", "expected no name"),
     "no time to start": (
         "rayservice", annotate("ray.io/initializing-timeout", "soon"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
+        "above 0, or a duration as '30m'"),
     "time to start of a unit that is none": (
         "rayservice", annotate("ray.io/initializing-timeout", "5d"), "metadata.annotations['ray.io/initializing-timeout']",
         "got '5d'"),
     "time to start of nothing": (
         "rayservice", annotate("ray.io/initializing-timeout", "0s"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
+        "above 0, or a duration as '30m'"),
     "an upgrade by steps of nothing": (
         "rayservice", put("spec", "upgradeStrategy", to={"type": "NewClusterWithIncrementalUpgrade"}),
         "spec.upgradeStrategy", "missing key 'clusterUpgradeOptions'"),

@@ -56,7 +56,9 @@ class MadeUpCluster:
         return heard
 
 
-def follow(cluster: MadeUpCluster, *, deadline: float | None = None, answer: Answer | None = None) -> tuple[str, str, str]:
+def follow(
+    cluster: MadeUpCluster, *, deadline: float | None = None, answer: Answer | None = None
+) -> tuple[str, str, str]:
     """Follow the job; return the outcome, what was shown, and what was said."""
     said: list[str] = []
     out = io.StringIO()

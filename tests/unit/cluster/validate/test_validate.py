@@ -231,4 +231,4 @@ def test_list_settings_names_every_key():
 
     assert done.exit_code == 0
     assert "gpu.max=4" in done.stdout
-    assert "Most workers." in done.stdout
+    assert "Maximum number of workers." in done.stdout

@@ -92,9 +92,11 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
                 reasons[result.unit] = result.why
             elif left.pop(result.unit, None) is not None:
                 yield result
-        # Of a process that died Ray's error holds its actor in a circle, and that one its CPU: also after the run.
+        if not left:
+            return
+        # The error of a process that died holds its actor in a reference cycle, and the actor a CPU, also after the run.
         gc.collect()
-        if not left or stopping():
+        if stopping():
             return
         attempts += nodes <= alive_nodes()
         if attempts == MAX_ATTEMPTS:

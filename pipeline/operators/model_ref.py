@@ -19,7 +19,6 @@ from models.inference.simulated_gpu import SimulatedClassifier
 from models.labels import check_classes, label_texts, load_classes
 from models.session import GpuOptions
 from models.spec import ModelSpec
-from models.store.download import progress_printer
 from models.store.locate import locate
 from pipeline.config import DEFAULT_TOP_K, LabelConfig
 from pipeline.storage.storage import open_storage
@@ -153,6 +152,9 @@ def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
     """Return the model's verified file, downloaded if need be; a simulated device needs none."""
     if choice.provider is Provider.SIMULATED:
         return None
+    # Not at the top: it loads an HTTP client, which no actor needs.
+    from models.store.download import progress_printer
+
     with progress_printer(spec.name) as progress:
         return locate(spec, choice.precision, progress=progress)
 

@@ -51,7 +51,7 @@ def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path,
 
 
 def test_embeddings_of_a_simulated_gpu_are_refused(tmp_path, tiny_model):
-    with pytest.raises(ConfigError, match="embeddings cannot be had of a simulated device"):
+    with pytest.raises(ConfigError, match="a simulated device gives no embeddings"):
         label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50", embeddings=True)
 
 

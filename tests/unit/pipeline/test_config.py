@@ -31,7 +31,7 @@ def test_the_defaults_are_those_of_the_contract():
         pytest.param({"part": "3"}, "--part: .*got '3'", id="part-text"),
         pytest.param({"max_error_rate": 7}, "--max-error-rate: .*less than or equal to 1, got 7", id="rate"),
         pytest.param({"batch_size": 0}, "--batch-size: .*got 0", id="batch"),
-        pytest.param({"colour": "red"}, "unknown option 'colour'; known are source, format", id="unknown"),
+        pytest.param({"colour": "red"}, "unknown option 'colour'; known options are source, format", id="unknown"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_says_which_and_what_was_expected(options, message):
@@ -54,7 +54,7 @@ def test_a_config_file_gives_options_and_the_command_line_comes_first(tmp_path):
     ("text", "message"),
     [
         pytest.param("topk: 3\n", "unknown option 'topk'", id="unknown-key"),
-        pytest.param("- a\n", "must be a table of options, got list", id="list"),
+        pytest.param("- a\n", "must be a mapping of options, got list", id="list"),
         pytest.param("a: [\n", "cannot be read", id="no-yaml"),
         pytest.param("[" * 5000, "cannot be read", id="too-deep"),
     ],

@@ -1,6 +1,6 @@
-"""The console command `shardlabel`: puts the folders' commands together, and turns errors into one line and a code.
+"""The console command `shardlabel`: collects the folders' commands, and turns errors into one line and an exit code.
 
-It lives here since only `cluster` may import every other folder.
+It is in `cluster` because only `cluster` may import every other folder.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
         sys.stderr.write(f"shardlabel: error: {without_secrets(str(err))}\n")
         sys.exit(err.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("shardlabel: interrupted; the same command goes on where this one stopped\n")
+        sys.stderr.write("shardlabel: interrupted; run the same command again to resume\n")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_BUG)

@@ -100,14 +100,14 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", selected({"app": "x"}), "spec.clusterSelector", "missing key 'ray.io/cluster'"),
     "retries on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "backoffLimit", to=2)),
-        "spec.backoffLimit", "expected 0 beside clusterSelector, got 2"),
+        "spec.backoffLimit", "expected 0 with clusterSelector, got 2"),
     "sidecar on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "submissionMode", to="SidecarMode"),
                        lambda documents: documents[-1]["spec"].pop("submitterPodTemplate")),
         "spec.clusterSelector", "cannot be used in SidecarMode"),
     "suspended on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "suspend", to=True)),
-        "spec.suspend", "cannot be used beside clusterSelector"),
+        "spec.suspend", "cannot be used with clusterSelector"),
     "suspended, and never shut down": (
         "rayjob", both(shuts(False), put("spec", "suspend", to=True)), "spec.suspend", "shutdownAfterJobFinishes: true"),
     "retries in InteractiveMode": (
@@ -147,31 +147,31 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         RULES, "expected DeleteSelf (10 s) no sooner than DeleteCluster (60 s)"),
     "one rule of deletion twice": (
         "rayjob", delete(("DeleteSelf", SUCCEEDED), ("DeleteSelf", {**SUCCEEDED, "ttlSeconds": 5})),
-        f"{RULES}[1]", "DeleteSelf is there twice"),
+        f"{RULES}[1]", "DeleteSelf is given twice"),
     "workers deleted under an autoscaler": (
         "rayjob", delete(("DeleteWorkers", SUCCEEDED)), f"{RULES}[0].policy", "with enableInTreeAutoscaling"),
     "two conditions": (
         "rayjob", delete(("DeleteSelf", {**FAILED, "jobDeploymentStatus": "Failed"})),
-        f"{RULES}[0].condition", "one of them"),
-    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "one of them"),
+        f"{RULES}[0].condition", "expected either jobStatus or"),
+    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "expected either jobStatus or"),
     "workers of another's cluster deleted": (
         "rayjob", both(delete(("DeleteCluster", SUCCEEDED)), selected({"ray.io/cluster": "x"})),
-        f"{RULES}[0].policy", "beside clusterSelector"),
+        f"{RULES}[0].policy", "with clusterSelector"),
     "Kubernetes' tokens in a job": (
         "rayjob", put(*JOB, "authOptions", "enableK8sTokenAuth", to=True),
-        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens in a service": (
         "rayservice", put(*SERVICE, "authOptions", "enableK8sTokenAuth", to=True),
-        "authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        "authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens without Ray's": (
         "rayjob", alone({"enableK8sTokenAuth": True}),
-        "spec.authOptions.enableK8sTokenAuth", "expected authOptions.mode: token beside it"),
+        "spec.authOptions.enableK8sTokenAuth", "needs authOptions.mode: token"),
     "Kubernetes' tokens and a secret": (
         "rayjob", alone({"mode": "token", "enableK8sTokenAuth": True, "secretName": "x"}),
-        "spec.authOptions.secretName", "expected none beside enableK8sTokenAuth, got 'x'"),
+        "spec.authOptions.secretName", "expected none with enableK8sTokenAuth, got 'x'"),
     "an upgrade of a job's cluster": (
         "rayjob", put(*JOB, "upgradeStrategy", to={"type": "Recreate"}),
-        f"{JOB_PATH}.upgradeStrategy.type", "for a RayCluster alone"),
+        f"{JOB_PATH}.upgradeStrategy.type", "only in a RayCluster"),
     "a group that is idle without v2": (
         "rayjob", both(V1, put(*GPU, "idleTimeoutSeconds", to=60)),
         "workerGroupSpecs[0].idleTimeoutSeconds", "expected autoscalerOptions.version: v2"),
@@ -241,13 +241,13 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "headService.metadata.name", "expected no name"),
     "a startup timeout that is no duration": (
         "rayservice", annotate("ray.io/initializing-timeout", "soon"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
+        "above 0, or a duration as '30m'"),
     "a startup timeout without a valid unit": (
         "rayservice", annotate("ray.io/initializing-timeout", "5d"), "metadata.annotations['ray.io/initializing-timeout']",
         "got '5d'"),
     "a startup timeout of 0": (
         "rayservice", annotate("ray.io/initializing-timeout", "0s"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
+        "above 0, or a duration as '30m'"),
     "an incremental upgrade without options": (
         "rayservice", put("spec", "upgradeStrategy", to={"type": "NewClusterWithIncrementalUpgrade"}),
         "spec.upgradeStrategy", "missing key 'clusterUpgradeOptions'"),

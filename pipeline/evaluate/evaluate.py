@@ -1,4 +1,4 @@
-"""Measure a model's accuracy on labelled images, beside what was reported for it; or compare two ways of running."""
+"""Measure a model's accuracy on labelled images, beside the reported figures; or compare two variants."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def evaluate_source(
     """Label every image of SOURCE in this process, on all its cores, and compare with the labels there.
 
     Args:
-        config: What to read, and how to run what is measured.
-        say: Called with the line that tells what auto chose.
-        label_field: Key of .json members, or column of Parquet, that holds the class.
-        precision: Fit a calibration, with thresholds for this precision, percent.
+        config: What to read, and which variant to measure.
+        say: Called with the line that says what auto chose.
+        label_field: Key of .json members, or column of Parquet, that has the class.
+        precision: Fit a calibration with thresholds for this precision, percent.
 
     Raises:
-        SourceError: SOURCE cannot be read, or holds no labels, or too few to fit a calibration to.
-        ModelError: The model cannot be had or used.
-        ConfigError: The calibration is not of this model.
+        SourceError: SOURCE cannot be read, or has no labels, or too few to fit a calibration to.
+        ModelError: The model cannot be loaded or used.
+        ConfigError: The calibration is for another model.
     """
     way = open_way(config)
     say(f"shardlabel: {way.choice.reason}")
@@ -53,19 +53,19 @@ def evaluate_source(
 def compare(
     config: LabelConfig, a: str, b: str, say: Callable[[str], None], *, label_field: str | None = None
 ) -> Comparison:
-    """Measure two ways on the same images.
+    """Measure two variants on the same images.
 
     Args:
         config: What both have in common.
-        a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
-        b: What tells the second.
-        say: Called with a line for each way.
-        label_field: As for `evaluate_source`.
+        a: The first variant: a precision, a decode mode, a model, or several of these joined by ":".
+        b: The second variant.
+        say: Called with a line for each variant.
+        label_field: See `evaluate_source`.
 
     Raises:
-        ConfigError: The two have other classes.
-        SourceError: SOURCE cannot be read, or holds no labels.
-        ModelError: A model cannot be had or used.
+        ConfigError: The two have different classes.
+        SourceError: SOURCE cannot be read, or has no labels.
+        ModelError: A model cannot be loaded or used.
     """
     ways = []
     for text in (a, b):
@@ -74,8 +74,8 @@ def compare(
     first, second = ways
     if [(c.wnid, c.name) for c in first.classes] != [(c.wnid, c.name) for c in second.classes]:
         raise ConfigError(
-            f"--compare: {first.spec.name} and {second.spec.name} have other classes "
-            f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
+            f"--compare: {first.spec.name} and {second.spec.name} have different classes "
+            f"({len(first.classes)} and {len(second.classes)}), so their labels cannot be compared"
         )
     labelled, scored = _run(config, label_field, (first, second), say)
     found = [
@@ -98,7 +98,7 @@ def compare(
 
 
 def _parse_way(text: str, config: LabelConfig) -> LabelConfig:
-    """Read one of --compare; what it does not say is as in the other options."""
+    """Parse a variant of --compare; the other options give what it does not name."""
     told: dict[str, object] = {}
     for part in re.split(r":(?![/\\])", text):
         if part == "auto" or part in list(Precision):
@@ -187,7 +187,7 @@ def _per_class(way: Variant, found: Score) -> list[ClassAccuracy]:
 
 
 def _confusions(way: Variant, found: Score, most: int = 50) -> list[Confusion]:
-    """Return the pairs that were confused most often; of equally many the lower class first."""
+    """Return the most confused pairs, the most frequent first; of equal counts the lower class first."""
     ordered = sorted(found.confused.items(), key=lambda item: (-item[1], item[0]))[:most]
     return [
         Confusion(true, way.classes[true].name, label, way.classes[label].name, count)

@@ -1,4 +1,4 @@
-"""Run one or two ways of labelling over the same labelled images, on all cores, and count what was right."""
+"""Run one or more variants over the same labelled images, on all cores, and count what was right."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAY_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of labelling: a model in a precision, with a decode mode; loaded."""
+    """A variant of labelling: a loaded model in a precision, with a decode mode."""
 
     spec: ModelSpec
     choice: DeviceChoice
@@ -51,11 +51,11 @@ class Variant:
 
 
 def open_way(config: LabelConfig) -> Variant:
-    """Load a model; fetches it where it is not here.
+    """Load a model; download it if necessary.
 
     Raises:
-        ConfigError: The calibration is not of this model.
-        ModelError: It cannot be had or used.
+        ConfigError: The calibration is for another model.
+        ModelError: The model cannot be downloaded or used.
         SignatureError: It has another number of classes than its labels file.
     """
     spec = load_spec(config.model)
@@ -74,7 +74,7 @@ def open_way(config: LabelConfig) -> Variant:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of all ways, how the first two compare, and how long it took."""
+    """Scores of all variants, how two of them compare, and how long it took."""
 
     scores: tuple[Score, ...]
     paired: Paired
@@ -88,15 +88,15 @@ def score(
     say: Callable[[str], None],
     collector: Collector | None = None,
 ) -> Scored:
-    """Label all images in each way. Streams: a bounded number of batches is in memory.
+    """Label all images with each variant. Streams: a bounded number of batches is in memory.
 
-    Variants with one preprocessing and decode mode share the decoding, whose time counts for each.
+    Variants with the same preprocessing and decode mode share the decoding; its time counts for each.
 
     Args:
-        ways: Up to two; of more, only the first two are compared with each other.
+        ways: One variant or more; with two, they are also compared with each other.
         pairs: Samples with their class.
-        say: Called every few seconds with how far it is.
-        collector: Takes what a calibration of the one way is fitted to.
+        say: Called every few seconds with the progress.
+        collector: Takes the input of a calibration's fit.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     result = Scored(tuple(Score(np.zeros((len(way.classes), 3), np.int64)) for way in ways), Paired(), 0.0, cores)
@@ -123,7 +123,7 @@ def score(
 
 
 def _label(ways: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:
-    """Label one batch in each way; `observed` keeps what a calibration is fitted to."""
+    """Label one batch with each variant; with `observed`, also keep the input of a calibration's fit."""
     truth = np.array([index for _, index in samples], np.int64)
     decoded: dict[tuple[str, DecodeMode], tuple[UInt8Array, BoolArray, float]] = {}
     batches = []
@@ -148,14 +148,14 @@ def _label(ways: tuple[Variant, ...], samples: list[Pair], *, observed: bool) ->
 
 
 def _observed(samples: list[Pair], ok: BoolArray, found: Predictions) -> Observed:
-    assert found.probabilities is not None, "they were asked for"
+    assert found.probabilities is not None, "they were requested"
     decoded = [pair for pair, is_ok in zip(samples, ok.tolist(), strict=True) if is_ok]
     truth = np.array([index for _, index in decoded], np.int32)
     return observe([sample for sample, _ in decoded], truth, found.label_ids[:, 0], found.probabilities)
 
 
 def _decode(way: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
-    """Decode a batch; returns the pixels of those that can be, and which these are."""
+    """Decode a batch; return the pixels of the images that can be decoded, and which these are."""
     side = way.spec.preprocessing.crop
     pixels = np.empty((len(samples), side, side, 3), np.uint8)
     ok = np.zeros(len(samples), np.bool_)

@@ -183,6 +183,6 @@ def test_names_of_classes_and_their_synsets_are_not_compared(tmp_path, tiny_mode
     monkeypatch.setattr("pipeline.diff.compare.open_finished", finished)
 
     with pytest.raises(
-        ConfigError, match=r"old writes as label a class's name, and .*new its wnid: none would be the same"
+        ConfigError, match=r"old writes a class's name as label, and .*new its wnid, so no label would be the same"
     ):
         compare(str(tmp_path / "old"), str(tmp_path / "new"))

@@ -292,7 +292,7 @@ def test_too_few_images_are_refused(tiny_model, tmp_path):
     done = run(tmp_path / "s", "--model", tiny_model, "--fit", tmp_path / "c.json")
 
     assert isinstance(done.exception, SourceError)
-    assert "SOURCE has 49 images with a class that can be decoded, and at least 50 are needed" in str(done.exception)
+    assert "SOURCE has 49 images with a class that can be decoded, but at least 50 are needed" in str(done.exception)
     assert not (tmp_path / "c.json").exists()
 
 

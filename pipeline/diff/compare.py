@@ -53,6 +53,7 @@ class ClassShift:
         images: Images that have it in OLD, and any label in NEW.
         agreement: Percent of them with the same label in NEW.
         mean_shift: Mean change of their scores, NEW's less OLD's.
+    """
 
     label: str
     images: int

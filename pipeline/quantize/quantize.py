@@ -4,6 +4,7 @@ SOURCE is divided: some images set the ranges of the activations, all others are
 gives a candidate. The candidate with the best top-1 is chosen, and among equals the one whose probabilities moved least.
 The same images choose it and measure it, which overstates its accuracy by as much as the candidates differ; the table
 shows the difference.
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ def build_sheet(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> 
     """Choose rows, and fetch their pictures as far as possible.
 
     The rows are some that are spread over the run, those with the lowest scores, and some of each status other than ok.
+    """
     # In a small run the lowest would be most of the rows, so they are at most a quarter.
     lowest = [(unit, position) for _, unit, position in counts.lowest][: max(1, int(counts.scores.sum()) // 4)]
     bad = _in_turn(counts.bad, SHEET_BAD)

@@ -16,7 +16,7 @@ from pipeline.options import options_of
 
 PRECISION_TARGET = 95.0
 _say = partial(typer.echo, err=True)
-_WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
+_VARIANT = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
 @options_of(LabelConfig, "model", "precision", "device", "decode", "format", "image_column", "limit", "calibration")
@@ -29,7 +29,7 @@ def evaluate(
         ),
     ],
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help=f"Compare two variants on the same images: each {_WAY}.")
+        tuple[str, str] | None, typer.Option(metavar="A B", help=f"Compare two variants on the same images: each {_VARIANT}.")
     ] = None,
     label_field: Annotated[
         str | None, typer.Option(help="Key of .json members, or Parquet column, with the class. [default: found]")
@@ -70,7 +70,7 @@ def evaluate(
 
         shardlabel evaluate 'val/*.tar' --model efficientnet-lite0 --fit calibration.json --precision-target 98
     """
-    from pipeline.evaluate.evaluate import compare as compare_ways
+    from pipeline.evaluate.evaluate import compare as compare_variants
     from pipeline.evaluate.evaluate import evaluate_source
     from pipeline.evaluate.results import Comparison, Evaluation
 
@@ -84,7 +84,7 @@ def evaluate(
             raise ConfigError(f"{option} {path}: {what}")
     result: Evaluation | Comparison
     if compare:
-        result = compare_ways(config, *compare, _say, label_field=label_field)
+        result = compare_variants(config, *compare, _say, label_field=label_field)
     else:
         precision = None if fit is None else precision_target or PRECISION_TARGET
         result = evaluate_source(config, _say, label_field=label_field, precision=precision)

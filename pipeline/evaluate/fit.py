@@ -108,11 +108,11 @@ class Fit:
         return self.calibration.judged
 
 
-def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
+def fit_calibration(variant: Variant, collector: Collector, target: float) -> Fit:
     """Fit a calibration.
 
     Args:
-        way: The loaded variant that labelled the images.
+        variant: The loaded variant that labelled the images.
         collector: What was kept of the images.
         target: Precision among accepted images, percent.
 
@@ -129,18 +129,18 @@ def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
     scores = np.exp(fitted.log_scores(temperature))
     pooled, classes = choose_thresholds(fitted.best, scores, fitted.right, target / 100)
     calibration = Calibration(
-        model=way.spec.name,
-        precision=way.choice.precision,
-        artifact_sha256=way.spec.artifact(way.choice.precision).sha256,
-        decode=way.mode,
-        preprocessing=way.spec.preprocessing_id,
-        num_classes=len(way.classes),
+        model=variant.spec.name,
+        precision=variant.choice.precision,
+        artifact_sha256=variant.spec.artifact(variant.choice.precision).sha256,
+        decode=variant.mode,
+        preprocessing=variant.spec.preprocessing_id,
+        num_classes=len(variant.classes),
         temperature=temperature,
         precision_target=target,
         fitted_on=len(fitted),
         pooled=pooled,
         classes=tuple(
-            ClassThreshold(id=one, label=way.classes[one].name, **found.model_dump()) for one, found in classes.items()
+            ClassThreshold(id=one, label=variant.classes[one].name, **found.model_dump()) for one, found in classes.items()
         ),
         created_by=f"shardlabel {version('shardlabel')}",
     )

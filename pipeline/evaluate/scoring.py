@@ -50,7 +50,7 @@ class Variant:
     calibration: Calibration | None = None
 
 
-def open_way(config: LabelConfig) -> Variant:
+def open_variant(config: LabelConfig) -> Variant:
     """Load a model; download it if necessary.
 
     Raises:
@@ -83,7 +83,7 @@ class Scored:
 
 
 def score(
-    ways: tuple[Variant, ...],
+    variants: tuple[Variant, ...],
     pairs: Iterable[Pair],
     say: Callable[[str], None],
     collector: Collector | None = None,
@@ -93,18 +93,18 @@ def score(
     Variants with the same preprocessing and decode mode share the decoding; its time counts for each.
 
     Args:
-        ways: One variant or more; with two, they are also compared with each other.
+        variants: One variant or more; with two, they are also compared with each other.
         pairs: Samples with their class.
         say: Called every few seconds with the progress.
         collector: Takes the input of a calibration's fit.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    result = Scored(tuple(Score(np.zeros((len(way.classes), 3), np.int64)) for way in ways), Paired(), 0.0, cores)
-    size = max(BATCH_SIZE.get(way.choice.provider, 16) for way in ways)
+    result = Scored(tuple(Score(np.zeros((len(variant.classes), 3), np.int64)) for variant in variants), Paired(), 0.0, cores)
+    size = max(BATCH_SIZE.get(variant.choice.provider, 16) for variant in variants)
     started = said = time.perf_counter()
 
     def label(samples: list[Pair]) -> tuple[list[Pair], list[Batch]]:
-        return samples, _label(ways, samples, observed=collector is not None)
+        return samples, _label(variants, samples, observed=collector is not None)
 
     iterator = iter(pairs)
     pieces = iter(lambda: list(islice(iterator, size)), [])
@@ -122,27 +122,27 @@ def score(
     return Scored(result.scores, result.paired, time.perf_counter() - started, cores)
 
 
-def _label(ways: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:
+def _label(variants: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:
     """Label one batch with each variant; with `observed`, also keep the input of a calibration's fit."""
     truth = np.array([index for _, index in samples], np.int64)
     decoded: dict[tuple[str, DecodeMode], tuple[UInt8Array, BoolArray, float]] = {}
     batches = []
-    for way in ways:
+    for variant in variants:
         started = time.perf_counter()
-        key = (way.spec.preprocessing_id, way.mode)
+        key = (variant.spec.preprocessing_id, variant.mode)
         if key not in decoded:
-            pixels, ok = _decode(way, samples)
+            pixels, ok = _decode(variant, samples)
             decoded[key] = (pixels, ok, time.perf_counter() - started)
             started = time.perf_counter()
         pixels, ok, decode_s = decoded[key]
-        found = way.classifier.predict(pixels, probabilities=observed)
+        found = variant.classifier.predict(pixels, probabilities=observed)
         k = found.label_ids.shape[1]
         ids, scores = np.full((len(samples), k), -1, np.int64), np.zeros(len(samples), np.float32)
         ids[ok], scores[ok] = found.label_ids, found.scores[:, 0]
         kept = _observed(samples, ok, found) if observed else None
         accepted = np.zeros(len(samples), np.bool_)
-        if way.calibration is not None:
-            accepted[ok] = way.calibration.accepts(found.label_ids[:, 0], found.scores[:, 0])
+        if variant.calibration is not None:
+            accepted[ok] = variant.calibration.accepts(found.label_ids[:, 0], found.scores[:, 0])
         batches.append(Batch(truth, ids, scores, ok, decode_s + time.perf_counter() - started, accepted, kept))
     return batches
 
@@ -154,15 +154,15 @@ def _observed(samples: list[Pair], ok: BoolArray, found: Predictions) -> Observe
     return observe([sample for sample, _ in decoded], truth, found.label_ids[:, 0], found.probabilities)
 
 
-def _decode(way: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
+def _decode(variant: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
     """Decode a batch; return the pixels of the images that can be decoded, and which these are."""
-    side = way.spec.preprocessing.crop
+    side = variant.spec.preprocessing.crop
     pixels = np.empty((len(samples), side, side, 3), np.uint8)
     ok = np.zeros(len(samples), np.bool_)
     limits, count = ImageLimits(), 0
     for row, (sample, _) in enumerate(samples):
         try:
-            decode_image(sample.data or b"", way.spec.preprocessing, way.mode, limits, out=pixels[count])
+            decode_image(sample.data or b"", variant.spec.preprocessing, variant.mode, limits, out=pixels[count])
         except InputError:
             continue
         ok[row] = True

@@ -156,14 +156,14 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
         source: SOURCE, as it was given.
     """
     comparison = found if isinstance(found, Comparison) else None
-    ways = [found.a, found.b] if isinstance(found, Comparison) else [found]
-    reported = ways[0].reported
+    variants = [found.a, found.b] if isinstance(found, Comparison) else [found]
+    reported = variants[0].reported
     names = ("A", "B") if comparison else ("measured",)
-    marks = [(name, one.top1, one.top1_interval) for name, one in zip(names, ways, strict=True)]
+    marks = [(name, one.top1, one.top1_interval) for name, one in zip(names, variants, strict=True)]
     marks += [(f"reported ({number})", pair.top1, (pair.top1, pair.top1)) for number, pair in enumerate(reported, 1)]
     return pages.render(
         "evaluation.html",
-        ways=ways,
+        variants=variants,
         comparison=comparison,
         source=source,
         compared=compared(comparison) if comparison else [],
@@ -171,11 +171,11 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
         low=max(0.0, min(begin for _, _, (begin, _) in marks) - 2),
         high=min(100.0, max(end for _, _, (_, end) in marks) + 2),
         sources=[(f"({number})", pair.source) for number, pair in enumerate(reported, 1)],
-        bins=[_images_by_score(one) for one in ways],
-        spread=_classes_by_top1(ways[0]),
-        worst=_worst(*ways),
-        accepted=accepted_text(ways[0].accepted) if ways[0].accepted else "",
-        thresholds=_thresholds(ways[0].fit) if ways[0].fit else [],
+        bins=[_images_by_score(one) for one in variants],
+        spread=_classes_by_top1(variants[0]),
+        worst=_worst(*variants),
+        accepted=accepted_text(variants[0].accepted) if variants[0].accepted else "",
+        thresholds=_thresholds(variants[0].fit) if variants[0].fit else [],
     )
 
 

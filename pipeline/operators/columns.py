@@ -23,7 +23,7 @@ class LabelColumns:
 
     Attributes:
         image: Name of the column that holds the images.
-        prefix: Goes before the name of each added column.
+        prefix: Prefix of the name of each added column.
         embeddings: Whether there is an `embedding` column.
         calibrated: Whether there is an `accepted` column.
     """

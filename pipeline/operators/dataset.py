@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 # The loss of a node does not count as an attempt, but a run that loses one in every pass must end.
 MAX_PASSES = 100
-# If more units than this fail in one pass, they are not retried: the units are not the cause.
+# Most failed units of one pass that are retried: where more fail, the units are not the cause.
 MAX_RETRIED_UNITS = 100
 # One batch is copied in, one computed, one copied out.
 GPU_IN_FLIGHT = 3

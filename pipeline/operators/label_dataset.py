@@ -76,7 +76,7 @@ def label(  # noqa: PLR0913 (the options of the command)
         max_pixels: Larger images are rows with status too_large.
         max_image_bytes: Images of more bytes are rows with status too_large.
         image_timeout_s: An image that takes longer to decode is undecodable.
-        prefix: Goes before the name of each added column.
+        prefix: Prefix of the name of each added column.
         num_gpus: GPUs of each actor that holds the model, as in `map_batches`; 1 on GPUs.
         compute: Pool of the actors that hold the model, as in `map_batches`. By default as many as Ray has CPUs (or GPUs)
             now; on CPUs they leave one CPU of a machine for reading.

@@ -320,7 +320,7 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
 
 
 def open_writer(settings: UnitSettings, unit: Unit) -> UnitWriter:
-    """Return the writer of a unit's file, whose metadata names the unit and its settings by an id."""
+    """Return the writer of a unit's file, whose metadata has the id of its settings and shards."""
     return UnitWriter(
         settings.dest.temporary_path(), settings.output.schema({"shardlabel.unit_id": unit.id(settings.rows_id)})
     )

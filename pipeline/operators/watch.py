@@ -14,7 +14,7 @@ BUSY_SHARE = 0.5
 REMEDIES = {
     Stage.READ: "faster storage, or more decoders to read at the same time, would keep them busy",
     Stage.DECODE: "more CPUs would keep them busy, or fewer GPUs would do",
-    Stage.LABEL: "the bottleneck is between them: the network, or the object store's memory",
+    Stage.LABEL: "the bottleneck is the network, or the object store's memory",
 }
 
 
@@ -56,7 +56,7 @@ class GpuWatch:
         shares = ", ".join(
             f"{stage} {spent[stage] / (span * self._pools.decoders):.0%}" for stage in (Stage.READ, Stage.DECODE)
         )
-        what = "what lies between" if waits_for is Stage.LABEL else waits_for
+        what = "the transfer of pixels" if waits_for is Stage.LABEL else waits_for
         self._say(
             f"shardlabel: warning: the GPUs are busy {busy:.0%} of the time, and wait for {what} "
             f"(of the {self._pools.decoders} decoders' time: {shares}); {REMEDIES[waits_for]}"

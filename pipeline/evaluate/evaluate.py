@@ -99,19 +99,19 @@ def compare(
 
 def _parse_variant(text: str, config: LabelConfig) -> LabelConfig:
     """Parse a variant of --compare; the other options give what it does not name."""
-    told: dict[str, object] = {}
+    given: dict[str, object] = {}
     for part in re.split(r":(?![/\\])", text):
         if part == "auto" or part in list(Precision):
-            told["precision"] = part
+            given["precision"] = part
         elif part in list(DecodeMode):
-            told["decode"] = DecodeMode(part)
+            given["decode"] = DecodeMode(part)
         elif part:
-            told["model"] = part
+            given["model"] = part
         else:
             raise ConfigError(
                 f"--compare takes a precision, a decode mode, a model, or these joined by ':', got {text!r}"
             )
-    return config.model_copy(update=told)
+    return config.model_copy(update=given)
 
 
 def _run(

@@ -35,7 +35,7 @@ def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
 def wilson_bounds(
     right: Float64Array | npt.NDArray[np.int64], images: Float64Array | npt.NDArray[np.int64], z: float = Z95
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the ends of many such intervals: float64 of the shape of `right` and `images`, which are at least 1."""
+    """Return the bounds of many Wilson intervals: float64 of the shape of `right` and `images`, which are at least 1."""
     rate, weight = right / images, z * z / images
     middle = (rate + weight / 2) / (1 + weight)
     half = z * np.sqrt(rate * (1 - rate) / images + weight / (4 * images)) / (1 + weight)

@@ -71,7 +71,7 @@ def choose_thresholds(
 
 
 def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Threshold:
-    """Return the lowest score such that images from there on have the precision; without a threshold if there is none.
+    """Return the lowest score at or above which images have the precision; its `threshold` is None if there is none.
 
     Args:
         scores: float64 of shape (n_images,).
@@ -94,7 +94,7 @@ def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Thres
 def reached(
     scores: Float64Array, right: BoolArray, weights: Float64Array, target: float
 ) -> tuple[float, int, float, float] | None:
-    """Return the lowest score such that images from there on have a precision, or None if no score does.
+    """Return the lowest score at or above which images have a precision, or None if there is none.
 
     Images of unequal weight count as the number of images in a plain sample that is as certain.
 
@@ -105,7 +105,7 @@ def reached(
         target: Precision, between 0 and 1.
 
     Returns:
-        (score, images, precision, bound): the score; and for the images from there on their number, the share that is
+        (score, images, precision, bound): the score; and of the images at or above it the number, the share that is
         right, and its lower bound.
     """
     scores = np.floor(scores * 10**_DIGITS) / 10**_DIGITS

@@ -77,8 +77,8 @@ class DecodeImages:
         if not self._columns.adopts(table.schema):
             yield from images
             return
-        told = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
-        for image, (status, error) in zip(images, told, strict=True):
+        adopted = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+        for image, (status, error) in zip(images, adopted, strict=True):
             yield image if status in (None, STATUS_OK) else (None, status, error)
 
 

@@ -51,8 +51,8 @@ class LabelImages:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Label the rows whose status is ok; the other rows get nulls."""
         prefix = self._columns.prefix
-        told = (table[prefix + name].to_pylist() for name in ("status", "error", "width", "height"))
-        rows = [Row("", "", *values) for values in zip(*told, strict=True)]
+        decoded = (table[prefix + name].to_pylist() for name in ("status", "error", "width", "height"))
+        rows = [Row("", "", *values) for values in zip(*decoded, strict=True)]
         pixels = self._join([chunk_arrays(chunk) for chunk in table[PIXELS].chunks])
         is_ok = np.fromiter((row.status == STATUS_OK for row in rows), np.bool_, len(rows))
         pieces, faults = [self._nothing], dict[int, str]()

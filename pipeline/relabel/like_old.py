@@ -36,7 +36,7 @@ _DIFFERENT = {
     "calibration": "OLD's scores are calibrated differently (--calibration takes OLD's file)",
 }
 _NEEDED = ("source", "format", "model", "artifact", "precision", "decode", "top-k")
-# The first says what a file contained, not where it is. The second is the decision of whoever runs the command.
+# The first says what a file contained, not where it is. The second is decided by the user of the command.
 _NOT_TAKEN = {"calibration", "allow-private-hosts"}
 MODELS_KEY = "shardlabel.models"
 

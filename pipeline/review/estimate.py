@@ -22,7 +22,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The lowest score such that the sample shows a precision from there on.
+    """The lowest score at or above which the sample shows a precision.
 
     Attributes:
         score: The lowest accepted score.
@@ -57,7 +57,7 @@ def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
 
 
 def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Threshold | None:
-    """Return the lowest score such that the answers show a precision from there on, or None if no score does.
+    """Return the lowest score at or above which the answers show a precision, or None if there is none.
 
     The rule is that of `pipeline.evaluate.thresholds`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class ReadDecode:
                     with clock.measured(Stage.DECODE):
                         piece.add(unit, decode_sample(sample, self._decode, piece.next), rows)
                     rows += 1
-                end = End(rows, notes.told())
+                end = End(rows, asdict(notes))
             except Exception as err:
                 logger.exception("unit=%d failed", unit.number)
                 why, stops = why_failed(err)

@@ -94,10 +94,6 @@ class UnitNotes:
     skipped: dict[str, int] = field(default_factory=dict)
     bytes_read: int = 0
 
-    def told(self) -> dict[str, Any]:
-        """Return them as a dictionary."""
-        return {"incomplete": self.incomplete, "skipped": self.skipped, "bytes_read": self.bytes_read}
-
     def add(self, shard: str, notes: ShardNotes) -> None:
         """Add a shard's notes."""
         if notes.missing is not None:

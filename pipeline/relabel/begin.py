@@ -83,7 +83,7 @@ def _check_old(old: FinishedDest, dest: Storage, plan: Plan, settings: dict[str,
     rows = plan.settings.get(ROWS_SETTING)
     if rows == settings[ROWS_SETTING]:
         return
-    what = "is of a run of `label`" if rows is None else f"was begun when {old.dest.describe()} had other rows"
+    what = "belongs to a run of `label`" if rows is None else f"was begun when {old.dest.describe()} had other rows"
     raise ConfigError(f"{dest.describe()} {what}; give another --output, or --overwrite")
 
 

@@ -2,8 +2,7 @@
 
 SOURCE is divided: some images set the ranges of the activations, all others are held out. Each method of setting the ranges
 gives a candidate. The candidate with the best top-1 is chosen, and among equals the one whose probabilities moved least.
-The same images choose it and measure it, which overstates its accuracy by as much as the candidates differ; the table
-shows the difference.
+The same images choose and measure it, which overstates its accuracy by up to the difference that the table shows.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig
 
 
 def source_of(old: FinishedDest, config: LabelConfig) -> Source:
-    """Return OLD's SOURCE, as in OLD's plan; it lists the first file of each unit that still exists.
+    """Return OLD's SOURCE, as in OLD's plan; it lists the first file of each unit, if that still exists.
 
     Raises:
         SourceError: It no longer exists.

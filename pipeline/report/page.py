@@ -61,7 +61,7 @@ def render(found: Findings) -> str:
         low_scores=share_text(sum(bins[: SCORE_BINS // 2]), sum(bins)),
         times=list(_times(found)),
         charts=list(_charts(found)),
-        asked=list(_asked(found)),
+        setting_rows=list(_setting_rows(found)),
         version=version("shardlabel"),
         now=f"{_time(datetime.now(UTC).timestamp())} UTC",
     )
@@ -102,9 +102,9 @@ def _times(found: Findings) -> Iterator[tuple[str, str]]:
     seconds, rates = units.seconds[units.done], units.rates()
     if not len(seconds):
         return
-    yield "Work in all", f"{duration_text(float(seconds.sum()))}, summed over units"
+    yield "Total work", f"{duration_text(float(seconds.sum()))}, summed over units"
     middle, late, most = map(duration_text, np.percentile(seconds, [50, 95, 100]))
-    yield "A unit", f"median {middle}, 95 % under {late}, longest {most}"
+    yield "Time per unit", f"median {middle}, 95 % under {late}, longest {most}"
     if len(rates):
         low, middle, high = map(rate_text, np.percentile(rates, [5, 50, 95]))
         yield "Images per second of a unit", f"median {middle}; 90 % of units from {low} to {high}"
@@ -112,12 +112,12 @@ def _times(found: Findings) -> Iterator[tuple[str, str]]:
         images, took = float(last["images_now"]), float(last["seconds"])
         per_s = rate_text(images / took)
         yield (
-            "Last run, with start-up",
+            "Last run, with startup",
             f"{many_text(images, 'image')} in {duration_text(took)}: {per_s} images per second",
         )
 
 
-def _asked(found: Findings) -> Iterator[tuple[str, str]]:
+def _setting_rows(found: Findings) -> Iterator[tuple[str, str]]:
     done, units = found.units.totals.units, found.plan.units
     yield "state", "finished" if found.finished else f"{done} of {units} units finished"
     names = {"artifact": "artifact SHA-256", "preprocessing": "preprocessing id"}
@@ -126,7 +126,7 @@ def _asked(found: Findings) -> Iterator[tuple[str, str]]:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield names.get(name, name.replace(".", ": ")), text
     yield "destination", found.dest
-    yield "labelled by shardlabel", ", ".join(sorted(found.counts.versions)) or "unknown"
+    yield "shardlabel version", ", ".join(sorted(found.counts.versions)) or "unknown"
 
 
 def _time(seconds: float) -> str:

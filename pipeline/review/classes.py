@@ -22,7 +22,7 @@ from pipeline.storage.storage import Storage
 
 # Part files to read for names of classes that no drawn image has: the k best labels of each row give many.
 PARTS = 8
-# An answer that means: not the predicted class, and no other class.
+# An answer that means: not the predicted class, whatever else the image may show.
 NO_CLASS = "none"
 NO_CLASS_ID = -1
 _WITH_ID = re.compile(r"(.*) \((\d{1,9})\)", re.DOTALL)

@@ -109,9 +109,8 @@ def _say_what(sampled: Sampled) -> None:
         return
     if sampled.behind:
         typer.echo(
-            "shardlabel: DEST has grown since an earlier draw, and the random strata of "
-            f"{many_text(sampled.behind, 'class', 'classes')} do not yet cover the new images; draw again with the seed of "
-            "the first draw",
+            f"shardlabel: DEST has grown, and the random strata of {many_text(sampled.behind, 'class', 'classes')} do not "
+            "yet cover it; draw again with the seed of the first draw",
             err=True,
         )
     classes = len({row.label_id for row in draw.shown})

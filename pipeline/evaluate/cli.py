@@ -29,7 +29,8 @@ def evaluate(
         ),
     ],
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help=f"Compare two variants on the same images: each {_VARIANT}.")
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help=f"Compare two variants on the same images, each {_VARIANT}."),
     ] = None,
     label_field: Annotated[
         str | None, typer.Option(help="Key of .json members, or Parquet column, with the class. [default: found]")
@@ -46,8 +47,7 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="P",
-            help="With --fit: precision that accepted labels should have, in percent. "
-            f"[default: {PRECISION_TARGET:g}]",
+            help=f"With --fit: precision that accepted labels should have, in percent. [default: {PRECISION_TARGET:g}]",
         ),
     ] = None,
     output: Annotated[

@@ -134,7 +134,9 @@ def _run(
     return labelled, scored
 
 
-def _evaluation(variant: Variant, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
+def _evaluation(
+    variant: Variant, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float
+) -> Evaluation:
     reported = variant.spec.reported_for(variant.choice.precision)
     first = reported[0] if reported else None
     return Evaluation(

@@ -140,7 +140,7 @@ def fit_calibration(variant: Variant, collector: Collector, target: float) -> Fi
         fitted_on=len(fitted),
         pooled=pooled,
         classes=tuple(
-            ClassThreshold(id=one, label=variant.classes[one].name, **found.model_dump()) for one, found in classes.items()
+            ClassThreshold(id=i, label=variant.classes[i].name, **found.model_dump()) for i, found in classes.items()
         ),
         created_by=f"shardlabel {version('shardlabel')}",
     )

@@ -65,7 +65,7 @@ class LabelledSource:
             columns, text_of = self._of_parquet()
         elif kind is SourceFormat.IMAGES:
             if self.label_field is not None:
-                raise ConfigError("--label-field is for .json members and Parquet; a loose image's folder names its class")
+                raise ConfigError("--label-field is for .json members and Parquet; loose images use the folder's name")
             text_of = partial(_folder_name, base)
             hint = "; the folder of a loose image names its class"
         settings = ReadSettings(base, kind, ImageLimits(), columns, beside=True)

@@ -99,7 +99,7 @@ def score(
         collector: Takes the input of a calibration's fit.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    result = Scored(tuple(Score(np.zeros((len(variant.classes), 3), np.int64)) for variant in variants), Paired(), 0.0, cores)
+    result = Scored(tuple(Score(np.zeros((len(one.classes), 3), np.int64)) for one in variants), Paired(), 0.0, cores)
     size = max(BATCH_SIZE.get(variant.choice.provider, 16) for variant in variants)
     started = said = time.perf_counter()
 

@@ -32,9 +32,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
         ),
     ] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Most images to read; each takes 150 kB of memory.")] = 2000,
-    methods: Annotated[str, typer.Option(help="Methods to set the ranges; the best is kept.")] = ",".join(
-        METHODS
-    ),
+    methods: Annotated[str, typer.Option(help="Methods to set the ranges; the best is kept.")] = ",".join(METHODS),
     fp16: Annotated[bool, typer.Option(help="Also measure float16, as it is made for GPUs.")] = True,
     label_field: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,

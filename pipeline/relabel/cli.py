@@ -51,7 +51,7 @@ def relabel(
 ) -> None:
     """Label rows of a finished run again, from its own SOURCE, into another DEST; the other rows are copied.
 
-    Options that are not given are as in OLD. Only OLD's matching rows are decoded, and only the shards that hold some of
+    Options that are not given are as in OLD. Only the matching rows are decoded, and only the shards that hold some of
     them are read. A column `model` says which model each row is from. OLD is not changed. Run the same command again after
     any failure.
 

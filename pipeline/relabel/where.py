@@ -185,7 +185,7 @@ class _Parser:
 
     def _not(self, depth: int) -> Any:  # noqa: ANN401
         if depth > MAX_DEPTH:
-            raise self.token.wrong(f"parentheses and nots are nested more than {MAX_DEPTH} deep; simplify the condition")
+            raise self.token.wrong(f"parentheses and nots nest more than {MAX_DEPTH} deep; simplify the condition")
         if self._take("not"):
             return ~self._not(depth + 1)
         if self._take("("):

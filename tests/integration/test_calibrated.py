@@ -210,5 +210,5 @@ def test_a_calibration_of_another_number_of_classes_is_refused(tmp_path, tiny_mo
     values = json.loads(bulk.file.read_text())
     (tmp_path / "c.json").write_text(json.dumps({**values, "num_classes": 1000}))
 
-    with pytest.raises(ConfigError, match="is of 1000 classes, and tiny has 3"):
+    with pytest.raises(ConfigError, match="is for 1000 classes, but tiny has 3"):
         label(bulk.source, tmp_path / "out", tiny_model, calibration=tmp_path / "c.json")

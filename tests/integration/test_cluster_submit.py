@@ -278,7 +278,7 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
         extra = world.nodes.add(cpus=1)
         eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()), 120)
         extra.kill()
-        run.wait_for("is lost; what it had is done again by others")
+        run.wait_for("is lost; other nodes redo its work")
         world.gate.open_shards = SHARDS
         code = run.end(150)
 

@@ -101,7 +101,7 @@ def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(t
     report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
 
     assert (report.status, report.failed_units) == ("failed", 2)
-    assert all("4 processes ended while they had it" in why for why in report.failed.values())
+    assert all("4 processes died while they labelled it" in why for why in report.failed.values())
 
 
 @pytest.mark.long

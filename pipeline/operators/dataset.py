@@ -92,9 +92,8 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
                 reasons[result.unit] = result.why
             elif left.pop(result.unit, None) is not None:
                 yield result
-        if left or failed:
-            # The error of a lost task holds its actor in a reference cycle, and the actor a CPU, also after the run.
-            gc.collect()
+        # The error of a lost task holds its actor in a reference cycle, and the actor a CPU, also after the run.
+        gc.collect()
         if not left or stopping():
             return
         attempts += nodes <= alive_nodes()

@@ -1,6 +1,6 @@
 """What Ray Serve is pointed at, and what everything else builds the endpoint by.
 
-build_asgi(backend, config)               all that HTTP reaches (serve.routes); needs no Ray
+build_asgi(models, config)                all that HTTP reaches (serve.routes); needs no Ray
 build_app(ServeConfig) -> Application     `serve run serve.app:build_app model=NAME`, `serve deploy`, `shardlabel serve`
 """
 
@@ -9,7 +9,7 @@ build_app(ServeConfig) -> Application     `serve run serve.app:build_app model=N
 from typing import TYPE_CHECKING
 
 from serve.config import ServeConfig
-from serve.http.application import Extras
+from serve.http.in_flight import Extras
 from serve.routes import build_asgi
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def build_app(args: ServeConfig) -> "Application":
         args: The settings; strings of `serve run serve.app:build_app model=NAME` are converted.
 
     Raises:
-        ConfigError: They cannot be used; says why.
-        UnknownModelError: There is no such model.
+        ConfigError: The settings cannot be used; the message says why.
+        UnknownModelError: The catalog has no such model.
     """
     from serve.replica import build_application
 

@@ -26,8 +26,9 @@ from serve import tracing
 from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
-from serve.http.application import Application, Extras
+from serve.http.application import Application
 from serve.http.bodies import BodyMemory
+from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
 from serve.metrics.all_replicas import MetricsShare

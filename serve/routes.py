@@ -8,18 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from models.errors import NotReadyError
 from serve.config import ServeConfig
-from serve.http.application import Application, Extras
-from serve.http.asgi import JsonResponse, Rejected, not_ready
+from serve.http.application import Application
+from serve.http.asgi import JsonResponse, Rejected
 from serve.http.bodies import BodyMemory
-from serve.http.classify import Classify
+from serve.http.classify import Classify, HuggingFace
 from serve.http.embeddings import Embeddings
-from serve.http.huggingface import HuggingFace
+from serve.http.in_flight import Extras
 from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
 from serve.metrics.replica_metrics import CONTENT_TYPE
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint, package_version
+from serve.oip.endpoint import VERSION, Endpoint
 from serve.oip.http import oip_routes
 
 
@@ -35,7 +36,7 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
     Args:
         models: What is served.
         config: Limits and defaults.
-        extras: Whatever else there is.
+        extras: What the endpoint has beside its models.
     """
     extras = extras or Extras()
     routes = [
@@ -46,13 +47,11 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
         *oip_routes(Endpoint(models, config, extras.control)),
         *page_routes(models, config.max_request_bytes),
     ]
-    names = ", ".join(models.names)
+    described = ", ".join(f"{each.spec.name} ({each.precision})" for each in models)
     info = {
-        "title": f"shardlabel: {names}",
-        "version": package_version(),
-        "description": "Labels images with "
-        + ", ".join(f"{each.spec.name} ({each.precision})" for each in models)
-        + ".",
+        "title": f"shardlabel: {', '.join(models.names)}",
+        "version": VERSION,
+        "description": f"Labels images with {described}.",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     }
     routes = documented(routes, info, has_keys=config.api_keys_file is not None)
@@ -62,7 +61,7 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
 def _status_routes(models: Models, extras: Extras) -> list[Operation]:
     async def health(_: Request) -> Response:
         if not models.is_ready:
-            raise not_ready("not ready: no model can answer yet")
+            raise NotReadyError("not ready: no model can answer yet")
         return JsonResponse(Health(status="ok"))
 
     async def metrics(_: Request) -> Response:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
 
 from serve.model.batcher import Item
 
@@ -85,41 +86,26 @@ def stop() -> None:
     _tracer = _provider = None
 
 
-def http_request(scope: Mapping[str, Any], route: str, path: str) -> AbstractContextManager[object]:
-    """Hold the span of a request over HTTP, of one of few routes, for the time of a block."""
+def request(named: Callable[[], tuple[str, Mapping[str, str]]], headers: Headers) -> AbstractContextManager[object]:
+    """Hold the span of a request over HTTP or gRPC for the time of a block; `named` gives its name and attributes."""
     if _tracer is None:
         return _NO_SPAN
-    sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-    about = {
-        "http.request.method": scope["method"],
-        "http.route": route,
-        "url.path": path,
-        "url.scheme": dict(sent).get("x-forwarded-proto", scope.get("scheme", "http")),
-    }
-    return _begun(_tracer, f"{scope['method']} {route}", sent, about)
-
-
-def grpc_call(path: str, metadata: Sequence[tuple[str, str]]) -> AbstractContextManager[object]:
-    """Hold the span of a call of gRPC, by `/service/method` and what was sent with it, for the time of a block."""
-    if _tracer is None:
-        return _NO_SPAN
-    method = path.removeprefix("/")
-    return _begun(_tracer, method, metadata, {"rpc.system.name": "grpc", "rpc.method": method})
-
-
-def _begun(
-    tracer: trace.Tracer, name: str, sent: Sequence[tuple[str, str]], about: Mapping[str, str]
-) -> AbstractContextManager[object]:
-    # Of several the standard takes none. Where Ray traces, its span is the parent, and has this one as its own.
-    has_one = [key for key, _ in sent].count("traceparent") == 1
+    name, about = named()
+    # Where Ray traces, its span is the parent, and has this one as its own.
     is_below_ray = trace.get_current_span().get_span_context().is_valid
-    return tracer.start_as_current_span(
+    return _tracer.start_as_current_span(
         name,
-        context=_propagator.extract(dict(sent)) if has_one and not is_below_ray else None,
+        context=None if is_below_ray else _sent(headers),
         kind=trace.SpanKind.SERVER,
         attributes=about,
         record_exception=False,
     )
+
+
+def _sent(headers: Headers) -> Context:
+    """Return the span that a caller names by W3C Trace Context; of several the standard takes none."""
+    has_one = len(headers.getlist("traceparent")) == 1
+    return _propagator.extract(headers, Context()) if has_one else Context()
 
 
 def answered(status: int, error: str | None, about: Mapping[str, int | str]) -> None:
@@ -158,7 +144,7 @@ def stages(items: Sequence[Item], model: str) -> None:
             span.end(int(ended * 1e9) + shift)
 
 
-def trace_id() -> str | None:
-    """Return the trace of the request that is being answered, 32 hexadecimal digits; None where there is none."""
-    context = None if _tracer is None else trace.get_current_span().get_span_context()
-    return trace.format_trace_id(context.trace_id) if context is not None and context.is_valid else None
+def trace_id(headers: Headers) -> str | None:
+    """Return the trace of a request, 32 hexadecimal digits: of its span, or the one that its headers name, if any."""
+    context = trace.get_current_span(_sent(headers) if _tracer is None else None).get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None

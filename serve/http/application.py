@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -15,20 +12,11 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from models.errors import InferenceError
-from serve import tracing
-from serve.http.access_log import AccessLog
-from serve.http.asgi import MODEL, Rejected, as_rejected, error_response
+from serve.http.asgi import IN_FLIGHT, Rejected, error_response, rejection, whole_number
 from serve.http.bodies import BodyMemory, Held
-from serve.http.keys import ApiKeys
-from serve.http.trace_context import trace_field
-from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.outcomes import set_request_id
-from serve.model.repository import Repository
+from serve.http.in_flight import Extras, InFlight, observed
 
-logger = logging.getLogger(__name__)
-
-# Answered without a key: who watches over the endpoint has none.
+# Answered without a key: probes have none.
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/healthz", "/"})
 # The page is where a key is typed in; it shows the model's name and the bundled photographs.
 OPEN_BELOW = "/page/"
@@ -38,34 +26,13 @@ _ROUTES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What the endpoint has beside its model; everything may be left out.
-
-    Attributes:
-        metrics: Counts requests.
-        render_metrics: Gives the body of /metrics; awaited.
-        keys: Who may come in.
-        access_log: Where requests are written.
-        memory: The budget of all bodies, where it is shared with gRPC.
-        control: Loads and unloads models as callers say; None where they may not.
-    """
-
-    metrics: ServeMetrics | None = None
-    render_metrics: Callable[[], Any] | None = None
-    keys: ApiKeys | None = None
-    access_log: AccessLog | None = None
-    memory: BodyMemory | None = None
-    control: Repository | None = None
-
-
 class Application:
     """All that HTTP reaches, as one ASGI application.
 
     Args:
         routes: They may raise `Rejected` and the errors of `models.errors` until they have begun to answer.
         memory: The budget of all bodies.
-        extras: Whatever else there is.
+        extras: What counts and logs requests, and checks keys.
     """
 
     def __init__(self, routes: Sequence[BaseRoute], memory: BodyMemory, extras: Extras) -> None:
@@ -74,104 +41,67 @@ class Application:
         self._extras = extras
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever becomes of it."""
+        """Answer one request; one that fails gets JSON."""
         if scope["type"] != "http":
             return await self._router(scope, receive, send)
-        began = time.perf_counter()
-        held = Held(self._memory)
-        path = _path(scope)
-        headers = Headers(scope=scope)
-        # With "app" there, the router raises what it has no route for, where it would answer in plain text.
-        scope = {**scope, "path": path, "root_path": "", "app": self, Held.KEY: held}
-        if self._extras.metrics is not None:
-            self._extras.metrics.in_flight.inc()
-        set_request_id(headers.get("x-request-id", ""))
-        status = 0
+        path, method, headers = _path(scope), scope["method"], Headers(scope=scope)
+        client, _ = scope.get("client") or (None, None)
+        size, held = whole_number(headers.get("content-length", "0")), Held(self._memory)
+        scheme = scope.get("scheme", "http")
+        request = InFlight(method, path, route_name(path), headers, client, size, held, scheme)
+        # With "app" in the scope, the router raises where it has no route; else it would answer in plain text.
+        scope = {**scope, "path": path, "root_path": "", "app": self, IN_FLIGHT: request}
+        has_begun = False
 
         async def watched(message: Message) -> None:
             """Send, note what was answered, and tell the client how long that took."""
-            nonlocal status
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
-                spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - began))
+                has_begun, request.status = True, message["status"]
+                spent = b"server;dur=%.2f" % (1000 * (time.perf_counter() - request.began))
                 message["headers"] = [*message["headers"], (b"server-timing", spent)]
-            elif scope["method"] == "HEAD":
+            elif method == "HEAD":
                 message["body"] = b""
             await send(message)
 
-        route = route_name(path)
-        kind: str | None = "gone"  # also where the task is cancelled: the client has closed the connection
-        with tracing.http_request(scope, route, path), contextlib.suppress(ClientDisconnect):
+        with observed(self._extras, request), contextlib.suppress(ClientDisconnect):
             try:
                 self._let_in(path, headers)
                 await self._router(scope, receive, watched)
-                kind = None if status < 400 else str(status)
+                request.kind = None if request.status < 400 else str(request.status)
             except Exception as err:  # the edge: whatever it is, the client gets JSON and no traceback
-                if status or isinstance(err, ClientDisconnect):
+                if has_begun or isinstance(err, ClientDisconnect):
                     raise
-                rejected = _rejected(err, path, scope["method"])
+                rejected = _rejection(err, path, method)
                 await error_response(rejected)(scope, receive, watched)
-                kind = rejected.kind
-                # It has the frames that it passed through, and these have it: a body of 20 MB would wait for the collector.
-                err.__traceback__ = None
-            finally:
-                held.close()
-                seconds = time.perf_counter() - began
-                self._note(scope, headers, route, status or 499, seconds, kind)
+                request.kind = rejected.kind
 
     def _let_in(self, path: str, headers: Headers) -> None:
-        """Raise what a request is refused with before it is looked at."""
+        """Raise where a request has no key, or a path that no route can have."""
         if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
-            self._extras.keys.check(headers.get("authorization", "").encode("latin-1"))
-        if not path.isprintable():  # the router's patterns would let a line feed at the end pass
+            self._extras.keys.check(headers.get("authorization"))
+        if not path.isprintable():  # the router's patterns allow a line feed at the end
             raise HTTPException(404)
-
-    def _note(self, scope: Scope, headers: Headers, route: str, status: int, seconds: float, kind: str | None) -> None:
-        metrics, log = self._extras.metrics, self._extras.access_log
-        tracing.answered(status, kind, {"http.response.status_code": status})
-        if metrics is not None:
-            metrics.in_flight.dec()
-            metrics.request(route, status, seconds, kind, scope.get(MODEL))
-        if log is not None:
-            client = scope.get("client")
-            length = headers.get("content-length", "0")
-            log.add(
-                client=client[0] if client else None,
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                ms=round(1000 * seconds, 2),
-                bytes=int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None,
-                request_id=headers.get("x-request-id", ""),
-                **trace_field(headers.getlist("traceparent")),
-                **({"error": kind} if kind else {}),
-            )
 
 
 def _path(scope: Scope) -> str:
-    """Return the path below where the endpoint is mounted; the protocol's may have a slash at their end."""
+    """Return the path below the endpoint's mount point; those of the protocol may end with a slash."""
     path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     path = path.encode(errors="replace").decode()  # half a surrogate has no place in JSON, and the log is JSON
     return path.rstrip("/") if path.startswith("/v2/") else path
 
 
-def _rejected(err: Exception, path: str, method: str) -> Rejected:
-    if isinstance(err, HTTPException):  # the router's
-        if err.status_code != 405 or not err.headers:
-            return Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
-        allow = ", ".join(sorted(err.headers["Allow"].split(", ")))
-        message = f"{path[:200]!r} takes {allow}, got {method[:20]}"
-        return Rejected(405, message, headers=((b"allow", allow.encode()),))
-    rejected = as_rejected(err)
-    if rejected is None:
-        logger.error("request failed path=%s", path, exc_info=err)
-        text = "the model failed on this request" if isinstance(err, InferenceError) else "internal error"
-        rejected = Rejected(500, text, kind="internal")
-    return rejected
+def _rejection(err: Exception, path: str, method: str) -> Rejected:
+    if not isinstance(err, HTTPException):  # else the router's
+        return rejection(err, path)
+    if err.status_code != 405 or not err.headers:
+        return Rejected(404, f"there is no {path[:200]!r} here; /docs lists what there is", kind="no_route")
+    allow = ", ".join(sorted(err.headers["Allow"].split(", ")))
+    return Rejected(405, f"{path[:200]!r} takes {allow}, got {method[:20]}", headers=((b"allow", allow.encode()),))
 
 
 def route_name(path: str) -> str:
-    """Return a path's route for the metrics: few names, whatever is asked for."""
+    """Return a path's route for the metrics: one of few names."""
     if path.startswith("/v2/models/"):
         return "/v2/models/infer" if path.endswith("/infer") else "/v2/models/..."
     for below in ("/v2/health", "/models", "/page"):

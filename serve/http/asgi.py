@@ -1,11 +1,12 @@
-"""What every route is made of: the deadline, answers in JSON, and which error is which status.
+"""What every route needs: deadlines, answers in JSON, and the status of each error.
 
 A route is Starlette's: it takes a request and returns a response. It may raise `Rejected`, or an error of
-`models.errors`: `serve.http.application` turns them into `{"error": ...}`. So no route has a table of its own.
+`models.errors`: `serve.http.application` turns them into `{"error": ...}`, by the one table in `rejection`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -16,7 +17,16 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.errors import DeadlineError, InputError, NotReadyError, OverloadedError, UnknownModelError
+from models.errors import (
+    DeadlineError,
+    InferenceError,
+    InputError,
+    NotReadyError,
+    OverloadedError,
+    UnknownModelError,
+)
+
+logger = logging.getLogger(__name__)
 
 OWN_TIMEOUT_HEADER = "x-shardlabel-timeout-seconds"
 # Ray Serve's own name for it; see `deadline_of`. HAProxy passes it on under another, which Serve does not look at.
@@ -24,8 +34,8 @@ TIMEOUT_HEADER = "x-request-timeout-seconds"
 TIMEOUT = {
     TIMEOUT_HEADER: Annotated[float, Field(gt=0, description="A shorter deadline than the endpoint's own, seconds.")]
 }
-# In a request's scope: the name of the model that it is for.
-MODEL = "shardlabel.model"
+# In a request's scope: its `serve.http.in_flight.InFlight`.
+IN_FLIGHT = "shardlabel.in_flight"
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
 _ANSWER_AHEAD_S = 0.02
 
@@ -34,10 +44,10 @@ class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
     """The answer to this request is an error.
 
     Args:
-        status: Of HTTP, 400 to 599.
+        status: HTTP status, 400 to 599.
         message: For the caller: what, got, expected. Never a path of this machine.
-        headers: Sent with it.
-        kind: For the metrics; the status where it is not given.
+        headers: Headers of the answer.
+        kind: Name of the error in the metrics; by default the status.
     """
 
     def __init__(
@@ -49,19 +59,32 @@ class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
         self.kind = kind or str(status)
 
 
-def as_rejected(err: Exception) -> Rejected | None:
-    """Return the answer that an error of the tree in `models.errors` stands for; None for a fault of ours."""
-    if isinstance(err, Rejected):
-        return err
-    if isinstance(err, InputError):
-        return Rejected(input_status(err), str(err), kind=err.status)
-    if isinstance(err, OverloadedError):
-        return Rejected(503, str(err), headers=_retry_after(err.retry_after_s), kind="overloaded")
-    if isinstance(err, NotReadyError):
-        return not_ready(str(err))
-    if isinstance(err, DeadlineError):
-        return Rejected(504, str(err), kind="deadline")
-    return Rejected(404, str(err)) if isinstance(err, UnknownModelError) else None
+def rejection(err: Exception, path: str) -> Rejected:
+    """Return the answer to a request that failed; log an error that is a fault of ours.
+
+    Args:
+        err: `Rejected`, an error of `models.errors`, or any other, which is a fault of ours.
+        path: Path of the request, for the log.
+    """
+    # The traceback refers to frames that refer to the error: a body of 20 MB would wait for the garbage collector.
+    traceback, err.__traceback__ = err.__traceback__, None
+    match err:
+        case Rejected():
+            return err
+        case InputError():
+            return Rejected(input_status(err), str(err), kind=err.status)
+        case OverloadedError():
+            return Rejected(503, str(err), headers=_retry_after(err.retry_after_s), kind="overloaded")
+        case NotReadyError():
+            return Rejected(503, str(err), headers=_retry_after(1), kind="not_ready")
+        case DeadlineError():
+            return Rejected(504, str(err), kind="deadline")
+        case UnknownModelError():
+            return Rejected(404, str(err))
+    # Its text may name files of this machine.
+    logger.error("request failed path=%s", path, exc_info=(type(err), err, traceback))
+    text = "the model failed on this request" if isinstance(err, InferenceError) else "internal error"
+    return Rejected(500, f"{text}; the server's log says why", kind="internal")
 
 
 def input_status(err: InputError) -> int:
@@ -69,13 +92,13 @@ def input_status(err: InputError) -> int:
     return {"too_large": 413, "unsupported": 415, "empty": 400}.get(err.status, 422)
 
 
-def not_ready(message: str) -> Rejected:
-    """Build the refusal of a request that came before the first inference had passed."""
-    return Rejected(503, message, headers=_retry_after(1), kind="not_ready")
-
-
 def _retry_after(seconds: float) -> tuple[tuple[bytes, bytes]]:
     return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number of up to 18 decimal digits; None where the text is another."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def deadline_of(request: Request, default_s: float) -> float:
@@ -113,7 +136,7 @@ class JsonResponse(Response):
 
 
 def error_response(rejected: Rejected) -> Response:
-    """Return `{"error": ...}`, the one form of all errors."""
+    """Return `{"error": ...}`, the form of every error."""
     # A lone surrogate (of a name in the request, say) has no UTF-8 form.
     text = str(rejected).encode(errors="replace").decode()
     response = JsonResponse({"error": text}, rejected.status, {"X-Content-Type-Options": "nosniff"})

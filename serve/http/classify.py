@@ -1,37 +1,42 @@
-"""POST /v1/classify: images in, labels out."""
+"""Images in, labels out: POST /v1/classify, and POST /models/M in the form of Hugging Face's image classification."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, WithJsonSchema, create_model
+from pydantic import BaseModel, Field, WithJsonSchema, create_model
 from typing_extensions import TypedDict
 
 from models.errors import InputError
 from serve.config import ServeConfig
-from serve.http.image_route import ImageRoute
 from serve.http.images import (
     FORM,
     STRICT,
     EncodedImage,
+    File,
+    ImageRoute,
     JsonBody,
     ModelQuery,
     Parsed,
     Score,
     Status,
-    about_images,
     several,
 )
-from serve.http.openapi import JSON
+from serve.http.openapi import JSON, About
 from serve.model.engine import Engine
 from serve.model.models import Models
-from serve.model.outcomes import Outcome
+from serve.model.outcomes import Labelled, Outcome
 
 _TEXT = (
     "The body is one image, a form with one or more fields `image`, or JSON with base64. Of several images, one that "
-    "cannot be labelled is a result with its status and error; alone, it is the answer's status. Limits: {bytes:,} bytes, "
-    "{images} images of {pixels:,} pixels, {seconds:g} s. Bodies may be packed (Content-Encoding gzip or deflate)."
+    "cannot be labelled is a result with its status and error; alone, it is the answer's status. Limits: "
+    "{0.max_request_bytes:,} bytes, {0.max_images} images of {0.max_pixels:,} pixels, {0.deadline_s:g} s. Bodies may be "
+    "compressed (Content-Encoding gzip or deflate)."
+)
+_HUGGING_FACE_TEXT = (
+    "The body is one image, or JSON with base64 and parameters. Scores are softmax probabilities, so that "
+    "function_to_apply may only be softmax. Limits and errors are those of /v1/classify."
 )
 Pixels = Annotated[int, Field(ge=1, description="Pixels, of the image as stored.")]
 
@@ -43,7 +48,7 @@ class ClassifyRequest(JsonBody):
     top_k: int | None
 
     def parsed(self) -> Parsed:
-        """Return the request that it stands for."""
+        """Return the parsed request."""
         return Parsed([image.b64 for image in self.images], self.top_k)
 
 
@@ -85,15 +90,14 @@ class Classify(ImageRoute):
         in_json = create_model("ClassifyRequest", __base__=ClassifyRequest, images=images, top_k=(top_k, None))
         files = (several(bytes, config), ...)
         in_form = create_model("ClassifyForm", __config__=STRICT, image=files, top_k=(top_k, None))
-        text = _TEXT.format(
-            bytes=config.max_request_bytes,
-            images=config.max_images,
-            pixels=config.max_pixels,
-            seconds=config.deadline_s,
+        about = About(
+            "Label images",
+            {JSON: ClassifyAnswer},
+            text=_TEXT.format(config),
+            body={FORM: in_form, JSON: in_json},
+            query={"top_k": top_k, "model": ModelQuery},
         )
-        query = {"top_k": top_k, "model": ModelQuery}
-        about = about_images("Label images", ClassifyAnswer, text, {FORM: in_form, JSON: in_json}, query)
-        super().__init__("/v1/classify", about, in_json, models, config)
+        super().__init__("/v1/classify", about, models, config)
 
     def render(self, backend: Engine, outcomes: list[Outcome], _: Parsed) -> ClassifyAnswer:
         """Return the answer's JSON."""
@@ -115,3 +119,48 @@ def _result(outcome: Outcome, names: Sequence[str]) -> Result:
     if outcome.accepted is not None:
         result["accepted"] = outcome.accepted
     return result
+
+
+class ImageClassificationParameters(BaseModel):
+    """What Hugging Face's clients may ask for."""
+
+    model_config = STRICT
+
+    top_k: Annotated[int, Field(ge=1, description="Labels of the image, best first.")] | None = None
+    function_to_apply: Literal["softmax"] | None = None
+
+
+class ImageClassificationRequest(JsonBody):
+    """An image, as Hugging Face's clients send it where there are parameters."""
+
+    inputs: File
+    parameters: ImageClassificationParameters | None = None
+    options: Annotated[Any, Field(description="Of the older API: taken, and without effect.")] = None
+
+    def parsed(self) -> Parsed:
+        """Return the parsed request."""
+        return Parsed([self.inputs], None if self.parameters is None else self.parameters.top_k)
+
+
+class LabelScore(TypedDict):
+    """One of an image's labels, as Hugging Face's clients expect it."""
+
+    label: str
+    score: Score
+
+
+class HuggingFace(ImageRoute):
+    """The route."""
+
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        summary = "Label an image (Hugging Face's image classification)"
+        body = {JSON: ImageClassificationRequest}
+        about = About(summary, {JSON: list[LabelScore]}, text=_HUGGING_FACE_TEXT, body=body)
+        super().__init__("/models/{model}", about, models, config)
+
+    def render(self, backend: Engine, outcomes: list[Outcome], _: Parsed) -> list[LabelScore]:
+        """Return the answer's JSON."""
+        (outcome,) = outcomes
+        assert isinstance(outcome, Labelled), "the error of an image that is alone is raised"
+        best = zip(outcome.label_ids.tolist(), outcome.scores, strict=True)
+        return [LabelScore(label=backend.labels[index], score=score) for index, score in best]

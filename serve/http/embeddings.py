@@ -11,21 +11,20 @@ from typing_extensions import TypedDict
 from models.errors import InputError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
-from serve.http.image_route import ImageRoute
 from serve.http.images import (
     FORM,
     STRICT,
     Base64,
     EncodedImage,
     File,
+    ImageRoute,
     JsonBody,
     ModelQuery,
     Parsed,
     Status,
-    about_images,
     several,
 )
-from serve.http.openapi import JSON
+from serve.http.openapi import JSON, About
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.outcomes import Outcome
@@ -64,7 +63,7 @@ class EmbeddingsRequest(JsonBody):
         return self
 
     def parsed(self) -> Parsed:
-        """Return the request that it stands for."""
+        """Return the parsed request."""
         images = self.input or [image.b64 for image in self.images]
         return Parsed(images, encoding=self.encoding_format, model=self.model)
 
@@ -104,8 +103,8 @@ class Embeddings(ImageRoute):
         )
         in_form = create_model("EmbeddingsForm", __config__=STRICT, image=(several(bytes, config), ...))
         body = {FORM: in_form, JSON: in_json}
-        about = about_images("Embed images", EmbeddingsAnswer, _TEXT, body, {"model": ModelQuery})
-        super().__init__("/v1/embeddings", about, in_json, models, config)
+        about = About("Embed images", {JSON: EmbeddingsAnswer}, text=_TEXT, body=body, query={"model": ModelQuery})
+        super().__init__("/v1/embeddings", about, models, config)
 
     def check(self, backend: Engine, top_k: int | None) -> None:
         """Raise `Rejected` where the model has none, or labels are asked for."""

@@ -33,11 +33,11 @@ class ApiKeys:
         self._digests = _read(path)
         self._checked = time.monotonic()
 
-    def check(self, authorization: bytes | None) -> None:
+    def check(self, authorization: str | None) -> None:
         """Accept an `Authorization` header, or raise Rejected with 401."""
         if time.monotonic() - self._checked >= RELOAD_S:
             self._reload()
-        scheme, _, key = (authorization or b"").strip().partition(b" ")
+        scheme, _, key = (authorization or "").encode("latin-1").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             raise _unauthorized("this endpoint wants a key: send the header Authorization: Bearer KEY")
         # Of digests, and all of them: how long it takes tells neither a key's length nor how much of it was right.

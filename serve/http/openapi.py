@@ -97,26 +97,18 @@ class Operation(Route):
 def documented(routes: Sequence[Route], info: Json, *, has_keys: bool) -> list[Route]:
     """Return the routes and two more, /openapi.json and /docs, which describe those that are operations.
 
+    The document is OpenAPI 3.1; its schemas are pydantic's, of the types that the routes name.
+
     Args:
         routes: The others.
         info: The document's head: title, version, description.
         has_keys: Whether the endpoint asks for keys.
     """
-    operations = [route for route in routes if isinstance(route, Operation)]
-    document = openapi_document(operations, info, has_keys=has_keys)
-    return [
-        *routes,
-        Route("/openapi.json", JsonResponse(document), methods=["GET"]),
-        Route("/docs", HTMLResponse(_page(document)), methods=["GET"]),
-    ]
-
-
-def openapi_document(operations: Sequence[Operation], info: Json, *, has_keys: bool) -> Json:
-    """Return the OpenAPI 3.1 document; the schemas are pydantic's, of the types that the routes name."""
     schemas = _Schemas()
     paths: dict[str, Json] = {}
-    for each in operations:
-        paths.setdefault(each.path_format, {})[each.method.lower()] = _operation(each, schemas)
+    for route in routes:
+        if isinstance(route, Operation):
+            paths.setdefault(route.path_format, {})[route.method.lower()] = _operation(route, schemas)
     error = schemas.content({JSON: Error})
     responses: Json = {f"E{status}": {"description": text, "content": error} for status, text in ERRORS.items()}
     responses["E503"]["headers"] = {"Retry-After": {"schema": schemas.of(int), "description": "Seconds."}}
@@ -125,7 +117,11 @@ def openapi_document(operations: Sequence[Operation], info: Json, *, has_keys: b
     if has_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
-    return document
+    return [
+        *routes,
+        Route("/openapi.json", JsonResponse(document), methods=["GET"]),
+        Route("/docs", HTMLResponse(_page(document)), methods=["GET"]),
+    ]
 
 
 def _page(document: Json) -> str:
@@ -171,10 +167,8 @@ def _operation(route: Operation, schemas: _Schemas) -> Json:
         },
     }
     if about.body:
-        operation["requestBody"] = {
-            "required": about.needs_body,
-            "content": schemas.content(about.body, "validation"),
-        }
+        content = schemas.content(about.body, "validation")
+        operation["requestBody"] = {"required": about.needs_body, "content": content}
     if not about.needs_key:
         operation["security"] = []
     return operation

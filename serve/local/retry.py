@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.asgi import error_response, not_ready
+from models.errors import NotReadyError
+from serve.http.asgi import error_response, rejection
 
 # As HAProxy: requests up to this are held until they are answered.
 HELD_BYTES = 512 * 1024
@@ -55,6 +56,6 @@ class RetryOnce:
         if not is_settled and size <= HELD_BYTES:
             await self._app(dict(scope), read_again, answer)
         if not is_settled:
-            gone = not_ready("the replica that had this request died; try again")
-            await error_response(gone)(scope, receive, send)
+            gone = NotReadyError("the replica that had this request died; try again")
+            await error_response(rejection(gone, scope["path"]))(scope, receive, send)
         return None

@@ -1,17 +1,16 @@
-"""The protocol itself, whatever it travels by: which models there are, what they are, and `infer`."""
+"""The protocol, over HTTP or gRPC: the models, what they are, and `infer`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from models.errors import ConfigError, UnknownModelError
+from models.errors import ConfigError, NotReadyError, UnknownModelError
+from pipeline.dest.made_by import versions
 from serve.config import ServeConfig
-from serve.http.asgi import Rejected, not_ready
+from serve.http.asgi import Rejected
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id
@@ -22,53 +21,40 @@ from serve.oip.served import ServedImages, ServedModel, ServedTensors
 
 Json = dict[str, Any]
 
+# Unknown where the package runs from its folder.
+VERSION = versions(["shardlabel"]).get("shardlabel", "unknown")
+
 EXTENSIONS = [
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "statistics",
-    "schedule_policy",
-    "parameters",
+    *("binary_tensor_data", "classification", "model_configuration"),
+    *("statistics", "schedule_policy", "parameters"),
 ]
 # The name that clients know a model run by ONNX Runtime by.
 PLATFORM = "onnxruntime_onnx"
 
 
-@dataclass(slots=True)
-class _Counts:
-    """What one replica has answered for one model since it started: times in ns; the last answer in ms since 1970."""
-
-    images: int = 0
-    succeeded: int = 0
-    succeeded_ns: int = 0
-    failed: int = 0
-    failed_ns: int = 0
-    last_ms: int = 0
-
-    def as_dict(self, name: str, model_version: str) -> Json:
-        """Return the protocol's form. Stages that are not timed per request are counted zero times, not guessed."""
-        untimed = ("queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
-        return {
-            "name": name,
-            "version": model_version,
-            "last_inference": self.last_ms,
-            "inference_count": self.images,
-            "execution_count": self.succeeded,
-            "inference_stats": {
-                "success": {"count": self.succeeded, "ns": self.succeeded_ns},
-                "fail": {"count": self.failed, "ns": self.failed_ns},
-                **{stage: {"count": 0, "ns": 0} for stage in untimed},
-            },
-            "batch_stats": [],
-        }
-
-
 # Of each backend's models, by name: HTTP and gRPC, which have an endpoint each, count together.
-_counts: WeakKeyDictionary[Engine, dict[str, _Counts]] = WeakKeyDictionary()
+_statistics: WeakKeyDictionary[Engine, dict[str, Json]] = WeakKeyDictionary()
 
 
-def _counts_of(model: ServedModel) -> _Counts:
-    return _counts.setdefault(model.backend, {}).setdefault(model.name, _Counts())
+def _statistics_of(model: ServedModel) -> Json:
+    """Return the counts of a model since this replica started, for `infer` to add to.
+
+    They are in the protocol's form. Stages that are not timed per request have zero counts: nothing is guessed.
+    """
+    stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    known = _statistics.setdefault(model.backend, {})
+    if model.name in known:
+        return known[model.name]
+    known[model.name] = {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": 0,
+        "inference_count": 0,
+        "execution_count": 0,
+        "inference_stats": {stage: {"count": 0, "ns": 0} for stage in stages},
+        "batch_stats": [],
+    }
+    return known[model.name]
 
 
 class Endpoint:
@@ -84,24 +70,22 @@ class Endpoint:
         self.config = config
         self.models = models
         self._control = control
-        # By name; of several versions first that which is meant where none is named.
+        # By name; of several versions, the default one first.
         self._served: dict[str, list[ServedModel]] = {}
         models.watch(self._serve)
 
     def _serve(self) -> None:
         served: dict[str, list[ServedModel]] = {}
-        most = self.config.max_images
         for backend in self.models:
-            images = ServedImages(backend, max_images=most, top_k=self.config.top_k)
-            for model in (images, ServedTensors(backend, max_images=most)):
+            for model in (ServedImages(backend, self.config), ServedTensors(backend, self.config)):
                 served.setdefault(model.name, []).append(model)
         self._served = served
 
     @property
     def max_values(self) -> int:
-        """Return how many values a request may have as JSON or as typed contents: as many as its bytes make floats.
+        """Return the limit on values in a request, as JSON or typed contents: as many as its bytes can hold floats.
 
-        One of float32 has 20 bytes in JSON, comma included, and 100 as a Python object; who has more sends them binary.
+        A float32 takes 20 bytes in JSON, comma included, and 100 as a Python object. Larger tensors are sent in binary.
         """
         return max(self.config.max_request_bytes // 20, 64 * self.config.max_images)
 
@@ -121,17 +105,13 @@ class Endpoint:
         raise self.models.unknown(name.removesuffix("-tensor"), model_version)
 
     def label_of(self, name: str) -> str | None:
-        """Return how the metrics call the model of a request; None where there is none of this name."""
+        """Return the metrics' name for the model that a request names; None where there is no such model."""
         return next((model.backend.spec.name for model in self._served.get(name, ())), None)
 
     def check_ready(self, model: ServedModel) -> None:
-        """Check that a model is ready.
-
-        Raises:
-            Rejected: 503, its first inference has not passed yet.
-        """
+        """Raise NotReadyError where a model's first inference has not passed yet."""
         if not model.backend.is_ready:
-            raise not_ready(f"model {model.name!r} is not ready yet")
+            raise NotReadyError(f"model {model.name!r} is not ready yet")
 
     async def infer(
         self, model: ServedModel, read: Callable[[], Awaitable[InferRequest]], *, started: float, deadline: float
@@ -145,10 +125,11 @@ class Endpoint:
             deadline: `time.monotonic()` after which nobody waits; the request itself may ask for an earlier one.
 
         Raises:
-            Rejected, OverloadedError, DeadlineError: As `ServedModel.infer` raises them; also where the model is not
-                ready.
+            Rejected, OverloadedError, DeadlineError: As `ServedModel.infer` raises them.
+            NotReadyError: The model's first inference has not passed yet.
         """
-        counts = _counts_of(model)
+        counts = _statistics_of(model)
+        result = "fail"
         try:
             self.check_ready(model)
             model.backend.admit(1)
@@ -158,26 +139,39 @@ class Endpoint:
             if request.parameters.timeout:
                 deadline = min(deadline, started + request.parameters.timeout / 1e6)
             outputs = await model.infer(request, deadline=deadline)
-        except BaseException:
-            counts.failed += 1
-            counts.failed_ns += int((time.monotonic() - started) * 1e9)
-            raise
-        counts.succeeded += 1
-        counts.succeeded_ns += int((time.monotonic() - started) * 1e9)
-        counts.images += outputs[0].shape[0]
-        counts.last_ms = time.time_ns() // 1_000_000
+            result = "success"
+        finally:
+            counts["inference_stats"][result]["count"] += 1
+            counts["inference_stats"][result]["ns"] += int((time.monotonic() - started) * 1e9)
+        counts["execution_count"] += 1
+        counts["inference_count"] += len(outputs[0].data)
+        counts["last_inference"] = time.time_ns() // 1_000_000
         return InferResponse(model.name, model.version, outputs, request.id)
 
-    def server_metadata(self) -> Json:
-        """Describe the server."""
-        return {"name": "shardlabel", "version": package_version(), "extensions": EXTENSIONS}
+    def tell(self, rpc: str, name: str, model_version: str) -> Json:
+        """Answer an RPC that describes the server or a model, with the fields of its message.
+
+        Raises:
+            UnknownModelError: There is no such model.
+        """
+        match rpc:
+            case "ServerLive":
+                return {"live": True}
+            case "ServerReady":
+                return {"ready": self.models.is_ready}
+            case "ServerMetadata":
+                return {"name": "shardlabel", "version": VERSION, "extensions": EXTENSIONS}
+            case "ModelStatistics":  # as this replica knows them
+                names = [self.model(name, model_version).name] if name else self.model_names()
+                return {"model_stats": [_statistics_of(model) for each in names for model in self._served[each]]}
+        model = self.model(name, model_version)
+        return {"config": self._config(model)} if rpc == "ModelConfig" else self._metadata(model)
 
     def model_names(self) -> list[str]:
         """Return the names of all models."""
         return list(self._served)
 
-    def model_metadata(self, model: ServedModel) -> Json:
-        """Describe a model's tensors."""
+    def _metadata(self, model: ServedModel) -> Json:
         return {
             "name": model.name,
             "versions": [each.version for each in self._served.get(model.name, ())],
@@ -186,7 +180,7 @@ class Endpoint:
             "outputs": [output._asdict() for output in model.outputs],
         }
 
-    def model_config(self, model: ServedModel) -> Json:
+    def _config(self, model: ServedModel) -> Json:
         """Describe a model as a model configuration does, as far as clients read it."""
         return {
             "name": model.name,
@@ -201,11 +195,6 @@ class Endpoint:
             ],
             "parameters": {name: {"string_value": value} for name, value in model.parameters.items()},
         }
-
-    def statistics(self, names: Sequence[str]) -> Json:
-        """Return the counts of these models, as this replica knows them."""
-        served = [model for name in names for model in self._served[name]]
-        return {"model_stats": [_counts_of(model).as_dict(model.name, model.version) for model in served]}
 
     def repository_index(self, *, only_ready: bool) -> list[Json]:
         """List the models with their state, and those that were unloaded or could not be loaded."""
@@ -222,31 +211,25 @@ class Endpoint:
             if not (why and only_ready)
         ]
 
-    async def load(self, name: str, parameters: object) -> None:
-        """Load a model in every replica.
+    async def change(self, what: Literal["load", "unload"], name: str, parameters: object = None) -> None:
+        """Load or unload a model in every replica.
 
         Args:
+            what: What to do.
             name: As the caller wrote it.
-            parameters: Those of the request; none is taken.
+            parameters: Parameters of a request to load; any is refused.
 
         Raises:
             UnknownModelError: There is no such model.
-            Rejected: Callers may not, or it cannot be loaded.
+            Rejected: Callers may not load or unload, or it failed.
         """
-        await self._change("load", name, parameters)
-
-    async def unload(self, name: str) -> None:
-        """Unload a model in every replica; as `load`."""
-        await self._change("unload", name)
-
-    async def _change(self, what: str, name: str, parameters: object = None) -> None:
         if self._control is None:
             text = "models are loaded and unloaded by request only with --model-control explicit"
             raise Rejected(503, text, kind="no_model_control")
         if parameters:
             raise malformed("a model's configuration and files cannot be replaced by a request")
         try:
-            await getattr(self._control, what)(name)
+            await (self._control.load(name) if what == "load" else self._control.unload(name))
         except UnknownModelError:
             raise
         except ConfigError as err:
@@ -255,11 +238,3 @@ class Endpoint:
 
 def _config_type(datatype: str) -> str:
     return "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"
-
-
-def package_version() -> str:
-    """Return the version of the installed package; "unknown" where it runs from its folder."""
-    try:
-        return version("shardlabel")
-    except PackageNotFoundError:
-        return "unknown"

@@ -9,18 +9,19 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BaseModel, Field, StrictBool, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from serve.http.asgi import MODEL, JsonResponse, deadline_of, not_ready
-from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body
+from models.errors import NotReadyError
+from serve.http.asgi import IN_FLIGHT, JsonResponse, deadline_of, whole_number
+from serve.http.bodies import INLINE_BYTES, Held, load_json, read_body, validated
 from serve.http.openapi import BINARY, JSON, About, Operation
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.messages import answer_class, json_schema
-from serve.oip.request import InferRequest, Parameters, Tensor, malformed, parse_request, shown
+from serve.oip.request import InferRequest, Parameters, Tensor, malformed, parse_request
 from serve.oip.served import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -28,13 +29,10 @@ HEADER_LENGTH = "inference-header-content-length"
 _PACK_INLINE_BYTES = 256 * 1024
 # zlib's window bits of an answer's encodings, the better first: 15 is a zlib stream, which HTTP calls deflate.
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-# What may follow an encoding that is accepted: nothing, or a weight above 0.
-_POSITIVE = re.compile(r"(q=(1(\.0*)?|0\.0*[1-9]\d*))?")
+# An encoding that is accepted; a weight of 0 forbids it.
+_ACCEPTED = re.compile(r"\s*(gzip|deflate)\s*(;\s*q=(1(\.0*)?|0\.0*[1-9]\d*)\s*)?")
 # Of a request that brings no images: a name or two.
 _MAX_OPTIONS_BYTES = 64 * 1024
-
-_Answer = Callable[[Request], object]
-_Repository = Callable[[str, dict[str, Any]], Awaitable[object]]
 
 
 class InferAnswer(TypedDict):
@@ -46,11 +44,11 @@ class InferAnswer(TypedDict):
     outputs: list[Tensor]
 
 
-class RepositoryOptions(TypedDict, total=False):
-    """Of the index, whether to list only what is ready; parameters are taken, those of a load are refused."""
+class RepositoryOptions(BaseModel):
+    """Of the index, whether to list only what is ready; parameters of a load are refused, others have no effect."""
 
-    ready: bool
-    parameters: dict[str, Any]
+    ready: StrictBool = False
+    parameters: dict[str, Any] | None = None
 
 
 class ModelReady(TypedDict):
@@ -67,6 +65,11 @@ class ModelState(TypedDict):
     state: Literal["READY", "UNAVAILABLE"]
 
 
+_HEADER_LENGTH_TEXT = (
+    "Bytes of the JSON at the head of a body with binary tensors behind it; 0: the body is one image, or one tensor. Left "
+    "out: the body is JSON alone."
+)
+_Repository = Callable[[str, RepositoryOptions], Awaitable[object]]
 _ABOUT_INFER = About(
     "Infer (Open Inference Protocol v2)",
     {JSON: InferAnswer, BINARY: bytes},
@@ -74,23 +77,8 @@ _ABOUT_INFER = About(
     text="Model M takes `image` BYTES [-1], one encoded image an element, and gives probabilities, label_ids, scores and "
     "labels; M-tensor takes and gives the model's own tensors. A bad image refuses the request, and is named by its index.",
     body={JSON: InferRequest, BINARY: bytes},
-    headers={
-        HEADER_LENGTH: Annotated[
-            int,
-            Field(
-                ge=0,
-                description="Bytes of the JSON at the head of a body with binary tensors behind it; 0: the body is one "
-                "image, or one tensor. Left out: the body is JSON alone.",
-            ),
-        ]
-    },
+    headers={HEADER_LENGTH: Annotated[int, Field(ge=0, description=_HEADER_LENGTH_TEXT)]},
 )
-
-
-def _of(rpc: str, field: str | None = None) -> Any:  # noqa: ANN401 (a type)
-    """Return the type of what an RPC answers, or of a field of it: over HTTP it is sent in its JSON form."""
-    message = answer_class(rpc).DESCRIPTOR
-    return Annotated[Any, WithJsonSchema(json_schema(message if field is None else message.fields_by_name[field]))]
 
 
 def oip_routes(endpoint: Endpoint) -> list[Route]:
@@ -100,20 +88,24 @@ def oip_routes(endpoint: Endpoint) -> list[Route]:
     return [
         # First what is asked for most: the router looks at one route after the other, 2 microseconds each.
         Operation("POST", model + "/infer", on.infer, _ABOUT_INFER),
-        on.get("/v2", "The server, and the protocol's extensions that it has", lambda _: endpoint.server_metadata(),
-               _of("ServerMetadata")),
-        on.get("/v2/health/live", "Whether the server runs", lambda _: {"live": True}, _of("ServerLive"), key=False),
-        on.get("/v2/health/ready", "Whether the models are ready", on.ready, _of("ServerReady"), 503, key=False),
-        on.get("/v2/models", "The models' names", lambda _: {"models": endpoint.model_names()}, dict[str, list[str]]),
-        on.get("/v2/models/stats", "Counts of all models' requests here",
-               lambda _: endpoint.statistics(endpoint.model_names()), _of("ModelStatistics")),
+        on.get("/v2", "The server, and the protocol's extensions that it has", "ServerMetadata"),
+        on.get("/v2/health/live", "Whether the server runs", "ServerLive", needs_key=False),
+        on.get("/v2/health/ready", "Whether the models are ready", "ServerReady", 503, needs_key=False),
+        Operation("GET", "/v2/models", on.names, About("The models' names", {JSON: dict[str, list[str]]})),
+        on.get("/v2/models/stats", "Counts of all models' requests here", "ModelStatistics"),
         *on.of_a_model(model),
         Operation("POST", model + "/versions/{version}/infer", on.infer, _ABOUT_INFER),
         *on.of_a_model(model + "/versions/{version}"),
         on.post("/v2/repository/index", "The models with their states", on.index, _of("RepositoryIndex", "models")),
         on.post(repository + "/load", "Load a model", on.load, ModelState, 404, 503),
         on.post(repository + "/unload", "Unload a model", on.unload, ModelState, 404, 503),
-    ]  # fmt: skip
+    ]
+
+
+def _of(rpc: str, field: str | None) -> Any:  # noqa: ANN401 (a type)
+    """Return the type of what an RPC answers, or of a field of it: over HTTP it is sent in its JSON form."""
+    message = answer_class(rpc).DESCRIPTOR
+    return Annotated[Any, WithJsonSchema(json_schema(message if field is None else message.fields_by_name[field]))]
 
 
 class _Routes:
@@ -123,18 +115,19 @@ class _Routes:
         self._endpoint = endpoint
 
     def get(
-        self,
-        path: str,
-        summary: str,
-        answer: _Answer,
-        schema: Any,  # noqa: ANN401 (a type)
-        *errors: int,
-        key: bool = True,
+        self, path: str, summary: str, rpc: str, *errors: int, field: str | None = None, needs_key: bool = True
     ) -> Operation:
-        async def give(request: Request) -> Response:
-            return JsonResponse(answer(request))
+        """Build the route that answers what an RPC does, or a field of that."""
 
-        return Operation("GET", path, give, About(summary, {JSON: schema}, errors, needs_key=key))
+        async def give(request: Request) -> Response:
+            name = request.path_params.get("model", "")
+            request.scope[IN_FLIGHT].model = self._endpoint.label_of(name)
+            answer = self._endpoint.tell(rpc, name, request.path_params.get("version", ""))
+            if not answer.get("ready", True):
+                raise NotReadyError("not ready: no model can answer yet")
+            return JsonResponse(answer if field is None else answer[field])
+
+        return Operation("GET", path, give, About(summary, {JSON: _of(rpc, field)}, errors, needs_key=needs_key))
 
     def post(self, path: str, summary: str, answer: _Repository, schema: Any, *errors: int) -> Operation:  # noqa: ANN401
         async def give(request: Request) -> Response:
@@ -148,40 +141,33 @@ class _Routes:
         return Operation("POST", path, give, about)
 
     def of_a_model(self, path: str) -> list[Operation]:
-        endpoint, model = self._endpoint, self._model
+        about_ready = About("Whether a model is ready", {JSON: ModelReady}, (404, 503))
         return [
-            self.get(path, "A model's tensors", lambda r: endpoint.model_metadata(model(r)), _of("ModelMetadata"), 404),
-            self.get(path + "/ready", "Whether a model is ready", self.model_ready, ModelReady, 404, 503),
-            self.get(path + "/config", "A model's configuration", lambda r: endpoint.model_config(model(r)),
-                     _of("ModelConfig", "config"), 404),
-            self.get(path + "/stats", "Counts of a model's requests here",
-                     lambda r: endpoint.statistics([model(r).name]), _of("ModelStatistics"), 404),
-        ]  # fmt: skip
+            self.get(path, "A model's tensors", "ModelMetadata", 404),
+            Operation("GET", path + "/ready", self.model_ready, about_ready),
+            self.get(path + "/config", "A model's configuration", "ModelConfig", 404, field="config"),
+            self.get(path + "/stats", "Counts of a model's requests here", "ModelStatistics", 404),
+        ]
 
-    def ready(self, _: Request) -> object:
-        if not self._endpoint.models.is_ready:
-            raise not_ready("not ready: no model can answer yet")
-        return {"ready": True}
+    async def names(self, _: Request) -> Response:
+        return JsonResponse({"models": self._endpoint.model_names()})
 
-    def model_ready(self, request: Request) -> object:
+    async def model_ready(self, request: Request) -> Response:
         model = self._model(request)
         self._endpoint.check_ready(model)
-        return {"name": model.name, "ready": True}
+        return JsonResponse(ModelReady(name=model.name, ready=True))
 
-    async def index(self, _: str, options: dict[str, Any]) -> object:
-        only_ready = options.get("ready", False)
-        if type(only_ready) is not bool:
-            raise malformed(f"ready must be true or false, got {shown(only_ready)}")
-        return self._endpoint.repository_index(only_ready=only_ready)
+    async def index(self, _: str, options: RepositoryOptions) -> object:
+        return self._endpoint.repository_index(only_ready=options.ready)
 
-    async def load(self, name: str, options: dict[str, Any]) -> object:
-        await self._endpoint.load(name, options.get("parameters"))
-        return {"name": name, "state": "READY"}
+    async def load(self, name: str, options: RepositoryOptions) -> object:
+        await self._endpoint.change("load", name, options.parameters)
+        return ModelState(name=name, state="READY")
 
-    async def unload(self, name: str, _: dict[str, Any]) -> object:
+    async def unload(self, name: str, _: RepositoryOptions) -> object:
         # In the options is `unload_dependents` of Triton's clients: there are none.
-        await self._endpoint.unload(name)
-        return {"name": name, "state": "UNAVAILABLE"}
+        await self._endpoint.change("unload", name)
+        return ModelState(name=name, state="UNAVAILABLE")
 
     async def infer(self, request: Request) -> Response:
         started = time.monotonic()
@@ -202,7 +188,7 @@ class _Routes:
     async def _read(self, model: ServedModel, request: Request, deadline: float) -> InferRequest:
         length = _header_length(request)
         most = self._endpoint.config.max_request_bytes
-        held: Held = request.scope[Held.KEY]
+        held: Held = request.scope[IN_FLIGHT].held
 
         def parse(body: bytes) -> InferRequest:
             if length == 0:
@@ -221,36 +207,27 @@ class _Routes:
 
     def _model(self, request: Request) -> ServedModel:
         model = self._endpoint.model(request.path_params["model"], request.path_params.get("version"))
-        request.scope[MODEL] = model.backend.spec.name
+        request.scope[IN_FLIGHT].model = model.backend.spec.name
         return model
 
 
 def _header_length(request: Request) -> int | None:
     """Return the bytes of the JSON part; 0 for a raw body, None where all is JSON."""
     text = request.headers.get(HEADER_LENGTH)
-    if text is None:
-        return None
-    # A number with more digits is larger than any body, and need not be read.
-    if not (text.isascii() and text.isdigit()) or len(text) > 15:
+    length = None if text is None else whole_number(text)
+    if text is not None and length is None:
         raise malformed(f"Inference-Header-Content-Length must be a number of bytes, got {text[:40]!r}")
-    return int(text)
+    return length
 
 
-def _parse_options(body: bytes) -> dict[str, Any]:
-    document = load_json(body, _MAX_OPTIONS_BYTES) if body.strip() else {}
-    if not isinstance(document, dict):
-        raise malformed("the request must be a JSON object, or empty")
-    return document
+def _parse_options(body: bytes) -> RepositoryOptions:
+    return validated(RepositoryOptions, load_json(body, _MAX_OPTIONS_BYTES) if body.strip() else {})
 
 
 def _encoding(accepted: str) -> str | None:
     """Choose by the Accept-Encoding header how an answer is packed: gzip before deflate, or not at all."""
-    weights = {}
-    for part in accepted.lower().split(","):
-        name, _, weight = part.partition(";")
-        weights[name.strip()] = weight.strip()
-    # A weight of 0 forbids it.
-    return next((name for name in _WINDOW_BITS if re.fullmatch(_POSITIVE, weights.get(name, "q=0"))), None)
+    found = {match[1] for match in map(_ACCEPTED.fullmatch, accepted.lower().split(",")) if match}
+    return next((name for name in _WINDOW_BITS if name in found), None)
 
 
 def _packed(content: bytes, encoding: str) -> bytes:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, model_validator
 
 from models.inference.predictions import Float32Array
 from serve.http.asgi import Rejected
-from serve.http.bodies import load_json
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 60
+from serve.http.bodies import load_json, shown, validated
 
 BYTES: Literal["BYTES"] = "BYTES"
 # The models here take FP32 and BYTES; the others are known, so that a refusal can say what was expected.
@@ -104,9 +91,8 @@ class Tensor(BaseModel):
         data = self.data
         if isinstance(data, memoryview):
             if data.nbytes != self.count * 4:
-                raise malformed(
-                    f"data of {self.name!r} have {data.nbytes} bytes, and FP32 of shape {self.shape} has {self.count * 4}"
-                )
+                expected = f"{self.count * 4} bytes, FP32 of shape {self.shape}"
+                raise malformed(f"data of {self.name!r} must be {expected}, got {data.nbytes} bytes")
             return np.frombuffer(data, "<f4").reshape(self.shape)
         with np.errstate(over="ignore"):
             return np.array(self._flat({int, float}, "numbers"), "<f4").reshape(self.shape)
@@ -132,9 +118,8 @@ class Tensor(BaseModel):
         if not kinds <= allowed:
             raise malformed(f"data of {self.name!r} must be {expected} ({self.datatype})")
         if len(values) != self.count:
-            raise malformed(
-                f"data of {self.name!r} have {len(values)} elements, and its shape {self.shape} asks for {self.count}"
-            )
+            expected = f"{self.count} elements, as its shape {self.shape} says"
+            raise malformed(f"data of {self.name!r} must have {expected}, got {len(values)}")
         return values
 
 
@@ -161,21 +146,6 @@ class InferRequest(BaseModel):
                 raise ValueError(f"a tensor is named twice: {shown(names)}")
         return self
 
-    @classmethod
-    def of(cls, document: object) -> InferRequest:
-        """Check a request in its JSON form; the data of an input may also be bytes, as a memoryview.
-
-        Raises:
-            Rejected: It is not what the protocol says.
-        """
-        try:
-            return cls.model_validate(document)
-        except ValidationError as err:
-            first = err.errors(include_url=False, include_context=False)[0]
-            where = ".".join(str(step)[:40] for step in first["loc"]) or "the request"
-            what = first["msg"].removeprefix("Value error, ")
-            raise malformed(f"{where}: {what}; got {shown(first['input'])}") from None
-
 
 def parse_request(body: bytes, header_length: int | None, most_values: int) -> InferRequest:
     """Read a request with a JSON part.
@@ -192,16 +162,14 @@ def parse_request(body: bytes, header_length: int | None, most_values: int) -> I
     if at > len(body):
         raise malformed(f"Inference-Header-Content-Length is {at}, and the body has {len(body)} bytes")
     view = memoryview(body)
-    request = InferRequest.of(load_json(view[:at], most_values))
+    request = validated(InferRequest, load_json(view[:at], most_values))
     for tensor in request.inputs:
         size = tensor.parameters.binary_data_size
         if (size is None) == (tensor.data is None):
             raise malformed(f"input {tensor.name!r} must have either data or the parameter binary_data_size")
         if size is not None:
             if size > len(body) - at:
-                raise malformed(
-                    f"input {tensor.name!r} says it has {size} bytes of binary data, and {len(body) - at} are left"
-                )
+                raise malformed(f"binary_data_size of {tensor.name!r} is {size}, and {len(body) - at} bytes are left")
             tensor.data, at = view[at : at + size], at + size
         elif not isinstance(tensor.data, list | str):
             raise malformed(f"data of {tensor.name!r} must be a list, got {shown(tensor.data)}")
@@ -220,28 +188,18 @@ def split_elements(data: memoryview, count: int, name: str) -> list[memoryview]:
     """
     elements = []
     at = 0
-    end = data.nbytes
     for index in range(count):
         start = at + LENGTH_BYTES
-        if start > end:
-            raise malformed(f"data of {name!r} end at element {index}, and its shape asks for {count}")
-        at = start + int.from_bytes(data[start - LENGTH_BYTES : start], "little")
-        if at > end:
-            raise malformed(
-                f"element {index} of {name!r} says it has {at - start} bytes, and {end - start} bytes follow; "
-                "each element is a 4-byte little-endian length and that many bytes"
-            )
+        at = start + int.from_bytes(data[at:start], "little")
+        if at > data.nbytes:
+            form = "each is a 4-byte little-endian length and that many bytes"
+            raise malformed(f"data of {name!r} end within element {index} of {count}; {form}")
         elements.append(data[start:at])
-    if at != end:
-        raise malformed(f"data of {name!r} go on for {end - at} bytes after the {count} elements of its shape")
+    if at != data.nbytes:
+        raise malformed(f"data of {name!r} have {data.nbytes - at} bytes after the {count} elements of its shape")
     return elements
 
 
 def malformed(message: str) -> Rejected:
     """Build the refusal of a request that breaks the protocol, or does not fit the model."""
     return Rejected(400, message)
-
-
-def shown(value: object) -> str:
-    """Show what a caller sent, briefly, however long it is."""
-    return "nothing" if value is None else _BRIEF.repr(value)

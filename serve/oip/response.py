@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from serve.oip.request import LENGTH_BYTES
+from serve.oip.request import BYTES, LENGTH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +20,19 @@ class OutputTensor:
     Attributes:
         name: As the model calls it.
         datatype: FP32, INT32, BOOL or BYTES.
-        shape: Batch axis first.
-        data: Numbers of this shape, or the elements of a BYTES tensor in row-major order, UTF-8.
+        data: Of the output's shape, batch axis first: numbers, or as objects the elements of a BYTES tensor, UTF-8.
         binary: Whether it was asked for in binary form.
     """
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
-    data: npt.NDArray[Any] | Sequence[bytes]
+    data: npt.NDArray[Any]
     binary: bool = False
 
     def raw(self) -> bytes | memoryview:
         """Return the binary form: little-endian, row-major; of an array's own memory where it lies so."""
-        if not isinstance(self.data, np.ndarray):
-            return join_elements(self.data)
+        if self.datatype == BYTES:
+            return join_elements(self.data.ravel().tolist())
         ordered = np.ascontiguousarray(self.data, self.data.dtype.newbyteorder("<"))
         return ordered.data.cast("B") if ordered.size else b""
 
@@ -57,14 +55,14 @@ class InferResponse:
         tensors = []
         buffers = []
         for output in self.outputs:
-            tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+            tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.data.shape}
             if output.binary:
                 buffers.append(output.raw())
                 tensor["parameters"] = {"binary_data_size": len(buffers[-1])}
-            elif isinstance(output.data, np.ndarray):
-                tensor["data"] = np.ascontiguousarray(output.data).ravel()
+            elif output.datatype == BYTES:
+                tensor["data"] = [element.decode() for element in output.data.ravel()]
             else:
-                tensor["data"] = [element.decode() for element in output.data]
+                tensor["data"] = np.ascontiguousarray(output.data).ravel()
             tensors.append(tensor)
         document = {"model_name": self.model_name, "model_version": self.model_version, "outputs": tensors}
         if self.id is not None:

@@ -1,4 +1,4 @@
-"""What the protocol sees as a model: a name, tensors, and `infer`. Each backend is two of them."""
+"""A model as the protocol sees it: a name, tensors, and `infer`. Each backend is two of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,27 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from models.errors import InputError
 from models.inference.predictions import Float32Array
 from models.spec import Layout
+from serve.config import ServeConfig
 from serve.http.asgi import Rejected, input_status
-from serve.http.bodies import from_base64, off_the_loop
+from serve.http.bodies import from_base64, off_the_loop, shown
 from serve.model.engine import Engine
-from serve.model.outcomes import Labelled
-from serve.oip.request import BYTES, InferRequest, Tensor, malformed, shown
+from serve.oip.request import BYTES, InferRequest, Tensor, WantedOutput, malformed
 from serve.oip.response import OutputTensor
 
 T = TypeVar("T")
 
 
 class TensorMetadata(NamedTuple):
-    """A tensor as the metadata describe it; -1 is an axis of any length."""
+    """A tensor in a model's metadata; -1 is an axis of any length."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-
-
-class _Wanted(NamedTuple):
-    """An output to give: as so many best classes where that is not 0, and in binary form or not."""
-
-    name: str
-    classification: int
-    binary: bool
 
 
 class ServedModel(ABC):
@@ -46,8 +39,8 @@ class ServedModel(ABC):
         name: See above.
         input: Its one input.
         outputs: All of them.
-        layout: Format and dims of the input, as a model configuration has them: the batch axis goes without saying.
-        parameters: What else its configuration says.
+        layout: Format and dims of the input in the model configuration, which leaves out the batch axis.
+        parameters: Parameters in the model configuration.
     """
 
     backend: Engine
@@ -56,6 +49,11 @@ class ServedModel(ABC):
     outputs: tuple[TensorMetadata, ...]
     layout: dict[str, Any]
     parameters: dict[str, str]
+
+    def __init__(self, backend: Engine, config: ServeConfig) -> None:
+        self.backend = backend
+        self._max_images = config.max_images
+        self._default_top_k = min(config.top_k, len(backend.labels))
 
     @property
     def version(self) -> str:
@@ -68,9 +66,9 @@ class ServedModel(ABC):
 
     @abstractmethod
     async def _infer(
-        self, tensor: Tensor, wanted: Sequence[_Wanted], top_k: int | None, deadline: float
-    ) -> list[OutputTensor]:
-        """Answer with the outputs that are wanted, in their order."""
+        self, tensor: Tensor, wanted: Sequence[WantedOutput], top_k: int | None, deadline: float
+    ) -> Callable[[WantedOutput], npt.NDArray[Any]]:
+        """Run the model, and return a function that gives the values of each wanted output, BYTES as objects."""
 
     async def infer(self, request: InferRequest, *, deadline: float) -> list[OutputTensor]:
         """Answer a request.
@@ -84,36 +82,35 @@ class ServedModel(ABC):
             names = [each.name for each in request.inputs]
             raise malformed(f"model {self.name!r} has the one input {self.input.name!r}, got {shown(names)}")
         if tensor.datatype != self.input.datatype:
-            raise malformed(
-                f"input {tensor.name!r} of {self.name!r} must have datatype {self.input.datatype}, got {tensor.datatype}"
-            )
-        known = [output.name for output in self.outputs]
+            raise malformed(f"input {tensor.name!r} must have datatype {self.input.datatype}, got {tensor.datatype}")
+        count = next(iter(tensor.shape), 0)
+        if count < 1:
+            raise malformed(f"input {tensor.name!r} must hold at least one image, got none")
+        if count > self._max_images:
+            raise Rejected(413, f"input {tensor.name!r} may hold at most {self._max_images} images, got {count}")
+        known = {output.name: output.datatype for output in self.outputs}
         default = request.parameters.binary_data_output
-        wanted = [
-            _Wanted(name, own.classification, bool(default if own.binary_data is None else own.binary_data))
-            for name, own in [(each.name, each.parameters) for each in request.outputs or ()]
-        ] or [_Wanted(name, 0, bool(default)) for name in known]
-        for output in wanted:
-            if output.name not in known:
-                raise malformed(f"model {self.name!r} has the outputs {', '.join(known)}, got {output.name[:60]!r}")
-        return await self._infer(tensor, wanted, request.parameters.top_k, deadline)
+        wanted = request.outputs or [WantedOutput(name=name) for name in known]
+        for each in wanted:
+            if each.name not in known:
+                raise malformed(f"model {self.name!r} has the outputs {', '.join(known)}, got {each.name[:60]!r}")
+        values = await self._infer(tensor, wanted, request.parameters.top_k, deadline)
+        outputs = []
+        for each in wanted:
+            own = each.parameters
+            binary = default if own.binary_data is None else own.binary_data
+            datatype = BYTES if own.classification else known[each.name]
+            outputs.append(OutputTensor(each.name, datatype, values(each), bool(binary)))
+        return outputs
 
 
 class ServedImages(ServedModel):
-    """Model `M`: encoded images in, labels out.
+    """Model `M`: encoded images in, labels out."""
 
-    Args:
-        backend: What labels.
-        max_images: Per request.
-        top_k: Labels per image where a request does not say, or all where the model has fewer.
-    """
-
-    def __init__(self, backend: Engine, *, max_images: int, top_k: int) -> None:
-        self.backend = backend
+    def __init__(self, backend: Engine, config: ServeConfig) -> None:
+        super().__init__(backend, config)
         self.name = backend.spec.name
-        self._max_images = max_images
-        self._default_top_k = min(top_k, len(backend.labels))
-        self._labels = [label.encode() for label in backend.labels]
+        self._labels = np.array([label.encode() for label in backend.labels], object)
         self.input = TensorMetadata("image", BYTES, (-1,))
         self.layout = {"format": "FORMAT_NONE", "dims": [1]}
         self.outputs = (
@@ -136,8 +133,8 @@ class ServedImages(ServedModel):
         return Tensor(name=self.input.name, datatype=BYTES, shape=[1], data=[bytes(body)])
 
     async def _infer(
-        self, tensor: Tensor, wanted: Sequence[_Wanted], top_k: int | None, deadline: float
-    ) -> list[OutputTensor]:
+        self, tensor: Tensor, wanted: Sequence[WantedOutput], top_k: int | None, deadline: float
+    ) -> Callable[[WantedOutput], npt.NDArray[Any]]:
         classes = len(self._labels)
         if top_k is not None and top_k > classes:
             raise malformed(f"top_k must be between 1 and {classes} (the classes of {self.name}), got {top_k}")
@@ -145,14 +142,13 @@ class ServedImages(ServedModel):
         # Clients of servers with a batch axis of their own send [n, 1].
         if len(tensor.shape) != 1 and tensor.shape[1:] != [1]:
             raise malformed(f"shape of {tensor.name!r} must be [n] or [n, 1], got {tensor.shape}")
-        _check_rows(tensor.count, self._max_images, tensor.name)
         images = await _read(tensor, deadline, lambda: _images(tensor))
         # Classes are the best labels already: all probabilities are needed only where the tensor itself is wanted.
         outcomes = await self.backend.label(
             images,
-            top_k=min(max([k, *(output.classification for output in wanted)]), classes),
+            top_k=min(max([k, *(each.parameters.classification for each in wanted)]), classes),
             deadline=deadline,
-            probabilities=any(o.name == "probabilities" and not o.classification for o in wanted),
+            probabilities=any(o.name == "probabilities" and not o.parameters.classification for o in wanted),
         )
         rows = []
         for index, outcome in enumerate(outcomes):
@@ -160,38 +156,26 @@ class ServedImages(ServedModel):
                 # The protocol has no status for one image of several.
                 raise Rejected(input_status(outcome), f"image {index}: {outcome}", kind=outcome.status)
             rows.append(outcome)
-        return [self._output(output, rows, k) for output in wanted]
 
-    def _output(self, wanted: _Wanted, rows: Sequence[Labelled], top_k: int) -> OutputTensor:
-        if k := wanted.classification:
-            # Of any output: clients of Triton's ensembles ask for the classes of all that the metadata name.
-            return _classes(wanted, [(row.label_ids[:k], row.scores[:k]) for row in rows], self.backend.labels)
-        if wanted.name == "labels":
-            names = [self._labels[index] for row in rows for index in row.label_ids[:top_k].tolist()]
-            return OutputTensor(wanted.name, BYTES, (len(rows), top_k), names, wanted.binary)
-        if wanted.name == "accepted":
-            values = np.array([row.accepted for row in rows], np.bool_)
-        elif wanted.name == "probabilities":
-            values = np.stack([row.probabilities for row in rows])  # type: ignore[misc]  # they were asked for
-        else:
-            values = np.stack([getattr(row, wanted.name)[:top_k] for row in rows])
-        datatype = {"label_ids": "INT32", "accepted": "BOOL"}.get(wanted.name, "FP32")
-        return OutputTensor(wanted.name, datatype, values.shape, values, wanted.binary)
+        ids, scores = (np.stack([getattr(row, name) for row in rows]) for name in ("label_ids", "scores"))
+        best = {"label_ids": ids[:, :k], "scores": scores[:, :k], "labels": self._labels[ids[:, :k]]}
+
+        def values(of: WantedOutput) -> npt.NDArray[Any]:
+            if count := of.parameters.classification:
+                # Of any output: clients of Triton's ensembles ask for the classes of all that the metadata name.
+                return _classes(ids[:, :count], scores[:, :count], self.backend.labels)
+            return best[of.name] if of.name in best else np.stack([getattr(row, of.name) for row in rows])
+
+        return values
 
 
 class ServedTensors(ServedModel):
-    """Model `M-tensor`: the model's own input in, its own output out, without our preprocessing or softmax.
+    """Model `M-tensor`: the model's own input in, its own output out, without our preprocessing or softmax."""
 
-    Args:
-        backend: What runs the model.
-        max_images: Per request.
-    """
-
-    def __init__(self, backend: Engine, *, max_images: int) -> None:
+    def __init__(self, backend: Engine, config: ServeConfig) -> None:
+        super().__init__(backend, config)
         spec = backend.spec
-        self.backend = backend
         self.name = f"{spec.name}-tensor"
-        self._max_images = max_images
         side = spec.preprocessing.crop
         self._row = [3, side, side] if spec.input.layout is Layout.NCHW else [side, side, 3]
         self.input = TensorMetadata(spec.input.name, "FP32", (-1, *self._row))
@@ -204,46 +188,34 @@ class ServedTensors(ServedModel):
         row_bytes = math.prod(self._row) * 4
         count, rest = divmod(body.nbytes, row_bytes)
         if rest:
-            raise malformed(
-                f"a raw body for {self.name!r} must be whole images of {row_bytes} bytes (FP32 of shape "
-                f"{self._row}), got {body.nbytes} bytes"
-            )
+            expected = f"whole images of {row_bytes} bytes (FP32 of shape {self._row})"
+            raise malformed(f"a raw body for {self.name!r} must be {expected}, got {body.nbytes} bytes")
         return Tensor(name=self.input.name, datatype="FP32", shape=[count, *self._row], data=body)
 
     async def _infer(
-        self, tensor: Tensor, wanted: Sequence[_Wanted], top_k: int | None, deadline: float
-    ) -> list[OutputTensor]:
+        self, tensor: Tensor, wanted: Sequence[WantedOutput], top_k: int | None, deadline: float
+    ) -> Callable[[WantedOutput], npt.NDArray[Any]]:
         if top_k is not None:
             raise malformed(f"{self.name!r} gives no labels, so top_k means nothing to it; ask for classification")
         if tensor.shape[1:] != self._row:
-            raise malformed(
-                f"shape of {tensor.name!r} must be {[-1, *self._row]} for {self.name!r}, got {tensor.shape}"
-            )
-        _check_rows(tensor.shape[0], self._max_images, tensor.name)
+            raise malformed(f"shape of {tensor.name!r} must be {[-1, *self._row]}, got {tensor.shape}")
         # A view into a body may begin at any byte; what runs the model wants whole floats at whole addresses.
         batch = np.require(await _read(tensor, deadline, tensor.floats), np.float32, ["C", "A"])
-        values = await self.backend.run_tensor(batch, deadline=deadline)
-        return [
-            _classes(output, _best_classes(values, output.classification), self.backend.labels)
-            if output.classification
-            else OutputTensor(output.name, "FP32", values.shape, values, output.binary)
-            for output in wanted
-        ]
+        output = await self.backend.run_tensor(batch, deadline=deadline)
+
+        def values(of: WantedOutput) -> npt.NDArray[Any]:
+            if not (count := of.parameters.classification):
+                return output
+            # Best first; equal values keep the lower class index first.
+            ids = np.argsort(-output, axis=1, kind="stable")[:, :count]  # (n_images, k)
+            return _classes(ids, np.take_along_axis(output, ids, axis=1), self.backend.labels)
+
+        return values
 
 
 async def _read(tensor: Tensor, deadline: float, read: Callable[[], T]) -> T:
     """Read a tensor where that delays nobody: what came as JSON takes milliseconds, 8 for one image of floats."""
     return read() if isinstance(tensor.data, memoryview) else await off_the_loop(deadline, read)
-
-
-def _check_rows(count: int, limit: int, name: str) -> None:
-    if count < 1:
-        raise malformed(f"input {name!r} must hold at least one image, got none")
-    if count > limit:
-        raise Rejected(
-            413,
-            f"input {name!r} may hold at most {limit} images a request, got {count}; send them in several",
-        )
 
 
 def _images(tensor: Tensor) -> list[bytes]:
@@ -256,19 +228,8 @@ def _images(tensor: Tensor) -> list[bytes]:
     return images
 
 
-def _classes(
-    wanted: _Wanted, rows: Sequence[tuple[np.ndarray[Any, Any], Float32Array]], labels: Sequence[str]
-) -> OutputTensor:
-    """Write classes, of each image their indices and values, as the classification extension does: BYTES [n_images, k]."""
-    elements = [
-        f"{value:f}:{index}:{labels[index]}".encode()
-        for ids, values in rows
-        for index, value in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
-    return OutputTensor(wanted.name, BYTES, (len(rows), len(rows[0][0])), elements, wanted.binary)
-
-
-def _best_classes(values: Float32Array, k: int) -> list[tuple[np.ndarray[Any, Any], Float32Array]]:
-    """Pick the k best classes of each row, best first; equal values keep the lower class index first."""
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]  # (n_images, k)
-    return list(zip(order, np.take_along_axis(values, order, axis=1), strict=True))
+def _classes(ids: npt.NDArray[Any], values: Float32Array, labels: Sequence[str]) -> npt.NDArray[Any]:
+    """Write classes as the classification extension does: BYTES of the shape of both, (n_images, k)."""
+    pairs = zip(ids.ravel().tolist(), values.ravel().tolist(), strict=True)
+    texts = [f"{value:f}:{index}:{labels[index]}".encode() for index, value in pairs]
+    return np.array(texts, object).reshape(ids.shape)

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from models.spec import Precision
 from serve.local.ports import free_ports
-from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.messages import answer_class, request_class
 from tests.support.oip_server import OipServer, oip_server
 
 ROOT = Path(__file__).parents[2]
@@ -245,8 +245,8 @@ def test_grpc_goes_through(gateway):
     credentials = grpc.ssl_channel_credentials(gateway.certificate.read_bytes())
     with grpc.secure_channel(f"127.0.0.1:{gateway.grpc_port}", credentials) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
-        request = message_class("ModelReadyRequest")(name=MODEL).SerializeToString()
-        answer = message_class("ModelReadyResponse").FromString(call(request, timeout=30))
+        request = request_class("ModelReady")(name=MODEL).SerializeToString()
+        answer = answer_class("ModelReady").FromString(call(request, timeout=30))
 
     assert answer.ready
 

@@ -317,7 +317,7 @@ def test_tritonclient_grpc(triton_grpc, server):
 
 
 def test_our_messages_are_the_protocols(triton_grpc):
-    from serve.oip.grpc.messages import message_class
+    from serve.oip.grpc.messages import request_class
 
     whole = {
         "ModelInferRequest",
@@ -329,10 +329,11 @@ def test_our_messages_are_the_protocols(triton_grpc):
     }
     assert whole < triton_grpc["messages"].keys()
 
+    pool = request_class("ModelInfer").DESCRIPTOR.file.pool
     for name, theirs in triton_grpc["messages"].items():
         ours = {
             field.name: [field.number, field.type, field.message_type.name if field.message_type else None]
-            for field in message_class(name).DESCRIPTOR.fields
+            for field in pool.FindMessageTypeByName(f"inference.{name}").fields
         }
         assert ours.items() <= theirs.items(), name
         assert name not in whole or ours == theirs, name
@@ -345,7 +346,7 @@ def test_our_messages_stand_beside_theirs_in_one_process(theirs, order):
         pytest.skip("the clients are not installed: make .venv-clients/.installed")
     first, second = [theirs, "serve.oip.grpc.messages"][::order]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {first}, {second}"
-    code += "; print(serve.oip.grpc.messages.message_class('ServerLiveResponse')(live=True).SerializeToString().hex())"
+    code += "; print(serve.oip.grpc.messages.answer_class('ServerLive')(live=True).SerializeToString().hex())"
 
     done = subprocess.run([CLIENTS_PYTHON, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 

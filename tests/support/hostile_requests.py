@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.messages import request_class
 
 MODEL = "efficientnet-lite0"
 CLASSIFY = "/v1/classify"
@@ -239,7 +239,7 @@ def lists_for_the_index() -> Hostile:
 
 
 def _head() -> bytes:
-    return bytes(message_class("ModelInferRequest")(model_name=MODEL).SerializeToString())
+    return bytes(request_class("ModelInfer")(model_name=MODEL).SerializeToString())
 
 
 def _varint(value: int) -> bytes:
@@ -276,10 +276,12 @@ def small_integers() -> bytes:
 
 @_hostile_message
 def floats() -> bytes:
-    tensor = message_class("ModelInferRequest.InferInputTensor")(
-        name="images", datatype="FP32", shape=[1, 3, 224, 224]
-    ).SerializeToString()
-    name = message_class("ModelInferRequest")(model_name=f"{MODEL}-tensor").SerializeToString()
+    tensor = (
+        request_class("ModelInfer")
+        .InferInputTensor(name="images", datatype="FP32", shape=[1, 3, 224, 224])
+        .SerializeToString()
+    )
+    name = request_class("ModelInfer")(model_name=f"{MODEL}-tensor").SerializeToString()
     return bytes(name) + _field(5, bytes(tensor) + _field(5, _field(6, bytes((FULL - 256) // 4 * 4))))
 
 

@@ -14,8 +14,9 @@ from models.calibration import Calibration
 from models.errors import EmptyImageError, ImageTooLargeError, InputError, UndecodableImageError, UnsupportedImageError
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
 from serve.config import ServeConfig
-from serve.http.application import Application, Extras
+from serve.http.application import Application
 from serve.http.bodies import BodyMemory
+from serve.http.in_flight import Extras
 from serve.model.models import Models
 from serve.model.outcomes import Labelled
 from serve.oip.endpoint import Endpoint

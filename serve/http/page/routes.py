@@ -46,14 +46,11 @@ def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
         return NotModifiedResponse(document.headers) if is_known else document
 
     async def state(_: Request) -> Response:
-        served = [models.find(name) for name in models.names]
-        state = {
-            "ready": models.is_ready,
-            "models": [
-                {"name": each.spec.name, "precision": str(each.precision), "ready": each.is_ready} for each in served
-            ],
-            "max_request_bytes": max_request_bytes,
-        }
+        served = [
+            {"name": each.spec.name, "precision": str(each.precision), "ready": each.is_ready}
+            for each in map(models.find, models.names)
+        ]
+        state = {"ready": models.is_ready, "models": served, "max_request_bytes": max_request_bytes}
         return JsonResponse(state, headers={"Cache-Control": "no-store", **SECURITY_HEADERS})
 
     return [Route("/", page), Route("/page/state", state), *_photographs()]

@@ -1,64 +1,71 @@
-"""The RPCs themselves: a message of the protocol in, one out; refusals are raised."""
+"""The RPCs: each takes a message of the protocol and returns one, or raises."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import Message
 
 from models.errors import UnknownModelError
+from serve.http.asgi import Rejected
+from serve.http.bodies import shown, validated
 from serve.oip.endpoint import Endpoint
-from serve.oip.grpc.messages import answer_class, message_class
+from serve.oip.grpc.messages import answer_class
 from serve.oip.grpc.service import HEALTH, SERVICE, STREAM, arrived
-from serve.oip.request import BYTES, InferRequest, malformed, shown
+from serve.oip.request import BYTES, InferRequest, malformed
 from serve.oip.response import InferResponse
 
-# Where the values of a tensor lie in its typed contents: of all that models here take and give.
+INFERS = frozenset({"ModelInfer", STREAM})
+# The field of a tensor's typed contents for each datatype that models here take or give.
 _CONTENTS = {"BOOL": "bool_contents", "INT32": "int_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
-# What the RPCs that only tell something answer: the fields of their messages.
-_TELL: dict[str, Callable[[Endpoint, Message], dict[str, Any]]] = {
-    "ServerLive": lambda endpoint, message: {"live": True},
-    "ServerReady": lambda endpoint, message: {"ready": endpoint.models.is_ready},
-    "ModelReady": lambda endpoint, message: {"ready": _is_ready(endpoint, message)},
-    "ServerMetadata": lambda endpoint, message: endpoint.server_metadata(),
-    "ModelMetadata": lambda endpoint, message: endpoint.model_metadata(endpoint.model(message.name, message.version)),
-    "ModelConfig": lambda endpoint, message: {
-        "config": endpoint.model_config(endpoint.model(message.name, message.version))
-    },
-    "ModelStatistics": lambda endpoint, message: endpoint.statistics(
-        [endpoint.model(message.name, message.version).name] if message.name else endpoint.model_names()
-    ),
-    "RepositoryIndex": lambda endpoint, message: {"models": endpoint.repository_index(only_ready=message.ready)},
-    "Check": lambda endpoint, message: {"status": health_of(endpoint, message.service)},
-}
+
+# Smaller messages are parsed in less than 1 ms, to some megabytes at most.
+SMALL_BYTES = 32 * 1024
+# By the number of a field, see inference.proto: the fields of the message in it, or the least bytes of each of the values
+# that are packed in it. Everything else is one value: text or an image.
+_PACKED = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 4, 7: 8}
+_INPUT: dict[int, Any] = {3: 1, 4: {}, 5: _PACKED}
+_REQUEST: dict[int, Any] = {4: {}, 5: _INPUT, 6: {2: {}}}
 
 
-async def answer_to(rpc: str, message: Message, endpoint: Endpoint) -> Message:
+async def answer_to(rpc: str, message: Any, endpoint: Endpoint) -> Message:  # noqa: ANN401 (a message)
     """Answer one message.
 
     Args:
         rpc: One of `service.RPCS`, ModelStreamInfer or Check.
-        message: Its request.
-        endpoint: What is asked.
+        message: The parsed request.
+        endpoint: What answers.
 
     Raises:
         Rejected: It is refused; or as `Endpoint` raises it.
     """
-    if rpc in ("ModelInfer", STREAM):
-        return await _infer(rpc, message, endpoint)
-    if rpc == "RepositoryModelLoad":
-        await endpoint.load(message.model_name, message.parameters)
-        return answer_class(rpc)()
-    if rpc == "RepositoryModelUnload":
-        await endpoint.unload(message.model_name)
-        return answer_class(rpc)()
-    return answer_class(rpc)(**_TELL[rpc](endpoint, message))
+    fields: dict[str, Any] = {}
+    if rpc in INFERS:
+        fields = await _infer(message, endpoint)
+        if rpc == STREAM:
+            # Each request has one answer: the first is also the last.
+            fields = {"infer_response": {**fields, "parameters": {"triton_final_response": {"bool_param": True}}}}
+    elif rpc == "RepositoryModelLoad":
+        await endpoint.change("load", message.model_name, message.parameters)
+    elif rpc == "RepositoryModelUnload":
+        await endpoint.change("unload", message.model_name)
+    elif rpc == "RepositoryIndex":
+        fields["models"] = endpoint.repository_index(only_ready=message.ready)
+    elif rpc == "Check":
+        fields["status"] = health_of(endpoint, message.service)
+    elif rpc == "ModelReady":
+        # A model that is not there is not ready, which is no error: clients poll until it is.
+        with suppress(UnknownModelError):
+            fields["ready"] = endpoint.model(message.name, message.version).backend.is_ready
+    else:
+        fields = endpoint.tell(rpc, getattr(message, "name", ""), getattr(message, "version", ""))
+    return answer_class(rpc)(**fields)
 
 
-async def _infer(rpc: str, message: Message, endpoint: Endpoint) -> Message:
+async def _infer(message: Message, endpoint: Endpoint) -> dict[str, Any]:
     started = arrived.get(None) or time.monotonic()
 
     async def read() -> InferRequest:
@@ -66,12 +73,7 @@ async def _infer(rpc: str, message: Message, endpoint: Endpoint) -> Message:
 
     model = endpoint.model(message.model_name, message.model_version)
     deadline = started + endpoint.config.deadline_s
-    response = response_message(await endpoint.infer(model, read, started=started, deadline=deadline))
-    if rpc != STREAM:
-        return response
-    # Each request has one answer: the first is also the last.
-    response.parameters["triton_final_response"].bool_param = True
-    return answer_class(STREAM)(infer_response=response)
+    return response_fields(await endpoint.infer(model, read, started=started, deadline=deadline))
 
 
 def health_of(endpoint: Endpoint, service: str) -> str:
@@ -80,18 +82,65 @@ def health_of(endpoint: Endpoint, service: str) -> str:
     Raises:
         UnknownModelError: There is no such service.
     """
-    is_ready = (
-        endpoint.models.is_ready if service in ("", SERVICE, HEALTH) else endpoint.model(service).backend.is_ready
-    )
-    return "SERVING" if is_ready else "NOT_SERVING"
+    asked = endpoint.models if service in ("", SERVICE, HEALTH) else endpoint.model(service).backend
+    return "SERVING" if asked.is_ready else "NOT_SERVING"
 
 
-def _is_ready(endpoint: Endpoint, message: Message) -> bool:
-    """Tell whether a model is ready; one that is not there is not: clients ask in order to wait for one."""
-    try:
-        return endpoint.model(message.name, message.version).backend.is_ready
-    except UnknownModelError:
-        return False
+def check_size(message: bytes, *, most_fields: int, most_values: int) -> None:
+    """Check a ModelInferRequest before it is parsed: two bytes of it can stand for a message of 100 in memory.
+
+    Args:
+        message: As sent.
+        most_fields: Of all messages in it; each image among the contents is one.
+        most_values: Of one field of numbers.
+
+    Raises:
+        Rejected: 413 there are more, 400 it is no message.
+    """
+    if len(message) <= SMALL_BYTES:
+        return
+    open_messages = [(0, len(message), _REQUEST)]
+    fields = 0
+    while open_messages:
+        at, end, known = open_messages.pop()
+        while at < end:
+            fields += 1
+            if fields > most_fields:
+                raise _too_much(f"more than {most_fields:,} fields")
+            tag, at = _varint(message, at)
+            start, at = _content(message, at, tag & 7)
+            if at > end:
+                raise malformed("the message is not of the protocol: a field goes past its end")
+            inside = known.get(tag >> 3)
+            if tag & 7 == 2 and isinstance(inside, dict):
+                open_messages.append((start, at, inside))
+            elif isinstance(inside, int) and (at - start) // inside > most_values:
+                raise _too_much(f"more than {most_values:,} values in a field")
+
+
+def _too_much(what: str) -> Rejected:
+    return Rejected(413, f"the message has {what}; send numbers as raw_input_contents", kind="too_many_values")
+
+
+def _content(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
+    """Return where a field's content begins and ends."""
+    if wire_type == 0:
+        return at, _varint(message, at)[1]
+    if wire_type == 2:
+        size, start = _varint(message, at)
+        return start, start + size
+    if wire_type in (1, 5):
+        return at, at + (8 if wire_type == 1 else 4)
+    raise malformed("the message is not of the protocol: a field has an unknown wire type")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for index, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, at + index + 1
+    raise malformed("the message is not of the protocol: a number does not end")
 
 
 def request_from_message(message: Message) -> InferRequest:
@@ -104,9 +153,7 @@ def request_from_message(message: Message) -> InferRequest:
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
-        raise malformed(
-            f"raw_input_contents must hold one entry for each of {len(message.inputs)} inputs, got {len(raw)}"
-        )
+        raise malformed(f"raw_input_contents must have an entry per input, {len(message.inputs)}, got {len(raw)}")
     inputs = [
         {
             "name": tensor.name,
@@ -123,22 +170,28 @@ def request_from_message(message: Message) -> InferRequest:
         for output in message.outputs
     ]
     parameters = {"binary_data_output": bool(raw), **_parameters(message.parameters)}
-    return InferRequest.of({"id": message.id or None, "parameters": parameters, "inputs": inputs, "outputs": outputs})
+    document = {"id": message.id or None, "parameters": parameters, "inputs": inputs, "outputs": outputs}
+    return validated(InferRequest, document)
 
 
-def response_message(response: InferResponse) -> Message:
-    """Write a ModelInferResponse."""
-    message = message_class("ModelInferResponse")(
-        model_name=response.model_name, model_version=response.model_version, id=response.id or ""
-    )
+def response_fields(response: InferResponse) -> dict[str, Any]:
+    """Return the fields of a ModelInferResponse."""
+    outputs = []
+    raw = []
     for output in response.outputs:
-        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.data.shape}
         if output.binary:
-            message.raw_output_contents.append(bytes(output.raw()))
+            raw.append(bytes(output.raw()))
         else:
-            values = output.data.ravel().tolist() if isinstance(output.data, np.ndarray) else output.data
-            getattr(tensor.contents, _CONTENTS[output.datatype]).extend(values)
-    return message
+            tensor["contents"] = {_CONTENTS[output.datatype]: output.data.ravel().tolist()}
+        outputs.append(tensor)
+    return {
+        "model_name": response.model_name,
+        "model_version": response.model_version,
+        "id": response.id,
+        "outputs": outputs,
+        "raw_output_contents": raw,
+    }
 
 
 def _data(tensor: Message, raw: bytes | None) -> object:
@@ -151,9 +204,8 @@ def _data(tensor: Message, raw: bytes | None) -> object:
     if expected is None:
         return None
     if given - {expected}:
-        raise malformed(
-            f"contents of {tensor.name!r} ({tensor.datatype}) must be in {expected}, got {', '.join(sorted(given))}"
-        )
+        got = ", ".join(sorted(given))
+        raise malformed(f"contents of {tensor.name!r} ({tensor.datatype}) must be in {expected}, got {got}")
     return getattr(tensor.contents, expected)
 
 

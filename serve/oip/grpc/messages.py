@@ -37,12 +37,7 @@ _methods = {
 }
 
 
-def message_class(name: str) -> Any:  # noqa: ANN401 (protobuf makes these classes at run time)
-    """Return the class of a message, by its name in inference.proto."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"inference.{name}"))
-
-
-def request_class(rpc: str) -> Any:  # noqa: ANN401
+def request_class(rpc: str) -> Any:  # noqa: ANN401 (protobuf makes these classes at run time)
     """Return the class of the message that an RPC takes."""
     return message_factory.GetMessageClass(_methods[rpc].input_type)
 

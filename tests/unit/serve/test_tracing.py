@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from starlette.datastructures import Headers
 
 from models.spec import Precision
 from serve import tracing
 from serve.model.batcher import Item
-from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.messages import request_class
 from tests.support.oip_server import OipServer, oip_server
 from tests.support.otlp_receiver import Receiver, Span, otlp_receiver
 from tests.support.tiny_model import colour_jpeg
@@ -98,7 +99,7 @@ def test_a_request_over_http_is_a_span_below_its_callers_with_its_stages(traced,
 
 def test_a_call_of_grpc_likewise(traced, server):
     trace, caller, header = new_parent()
-    message = message_class("ModelInferRequest")(
+    message = request_class("ModelInfer")(
         model_name="tiny", inputs=[{"name": "image", "datatype": "BYTES", "shape": [2]}]
     )
     message.inputs[0].contents.bytes_contents.extend([RED, RED])
@@ -149,7 +150,7 @@ def test_a_refused_request_says_what_was_wrong(traced, server, kind, status, err
 def test_one_that_expired_in_the_queue_shows_that_it_waited(traced):
     trace, _, header = new_parent()
 
-    with tracing.grpc_call("/a/b", [("traceparent", header)]):
+    with tracing.request(lambda: ("a/b", {}), Headers({"traceparent": header})):
         tracing.stages([Item(b"", 1, 0.0, since=time.monotonic() - 0.5)], "tiny")
         tracing.answered(504, "deadline", {})
 

@@ -118,12 +118,12 @@ def test_a_changed_file_of_keys_is_noticed_and_a_broken_one_is_not_taken(keys, m
 
     keys.write_text("another-key\n")
     os.utime(keys, ns=(1, 1))
-    known.check(b"Bearer another-key")
+    known.check("Bearer another-key")
     keys.write_text("")
-    known.check(b"Bearer another-key")
+    known.check("Bearer another-key")
 
     with pytest.raises(Exception, match="not known"):
-        known.check(b"Bearer secret-key-1")
+        known.check("Bearer secret-key-1")
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "short\n", "\xff"])

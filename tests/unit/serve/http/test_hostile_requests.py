@@ -192,7 +192,7 @@ def test_what_is_still_parsed_for_nobody_is_given_back_too(monkeypatch):
     def slow(*arguments):
         time.sleep(0.6)
         parsed.set()
-        return Parsed([JPEG], None, alone=True)
+        return Parsed([JPEG])
 
     monkeypatch.setattr("serve.http.images._parse_form", slow)
 
@@ -241,7 +241,7 @@ def test_the_repository_index_takes_only_a_boolean(ready):
     response = asyncio.run(request(app, "POST", "/v2/repository/index", json.dumps({"ready": ready}).encode()))
 
     assert response.status == 400
-    assert "true or false" in response.json["error"]
+    assert "ready: Input should be a valid boolean" in response.json["error"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from importlib.resources import files
 import pytest
 from PIL import Image
 
-from serve.http.application import Application, Extras
+from serve.http.application import Application
 from serve.http.bodies import BodyMemory
+from serve.http.in_flight import Extras
 from serve.http.page.routes import page_routes
 from serve.model.models import Models
 from tests.support.asgi_client import Response, request

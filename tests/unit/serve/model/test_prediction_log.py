@@ -26,20 +26,17 @@ from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
 from serve.app import build_asgi
 from serve.config import ServeConfig
-from serve.http.application import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id
 from serve.observers import Observers
-from serve.oip.endpoint import Endpoint
-from serve.oip.grpc.calls import GrpcCalls
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.labelled_dest import label_without_ray
 from tests.support.tiny_model import colour_jpeg, write_tar
 from tests.unit.serve.model.test_engine import build, use
-from tests.unit.serve.oip.test_grpc import Context, raw_images
+from tests.unit.serve.oip.test_grpc import Context, Ingress, raw_images
 
 JPEG = b"\xff\xd8\xff" + b"\0" * 3
 OTHER = b"\xff\xd8\xff" + b"\0" * 4
@@ -146,12 +143,12 @@ def test_the_edge_says_which_request_it_is(tmp_path):
         ):
             answer = asyncio.run(request(app, "POST", path, body, **headers))
             assert answer.status == 200, answer.body
-        calls = GrpcCalls(Endpoint(Models(backend), config), Extras())
+        ingress = Ingress(models=Models(backend), limits=config)
         for more in ({"id": "own"}, {}):
             message = raw_images(JPEG, **more)
             message.model_name = "efficientnet-lite0"
             context = Context([("x-request-id", "by-metadata")])
-            asyncio.run(calls.answer("ModelInfer", message.SerializeToString(), context))
+            asyncio.run(ingress.ModelInfer(message.SerializeToString(), context))
             assert context.code is grpc.StatusCode.OK, context.details
 
     assert [row["request_id"] for row in rows(tmp_path)] == [

@@ -12,7 +12,7 @@ from models.catalog import load_spec
 from serve.app import build_asgi
 from serve.config import ServeConfig
 from serve.model.models import Models
-from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.messages import request_class
 from tests.support import fake_backend
 from tests.support.asgi_client import request
 from tests.support.calibrations import build_calibration
@@ -71,7 +71,7 @@ def test_it_comes_over_grpc_raw_and_typed(calibration):
 
     raw, _ = ingress.infer(want(raw_images(*IMAGES), "accepted"))
     typed, _ = ingress.infer(want(typed_images(*IMAGES), "accepted"))
-    config, _ = ingress.call("ModelConfig", message_class("ModelConfigRequest")(name="tiny"))
+    config, _ = ingress.call("ModelConfig", request_class("ModelConfig")(name="tiny"))
 
     assert raw.outputs[0].datatype == "BOOL"
     assert np.frombuffer(raw.raw_output_contents[0], np.bool_).tolist() == [True, False, False]

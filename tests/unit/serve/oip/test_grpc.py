@@ -16,20 +16,18 @@ from hypothesis import strategies as st
 from models.errors import ConfigError, DeadlineError, OverloadedError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
-from serve.http.application import Extras
+from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint
-from serve.oip.grpc.calls import OPEN, GrpcCalls
-from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.messages import COMPILED, message_class, request_class
+from serve.oip.grpc.ingress import OPEN, Methods
+from serve.oip.grpc.messages import COMPILED, answer_class, request_class
 from serve.oip.grpc.service import HEALTH, PATHS, RPCS, SERVICE, add_to_server
 from tests.support.oip_backend import Client, FakeBackend, fake_spec
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
 
-Request = message_class("ModelInferRequest")
+Request = request_class("ModelInfer")
 
 
 class Context:
@@ -61,21 +59,19 @@ class Context:
 class Ingress(Methods):
     """A deployment's class."""
 
-    def __init__(self, backend=None, limits=None, models=None, **config) -> None:
+    def __init__(self, backend=None, limits=None, models=None, extras=None, **config) -> None:
         self.backend = backend or FakeBackend()
         self.models = models or Models(self.backend)
-        self.config = ServeConfig(**config)
+        self.config = limits or ServeConfig(**config)
         keys = self.config.api_keys_file
-        self.extras = Extras(keys=None if keys is None else ApiKeys(keys))
-        if limits is not None:
-            self._calls = GrpcCalls(Endpoint(self.models, limits), Extras())
+        self.extras = extras or Extras(keys=None if keys is None else ApiKeys(keys))
 
     def call(self, rpc: str, message=None, metadata=()):
-        content = message if isinstance(message, bytes) else (message or message_class(f"{rpc}Request")())
+        content = message if isinstance(message, bytes) else (message or request_class(rpc)())
         content = content if isinstance(content, bytes) else content.SerializeToString()
         context = Context(metadata)
         answer = asyncio.run(getattr(self, rpc)(content, grpc_context=context))
-        return message_class(f"{rpc}Response").FromString(answer.SerializeToString()), context
+        return answer_class(rpc).FromString(answer.SerializeToString()), context
 
     def infer(self, message):
         return self.call("ModelInfer", message)
@@ -104,10 +100,10 @@ def want(message, name: str, **integers: int):
 
 def test_server_and_model_are_live_ready_and_described():
     ingress = Ingress()
-    ready = message_class("ModelReadyRequest")(name="tiny", version="1")
-    described = message_class("ModelMetadataRequest")(name="tiny")
+    ready = request_class("ModelReady")(name="tiny", version="1")
+    described = request_class("ModelMetadata")(name="tiny")
 
-    unknown = message_class("ModelReadyRequest")(name="nothing")
+    unknown = request_class("ModelReady")(name="nothing")
 
     assert ingress.call("ServerLive")[0].live
     assert ingress.call("ModelReady", unknown)[0].ready is False
@@ -127,7 +123,7 @@ def test_what_is_not_ready_says_so_without_an_error():
     ready, context = ingress.call("ServerReady")
 
     assert (ready.ready, context.code) == (False, grpc.StatusCode.OK)
-    assert ingress.call("ModelReady", message_class("ModelReadyRequest")(name="tiny"))[0].ready is False
+    assert ingress.call("ModelReady", request_class("ModelReady")(name="tiny"))[0].ready is False
     assert ingress.infer(raw_images(b"R"))[1].code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -135,8 +131,8 @@ def test_configuration_statistics_and_index():
     ingress = Ingress()
     ingress.infer(raw_images(b"R", b"G"))
 
-    config = ingress.call("ModelConfig", message_class("ModelConfigRequest")(name="tiny-tensor"))[0].config
-    stats = ingress.call("ModelStatistics", message_class("ModelStatisticsRequest")(name="tiny"))[0].model_stats
+    config = ingress.call("ModelConfig", request_class("ModelConfig")(name="tiny-tensor"))[0].config
+    stats = ingress.call("ModelStatistics", request_class("ModelStatistics")(name="tiny"))[0].model_stats
     index = ingress.call("RepositoryIndex")[0].models
 
     assert (config.name, config.max_batch_size, config.version_policy.latest.num_versions) == ("tiny-tensor", 64, 1)
@@ -264,7 +260,7 @@ def with_model(name: str, version: str = ""):
         (with_model("tiny", "9"), "NOT_FOUND", "version"),
         (b"\xff\xff", "INVALID_ARGUMENT", "not a ModelInferRequest"),
         (Request(model_name="tiny"), "INVALID_ARGUMENT", "at least 1 item"),
-        (two_inputs(), "INVALID_ARGUMENT", "one entry for each of 2 inputs"),
+        (two_inputs(), "INVALID_ARGUMENT", "an entry per input, 2, got 1"),
         (both_contents(), "INVALID_ARGUMENT", "both contents and raw_input_contents"),
         (wrong_contents(), "INVALID_ARGUMENT", "must be in bytes_contents"),
         (half_floats(), "INVALID_ARGUMENT", "FP16"),
@@ -383,8 +379,8 @@ def test_a_real_server_speaks_it():
 
     live, answer, missing = asyncio.run(talk())
 
-    assert message_class("ServerLiveResponse").FromString(live).live
-    assert message_class("ModelInferResponse").FromString(answer).model_name == "tiny"
+    assert answer_class("ServerLive").FromString(live).live
+    assert answer_class("ModelInfer").FromString(answer).model_name == "tiny"
     assert missing is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -432,14 +428,14 @@ def test_what_a_proxy_imports_is_light():
 )
 def test_the_access_log_has_a_line_per_call(tmp_path, peer, forwarded, client):
     log = AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(access_log=log))
+    ingress = Ingress(extras=Extras(access_log=log))
     trace = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     metadata = [("x-request-id", "r7"), trace, *([("x-forwarded-for", forwarded)] if forwarded else [])]
     context = Context(metadata)
     context.address = peer
 
-    asyncio.run(calls.answer("ServerLive", b"", context))
-    asyncio.run(calls.answer("ModelInfer", b"\xff", context))
+    asyncio.run(ingress.ServerLive(b"", context))
+    asyncio.run(ingress.ModelInfer(b"\xff", context))
     log.close()
     live, broken = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
 
@@ -468,7 +464,7 @@ class Control:
 def test_models_are_loaded_and_unloaded_where_callers_may():
     ingress = Ingress()
     ingress.extras = Extras(control=Control())
-    load, unload = (message_class(f"RepositoryModel{what}Request")(model_name="m") for what in ("Load", "Unload"))
+    load, unload = (request_class(f"RepositoryModel{what}")(model_name="m") for what in ("Load", "Unload"))
 
     codes = [ingress.call("RepositoryModelLoad", load)[1].code, ingress.call("RepositoryModelUnload", unload)[1].code]
     load.parameters["config"].string_param = "{}"
@@ -488,7 +484,7 @@ def test_what_cannot_be_loaded_or_unloaded_says_why(what, error, code):
     ingress.extras = Extras(control=Control(error))
 
     rpc = f"RepositoryModel{what}"
-    _, context = ingress.call(rpc, message_class(f"{rpc}Request")(model_name="m"))
+    _, context = ingress.call(rpc, request_class(rpc)(model_name="m"))
 
     assert (context.code.name, context.details) == (code, str(error))
 
@@ -498,7 +494,7 @@ def test_each_call_reaches_the_model_that_it_names():
     ingress = Ingress(models=Models(*backends))
 
     _, context = ingress.infer(raw_images(b"R"))
-    ready, _ = ingress.call("ModelReady", message_class("ModelReadyRequest")(name="one-tensor"))
+    ready, _ = ingress.call("ModelReady", request_class("ModelReady")(name="one-tensor"))
 
     assert context.code is grpc.StatusCode.OK
     assert [len(backend.calls) for backend in backends] == [0, 1]

@@ -58,7 +58,7 @@ def watch_of(channel: grpc.aio.Channel, name: str):
     ("name", "first", "then"), [("", NOT_SERVING, SERVING), ("nothing", SERVICE_UNKNOWN, SERVICE_UNKNOWN)]
 )
 def test_who_watches_is_told_now_and_again(name, first, then, monkeypatch):
-    monkeypatch.setattr("serve.oip.grpc.calls.WATCH_S", 0.05)
+    monkeypatch.setattr("serve.oip.grpc.ingress.WATCH_S", 0.05)
     backend = FakeBackend(is_ready=False)
 
     async def follow():

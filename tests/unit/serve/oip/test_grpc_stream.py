@@ -11,21 +11,18 @@ import pytest
 from models.errors import OverloadedError
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
-from serve.http.application import Extras
 from serve.http.bodies import BodyMemory
+from serve.http.in_flight import Extras
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.models import Models
-from serve.oip.endpoint import Endpoint
 from serve.oip.grpc import service
-from serve.oip.grpc.calls import GrpcCalls
-from serve.oip.grpc.messages import message_class
+from serve.oip.grpc.messages import answer_class
 from serve.oip.grpc.service import SERVICE, STREAM_IN_FLIGHT, STREAMS_AT_ONCE
 from tests.support.grpc_service import serving
 from tests.support.oip_backend import FakeBackend
 from tests.unit.serve.oip.test_grpc import Context, Ingress, raw_images, with_model
 
 PATH = f"/{SERVICE}/ModelStreamInfer"
-Answer = message_class("ModelStreamInferResponse")
+Answer = answer_class("ModelStreamInfer")
 
 
 class SlowBackend(FakeBackend):
@@ -102,7 +99,7 @@ def test_what_is_wrong_with_a_request_is_its_answer_and_the_stream_goes_on():
 def test_a_fault_of_ours_keeps_its_text(caplog):
     (answer,) = asyncio.run(ask(Ingress(FakeBackend(raises=RuntimeError("/secret/path"))), raw_images(b"R")))
 
-    assert answer.error_message == "the server failed on this call; its log says why"
+    assert answer.error_message == "internal error; the server's log says why"
     assert "secret" in caplog.text
 
 
@@ -117,8 +114,7 @@ def test_a_stream_has_no_more_in_flight_than_it_may():
 
 def test_bodies_of_a_stream_share_the_budget_and_give_it_back():
     memory = BodyMemory(1000)
-    ingress = Ingress()
-    ingress._calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(memory=memory))
+    ingress = Ingress(extras=Extras(memory=memory))
 
     large, small = asyncio.run(ask(ingress, raw_images(b"R" * 500), raw_images(b"R")))
 
@@ -220,8 +216,7 @@ def test_there_are_no_more_streams_than_may_be_and_each_gives_its_place_back():
 
 def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
     backend, memory = SlowBackend(), BodyMemory(2**20)
-    ingress = Ingress(backend)
-    ingress._calls = GrpcCalls(Endpoint(Models(backend), ServeConfig()), Extras(memory=memory))
+    ingress = Ingress(backend, extras=Extras(memory=memory))
 
     async def leave():
         async with serving(ingress) as channel:
@@ -242,7 +237,7 @@ def test_what_nobody_waits_for_any_more_is_cancelled_and_given_back():
 
 def test_each_request_is_counted_and_has_its_line_in_the_log(tmp_path):
     metrics, log = ServeMetrics("tiny", "a"), AccessLog(str(tmp_path / "log"))
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(metrics=metrics, access_log=log))
+    ingress = Ingress(extras=Extras(metrics=metrics, access_log=log))
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 
     async def talk():
@@ -251,7 +246,7 @@ def test_each_request_is_counted_and_has_its_line_in_the_log(tmp_path):
             yield b"\xff"
 
         metadata = [("x-request-id", "r7"), ("traceparent", f"00-{trace}-00f067aa0ba902b7-01")]
-        return [answer async for answer in calls.stream(messages(), Context(metadata))]
+        return [answer async for answer in ingress.ModelStreamInfer(messages(), Context(metadata))]
 
     assert len(asyncio.run(talk())) == 2
     log.close()

@@ -8,13 +8,9 @@ import grpc
 import pytest
 
 from models.errors import OverloadedError
-from serve.config import ServeConfig
-from serve.http.application import Extras
 from serve.http.bodies import BodyMemory, Held
-from serve.model.models import Models
-from serve.oip.endpoint import Endpoint
+from serve.http.in_flight import Extras
 from serve.oip.grpc import service
-from serve.oip.grpc.calls import GrpcCalls
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import SERVICE, add_to_server
 from tests.support.hostile_requests import GRPC_CORPUS, MODEL
@@ -26,7 +22,7 @@ from tests.unit.serve.oip.test_grpc import Context, Ingress
 def test_a_hostile_message_is_refused_before_it_is_parsed(name, monkeypatch):
     message = GRPC_CORPUS[name]()
     ingress = Ingress(model=MODEL)
-    monkeypatch.setattr("serve.oip.grpc.calls.request_class", _Unparsed)
+    monkeypatch.setattr("serve.oip.grpc.ingress.request_class", _Unparsed)
     context = Context()
 
     asyncio.run(ingress.ModelInfer(message, grpc_context=context))
@@ -98,10 +94,10 @@ def test_a_call_asks_the_queue_before_its_message_is_received(monkeypatch):
 def test_messages_of_grpc_share_the_budget_of_bodies():
     memory = BodyMemory(1000)
     Held(memory).set(900)
-    calls = GrpcCalls(Endpoint(Models(FakeBackend()), ServeConfig()), Extras(memory=memory))
+    ingress = Ingress(extras=Extras(memory=memory))
     context = Context()
 
-    asyncio.run(calls.answer("ModelInfer", bytes(50), context))
+    asyncio.run(ingress.ModelInfer(bytes(50), context))
 
     assert context.code is grpc.StatusCode.UNAVAILABLE
     assert dict(context.trailing) == {"grpc-retry-pushback-ms": "1000"}

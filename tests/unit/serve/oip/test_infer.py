@@ -444,11 +444,11 @@ def test_bytes_that_belong_to_no_input_are_refused():
 @pytest.mark.parametrize(
     ("binary", "says"),
     [
-        (b"\x01\x00\x00", "end at element 0"),
-        (b"\x05\x00\x00\x00ab", "says it has 5 bytes, and 2 bytes follow"),
-        (b"\xff\xff\xff\xff", "says it has 4294967295 bytes"),
-        (b"\x01\x00\x00\x00Rx", "go on for 1 bytes"),
-        (b"", "end at element 0"),
+        (b"\x01\x00\x00", "end within element 0 of 1"),
+        (b"\x05\x00\x00\x00ab", "end within element 0 of 1"),
+        (b"\xff\xff\xff\xff", "end within element 0 of 1"),
+        (b"\x01\x00\x00\x00Rx", "have 1 bytes after the 1 elements"),
+        (b"", "end within element 0 of 1"),
     ],
 )
 def test_elements_that_do_not_fill_their_bytes_are_refused(binary, says):

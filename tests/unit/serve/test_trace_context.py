@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from starlette.datastructures import Headers
 
-from serve.http.trace_context import trace_field
+from serve import tracing
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def trace_of(*traceparents: str) -> str | None:
+    return tracing.trace_id(Headers(raw=[(b"traceparent", value.encode()) for value in traceparents]))
 
 
 @pytest.mark.parametrize(
@@ -14,7 +19,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     [f"00-{TRACE}-{SPAN}-01", f" 00-{TRACE}-{SPAN}-00\t", f"cc-{TRACE}-{SPAN}-01", f"01-{TRACE}-{SPAN}-01-new"],
 )
 def test_a_traceparent_names_the_trace(traceparent):
-    assert trace_field([traceparent]) == {"trace_id": TRACE}
+    assert trace_of(traceparent) == TRACE
 
 
 @pytest.mark.parametrize(
@@ -35,9 +40,9 @@ def test_a_traceparent_names_the_trace(traceparent):
     ],
 )
 def test_a_malformed_one_is_ignored(traceparent):
-    assert trace_field([traceparent]) == {}
+    assert trace_of(traceparent) is None
 
 
 def test_none_and_several_name_none():
-    assert trace_field([]) == {}
-    assert trace_field([f"00-{TRACE}-{SPAN}-01"] * 2) == {}
+    assert trace_of() is None
+    assert trace_of(*[f"00-{TRACE}-{SPAN}-01"] * 2) is None

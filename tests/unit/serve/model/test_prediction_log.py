@@ -31,7 +31,7 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id
-from serve.observers import Observers
+from serve.model.settled import Settled
 from serve.oip.endpoint import Endpoint
 from serve.oip.grpc.calls import GrpcCalls
 from tests.support.asgi_client import request
@@ -52,8 +52,9 @@ def logging_to(folder: Path, backend: FakeBackend, **settings):
     config = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder), **settings)
     metrics = ServeMetrics("m", "r")
     choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
+    backend.settled = Settled(backend.spec, choice, None)
+    backend.log = prediction_log.PredictionLog(config, backend, metrics)
     try:
-        Observers(config, metrics, None).on(backend, choice)
         yield backend, metrics
     finally:
         backend.close()
@@ -109,8 +110,7 @@ def test_rows_are_those_of_label_for_the_same_images(tmp_path, tiny_model):
     engine = build(str(tiny_model))
     begin_log(open_storage(str(tmp_path / "log")))
     config = ServeConfig(model=str(tiny_model), prediction_log=str(tmp_path / "log"), top_k=3)
-    observers = Observers(config, ServeMetrics("m", "r"), None)
-    observers.on(engine, choose(engine.spec, config.device, Precision.FP32, has_gpu=False))
+    engine.log = prediction_log.PredictionLog(config, engine, ServeMetrics("m", "r"))
 
     found = use(engine, lambda e: e.label(list(images.values()), top_k=1, deadline=time.monotonic() + 30))
 

@@ -226,15 +226,15 @@ class Repository:
     async def _have(self, source: str, asked: int) -> None:
         there = self._loaded.get(source)
         fault = None if there is None else there.engine.fault()
+        # An entry that callers ask for may have changed since it was settled.
+        settled = None if asked else self._configured.get(source)
         if there is not None and there.asked == asked:
             if fault is None:
                 return
             settled = there.engine.settled
             self._not_before[source] = time.monotonic() + REBUILD_S
             logger.error("model is rebuilt model=%s fault=%s", source, fault)
-        else:  # an entry that callers ask for may have changed since it was settled
-            known = None if asked else self._configured.get(source)
-            settled = known or await asyncio.to_thread(self._settle, source)
+        settled = settled or await asyncio.to_thread(self._settle, source)
         if there is not None and fault is None and there.engine.settled == settled:
             self._loaded[source] = there._replace(asked=asked)
             return

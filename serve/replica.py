@@ -138,7 +138,8 @@ class Replica(Methods):
         report = partial(self._metrics.batch, model=settled.spec.name)
         engine = Engine(settled, self.config, self._plan, report)
         if self.config.prediction_log is not None:
-            engine.log = PredictionLog(self.config, engine, self._metrics)
+            count = partial(self._metrics.logged, settled.spec.name)
+            engine.log = PredictionLog(self.config, settled, engine.labels, count)
         if self._baseline is not None and self._baseline.fits(engine.labels):
             engine.drift = Drift(self._baseline, len(engine.labels))
         return engine

@@ -125,13 +125,10 @@ class ServeMetrics:
             self._series(self._stages, model, "infer").observe(ran[0].done_at - ran[0].run_at)
             self._series(self._images, model).inc(ran[0].batch)
 
-    def logged(self, model: str, rows: int) -> None:
-        """Count rows of a model's answers that were written to the prediction log; from any thread."""
-        self._series(self._logged, model).inc(rows)
-
-    def not_logged(self, model: str, reason: str, rows: int) -> None:
-        """Count rows of a model's answers that the prediction log gave up; from any thread."""
-        self._series(self._not_logged, model, reason).inc(rows)
+    def logged(self, model: str, reason: str | None, rows: int) -> None:
+        """Count rows of a model's answers that the prediction log gave up for a reason, or wrote; from any thread."""
+        series = self._series(self._not_logged, model, reason) if reason else self._series(self._logged, model)
+        series.inc(rows)
 
     def _series(self, family: Any, model: str, *labels: str) -> Any:  # noqa: ANN401 (a counter or a histogram)
         key = (family, model, *labels)

@@ -10,10 +10,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +25,7 @@ from pipeline.dest.writer import CHUNK_ROWS, ROW_GROUP_ROWS, STATUS_OK, OutputSp
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
 from serve.model.outcomes import REQUEST_ID, Labelled, Outcome
-
-if TYPE_CHECKING:
-    from serve.metrics.replica_metrics import ServeMetrics
-    from serve.model.engine import Engine
+from serve.model.settled import Settled
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +51,32 @@ class PredictionLog:
 
     Args:
         config: Where the log is: see `pipeline.dest.prediction_log.begin_log`.
-        engine: The model.
-        metrics: Count rows that were written, and rows that were given up; of any thread.
+        settled: The model.
+        labels: Name of each of its classes.
+        count: Counts rows that were given up, by one of `REASONS`, or written, by None; called by any thread.
 
     Attributes:
         top_k: Labels of each row: outcomes have at least so many.
     """
 
-    def __init__(self, config: ServeConfig, engine: Engine, metrics: ServeMetrics) -> None:
+    def __init__(
+        self, config: ServeConfig, settled: Settled, labels: tuple[str, ...], count: Callable[[str | None, int], None]
+    ) -> None:
         assert config.prediction_log is not None, "the caller has looked"
-        spec, choice = engine.spec, engine.settled.choice
-        metadata = file_metadata(spec, choice, config.decode, engine.calibration)
-        metadata[CLASS_NAMES_KEY] = class_names(engine.labels)
+        spec, choice = settled.spec, settled.choice
+        metadata = file_metadata(spec, choice, config.decode, settled.calibration)
+        metadata[CLASS_NAMES_KEY] = class_names(labels)
         artifact = spec.artifact(choice.precision).sha256
-        self.top_k = min(config.top_k, len(engine.labels))
+        self.top_k = min(config.top_k, len(labels))
         self._dest = open_storage(config.prediction_log)
-        self._output = OutputSpec(engine.labels, metadata, carried=LOG_FIELDS)
+        self._output = OutputSpec(labels, metadata, carried=LOG_FIELDS)
         self._schema = self._output.schema()
         # What the columns `shard` and `model` say.
         self._name = spec.name
         self._model = f"{spec.name}:{choice.arithmetic}:{config.decode.value}@{artifact[:8]}"
-        self._metrics = metrics
-        metrics.logged(spec.name, 0)
-        for reason in REASONS:
-            metrics.not_logged(spec.name, reason, 0)
+        self._count = count
+        for reason in (None, *REASONS):
+            count(reason, 0)
         # One is written by the event loop, one by the thread: so neither needs a lock.
         self._queue: deque[_Answer] = deque()
         self._bytes_put = self._bytes_taken = 0
@@ -96,7 +94,7 @@ class PredictionLog:
         size = sum(map(len, images))
         waiting = self._bytes_put - self._bytes_taken
         if len(self._queue) + len(images) > QUEUE_ROWS or waiting + size > QUEUE_BYTES:
-            self._metrics.not_logged(self._name, "queue_full", len(images))
+            self._count("queue_full", len(images))
             return
         self._bytes_put += size
         request_id, now, k = REQUEST_ID.get(), time.time(), self.top_k
@@ -170,7 +168,7 @@ class PredictionLog:
         except Exception as err:  # noqa: BLE001 (whatever it is, the log goes on)
             self._give_up(err, rows)
         else:
-            self._metrics.logged(self._name, rows)
+            self._count(None, rows)
 
     def _begin(self) -> None:
         self._batches, self._rows, self._size = [], 0, 0
@@ -178,7 +176,7 @@ class PredictionLog:
     def _give_up(self, err: Exception, rows: int) -> None:
         """Drop rows that could not be written, and say so once a minute."""
         is_ours = not isinstance(err, StorageError)
-        self._metrics.not_logged(self._name, "internal" if is_ours else "storage", rows)
+        self._count("internal" if is_ours else "storage", rows)
         if time.monotonic() - self._warned >= WARNING_S:
             self._warned = time.monotonic()
             logger.warning("prediction log: %d rows dropped: %s", rows, err, exc_info=err if is_ours else None)

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -458,7 +459,11 @@ def logs_of(these: Replicas, folder: Path) -> ServeMetrics:
     begin_log(open_storage(str(folder)))
     metrics = ServeMetrics("", "r")
     config = these.config.model_copy(update={"prediction_log": str(folder)})
-    these.observe = lambda engine: setattr(engine, "log", PredictionLog(config, engine, metrics))
+
+    def observe(engine: Engine) -> None:
+        engine.log = PredictionLog(config, engine.settled, engine.labels, partial(metrics.logged, engine.spec.name))
+
+    these.observe = observe
     return metrics
 
 

@@ -113,8 +113,7 @@ def logged(folder, images: list[bytes], baseline: Baseline | None = None) -> byt
     config, backend = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder)), FakeBackend(room=10**6)
     metrics = ServeMetrics("m", "r")
     choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
-    backend.settled = Settled(backend.spec, choice, None)
-    backend.log = PredictionLog(config, backend, metrics)
+    backend.log = PredictionLog(config, Settled(backend.spec, choice, None), backend.labels, lambda *_: None)
     if baseline is not None:
         backend.drift = Drift(baseline, len(backend.labels))
     metrics.show_models([backend])

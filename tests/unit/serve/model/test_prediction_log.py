@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def logging_to(folder: Path, backend: FakeBackend, **settings):
     config = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder), **settings)
     metrics = ServeMetrics("m", "r")
     choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
-    backend.settled = Settled(backend.spec, choice, None)
-    backend.log = prediction_log.PredictionLog(config, backend, metrics)
+    settled, count = Settled(backend.spec, choice, None), partial(metrics.logged, backend.spec.name)
+    backend.log = prediction_log.PredictionLog(config, settled, backend.labels, count)
     try:
         yield backend, metrics
     finally:
@@ -110,7 +111,7 @@ def test_rows_are_those_of_label_for_the_same_images(tmp_path, tiny_model):
     engine = build(str(tiny_model))
     begin_log(open_storage(str(tmp_path / "log")))
     config = ServeConfig(model=str(tiny_model), prediction_log=str(tmp_path / "log"), top_k=3)
-    engine.log = prediction_log.PredictionLog(config, engine, ServeMetrics("m", "r"))
+    engine.log = prediction_log.PredictionLog(config, engine.settled, engine.labels, lambda *_: None)
 
     found = use(engine, lambda e: e.label(list(images.values()), top_k=1, deadline=time.monotonic() + 30))
 

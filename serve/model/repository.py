@@ -234,7 +234,8 @@ class Repository:
             settled = there.engine.settled
             self._not_before[source] = time.monotonic() + REBUILD_S
             logger.error("model is rebuilt model=%s fault=%s", source, fault)
-        settled = settled or await asyncio.to_thread(self._settle, source)
+        if settled is None:
+            settled = await asyncio.to_thread(self._settle, source)
         if there is not None and fault is None and there.engine.settled == settled:
             self._loaded[source] = there._replace(asked=asked)
             return

@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
-# Ray starts 12 s slower where Python may not keep its bytecode.
+# Ray starts 12 s slower if Python cannot cache its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-# The image: any Debian or Ubuntu with Python 3.11 or newer, pip and venv below it.
+# The image. BASE may be any Debian or Ubuntu with Python 3.11 or newer, pip and venv.
 IMAGE ?= registry.example.com/shardlabel
 TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell sed -n 's/^ray==//p' constraints.txt)
 BASE ?= python:3.11-slim-bookworm
@@ -20,7 +20,7 @@ BUILD_IMAGE = $(if $(shell command -v buildah),buildah build --layers,docker bui
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# The stamps hold the environment to the files that describe it.
+# Stamp files: the environment is updated when a file that describes it changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("shardlabel needs Python >= 3.11, got %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,66 +32,66 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Clients of other makers, against which the endpoint is tested; their protobuf is not Ray's.
+# Third-party clients for tests of the endpoint. They need another version of protobuf than Ray.
 .venv-clients/.installed: tests/clients/requirements.txt
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@ \
 		|| echo "tritonclient.grpc and kserve could not be installed: their tests will be skipped"
 
-# Azure's own emulator of its Blob storage.
+# Azure's emulator of its Blob storage.
 .azurite/.installed:
 	mkdir -p .azurite && npm install --silent --no-audit --no-fund --prefix .azurite azurite@3.37.0 && touch $@ \
 		|| echo "azurite could not be installed: its tests will be skipped"
 
-install: $(VENV)/.installed ## Create .venv and install the project in it, at the locked versions
+install: $(VENV)/.installed ## Create .venv and install the project with locked versions
 
 demo: $(VENV)/.installed ## Label the bundled photographs with the bundled model and show the rows
 	$(BIN)/shardlabel label models/samples/photos.tar --output $(OUT) --model efficientnet-lite0 --overwrite
 	@$(BIN)/python -m tools.preview $(OUT)
 
-check: $(VENV)/.installed-dev ## Lint, format and types
+check: $(VENV)/.installed-dev ## Check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fmt: $(VENV)/.installed-dev ## Fix what can be fixed by machine
+fmt: $(VENV)/.installed-dev ## Apply automatic fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Every test that this machine can run, two at a time
+test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Run every test that this machine can run, two at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 20
 
-test-fast: $(VENV)/.installed-dev ## The tests that need no Ray
+test-fast: $(VENV)/.installed-dev ## Run the tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long'
 
-test-long: $(VENV)/.installed-dev .azurite/.installed ## Proofs that take minutes each: memory under hostile input, the corpora in full
+test-long: $(VENV)/.installed-dev .azurite/.installed ## Run the tests that take minutes each: memory under hostile input, the full corpora
 	$(BIN)/python -m pytest -m long
 
-test-python: ## The tests that need no Ray, and a real run, on another Python: make test-python PYTHON=python3.12
+test-python: ## Run test-fast and demo on another Python: make test-python PYTHON=python3.12
 	$(MAKE) VENV=$(patsubst python%,.venv-%,$(notdir $(PYTHON))) test-fast demo
 
-coverage: $(VENV)/.installed-dev ## Lines and branches of each folder that the tests without Ray reach
+coverage: $(VENV)/.installed-dev ## Measure line and branch coverage of each folder, by the tests without Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long' --cov --cov-report= tests/unit
 	@for folder in models pipeline serve cluster; do printf '%-10s' $$folder; $(BIN)/python -m coverage report --include "$$folder/*" --format total; done
 
-test-kubernetes: $(VENV)/.installed-dev ## Manifests before a real API server and KubeRay's operator (needs Go; the first run builds both)
+test-kubernetes: $(VENV)/.installed-dev ## Test manifests on a real API server and KubeRay's operator (needs Go; the first run builds both)
 	$(BIN)/python -m pytest tests/kubernetes --timeout 3600
 
-test-image: $(VENV)/.installed-dev ## Build the CPU image on a base made here, and run it (root, buildah, debootstrap)
+test-image: $(VENV)/.installed-dev ## Build the CPU image on a local base, and test it (needs root, buildah, debootstrap)
 	SHARDLABEL_TEST_IMAGE=1 $(BIN)/python -m pytest tests/image
 
-image: ## Build the image for CPUs, by buildah or docker
+image: ## Build the CPU image, with buildah or docker
 	$(BUILD_IMAGE) --target cpu --tag $(IMAGE):$(TAG)-cpu .
 
-image-cuda: ## Build the image for GPUs
+image-cuda: ## Build the GPU image
 	$(BUILD_IMAGE) --target cuda --tag $(IMAGE):$(TAG)-cuda .
 
-# Tools with dependencies of their own.
+# Tools with their own environment.
 .venv-bom/.installed: tools/bom_requirements.txt
 	test -x .venv-bom/bin/python || $(PYTHON) -m venv .venv-bom
 	.venv-bom/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@
 
-image-bom: .venv-bom/.installed ## What the built CPU image holds (CycloneDX, and Debian's packages), and what of it has known vulnerabilities
+image-bom: .venv-bom/.installed ## List the packages of the built CPU image (CycloneDX and Debian's), and their known vulnerabilities
 	mkdir -p out/image
 	set -e; if command -v buildah > /dev/null; then box=$$(buildah from $(IMAGE):$(TAG)-cpu); run="buildah run $$box --"; \
 		trap "buildah rm $$box > /dev/null" EXIT; else run="docker run --rm $(IMAGE):$(TAG)-cpu"; fi; \
@@ -99,7 +99,7 @@ image-bom: .venv-bom/.installed ## What the built CPU image holds (CycloneDX, an
 	.venv-bom/bin/cyclonedx-py requirements out/image/python.txt --output-file out/image/python.cdx.json
 	.venv-bom/bin/pip-audit --requirement out/image/python.txt --no-deps --disable-pip --strict
 
-lock: ## Resolve constraints.txt anew (needs uv)
+lock: ## Update constraints.txt to the latest versions (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
 
@@ -107,7 +107,7 @@ proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=serve/oip/grpc \
 		--descriptor_set_out=serve/oip/grpc/messages.binpb inference.proto health.proto
 
-cli-page: $(VENV)/.installed ## Write docs/cli.md anew, from the commands' own help
+cli-page: $(VENV)/.installed ## Regenerate docs/cli.md from the commands' help
 	$(BIN)/python -m tools.cli_page
 
 wheel: $(VENV)/.installed ## Build the wheel into dist/
@@ -118,5 +118,5 @@ bundle: ## Rebuild the bundled model from its published weights (its own environ
 	.venv-convert/bin/python -m pip install --quiet --requirement tools/conversion/requirements.txt
 	.venv-convert/bin/python -m tools.conversion.efficientnet_lite0 --calibration $(CALIBRATION)
 
-clean: ## Remove what the targets above made, but no model cache
+clean: ## Remove what the targets above made, except the model cache
 	rm -rf $(VENV) .venv-3.* .azurite .kubernetes .venv-bom .venv-clients .venv-convert out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

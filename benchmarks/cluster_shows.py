@@ -68,7 +68,7 @@ def show_cut() -> dict[str, Any]:
         at.line.cut()
         time.sleep(20)
         at.line.mend()
-        back = run.wait_for("connected again")
+        back = run.wait_for("reconnected")
         code = run.end()
         texts = [text for _, text in run.lines]
         at.seconds_per_read[0] = 0.0

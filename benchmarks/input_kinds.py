@@ -1,7 +1,7 @@
 """The same images in every kind of input: seconds, images/s, and the share of the cores' time that nothing uses.
 
     python -m benchmarks.input_kinds 'samples/*.tar' [--images 3000] [--rounds 5] [--only loose,one-tar] [--large 100000]
-        [--dry-run 500] [--work /tmp/kinds] [--into results/FILE.json]
+        [--bare] [--dry-run 500] [--work /tmp/kinds] [--into results/FILE.json]
 
 | kind | is |
 |---|---|
@@ -16,7 +16,9 @@
 `images_per_s` counts from the start of the command to its exit. `idle` is the share of all cores' time between the first
 file and the last in which no process of the command ran; `idle_in_all` that from start to exit. Both count CPU seconds of
 the command, so that other work on the machine passes for idle: look at them on a quiet one. `against_even` is images/s by
-that of `even-tars`. With `--dry-run N` each kind is estimated first; `estimated` is the seconds foretold by those it took.
+that of `even-tars`. `steady` is `benchmarks.progress.steady_rate`. With `--bare` each round also has `benchmarks.bare` over
+the even tars, and `of_bare` is `steady` by that of the bare loop. With `--dry-run N` each kind is estimated first;
+`estimated` is the seconds foretold by those it took.
 Each figure is the median of the rounds, in which the kinds take turns. The last line of output is one JSON object.
 """
 
@@ -43,12 +45,15 @@ from PIL import Image
 
 from benchmarks.bulk import machine
 from benchmarks.measure import descendants, process_table
+from benchmarks.progress import FILE as PROGRESS
+from benchmarks.progress import file_events, read_events, steady_rate
 
 FEW = 200
 EACH = 100
 SMALL = 96
 LOOK_EVERY_S = 0.1
 YARDSTICK = "even-tars"
+BARE = "bare"
 
 Images = Sequence[tuple[str, bytes]]
 
@@ -154,27 +159,43 @@ def run_kind(source: Path, images: int, output: Path, dry_run: int) -> dict:
     said, looks, seconds = label(source, output)
     if said["images"] != images:
         raise SystemExit(f"{source}: {said['images']} rows, expected {images}")
-    written = [path.stat().st_mtime for path in output.glob("part-*.parquet")]
-    steady = [look for look in looks if min(written) <= look[0] <= max(written)]
+    events = file_events(output.glob("part-*.parquet"))
+    between = [look for look in looks if events[0][0] <= look[0] <= events[-1][0]]
+    steady = steady_rate(events)
     shutil.rmtree(output)
     return {
         "images": images,
-        "units": len(written),
+        "units": len(events),
         "seconds": round(seconds, 2),
         "images_per_s": round(images / seconds, 1),
-        "idle": round(idle(steady), 3) if len(steady) > 1 else None,
+        "steady": None if steady is None else round(steady, 1),
+        "idle": round(idle(between), 3) if len(between) > 1 else None,
         "idle_in_all": round(idle(looks), 3),
         "estimated": round(foretold / seconds, 3) if foretold else None,
     }
+
+
+def run_bare(tars: Path, folder: Path) -> dict:
+    """Label tars once without a framework."""
+    progress = folder / "progress"
+    command = [sys.executable, "-m", "benchmarks.bare", str(tars / "*.tar"), "--model", "efficientnet-lite0"]
+    subprocess.run(command, env={**os.environ, PROGRESS: str(progress)}, stdout=subprocess.DEVNULL, check=True)
+    steady = steady_rate(read_events(progress))
+    progress.unlink()
+    return {"steady": steady}
 
 
 def medians(rounds: list[dict[str, dict]]) -> dict[str, dict]:
     """Return the medians of each kind; ratios are formed within a round."""
     found = {}
     for kind in rounds[0]:
-        runs = [one[kind] | {"against_even": one[kind]["images_per_s"] / one[YARDSTICK]["images_per_s"]}
-                for one in rounds]  # fmt: skip
-        names = [name for name in runs[0] if all(run[name] is not None for run in runs)]
+        runs = [one[kind].copy() for one in rounds]
+        for one, run in zip(rounds, runs, strict=True):
+            if kind != BARE:
+                run["against_even"] = run["images_per_s"] / one[YARDSTICK]["images_per_s"]
+                if BARE in one and run["steady"] is not None:
+                    run["of_bare"] = run["steady"] / one[BARE]["steady"]
+        names = [name for name in runs[0] if all(run.get(name) is not None for run in runs)]
         found[kind] = {name: round(statistics.median(run[name] for run in runs), 3) for name in names}
     return found
 
@@ -186,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="few-loose,loose,one-tar,one-parquet,ten-shards,slow-tail")
     parser.add_argument("--large", type=int, default=0, help="also so many small loose images")
+    parser.add_argument("--bare", action="store_true", help="also the bare loop over the even tars, in each round")
     parser.add_argument("--dry-run", type=int, default=0, metavar="N", help="estimate each kind from N images first")
     parser.add_argument("--work", type=Path, help="folder for the inputs, removed at the end")
     parser.add_argument("--into", type=Path, help="results file")
@@ -200,7 +222,7 @@ def main() -> None:
         label(Path(folder, kinds[0]), Path(folder, "out"), "--limit", "16")  # builds the joined graph
         shutil.rmtree(Path(folder, "out"))
         for _ in range(options.rounds):
-            rounds.append({})
+            rounds.append({BARE: run_bare(Path(folder, YARDSTICK), Path(folder))} if options.bare else {})
             for kind, count in counts.items():
                 rounds[-1][kind] = run_kind(Path(folder, kind), count, Path(folder, "out"), options.dry_run)
                 sys.stderr.write(f"{kind} {json.dumps(rounds[-1][kind])}\n")

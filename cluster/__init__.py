@@ -1,1 +1,1 @@
-"""Running the same commands on clusters, and the console command that holds them all together."""
+"""Running the commands on clusters, and the console command that collects all of them."""

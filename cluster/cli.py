@@ -1,14 +1,18 @@
-"""The console command `shardlabel`: puts the folders' commands together, and turns errors into one line and a code.
+"""The console command `shardlabel`: collects the folders' commands, and turns errors into one line and an exit code.
 
-It lives here since only `cluster` may import every other folder.
+It is in `cluster` because only `cluster` may import every other folder.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 import cluster.commands
 import cluster.doctor
@@ -26,6 +30,17 @@ logger = logging.getLogger(__name__)
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
+_VERBOSE = ("--verbose", "-v")
+
+
+class _Root(TyperGroup):
+    """The root command, whose `--verbose` may also follow a sub-command, where users type it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own type has no public name)
+        """Move `--verbose` to the front; behind `--` are no options."""
+        ends = args.index("--") if "--" in args else len(args)
+        args = [*sorted(args[:ends], key=lambda word: word not in _VERBOSE), *args[ends:]]
+        return super().parse_args(ctx, args)
 
 
 def _version(wanted: bool) -> None:
@@ -40,6 +55,7 @@ def build_app() -> typer.Typer:
     """Return the whole command line."""
     app = typer.Typer(
         name="shardlabel",
+        cls=_Root,
         help="Label images with an ONNX classifier: in bulk on Ray Data, online on Ray Serve.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -50,7 +66,9 @@ def build_app() -> typer.Typer:
     @app.callback()
     def options(
         version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-        verbose: bool = typer.Option(False, "--verbose", "-v", help="Also log what is retried and why."),
+        verbose: bool = typer.Option(
+            False, *_VERBOSE, help="Also log what is retried and why; may follow the command."
+        ),
     ) -> None:
         logging.basicConfig(
             level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s"
@@ -69,13 +87,15 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the console command; never returns."""
+    # As it ends, Python would search all objects for cycles, Ray's 200,000 too: half a second.
+    atexit.register(gc.freeze)
     try:
         build_app()()
     except ShardlabelError as err:
         sys.stderr.write(f"shardlabel: error: {without_secrets(str(err))}\n")
         sys.exit(err.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("shardlabel: interrupted; the same command goes on where this one stopped\n")
+        sys.stderr.write("shardlabel: interrupted; run the same command again to resume\n")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_BUG)

@@ -1,4 +1,4 @@
-"""`shardlabel cluster render` and `cluster validate`: settings in, manifests or faults out."""
+"""`shardlabel cluster render` and `cluster validate`: write manifests from settings, and check manifests."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TARGETS = ("rayjob", "rayservice", "ray-up")
 def render(
     target: Annotated[str | None, typer.Argument(metavar="rayjob|rayservice|ray-up", help="What to render.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given again.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting. Repeatable.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as YAML, nested; --set comes first.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of printing.")] = None,
-    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting, and stop.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Settings as nested YAML; --set overrides them.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of stdout.")] = None,
+    list_settings: Annotated[bool, typer.Option("--list-settings", help="Print every setting and exit.")] = False,
 ) -> None:
-    """Render a manifest from validated settings: the same settings give the same text.
+    """Render a manifest from validated settings. The same settings give the same text.
 
-    Every key, its default and what it means: --list-settings. Lists are a,b; tables are name=value,name=value.
+    --list-settings prints every key, its default and its meaning. Lists are a,b; mappings are name=value,name=value.
 
-    Exit codes: 0 done; 2 an unknown setting, or a value that cannot be.
+    Exit codes: 0 done; 2 unknown setting or invalid value.
 
     Examples:
         shardlabel cluster render rayjob --set job.output=s3://bucket/labels --set gpu.max=8 > rayjob.yaml
@@ -68,11 +68,11 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Manifests; each may hold several documents.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the faults as JSON.")] = False,
 ) -> None:
-    """Check manifests strictly, with no cluster: one line a fault, with file, line, document, path and reason.
+    """Check manifests strictly, without a cluster: one line per fault, with file, line, document, path and reason.
 
     It reads KubeRay's RayJob, RayService, RayCluster and RayCronJob, files of `ray up`, and Ray Serve's configuration.
-    Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too. What is not checked is named: other kinds, and
-    what only a cluster knows; there `kubectl apply --dry-run=server` tells.
+    Unknown keys are faults, inside serveConfigV2 and runtimeEnvYAML too. The output names what is not checked: other
+    kinds, and what only a cluster knows. Use `kubectl apply --dry-run=server` for these.
 
     Exit codes: 0 no fault; 2 faults.
 
@@ -105,7 +105,7 @@ def register(app: typer.Typer) -> None:
     """Add the group `cluster` to the console command."""
     group = typer.Typer(
         name="cluster",
-        help="Manifests for Kubernetes and `ray up`: render them, check them.",
+        help="Render and check manifests for Kubernetes and `ray up`.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )

@@ -26,7 +26,7 @@ from pipeline.session.connect import Cluster
 from pipeline.session.pools import plan_pools
 from pipeline.storage.uris import without_secrets
 
-# Whose versions a bug report should name.
+# Packages whose versions belong in a bug report.
 _PACKAGES = (
     "ray",
     "onnxruntime",
@@ -38,7 +38,7 @@ _PACKAGES = (
     "simplejpeg",
     "cykooz.resizer",
 )
-# CPU flags of 8-bit dot products: with one of them the int8 models are faster than float32.
+# CPU flags for 8-bit dot products: with any of them, int8 models are faster than float32.
 _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 _CREDENTIALS = {
     "S3": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ENDPOINT_URL",
@@ -57,8 +57,8 @@ _FILES = {
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this machine has, and what `--device auto` and `--precision auto` would choose on it.
 
-    Starts nothing and asks nothing of a network. Credentials are named, their values are never printed, so that the text
-    can go into a bug report. What cannot be found out says why.
+    It starts nothing and does not use the network. It names credentials but never prints their values, so you can put
+    the output into a bug report. A fact that cannot be determined says why.
 
     Exit code: 0.
     """
@@ -72,12 +72,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _examined(examine: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON)
-    """Return a fact, or why there is none: one that fails must not hide the others."""
+    """Return a fact, or the error: one failing fact must not hide the others."""
     try:
         return examine()
     except ShardlabelError as err:
         return {"error": without_secrets(str(err))}
-    except Exception as err:  # noqa: BLE001 (whatever is broken here is what a bug report is for)
+    except Exception as err:  # noqa: BLE001 (any failure here belongs in a bug report)
         return {"error": without_secrets(f"{type(err).__name__}: {err}")}
 
 
@@ -87,8 +87,8 @@ def _software() -> dict[str, str]:
 
 
 def _cpus() -> dict[str, Any]:
-    told = cpu_info()
-    flags = told.get("flags", told.get("Features", "")).split()
+    info = cpu_info()
+    flags = info.get("flags", info.get("Features", "")).split()
     return {
         "count": _cpu_count(),
         "model": cpu_model(),
@@ -97,7 +97,7 @@ def _cpus() -> dict[str, Any]:
 
 
 def _cpu_count() -> int:
-    """Return how many CPUs this process may use: of its affinity, and of the quota of its container."""
+    """Return how many CPUs this process may use, by its affinity and its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -107,8 +107,8 @@ def _cpu_count() -> int:
 
 
 def _memory() -> dict[str, Any]:
-    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    kib = {name: int(value.split()[0]) for name, value in told.items()}
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = {name: int(value.split()[0]) for name, value in lines.items()}
     limit = Path("/sys/fs/cgroup/memory.max")
     limited = limit.read_text().strip() if limit.is_file() else "max"
     return {
@@ -126,7 +126,7 @@ def _gpus() -> list[dict[str, str]]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=10)
     if answer.returncode:
-        raise OSError(f"nvidia-smi fails: {(answer.stderr or answer.stdout).strip()[:200]}")
+        raise OSError(f"nvidia-smi failed: {(answer.stderr or answer.stdout).strip()[:200]}")
     names = ("name", "memory", "driver")
     rows = (line.split(",") for line in answer.stdout.splitlines() if line.strip())
     return [dict(zip(names, map(str.strip, row), strict=True)) for row in rows]
@@ -149,7 +149,7 @@ def _ray() -> dict[str, Any]:
 
 
 def _listens(address: str) -> bool:
-    """Tell whether somebody listens: Ray leaves the address of a cluster that was killed."""
+    """Tell whether the address accepts connections: Ray leaves that of a killed cluster behind."""
     host, _, port = address.rpartition(":")
     with suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=1):
         return True
@@ -180,7 +180,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _auto() -> dict[str, Any]:
-    """Return the choice for the default model and those that are here, and how bulk would use the machine for it."""
+    """Return the choice for the default and every cached model, and the pools of a bulk run with the default."""
     gpus, cpus = len(_gpus()), _cpu_count()
     here = [s for s in load_all() if s.name == DEFAULT_MODEL or any(is_cached(s, p) for p in s.artifacts)]
     choices = {spec.name: choose(spec, Device.AUTO, "auto", has_gpu=gpus > 0) for spec in here}
@@ -191,7 +191,7 @@ def _auto() -> dict[str, Any]:
 
 
 def _environment() -> list[str]:
-    """Return the names of the variables that change what Ray, ONNX Runtime and the network do."""
+    """Return the names of the set variables that affect Ray, ONNX Runtime or the network."""
     prefixes = ("SHARDLABEL_", "RAY_", "ORT_", "OMP_", "CUDA_", "OTEL_")
     proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
     return sorted(name for name in os.environ if name.startswith(prefixes) or name.lower() in proxies)
@@ -212,9 +212,9 @@ _EXAMINED: dict[str, Callable[[], Any]] = {
 
 
 def _lines(name: str, fact: Any) -> list[tuple[str, str]]:  # noqa: ANN401 (JSON)
-    """Return a fact as lines of a label and a text."""
+    """Return the lines of a fact as (label, text)."""
     if isinstance(fact, dict) and "error" in fact:
-        return [(name, f"not found out: {fact['error']}")]
+        return [(name, f"unknown: {fact['error']}")]
     if name == "auto":
         texts = [*fact["models"].values(), f"shardlabel label: {fact['label']}"]
         return [("auto" if i == 0 else "", text) for i, text in enumerate(texts)]

@@ -1,7 +1,7 @@
-"""What an image installs before the project itself, pinned: `python cluster/image_requirements.py cpu|cuda`.
+"""Print the pinned packages that an image installs before the project: `python cluster/image_requirements.py cpu|cuda`.
 
-Run while an image is built, by a bare Python: nothing of the project and no other package is imported. The CPU image
-takes the CPU build of ONNX Runtime, which the wheel's own metadata cannot ask for on Linux: pip knows no GPUs.
+A bare Python runs this in the image build, so it imports only the standard library. The CPU image gets ONNX Runtime's
+CPU build, which the wheel's metadata cannot ask for on Linux: pip cannot tell whether there is a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# What ONNX Runtime's CUDA build loads at run time, of the versions that its metadata asks for.
+# Libraries that ONNX Runtime's CUDA build loads at run time, in the versions that its metadata asks for.
 CUDA = (
     "nvidia-cublas==13.10.0.20",
     "nvidia-cuda-nvrtc==13.5.37",
@@ -25,12 +25,12 @@ CUDA = (
 
 
 def requirements(target: str, pyproject: Path, constraints: Path) -> list[str]:
-    """Return lines for pip.
+    """Return the sorted requirement lines for pip.
 
     Args:
         target: cpu or cuda.
-        pyproject: The project's description.
-        constraints: The locked versions.
+        pyproject: Path of pyproject.toml.
+        constraints: Path of constraints.txt, which holds the locked versions.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     lines = [line for line in project["dependencies"] if not line.startswith("onnxruntime")]
@@ -40,7 +40,7 @@ def requirements(target: str, pyproject: Path, constraints: Path) -> list[str]:
 
 
 def locked_version(name: str, constraints: Path) -> str:
-    """Return the version that a package is locked to."""
+    """Return the locked version of a package."""
     found = re.search(rf"^{re.escape(name)}==([^\s;]+)", constraints.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
         raise SystemExit(f"{constraints} does not lock {name}")

@@ -1,6 +1,6 @@
-"""Export a model of timm to ONNX with its labels and its preprocessing, as `shardlabel models add` takes them.
+"""Export a timm model to ONNX, with the labels and preprocessing that `shardlabel models add` needs.
 
-It needs timm and PyTorch, some GB, so give it an environment of its own:
+It needs timm and PyTorch, which take some GB, so use a separate environment:
 
     python -m venv .venv-timm && .venv-timm/bin/pip install timm onnx onnxscript
     .venv-timm/bin/python examples/export_from_timm.py
@@ -18,7 +18,7 @@ import torch
 FOLDER = Path("out/examples/timm")
 CLASSES = ["indoors", "outdoors", "neither"]
 
-# With random weights nothing is downloaded; its labels mean nothing. Load your own by model.load_state_dict(...).
+# Random weights need no download, and give meaningless labels. Load your own with model.load_state_dict(...).
 model = timm.create_model("mobilenetv3_small_100", pretrained=False, num_classes=len(CLASSES)).eval()
 config = timm.data.resolve_data_config(model=model)  # input_size, mean, std, crop_pct, interpolation, ...
 
@@ -29,7 +29,7 @@ torch.onnx.export(
     FOLDER / "model.onnx",
     input_names=["image"],
     output_names=["logits"],
-    dynamic_shapes=({0: torch.export.Dim("n_images")},),  # any number of images at a time
+    dynamic_shapes=({0: torch.export.Dim("n_images")},),  # any batch size
     external_data=False,  # one file
 )
 (FOLDER / "labels.txt").write_text("\n".join(CLASSES) + "\n")

@@ -1,4 +1,4 @@
-"""Label a shard, then ask DuckDB about the labels, which are plain Parquet.
+"""Label a shard, then query the labels with DuckDB: they are plain Parquet.
 
 Run it in the project's folder: `python examples/query_with_duckdb.py`.
 """
@@ -10,12 +10,12 @@ from pipeline import LabelConfig, run
 SHARDS = "models/samples/photos.tar"  # also 's3://bucket/train-{00000..00999}.tar', folders, Parquet
 LABELS = "out/examples/labels"
 
-# Each image exactly once: started again, this goes on where it stopped, and does nothing where all is done.
+# Labels each image exactly once. Run again, it resumes where it stopped, and does nothing if all is done.
 report = run(LabelConfig(source=[SHARDS], output=LABELS, model="efficientnet-lite0"))
 print(f"{report.ok} of {report.images} images have a label")
 
 labels = duckdb.read_parquet(f"{LABELS}/*.parquet")
-print("Labels, by how many images have them:")
+print("Labels by number of images:")
 duckdb.sql("""
     SELECT label, count(*) AS images, round(avg(score), 2) AS mean_score
     FROM labels WHERE status = 'ok'

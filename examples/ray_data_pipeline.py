@@ -1,4 +1,4 @@
-"""Put labelling between operators of one's own: read shards, label, keep the sure ones, make thumbnails, write.
+"""Put labelling between your own operators: read shards, label, keep the sure ones, make thumbnails, write.
 
 Run it in the project's folder: `python examples/ray_data_pipeline.py`.
 """
@@ -17,7 +17,7 @@ THUMBNAILS = "out/examples/thumbnails"
 
 
 def make_thumbnail(row: dict) -> dict:
-    """Replace an image's bytes by those of a small WebP."""
+    """Replace an image's bytes with those of a small WebP."""
     image = Image.open(io.BytesIO(row["bytes"])).convert("RGB")
     image.thumbnail((96, 96))
     file = io.BytesIO()
@@ -25,11 +25,11 @@ def make_thumbnail(row: dict) -> dict:
     return {**row, "bytes": file.getvalue()}
 
 
-shards = read_shards(SHARDS)  # columns shard, key, bytes, status, error
-labelled = label(shards, model="efficientnet-lite0", top_k=1)  # and label, label_id, score, ...
-sure = labelled.filter(expr=col("score") > 0.3)  # a bad image is a row too, whose score is null
+shards = read_shards(SHARDS)  # columns: shard, key, bytes, status, error
+labelled = label(shards, model="efficientnet-lite0", top_k=1)  # adds label, label_id, score, ...
+sure = labelled.filter(expr=col("score") > 0.3)  # also drops bad images: their score is null
 thumbnails = sure.map(make_thumbnail)
-# So far nothing has run: this reads, labels and writes, block by block, on all of Ray's CPUs.
+# So far nothing has run. This line reads, labels and writes, block by block, on all of Ray's CPUs.
 thumbnails.select_columns(["key", "label", "score", "bytes"]).write_parquet(THUMBNAILS, mode=SaveMode.OVERWRITE)
 
 for row in pq.read_table(THUMBNAILS).to_pylist():

@@ -1,1 +1,1 @@
-"""Models: what they are, where their files come from, and the one class that runs them. Knows nothing of Ray."""
+"""Models: their descriptions, their files, and the one class that runs them. Nothing here depends on Ray."""

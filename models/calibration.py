@@ -1,7 +1,7 @@
-"""A calibration: the temperature that a model's logits are divided by, and from which score on a label is accepted.
+"""A calibration: a temperature that divides a model's logits, and for each class the lowest score that is accepted.
 
-`shardlabel evaluate --fit` writes one, `label` and `serve` take it with `--calibration`. It is of one model in one precision
-and decode mode; anywhere else its numbers would mean nothing, so that it is refused there.
+`shardlabel evaluate --fit` writes a calibration; `label` and `serve` read it with `--calibration`. It is valid for one
+model in one precision and decode mode, and is refused for anything else, where its numbers would mean nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.spec import ModelSpec, Precision, Sha256
 
 FORMAT = "shardlabel-calibration"
 VERSION = 1
-# Temperatures that are looked at. Those of networks lie between 0.5 and 3.
+# The search range. Temperatures of networks lie between 0.5 and 3.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.25, 4.0
 
 Rate = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -34,24 +34,24 @@ class _Frozen(BaseModel):
 
 
 class Threshold(_Frozen):
-    """From which calibrated score on a label is accepted, and what of the images it was chosen on says so."""
+    """The lowest calibrated score at which a label is accepted, and the counts that it was chosen by."""
 
-    threshold: Rate | None = Field(description="The lowest score that is accepted; none: no score is.")
-    images: Count = Field(description="Images that it was chosen on: those that were given the label.")
-    accepted: Count = Field(description="Of these, the ones with that score or a higher one.")
-    right: Count = Field(description="Of these, the ones whose label is right.")
-    lower_bound: Rate = Field(description="Of the precision among accepted images: Wilson's, one-sided, 95 %.")
+    threshold: Rate | None = Field(description="The lowest accepted score; null if no score is accepted.")
+    images: Count = Field(description="Images that got this label, among those that the threshold was chosen on.")
+    accepted: Count = Field(description="Of these images, the ones that score at least the threshold.")
+    right: Count = Field(description="Of the accepted images, the ones with the right label.")
+    lower_bound: Rate = Field(description="Lower bound of the precision of accepted images: Wilson, one-sided, 95 %.")
 
 
 class ClassThreshold(Threshold):
     """The threshold of one class."""
 
     id: Count = Field(description="Class index.")
-    label: str = Field(description="What the class is called, for people.")
+    label: str = Field(description="Name of the class, for the reader.")
 
 
 class Judged(_Frozen):
-    """What the calibration came to on images that nothing was fitted to. Rates between 0 and 1."""
+    """Results of the calibration on held-out images. Rates are between 0 and 1."""
 
     images: Count
     error_before: Rate = Field(description="Expected calibration error of the best label's score: 15 equal bins.")
@@ -59,7 +59,7 @@ class Judged(_Frozen):
     log_loss_before: FiniteFloat = Field(description="Mean negative log of the true class's probability, nats.")
     log_loss_after: FiniteFloat
     accepted: Count
-    right: Count = Field(description="Of those accepted.")
+    right: Count = Field(description="Of the accepted images, the ones with the right label.")
 
 
 class Calibration(_Frozen):
@@ -75,34 +75,34 @@ class Calibration(_Frozen):
     num_classes: int = Field(ge=1)
     temperature: Annotated[FiniteFloat, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
     precision_target: Annotated[FiniteFloat, Field(gt=0, lt=100)] = Field(description="Percent.")
-    fitted_on: Count = Field(description="Images that temperature and thresholds were fitted to.")
+    fitted_on: Count = Field(description="Images that the temperature and the thresholds were fitted to.")
     judged: Judged | None = None
-    pooled: Threshold = Field(description="Of all classes that `classes` does not name.")
-    classes: tuple[ClassThreshold, ...] = Field(description="Classes with a threshold of their own, by id.")
+    pooled: Threshold = Field(description="The threshold of every class that is not in `classes`.")
+    classes: tuple[ClassThreshold, ...] = Field(description="The classes that have their own threshold, by id.")
     created_by: str
 
     @model_validator(mode="after")
     def _check(self) -> Calibration:
         ids = [one.id for one in self.classes]
         if ids != sorted(set(ids)) or (ids and ids[-1] >= self.num_classes):
-            raise ValueError(f"classes must be ids below {self.num_classes}, each once and in order")
+            raise ValueError(f"classes must be unique ids below {self.num_classes}, in ascending order")
         return self
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the content, however the file is laid out."""
+        """SHA-256 of the content; the file's formatting does not matter."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def thresholds(self) -> Float32Array:
-        """The lowest score that is accepted, by class index: float32 of shape (num_classes,); infinite where none is."""
+        """The lowest accepted score by class index: float32 of shape (num_classes,); infinite if none is accepted."""
         values = np.full(self.num_classes, _lowest(self.pooled), np.float32)
         for one in self.classes:
             values[one.id] = _lowest(one)
         return values
 
     def accepts(self, label_ids: Int32Array, scores: Float32Array) -> npt.NDArray[np.bool_]:
-        """Tell which best labels reach the threshold of their class; bulk and online ask here.
+        """Tell which best labels reach the threshold of their class. Bulk and online both use this.
 
         Args:
             label_ids: int32 of shape (n_images,), the best label of each image.
@@ -114,16 +114,16 @@ class Calibration(_Frozen):
         return np.asarray(scores >= self.thresholds[label_ids])
 
     def check(self, name: str, spec: ModelSpec, precision: Precision, decode: DecodeMode) -> None:
-        """Refuse a calibration that was made of something else.
+        """Refuse a calibration that was fitted for another model, precision, decode mode, file or preprocessing.
 
         Args:
-            name: Of the file, for the message.
-            spec: The model that is to run.
-            precision: In this one.
-            decode: With images decoded so.
+            name: The calibration file's name, for the message.
+            spec: The model that will run.
+            precision: The precision that it will run in.
+            decode: How its images will be decoded.
 
         Raises:
-            ConfigError: Says what differs.
+            ConfigError: Something differs; the message says what.
         """
         pairs = {
             "model": (self.model, spec.name),
@@ -134,14 +134,14 @@ class Calibration(_Frozen):
         }
         for what, (have, wanted) in pairs.items():
             if have != wanted:
-                way = f"--model {spec.name} --precision {precision.value} --decode {decode.value}"
+                options = f"--model {spec.name} --precision {precision.value} --decode {decode.value}"
                 raise ConfigError(
-                    f"--calibration {name} was made for {what} {have}, and what is to run has {what} {wanted}; run what it "
-                    f"was made for, or make another with `shardlabel evaluate SOURCE {way} --fit FILE`"
+                    f"--calibration {name} was fitted for {what} {have}, but this run uses {what} {wanted}; use the "
+                    f"{what} it was fitted for, or fit another with `shardlabel evaluate SOURCE {options} --fit FILE`"
                 )
 
     def to_text(self) -> str:
-        """Return the file's content: JSON, the same for the same values."""
+        """Return the file's content as JSON; equal values give equal text."""
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
 
@@ -149,25 +149,27 @@ def parse_calibration(content: bytes, name: str) -> Calibration:
     """Read the content of a calibration file.
 
     Args:
-        content: Of the file.
-        name: Of the file, for messages.
+        content: The file's bytes.
+        name: The file's name, for messages.
 
     Raises:
-        ConfigError: It is none, is damaged, or is of a version that is not known here.
+        ConfigError: The file is not a calibration, is damaged, or has an unknown version.
     """
     again = "make one with `shardlabel evaluate SOURCE --fit FILE`"
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as err:
         raise ConfigError(
-            f"--calibration {name} is damaged or no calibration: it is not JSON ({err}); {again}"
+            f"--calibration {name} is damaged or not a calibration: it is not JSON ({err}); {again}"
         ) from err
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ConfigError(f'--calibration {name} is no calibration: expected JSON with "format": "{FORMAT}"; {again}')
+        raise ConfigError(
+            f'--calibration {name} is not a calibration: expected JSON with "format": "{FORMAT}"; {again}'
+        )
     version = values.get("version")
     if version != VERSION:
         raise ConfigError(
-            f"--calibration {name} has version {json.dumps(version)[:40]}, and this shardlabel reads version {VERSION}; "
+            f"--calibration {name} has version {json.dumps(version)[:40]}, this shardlabel reads version {VERSION}; "
             f"use the shardlabel that made it ({str(values.get('created_by', 'unknown'))[:60]}), or {again}"
         )
     try:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from models.errors import ConfigError, UnknownModelError
-from models.labels import load_classes, names_of
+from models.labels import load_classes
 from models.spec import Artifact, ModelSpec, Precision
 from models.store.files import file_sha256, home
 
@@ -21,7 +21,7 @@ DEFAULT_MODEL = "resnet18-v2"
 
 
 def entry_folders() -> tuple[Path, ...]:
-    """Return the folders that hold entries: ours, then the user's own."""
+    """Return the folders that hold entries: the project's, then the user's."""
     return (ENTRIES, home() / "models")
 
 
@@ -34,8 +34,8 @@ def load_spec(name: str) -> ModelSpec:
     """Load a model's entry.
 
     Args:
-        name: A name in the catalog, or the path of an ONNX file; its entry lies beside it under the same name,
-            with the suffix .toml, .yaml or .yml, and may leave out `name`, `artifacts` and `description`.
+        name: A name in the catalog, or the path of an ONNX file. The entry of such a file lies beside it under the same
+            name, with the suffix .toml, .yaml or .yml, and may leave out `name`, `artifacts` and `description`.
 
     Raises:
         UnknownModelError: No such name, or no such file.
@@ -57,12 +57,12 @@ def load_spec(name: str) -> ModelSpec:
 
 
 def overlay_path(name: str) -> Path:
-    """Return where artifacts are listed that were made here of a model, whose entry stays as it is."""
+    """Return the file that lists the artifacts built on this machine from a model; the model's entry is not changed."""
     return home() / "overlays" / f"{name}.toml"
 
 
 def _with_overlay(spec: ModelSpec) -> ModelSpec:
-    """Add the artifacts that `models quantize` made of this very model; in place of the entry's own, where it has any."""
+    """Add the artifacts that `models quantize` built from this model's file; they replace the entry's own."""
     path = overlay_path(spec.name)
     if not path.is_file():
         return spec
@@ -71,7 +71,7 @@ def _with_overlay(spec: ModelSpec) -> ModelSpec:
         added = {Precision(key): Artifact.model_validate(one) for key, one in _read(path)["artifacts"].items()}
     except (KeyError, ValueError, AttributeError) as err:
         reason = err.errors()[0]["msg"] if isinstance(err, ValidationError) else err
-        raise ConfigError(f"model entry {path} is damaged ({reason}); delete it and quantise again") from err
+        raise ConfigError(f"model entry {path} is damaged ({reason}); delete it and quantise the model again") from err
     fitting = {precision: one for precision, one in added.items() if one.made_from in sources}
     return spec.model_copy(update={"artifacts": {**spec.artifacts, **fitting}})
 
@@ -83,27 +83,27 @@ def load_all() -> Iterator[ModelSpec]:
 
 
 def load_labels(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the name of each class, by class index: of several synonyms the first.
+    """Return the name of each class, by class index; the first one if a class has several synonyms.
 
     Raises:
         ArtifactError: The labels file is missing or empty.
     """
-    return names_of(load_classes(spec))
+    return tuple(one.name for one in load_classes(spec))
 
 
 def _load_own(path: Path) -> ModelSpec:
     if not path.is_file():
-        raise UnknownModelError(f"model file {path} does not exist; give a path or a name of the catalog")
+        raise UnknownModelError(f"model file {path} does not exist; give the path of a file or a name from the catalog")
     beside = next((p for s in (".toml", ".yaml", ".yml") if (p := path.with_suffix(s)).is_file()), None)
     if beside is None:
         raise ConfigError(
-            f"model {path} needs an entry beside it: {path.with_suffix('.toml')} with input, output, preprocessing "
-            f"and labels, as in docs/models.md; or register it: shardlabel models add {path} --name NAME --labels FILE "
-            "--preprocess imagenet"
+            f"model {path} needs an entry beside it: write {path.with_suffix('.toml')} with input, output, "
+            "preprocessing and labels, as in docs/models.md; or register the model: "
+            f"shardlabel models add {path} --name NAME --labels FILE --preprocess imagenet"
         )
     entry = _read(beside)
     entry.setdefault("name", path.stem.lower())
-    entry.setdefault("description", f"{path.name}, a model of the user's own")
+    entry.setdefault("description", f"{path.name}, a user's model")
     entry.setdefault("licence", "unknown")
     precision = entry.pop("precision", Precision.FP32.value)
     digest = file_sha256(path)
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(f"model entry {path} cannot be read: {err}") from err
     if not isinstance(entry, dict):
-        raise ConfigError(f"model entry {path} must be a table of keys, got {type(entry).__name__}")
+        raise ConfigError(f"model entry {path} must be a mapping of keys to values, got {type(entry).__name__}")
     return entry
 
 
@@ -129,12 +129,12 @@ def _parse(path: Path, entry: dict[str, Any]) -> ModelSpec:
         first = err.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the entry"
         raise ConfigError(f"model entry {path}: {where}: {first['msg']}") from err
-    # An entry may come from anybody, and the lines of its labels file are written into every output.
+    # Entries may come from untrusted people, and the lines of the labels file are written into every output.
     folder = path.parent.resolve()
     for name in (spec.labels, *(artifact.file for artifact in spec.artifacts.values())):
         if not (folder / name).resolve().is_relative_to(folder):
             raise ConfigError(
-                f"model entry {path} names {name!r}, which is not in the entry's folder or is a link out of it; "
+                f"model entry {path} names {name!r}, which is outside the entry's folder or is a link to outside; "
                 "put the file itself beside the entry"
             )
     return spec

@@ -18,7 +18,7 @@ Name = Annotated[str, typer.Argument(help="A name of `shardlabel models list`, o
 
 
 def list_models(as_json: AsJson = False) -> None:
-    """Show every model of the catalog: cached or not, size, precisions, reported accuracy."""
+    """List every model in the catalog: precisions, size, cached or not, reported accuracy."""
     from models.store.locate import is_cached
 
     rows: list[dict[str, Any]] = [
@@ -82,9 +82,9 @@ def info(name: Name, as_json: AsJson = False) -> None:
 def pull(
     name: Name,
     source: Annotated[Path | None, typer.Option("--from", help="Import this file instead of downloading.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, int8 or fp16. [default: all that can be had]")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, int8 or fp16. [default: all that are available]")] = None,
 ) -> None:
-    """Fetch a model's files, or import one; each is checked by size and SHA-256."""
+    """Download a model's files, or import one from disk; size and SHA-256 are checked."""
     from models.store.download import import_file, progress_printer
     from models.store.locate import is_cached, locate
 
@@ -99,24 +99,24 @@ def pull(
     for each in wanted:
         artifact = spec.artifact(each)
         if is_cached(spec, each):
-            typer.echo(f"{spec.name} {each}: here already, {locate(spec, each)}")
+            typer.echo(f"{spec.name} {each}: already here, {locate(spec, each)}")
         elif artifact.built_by is not None and precision is None:
-            typer.echo(f"{spec.name} {each}: not downloaded, it is built by `{artifact.built_by}`")
+            typer.echo(f"{spec.name} {each}: not downloaded; build it with {artifact.build_step}")
         elif artifact.built_by is not None:
             locate(spec, each)
         else:
             with progress_printer(artifact.file) as progress:
                 path = locate(spec, each, progress=progress)
-            typer.echo(f"{spec.name} {each}: fetched to {path}")
+            typer.echo(f"{spec.name} {each}: downloaded to {path}")
 
 
 def verify(
     name: Name,
-    fetch: Annotated[bool, typer.Option("--pull", help="Fetch first what can be downloaded and is not here.")] = False,
+    fetch: Annotated[bool, typer.Option("--pull", help="First download the files that are missing.")] = False,
 ) -> None:
-    """Check a model's files: SHA-256, inputs and outputs, and the zoo's own test vector where the catalog has one.
+    """Check a model's cached files: SHA-256, inputs and outputs, and the zoo's test vector where the catalog has one.
 
-    Checks what is cached; exits with 1 where nothing is, or something is wrong.
+    Exits with 1 if a check fails or no file is cached.
     """
     from models.register.test_vector import check_test_vector
     from models.store.files import verify_file
@@ -128,11 +128,11 @@ def verify(
     checked = 0
     for precision, artifact in spec.artifacts.items():
         if not is_cached(spec, precision):
-            typer.echo(f"{spec.name} {precision}: not here, not checked")
+            typer.echo(f"{spec.name} {precision}: not cached, not checked")
             continue
         path = locate(spec, precision, download=False)
         verify_file(path, artifact)
-        typer.echo(f"{spec.name} {precision}: SHA-256 {artifact.sha256} holds")
+        typer.echo(f"{spec.name} {precision}: SHA-256 {artifact.sha256} matches")
         signature = _signature(spec, precision)
         typer.echo(f"{spec.name} {precision}: ONNX Runtime loads it: {signature['inputs']} -> {signature['outputs']}")
         vector = check_test_vector(spec, precision, path)
@@ -141,8 +141,8 @@ def verify(
         checked += 1
     if not checked:
         raise ArtifactError(
-            f"{spec.name}: none of its files is here, so nothing was checked; `shardlabel models verify {name} --pull` "
-            f"fetches and checks it, and without a network `shardlabel models pull {name} --from FILE` takes a file"
+            f"{spec.name}: none of its files is cached, so nothing was checked; run `shardlabel models verify {name} "
+            f"--pull` to download and check it, or without a network `shardlabel models pull {name} --from FILE`"
         )
 
 
@@ -161,7 +161,7 @@ def _precision(spec: ModelSpec, value: str) -> Precision:
 
 
 def _of_size(spec: ModelSpec, source: Path) -> list[Precision]:
-    """Tell by its size which of a model's files this is; the SHA-256 then has the last word."""
+    """Guess from its size which of a model's files this is; the import then checks the SHA-256."""
     size = source.stat().st_size if source.is_file() else -1
     same = [p for p, a in spec.artifacts.items() if a.size_bytes == size]
     downloadable = [p for p, a in spec.artifacts.items() if not a.bundled]
@@ -178,10 +178,8 @@ def _percent(value: float | None) -> str:
 
 
 def register(root: typer.Typer) -> typer.Typer:
-    """Add this folder's commands to the console command; returns theirs, for those that need other folders."""
-    app = typer.Typer(
-        no_args_is_help=True, help="The models: what there is, fetching, adding and checking their files."
-    )
+    """Add the `models` commands to the console command; returns their app, so that other folders can add to it."""
+    app = typer.Typer(no_args_is_help=True, help="List models; download, add, remove and check their files.")
     app.command("list")(list_models)
     for command in (info, pull, add, remove, verify):
         app.command()(command)

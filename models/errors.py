@@ -1,32 +1,32 @@
 """Every error that this project raises on purpose.
 
-    ShardlabelError                    exit 1: failed; the same command can be run again
+    ShardlabelError                    exit 1: failed; run the same command again
     ├── ConfigError                    exit 2: the caller's settings
     │   └── UnknownModelError          no such model in the catalog
     ├── SourceError                    exit 2: SOURCE or DEST cannot be used as it was given
     │   └── DestHeldError              another run writes to DEST
     ├── StorageError                   exit 1: storage failed for good, or for longer than the retries
-    ├── ClusterError                   exit 1: Ray does not start, or went away
+    ├── ClusterError                   exit 1: Ray did not start, or the connection to it was lost
     ├── ModelError                     exit 1
     │   ├── DownloadError              no source had the file
     │   ├── ArtifactError              a model's file is missing, broken, or has another SHA-256
-    │   ├── QuantizationError          a model loses more by quantising than is allowed
+    │   ├── QuantizationError          quantising costs a model more accuracy than is allowed
     │   ├── SignatureError             a model's inputs or outputs are not what its entry says
-    │   └── ProviderUnavailableError   exit 2: ONNX Runtime cannot use what was asked for on this machine
-    ├── InferenceError                 ONNX Runtime failed in the middle; its own error is the cause
+    │   └── ProviderUnavailableError   exit 2: ONNX Runtime cannot use this provider on this machine
+    ├── InferenceError                 ONNX Runtime failed on a batch; its own error is the cause
     │   ├── DeviceMemoryError          the GPU has too little memory for a batch
-    │   └── DeviceLostError            the GPU answers no more: this process must end, and another begin
+    │   └── DeviceLostError            the GPU failed: this process must be replaced
     ├── RequestError                   one request: never an exit code, always a 4xx or 5xx (online)
     │   ├── OverloadedError            503: the queue is full
-    │   ├── NotReadyError              503: the model has failed, or is not there yet
-    │   └── DeadlineError              504: the deadline passed before the answer was there
+    │   ├── NotReadyError              503: the model has failed, or is still loading
+    │   └── DeadlineError              504: the deadline passed before the answer was ready
     └── InputError                     one image: never an exit code, always a row (bulk) or a 4xx (online)
         ├── UndecodableImageError      status "undecodable"
         ├── ImageTooLargeError         status "too_large"
         ├── UnsupportedImageError      status "unsupported"
         └── EmptyImageError            status "empty"
 
-A message says what, got, expected, and what to do.
+A message says what happened, what was got and expected, and what to do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import ClassVar
 
 
 class ShardlabelError(Exception):
-    """Base of all. `exit_code` is what the command line exits with."""
+    """Base class of the project's errors. `exit_code` is the exit code of the command line."""
 
     exit_code: ClassVar[int] = 1
 
@@ -51,21 +51,21 @@ class UnknownModelError(ConfigError):
 
 
 class SourceError(ShardlabelError):
-    """SOURCE or DEST is missing, empty, or not what it was said to be."""
+    """SOURCE or DEST is missing, empty, or not of the kind that the options say."""
 
     exit_code = 2
 
 
 class DestHeldError(SourceError):
-    """Another run writes to DEST. Says where it runs."""
+    """Another run writes to DEST. The message says where it runs."""
 
 
 class StorageError(ShardlabelError):
-    """Storage answered with an error that retrying did not mend. Says the path and the reason."""
+    """A storage operation failed, also after retries. The message names the path and the reason."""
 
 
 class ClusterError(ShardlabelError):
-    """Ray does not start, or went away in the middle."""
+    """Ray did not start, or the connection to it was lost."""
 
 
 class ModelError(ShardlabelError):
@@ -73,7 +73,7 @@ class ModelError(ShardlabelError):
 
 
 class DownloadError(ModelError):
-    """No source of an artifact had it. Names each source tried, and the ways out."""
+    """No source had the artifact. The message names each source tried, and the ways out."""
 
 
 class ArtifactError(ModelError):
@@ -85,11 +85,11 @@ class SignatureError(ModelError):
 
 
 class QuantizationError(ModelError):
-    """A quantised model loses more accuracy than is allowed; nothing was registered."""
+    """Quantising costs a model more accuracy than is allowed; nothing was registered."""
 
 
 class ProviderUnavailableError(ModelError):
-    """The execution provider asked for cannot be used on this machine. Never replaced in silence."""
+    """The execution provider asked for cannot be used on this machine. No other is used instead."""
 
     exit_code = 2
 
@@ -99,11 +99,11 @@ class InferenceError(ShardlabelError):
 
 
 class DeviceMemoryError(InferenceError):
-    """The GPU has too little memory for a batch, also after it was halved."""
+    """The GPU has too little memory for a batch, even after the batch was halved."""
 
 
 class DeviceLostError(InferenceError):
-    """The GPU failed in a way that its context in this process does not survive."""
+    """The GPU failed, and its context in this process cannot be used any more."""
 
 
 class RequestError(ShardlabelError):
@@ -115,7 +115,7 @@ class OverloadedError(RequestError):
 
     Args:
         message: For the caller.
-        retry_after_s: When to try again, seconds.
+        retry_after_s: Seconds to wait before a retry.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -124,11 +124,11 @@ class OverloadedError(RequestError):
 
 
 class NotReadyError(RequestError):
-    """The model cannot answer now: it has failed and is built anew, or its first inference has not passed."""
+    """The model cannot answer now: it failed and is being rebuilt, or its first inference has not passed yet."""
 
 
 class DeadlineError(RequestError):
-    """The deadline passed before the answer was there."""
+    """The deadline passed before the answer was ready."""
 
 
 class InputError(ShardlabelError):
@@ -136,8 +136,8 @@ class InputError(ShardlabelError):
 
     Args:
         message: Short, without a traceback; it becomes the row's `error`.
-        width: Of the image as stored, in pixels, where its header could be read.
-        height: Of the image as stored, in pixels, where its header could be read.
+        width: Width of the image as stored, pixels; None if its header could not be read.
+        height: Height of the image as stored, pixels; None if its header could not be read.
     """
 
     status: ClassVar[str] = "undecodable"
@@ -149,22 +149,22 @@ class InputError(ShardlabelError):
 
 
 class UndecodableImageError(InputError):
-    """Bytes that claim to be an image, and cannot be decoded whole."""
+    """The bytes are not an image of a known format, or cannot be decoded completely."""
 
 
 class ImageTooLargeError(InputError):
-    """More bytes or pixels than the limits allow; found before anything is decoded."""
+    """The image has more bytes or pixels than the limits allow; detected before anything is decoded."""
 
     status = "too_large"
 
 
 class UnsupportedImageError(InputError):
-    """Bytes that are no image of a format that is read here."""
+    """The image has a known format, or a kind of samples, that this project does not read."""
 
     status = "unsupported"
 
 
 class EmptyImageError(InputError):
-    """No bytes at all."""
+    """The image has no bytes."""
 
     status = "empty"

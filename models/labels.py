@@ -1,9 +1,9 @@
-"""What the classes of a model are called: synset id, all synonyms, and the one name that becomes a `label`."""
+"""Names of a model's classes: the synset id, all synonyms, and the one name that becomes a `label`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,11 +23,11 @@ class LabelText(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClassName:
-    """One class, as a line of the labels file has it.
+    """One class, from one line of the labels file.
 
     Attributes:
-        wnid: Synset id of WordNet, as ImageNet uses it; None where the file has none.
-        names: All synonyms, as they are written, joined by ", ".
+        wnid: Synset id of WordNet, as ImageNet uses it; None if the file has none.
+        names: All synonyms as written in the file, joined by ", ".
     """
 
     wnid: str | None
@@ -39,7 +39,7 @@ class ClassName:
         return self.names.split(",")[0].strip()
 
     def text(self, kind: LabelText) -> str:
-        """Return the name that is asked for.
+        """Return the kind of name asked for.
 
         >>> ClassName("n01440764", "tench, Tinca tinca").text(LabelText.NAME)
         'tench'
@@ -75,25 +75,25 @@ def _parse(line: str) -> ClassName:
 
 
 def check_classes(spec: ModelSpec, num_classes: int) -> None:
-    """Refuse labels that belong to another model: a name would stand beside the wrong class, or none would.
+    """Refuse labels that belong to another model: classes would get wrong names or none.
 
     Raises:
-        SignatureError: The labels file names more or fewer classes than the model gives.
+        SignatureError: The labels file names more or fewer classes than the model has.
     """
     named = len(load_classes(spec))
     if named != num_classes:
         raise SignatureError(
-            f"{spec.name} gives {num_classes} classes, and its labels file {spec.labels} names {named}; give the labels "
-            "that belong to it"
+            f"{spec.name} has {num_classes} classes, but its labels file {spec.labels} names {named}; use the labels "
+            "file that belongs to this model"
         )
 
 
 def label_texts(spec: ModelSpec, kind: LabelText) -> tuple[str, ...]:
-    """Return what each class is called in the output, by class index.
+    """Return the text of each class in the output, by class index.
 
     Raises:
         ArtifactError: The labels file cannot be read.
-        ConfigError: Synset ids are asked for, and the labels file has none.
+        ConfigError: Synset ids are asked for, but a class has none.
     """
     classes = load_classes(spec)
     without = next((index for index, one in enumerate(classes) if one.wnid is None), None)
@@ -107,10 +107,10 @@ def label_texts(spec: ModelSpec, kind: LabelText) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class ClassFinder:
-    """Find the class that a text means: its index, its synset id, a synonym, or the whole list of synonyms.
+    """Find a class by its index, its synset id, a synonym, or the whole list of synonyms.
 
-    Case, and `_` or `-` in place of a blank, do not matter. A name that two classes share (ImageNet has two cranes)
-    is no answer: then the index, the synset id or the whole list has to tell.
+    Upper and lower case are equal, and so are `_`, `-` and a blank. A name that two classes share (ImageNet has two
+    cranes) finds neither: use the index, the synset id or the whole list.
     """
 
     classes: Sequence[ClassName]
@@ -128,26 +128,21 @@ class ClassFinder:
         self._ambiguous = {key: indices for key, indices in found.items() if len(indices) > 1}
 
     def find(self, text: str) -> int | None:
-        """Return a class's index; None where no class is called that, or more than one."""
+        """Return the class's index; None if no class, or more than one, has that name."""
         if text.isascii() and text.lstrip("+").isdigit():
             index = int(text) if len(text) < 10 else -1
             return index if 0 <= index < len(self.classes) else None
         return self._by_name.get(_plain(text))
 
     def explain(self, text: str) -> str:
-        """Say why `find` gave None."""
+        """Say why `find` returned None."""
         indices = self._ambiguous.get(_plain(text))
         if indices:
             ids = ", ".join(f"{index} ({self.classes[index].names})" for index in indices[:4])
             return f"{text[:60]!r} is a name of several classes: {ids}"
         last = len(self.classes) - 1
-        return f"{text[:60]!r} is no class of this model: expected 0 to {last}, or a synset id or name of its labels"
+        return f"{text[:60]!r} is not a class of this model: expected 0 to {last}, or a synset id or name of its labels"
 
 
 def _plain(text: str) -> str:
     return " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
-
-
-def names_of(classes: Iterable[ClassName]) -> tuple[str, ...]:
-    """Return the first synonym of each class."""
-    return tuple(one.name for one in classes)

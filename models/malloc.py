@@ -1,20 +1,20 @@
-"""What glibc's malloc keeps: memory between images, and none that loading a model took."""
+"""Settings of glibc's malloc: keep freed memory between images, give it back after a model was loaded."""
 
 from __future__ import annotations
 
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# The largest that malloc takes; what is larger, of an image of 11 megapixels or more, is given back at once.
+# The largest value that malloc accepts. Larger blocks (images of 11 megapixels or more) are given back at once.
 _LARGEST_KEPT = 32 * 2**20
 _KEPT = 64 * 2**20
 
 
 def tune_malloc() -> bool:
-    """Have this process keep up to 64 MB that it frees, and use them for the next image; return whether it does.
+    """Let this process keep up to 64 MB of freed memory for the next image; return whether that worked.
 
-    By default glibc gives each batch of pixels back to the system, and takes it anew: 30 page faults an image, 4 % of the
-    time of decoding. Of another C library nothing is asked.
+    By default glibc gives the memory of each batch back to the system and then requests it again: 30 page faults an
+    image, 4 % of the decoding time. With another C library this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -24,10 +24,10 @@ def tune_malloc() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the system all memory that is free; return whether there was any.
+    """Give all freed memory back to the system; return whether there was any.
 
-    Loading a model takes several times its size for a while, of which malloc would keep the pieces for good: 90 MB of
-    ResNet18's float32 session. Of another C library nothing is asked.
+    While a model is loaded it takes several times its size. malloc would keep the freed pieces for good: 90 MB for
+    ResNet18's float32 session. With another C library this does nothing.
     """
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, also where it hangs and cannot see that it is gone."""
+"""End a process together with the process that started it, even if it hangs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent dies; survives an exec. On Linux alone.
+    """Have the kernel send this process a signal when its parent dies; the setting survives an exec. Linux only.
 
-    Exits at once where the parent died while it was asked for.
+    Exits at once if the parent died before the setting took effect.
     """
     if sys.platform == "linux":
         parent = os.getppid()

@@ -1,4 +1,4 @@
-"""Build ONNX Runtime sessions: options of each provider, and no session that runs on another than was asked for."""
+"""Build ONNX Runtime sessions with each provider's options; a session that would run on another provider is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.malloc import give_back_freed_memory
 from models.spec import Precision
 from models.store.files import home
 
-# Where the driver tells what GPUs there are, without CUDA.
+# Where the driver lists the GPUs, readable without CUDA.
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -23,12 +23,12 @@ class GpuOptions:
     """How a GPU is used.
 
     Attributes:
-        batch_size: Images per run, always.
-        slots: Batches on their way at a time: one copied in, one computed, one copied out.
-        precision: fp16 lets TensorRT compute in it; CUDA computes in what the graph says.
-        tf32: Whether float32 products may be rounded to 10 bits: faster, and labels differ from a CPU's sooner.
-        cuda_graphs: Whether to record a batch's kernels once and replay them. One batch at a time then.
-        workspace: Whether cuDNN may take memory as it likes for a convolution. Without it ONNX Runtime was up to
+        batch_size: Images of every run.
+        slots: Batches in flight at a time: one copied in, one computed, one copied out.
+        precision: fp16 lets TensorRT compute in float16; CUDA computes in the types of the graph.
+        tf32: Whether float32 products may be rounded to 10 bits: faster, but more labels differ from a CPU's.
+        cuda_graphs: Whether to record a batch's kernels once and replay them. Then only one batch is in flight.
+        workspace: Whether cuDNN may use unlimited memory for a convolution. Without it ONNX Runtime was up to
             2.9 times slower than PyTorch (onnxruntime issue 9162).
     """
 
@@ -41,34 +41,35 @@ class GpuOptions:
 
 
 def build_session(graph: bytes, provider: Provider, num_threads: int, gpu: GpuOptions | None = None) -> Any:  # noqa: ANN401 (untyped library)
-    """Load a joined graph.
+    """Load a graph.
 
     Args:
-        graph: See `models.graph.join`.
-        provider: What must run it.
-        num_threads: Of one run on a CPU.
-        gpu: Options of a GPU.
+        graph: The bytes of a joined graph (see `models.graph.join`), or of a model file.
+        provider: The execution provider that must run it.
+        num_threads: Threads of one run on a CPU.
+        gpu: Options for a GPU.
 
     Raises:
         ProviderUnavailableError: ONNX Runtime has no such provider, or fell back to another.
-        SignatureError: It cannot load the graph.
+        SignatureError: ONNX Runtime cannot load the graph.
     """
     import onnxruntime as ort
 
     available = ort.get_available_providers()
     if provider not in available:
         raise ProviderUnavailableError(
-            f"provider {provider.value} is not in this ONNX Runtime, which has {', '.join(available)}"
+            f"this build of ONNX Runtime has no {provider.value}, only {', '.join(available)}; use --device cpu, or "
+            "install the build for this device"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if provider is Provider.CPU:
-        # ONNX Runtime would plan memory for each batch size that occurs, and keep all of it: 75 MB of ResNet18's float32
-        # model, and not faster (docs/decisions.md).
+        # Otherwise ONNX Runtime plans memory for each batch size and keeps it: 75 MB for ResNet18's float32 model, and
+        # no faster (docs/decisions.md).
         options.enable_mem_pattern = False
-    # Threads that spin between batches take the core from the decoders beside them.
+    # Threads that spin between batches take CPU time from the decoders on the same core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider is not Provider.CPU:
         ort.preload_dlls()
@@ -80,8 +81,8 @@ def build_session(graph: bytes, provider: Provider, num_threads: int, gpu: GpuOp
     used = session.get_providers()[0]
     if used != provider.value:
         raise ProviderUnavailableError(
-            f"provider {provider.value} was asked for, and ONNX Runtime fell back to {used}; "
-            f"see that {_LIBRARIES[provider]} libraries of its build are installed, or use --device cpu"
+            f"provider {provider.value} was asked for, but ONNX Runtime fell back to {used}; "
+            f"install {_LIBRARIES[provider]} libraries that its build needs, or use --device cpu"
         )
     return session
 
@@ -94,12 +95,12 @@ _LIBRARIES = {
 
 
 def providers(provider: Provider, gpu: GpuOptions, graph: bytes) -> list[tuple[str, dict[str, str]]]:
-    """Return ONNX Runtime's list of providers with their options; the first is what must run."""
+    """Return the list of providers for ONNX Runtime with their options; the first must run the graph."""
     if provider is Provider.CPU:
         return [(provider.value, {})]
     cuda = {
         "cudnn_conv_use_max_workspace": str(int(gpu.workspace)),
-        # Searching by trial may end differently in two actors, and then the last bits of scores differ too.
+        # A search by trial runs may choose different kernels in two actors; then the last bits of scores differ.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": str(int(gpu.tf32)),
         "enable_cuda_graph": str(int(gpu.cuda_graphs)),
@@ -116,12 +117,12 @@ def providers(provider: Provider, gpu: GpuOptions, graph: bytes) -> list[tuple[s
         "trt_fp16_enable": str(int(gpu.precision is Precision.FP16)),
         "trt_cuda_graph_enable": str(int(gpu.cuda_graphs)),
     }
-    # CUDA takes the nodes that TensorRT has no kernels for.
+    # CUDA runs the nodes that TensorRT has no kernels for.
     return [(provider.value, tensorrt), (Provider.CUDA.value, cuda)]
 
 
 def engine_folder(graph: bytes) -> Path:
-    """Return where TensorRT's engines of a graph for this machine's GPU lie: one GPU's engine is wrong on another."""
+    """Return the folder of TensorRT's engines for a graph on this machine's GPU; an engine fits one GPU model only."""
     return home() / "tensorrt" / f"{hashlib.sha256(graph).hexdigest()[:16]}-{gpu_name()}"
 
 

@@ -3,10 +3,10 @@
 From Python (docs/python.md):
 
 * `label` adds labels to any `ray.data.Dataset`, lazily.
-* `read_shards` reads shards as the command does, into a `ray.data.Dataset`.
-* `run` is the command's own job, of a `LabelConfig`: exactly once, resumable; returns a `RunReport`.
+* `read_shards` reads shards into a `ray.data.Dataset`, as the command does.
+* `run` runs the command's job from a `LabelConfig`: exactly once, resumable. It returns a `RunReport`.
 
-Importing this loads neither Ray nor pyarrow: what is used is loaded when it is asked for.
+Importing this package loads neither Ray nor pyarrow: each name is imported on first use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever is asked for)
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any exported name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,6 +1,6 @@
-"""`pipeline.run`: the job in a process of its own, so that nothing that happens to its Ray ends the caller's.
+"""`pipeline.run`: the job in a child process, so that a failure of its Ray cannot end the caller's process.
 
-Ray's client ends its process where Ray's own processes die, or hangs in native code where they do not come up.
+When Ray's own processes die, Ray's client exits its process; when they do not start, it hangs in native code.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CHILD = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from 
 
 
 def run(config: LabelConfig) -> RunReport:
-    """Label every image of SOURCE that DEST does not hold yet; what the command does.
+    """Label every image of SOURCE that DEST does not hold yet, as the command does.
 
-    Where this process has a Ray already, the job runs on it, here. Otherwise it runs in a process of its own, which joins
-    the cluster of `config.address` or starts a local Ray. Ctrl-C reaches it either way: one finishes what is in flight.
+    If this process has initialised Ray, the job runs here, on that Ray. Otherwise it runs in a child process, which
+    joins the cluster at `config.address` or starts a local Ray. In both cases one Ctrl-C finishes what is in flight.
 
     Args:
         config: Settings.
 
     Returns:
-        What was done; `status` is done, failed or interrupted.
+        The report of the run; `status` is done, failed, stopped or interrupted.
 
     Raises:
-        ConfigError: Settings that cannot be used, or that differ from those DEST was begun with.
-        SourceError: SOURCE or DEST cannot be used, or SOURCE changed since DEST was begun.
-        ModelError: The model cannot be had or used.
-        StorageError: Planning failed on storage.
-        ClusterError: Ray did not come up, or went away; the same call goes on where this one stopped.
+        ConfigError: Settings are invalid, or differ from those that DEST was started with.
+        SourceError: SOURCE or DEST cannot be used, or SOURCE has changed since DEST was started.
+        ModelError: The model cannot be fetched or used.
+        StorageError: Storage failed during planning.
+        ClusterError: Ray did not start, or was lost; the same call resumes the run.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -50,17 +50,17 @@ def run(config: LabelConfig) -> RunReport:
 
         return run_here(config)
     ours, theirs = os.pipe()
-    # Out of this one's process group: a terminal's Ctrl-C comes once, from here.
+    # In a session of its own, so that a terminal's Ctrl-C reaches it only once, through this process.
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(theirs)],
         stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    # Not buffered: what was read when Ctrl-C comes would be lost.
+    # Unbuffered: Ctrl-C would lose what a buffer has read.
     with os.fdopen(ours, "rb", buffering=0) as answers:
         try:
             assert child.stdin is not None
-            with suppress(BrokenPipeError), child.stdin as settings:  # it died already, as is told below
+            with suppress(BrokenPipeError), child.stdin as settings:  # the child has died, which `_answer` reports
                 settings.write(pickle.dumps(sys.path) + pickle.dumps(config))
             return _answer(child, answers)
         finally:
@@ -80,7 +80,7 @@ def _answer(child: subprocess.Popen[bytes], answers: FileIO) -> RunReport:
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
     if not content:
-        raise ClusterError(f"the run's process ended with {child.returncode} and no report; run the same call again")
+        raise ClusterError(f"the run's process ended with {child.returncode} and no report; make the same call again")
     report, kind, text = pickle.loads(content)
     if kind is not None:
         err: ShardlabelError = getattr(errors, kind)(text)
@@ -90,9 +90,9 @@ def _answer(child: subprocess.Popen[bytes], answers: FileIO) -> RunReport:
 
 
 def main() -> None:
-    """Run what stands on standard input, and write the report to the pipe that is named."""
+    """Run the config on standard input, and write the report to the pipe whose number is the argument."""
     answers = int(sys.argv[1])
-    end_with_parent(signal.SIGTERM)  # which finishes what is in flight
+    end_with_parent(signal.SIGTERM)  # SIGTERM finishes what is in flight
     config = pickle.load(sys.stdin.buffer)
     from pipeline.job import run as run_here
 

@@ -1,4 +1,4 @@
-"""The process that called a run: its signals reach the run, its terminal stays readable, and it is left as it was."""
+"""The process that calls a run: pass its signals on, keep its terminal readable, and restore its state."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from models.errors import ShardlabelError
 if TYPE_CHECKING:
     from pipeline.progress import ProgressPrinter
 
-# Variables that a run, or Ray for it, sets.
+# Prefixes of the environment variables that a run, or its Ray, sets.
 _OURS = ("RAY_", "AWS_REQUEST_CHECKSUM", "AWS_RESPONSE_CHECKSUM", "PYTHONDONTWRITEBYTECODE")
-# Of what native code wrote, shown when the run fails in a way that nobody foresaw.
+# How much of native code's output an unexpected exception shows.
 _TAIL_BYTES = 8192
 
 
 @contextmanager
 def caller_as_before() -> Iterator[None]:
-    """Put back the environment variables that a run sets, and the handler of SIGTERM that Ray leaves behind."""
+    """Restore the environment variables that a run sets, and the SIGTERM handler that Ray replaces."""
     environment = dict(os.environ)
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -43,14 +43,14 @@ def caller_as_before() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal(request_stop: Callable[[], None], printer: ProgressPrinter) -> Iterator[threading.Event]:
-    """On the first SIGINT or SIGTERM request a stop, to finish what is in flight; on the second leave at once."""
+    """Request a stop on the first SIGINT or SIGTERM, to finish what is in flight; exit at once on the second."""
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        # Not here: a signal handler must wait neither for a server nor for what it has interrupted.
+        # In a thread: a signal handler must not wait for a server, or for the code that it interrupted.
         threading.Thread(target=ask, daemon=True).start()
 
     def ask() -> None:
@@ -70,10 +70,10 @@ def stop_on_signal(request_stop: Callable[[], None], printer: ProgressPrinter) -
 
 @contextmanager
 def native_errors_aside() -> Iterator[None]:
-    """Send file descriptor 2 to a temporary file, and leave `sys.stderr` and logging on the terminal.
+    """Redirect file descriptor 2 to a temporary file; `sys.stderr` and logging stay on the terminal.
 
     Ray's C++ side reports an error for every actor pool of Ray Data 2.60 ("constructor arguments in the object store",
-    ray-project/ray#53727) that a user can do nothing about. An unexpected exception shows the end of what was set aside.
+    ray-project/ray#53727), which a user cannot act on. An unexpected exception prints the end of that file.
     """
     sys.stderr.flush()
     before = sys.stderr

@@ -29,19 +29,19 @@ def label(
         typer.Option(
             min=1,
             metavar="[N]",
-            help=f"Label N images ({DRY_RUN_IMAGES} without N) aside, and say what all would take. Writes no output.",
+            help=f"Label N images ({DRY_RUN_IMAGES} without N), and estimate the whole job. Writes no output.",
         ),
     ] = None,
     price: Annotated[
-        float | None, typer.Option(min=0, help="With --dry-run: of the machine or cluster, an hour. Adds the cost.")
+        float | None, typer.Option(min=0, help="With --dry-run: hourly price of the machine or cluster. Adds the cost.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="File of these options as YAML; the command line wins.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options; the command line overrides it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
     **options: object,
 ) -> None:
     """Label images in bulk: shards in, one Parquet file per shard out, each image exactly once.
 
-    Run the same command again after anything went wrong: finished shards are not read again.
+    After any failure run the same command again: finished shards are not read again.
 
     Exit codes: 0 done; 1 failed, can be resumed; 2 bad usage, configuration or source; 3 over --max-error-rate, done or
     stopped early; 130 interrupted, can be resumed.
@@ -89,10 +89,10 @@ def _estimate(settings: LabelConfig, images: int, price: float | None, started: 
 
 
 class LabelCommand(Command):
-    """`label`, whose `--dry-run` may stand without a number: typer has no options with an optional value."""
+    """`label`, whose `--dry-run` may have no number: typer has no options with an optional value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own type has no public name)
-        """Give a `--dry-run` without a number the usual one."""
+        """Add the default number to a `--dry-run` without one."""
         ends = args.index("--") if "--" in args else len(args)
         for place in reversed([i for i, word in enumerate(args[:ends]) if word == "--dry-run"]):
             if not args[place + 1 : place + 2] or not args[place + 1].lstrip("-").isdecimal():
@@ -101,13 +101,13 @@ class LabelCommand(Command):
 
 
 def parse_label(words: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the arguments of `label` as the command does, and run nothing.
+    """Parse the arguments of `label` as the command does, without running it.
 
     Returns:
-        Those that are settings, by field of `LabelConfig`, None where not given; and the others.
+        (settings, others): the arguments that are fields of `LabelConfig`, None where not given; and the others.
 
     Raises:
-        typer's UsageError: An option that `label` does not have, or a word that is no number where one is wanted.
+        typer's UsageError: `label` has no such option, or a value is not a number where one is expected.
     """
     app = typer.Typer()
     app.command(cls=LabelCommand)(label)
@@ -119,9 +119,9 @@ def verify(
     dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, or a prediction log.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Check every commit record against its Parquet file: rows, SHA-256, columns, no key twice. Exit 0 or 1.
+    """Check every commit record against its Parquet file: rows, SHA-256, columns, no duplicate key. Exit 0 or 1.
 
-    A prediction log has no records: each file is compared with what it says of itself.
+    A prediction log has no records: each file is compared with its own metadata.
 
     Example:
         shardlabel verify s3://bucket/labels
@@ -144,11 +144,11 @@ def verify(
 
 def report(
     dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, or a prediction log.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Where the page goes.")] = "report.html",
+    output: Annotated[str, typer.Option("--output", "-o", help="Where to write the page.")] = "report.html",
 ) -> None:
     """Make one HTML page about a run, finished or not: counts, errors, labels, scores, throughput, sample images.
 
-    The page needs nothing else: no script, no connection. The images are read from SOURCE.
+    The page is self-contained: no script, no connection. The images are read from SOURCE.
 
     Example:
         shardlabel report s3://bucket/labels --output labels.html

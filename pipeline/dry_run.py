@@ -2,17 +2,16 @@
 
 What the estimate assumes:
 
-* The images of the shards that are drawn are like the others: in size, in format, in what is wrong with them. Shards
-  are drawn at random (always the same ones), and of each the first images are labelled.
-* Images are counted by bytes: input bytes over the bytes that a labelled image took as it lies in its shard. In gzipped
-  shards up to 256 KiB too much are counted for each. Parquet files that are drawn tell their rows, and loose images are
-  one a file.
-* Each worker (an actor, or a decode task where those decode for actors) is as fast when all work as it was among those
-  that had something to do here; a unit takes as long as its bytes say, and workers take units one by one.
-* Start-up takes as long again. Where a model was downloaded just now, the real run starts faster.
+* The images of the drawn shards are like the others: in size, format and faults. Shards are drawn at random (always the
+  same ones), and the first images of each are labelled.
+* Images are counted by bytes: input bytes divided by the bytes in the shard per labelled image. For each gzipped shard
+  up to 256 KiB too much are counted. Drawn Parquet files give their rows, and each loose image is a file.
+* When all workers work, each (an actor, or a decode task where those decode for actors) is as fast as those that had
+  work here. A unit takes time in proportion to its bytes, and workers take units one by one.
+* Startup takes as long again. If a model has just been downloaded, the real run starts faster.
 
-A GPU shows its speed only when its batches are full: give a few thousand images there. On object storage small units
-cost more per image than whole shards, so that the estimate is rather high; more images bring it closer.
+A GPU reaches its speed only with full batches: give a few thousand images there. On object storage small units cost
+more per image than whole shards, so the estimate is rather high; more images bring it closer.
 """
 
 from __future__ import annotations
@@ -54,27 +53,27 @@ from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage, open_storage
 from pipeline.summary import RunReport
 
-# Of one shard: enough that opening it and writing its part file do not make up most of its time.
+# Enough that opening a shard and writing its part file do not take most of its time.
 IMAGES_PER_SHARD = 50
-# Shards that are kept as candidates; one without images costs one of them.
+# Maximum number of candidate shards; a shard without images uses one up.
 MAX_CANDIDATES = 10_000
 
 
 def dry_run(config: LabelConfig, images: int, *, price: float | None = None, started: float | None = None) -> Estimate:
-    """Label so many images into a temporary folder that is removed, and say what all would take.
+    """Label some images into a temporary folder, remove it, and estimate the whole job.
 
-    Nothing at `config.output` is written, and what may be finished there is not deducted; with --append all that is
-    planned there is. The temporary folder is on this machine; where a cluster is joined, whose nodes all write, it lies
-    beside `config.output`.
+    Nothing is written to `config.output`. The estimate deducts nothing that is finished there; with --append it deducts
+    all that is planned there. The temporary folder is on this machine, or beside `config.output` on a joined cluster,
+    whose nodes all write.
 
     Args:
-        config: Of the whole job.
+        config: Settings of the whole job.
         images: How many to label.
-        price: Of the machine or cluster that will run it, an hour.
+        price: Price per hour of the machine or cluster that will run the job.
         started: `time.perf_counter()` when the command began.
 
     Raises:
-        ShardlabelError: As `run`; also where the images cannot be labelled.
+        ShardlabelError: As `run`; also if the images cannot be labelled.
         KeyboardInterrupt: The run was interrupted.
     """
     if images < 1 or (price is not None and price < 0):
@@ -107,16 +106,16 @@ def dry_run(config: LabelConfig, images: int, *, price: float | None = None, sta
 
 @dataclass(slots=True)
 class ShardPicker:
-    """Draws shards for a dry run while it lists them all, and measures the whole on the way.
+    """Draws shards for a dry run while listing all of them, and sums up the whole job.
 
     Attributes:
-        images: How many are wanted in all.
-        config: Of the job.
-        cut: Puts pieces in the place of large shards.
+        images: Total number to label.
+        config: Settings of the job.
+        cut: Replaces large shards by their pieces.
         whole: Set once all shards are listed.
-        cluster: Ray; set once all is known to be right that can be known without it.
-        seconds: That counting samples took: the real job does not do that.
-        picked: What was chosen.
+        cluster: Ray; set only after every check that needs no Ray.
+        seconds: Time spent on counting samples, which the real job does not do.
+        picked: The chosen slices.
     """
 
     images: int
@@ -131,14 +130,14 @@ class ShardPicker:
         """Yield some of the job's slices, each cut to its first images.
 
         Args:
-            slices: All of them.
+            slices: All slices of the job.
             count: Counts a slice's samples, up to a number, by reading it.
         """
         if self.config.append:
             slices = _only_new(self.config, slices)
         drawn, self.whole = draw(slices, min(self.images, MAX_CANDIDATES), self.config.format, self.cut)
         self.cluster = connect(self.config.address or os.environ.get("RAY_ADDRESS"))
-        # A few images of many shards tell more than many of a few; loose images come one by one.
+        # A few images from many shards tell more than many images from a few; a loose image is a slice of its own.
         shards = len(drawn) if self.whole.images else min(len(drawn), self.images // IMAGES_PER_SHARD)
         each = math.ceil(self.images / max(1, shards))
         left = self.images
@@ -154,11 +153,11 @@ class ShardPicker:
             if not left:
                 return
         if left == self.images:
-            raise SourceError(f"no images in {len(drawn)} shards of SOURCE: there is nothing to go by")
+            raise SourceError(f"no images in {len(drawn)} shards of SOURCE, so nothing can be estimated")
 
 
 def _only_new(config: LabelConfig, slices: Iterator[Slice]) -> Iterator[Slice]:
-    """Yield the slices that DEST's plan has not.
+    """Yield the slices that are not in DEST's plan.
 
     Raises:
         SourceError: There are none.
@@ -176,15 +175,15 @@ def _open(config: LabelConfig) -> Source:
 
 
 def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = iter) -> tuple[list[Slice], Whole]:
-    """Draw slices in random order, each with the same chance, and sum all up; one pass.
+    """Draw slices at random, all with the same probability, and sum up all of them; one pass.
 
-    The same slices give the same draw. Memory: `size` slices, and 8 bytes a unit.
+    The same slices give the same draw. Memory: `size` slices, and 8 bytes per unit.
 
     Args:
-        slices: Of all of SOURCE.
-        size: How many are drawn.
+        slices: All slices of SOURCE.
+        size: How many to draw.
         wanted: Their format.
-        cut: Puts pieces in the place of large shards.
+        cut: Replaces large shards by their pieces.
 
     Raises:
         SourceError: There are none.
@@ -196,7 +195,7 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
     def passing(pieces: Iterator[Slice]) -> Iterator[Slice]:
         for number, piece in enumerate(pieces):
             sums["shards"] += 1
-            sums["bytes"] += piece.size if piece.start == 0 else 0  # the parts of a large file each have all its size
+            sums["bytes"] += piece.size if piece.start == 0 else 0  # each part of a large file has the file's size
             if number < size:
                 drawn.append(piece)
             elif (place := chance.randrange(number + 1)) < size:
@@ -205,7 +204,7 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
 
     first = next(slices, None)
     if first is None:
-        raise SourceError("no shard of SOURCE is in this part of it: there is nothing to go by")
+        raise SourceError("no shard of SOURCE is in this part, so nothing can be estimated")
     images = (format_of(first.shard) if wanted is SourceFormat.AUTO else wanted) is SourceFormat.IMAGES
     sizes = array("d", unit_bytes(cut_units(cut(passing(chain([first], slices))), images=images)))
     chance.shuffle(drawn)
@@ -213,7 +212,7 @@ def draw(slices: Iterator[Slice], size: int, wanted: SourceFormat, cut: Cut = it
 
 
 def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:
-    """Return what the footers of Parquet files say, or None: other formats do not tell before they are read."""
+    """Return the bytes per image by the footers of Parquet files; None for formats that have to be read first."""
     source = _open(config)
     if source.format is not SourceFormat.PARQUET:
         return None
@@ -226,7 +225,7 @@ def bytes_per_image(config: LabelConfig, picked: list[Slice]) -> float | None:
 
 
 def units_overlap(pools: Pools, source: Source, dest: Storage) -> bool:
-    """Tell whether a unit's seconds hold those of others: decoders work for actors, or an actor has several at a time."""
+    """Tell whether units overlap in time: decoders work for actors, or an actor has several units at a time."""
     from pipeline.operators.dataset import units_at_a_time
 
     return pools.decoders > 0 or units_at_a_time(source.base, dest, source.format) > 1
@@ -235,20 +234,20 @@ def units_overlap(pools: Pools, source: Source, dest: Storage) -> bool:
 def measure(
     dest: Storage, report: RunReport, each: float, *, counting: float, overlap: bool, unit_rows: int
 ) -> Measured:
-    """Sum up what labelling some images came to.
+    """Sum up the results of labelling some images.
 
     Args:
-        dest: Where they were labelled to.
-        report: Of that run.
+        dest: Where the labels were written.
+        report: The report of that run.
         each: Bytes of input per image.
-        counting: Seconds of the run that a real one does not need.
+        counting: Seconds spent on counting, which a real run does not need.
         overlap: See `units_overlap`.
         unit_rows: Images in a unit of the whole job.
     """
     plan = read_plan(dest)
     assert plan is not None
     commits = list(CommitLog(dest, plan.units, plan.id).records())
-    # The first unit to be finished began when all was up, and was the fastest or near to it.
+    # The first finished unit began when startup was complete, and was the fastest or close to it.
     first = min(commit.seconds for commit in commits)
     startup = max(0.0, (report.first_commit_s or report.seconds) - first - counting)
     file_bytes, row_bytes = _output_sizes(dest, commits, unit_rows)
@@ -267,9 +266,9 @@ def measure(
 
 
 def _output_sizes(dest: Storage, commits: list[Commit], unit_rows: int) -> tuple[float, float]:
-    """Return the bytes of a part file without rows, and of each row in one with, at best, so many rows.
+    """Return the bytes of a part file without rows, and of each row in one with up to `unit_rows` rows.
 
-    The parts themselves tell neither: with few rows in each, they are mostly schema and dictionaries.
+    The parts themselves show neither: with few rows in each, they are mostly schema and dictionaries.
     """
     tables = [pq.read_table(pa.BufferReader(dest.read_bytes(commit.part))) for commit in commits]
     rows = pa.concat_tables(tables).slice(0, max(1, unit_rows))
@@ -293,7 +292,7 @@ def _pools(config: LabelConfig, cluster: Cluster, units: int) -> Pools:
 
 @contextmanager
 def scratch_folder(config: LabelConfig) -> Iterator[str]:
-    """Make room for the dry run's output, and clear it away."""
+    """Provide a place for the dry run's output, and remove it afterwards."""
     if not (config.address or os.environ.get("RAY_ADDRESS")):
         with tempfile.TemporaryDirectory(prefix="shardlabel-dry-run-", ignore_cleanup_errors=True) as folder:
             yield folder

@@ -1,30 +1,30 @@
-"""When a run gives up: its share of failures is above what is allowed, and by more than chance."""
+"""When a run stops early: its share of failures exceeds the limit by more than chance explains."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-# Looked at after so many images, and then whenever they have doubled: at each look one run in a hundred whose true share
-# is just what is allowed would be stopped, so looks are few.
+# The share is checked after so many images, and then whenever they have doubled. Checks are few, because each stops one
+# in a hundred of the runs whose true share is exactly the limit.
 FIRST_LOOK = 1_000
 CHANCE = 0.01
 
 
 @dataclass(slots=True)
 class ErrorBudget:
-    """Tells when a share of failures cannot be had by chance any more.
+    """Tells when chance no longer explains a share of failures.
 
     Attributes:
-        rate: The share that is allowed, 0 to 1.
-        looked_at: Images when the share was looked at last, or when the run began.
+        rate: The allowed share, 0 to 1.
+        looked_at: Number of images at the last check, or when the run began.
     """
 
     rate: float
     looked_at: int = 0
 
     def is_spent(self, images: int, failed: int) -> bool:
-        """Tell whether to stop, after so many images of which so many failed; False between two looks."""
+        """Tell whether to stop after `failed` of `images` images have failed; False between two checks."""
         if images < _next_look(self.looked_at):
             return False
         self.looked_at = images
@@ -32,7 +32,7 @@ class ErrorBudget:
 
 
 def _next_look(images: int) -> int:
-    """Return the first of FIRST_LOOK, twice that, ... that is more."""
+    """Return the first of FIRST_LOOK, 2 * FIRST_LOOK, 4 * FIRST_LOOK, ... above `images`."""
     look = FIRST_LOOK
     while look <= images:
         look *= 2
@@ -40,10 +40,10 @@ def _next_look(images: int) -> int:
 
 
 def chance_of(failed: int, images: int, rate: float) -> float:
-    """Return the chance that at least so many of the images fail where each does with probability `rate`; exact.
+    """Return the exact probability that at least `failed` images fail, if each fails with probability `rate`.
 
     Args:
-        failed: More than rate * images, where the sum's terms fall from the first on.
+        failed: More than rate * images, so that the sum's terms decrease from the first on.
         images: At least `failed`.
         rate: 0 <= rate < 1.
     """

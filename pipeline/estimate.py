@@ -1,4 +1,4 @@
-"""From a few labelled images to what a whole job would take: the arithmetic, whose assumptions `dry_run` states."""
+"""Extrapolate from a few labelled images to a whole job; `dry_run` states the assumptions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Whole:
     """What the whole job would read.
 
     Attributes:
-        units: That it is divided into.
-        shards: How many, or parts of large ones.
-        bytes: Of input.
-        images: Where that is known without reading, as for loose images.
-        sizes: Of the units, in bytes; where there are none, they are taken to be equal.
+        units: Number of units.
+        shards: Number of shards, or of parts of large ones.
+        bytes: Bytes of input.
+        images: Number of images if known without reading, as for loose images.
+        sizes: Bytes of each unit; if empty, all units count as equal.
     """
 
     units: int
@@ -31,18 +31,18 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What labelling some images came to.
+    """The results of labelling some images.
 
     Attributes:
-        images: Rows, of which `errors` have no label, by status.
-        units: That they were divided into.
-        bytes_per_image: Of input.
-        unit_seconds: Summed over units.
-        wall_seconds: From the end of the start-up on.
-        startup_seconds: Until the first unit could begin.
-        file_bytes: Of a part file without rows.
-        row_bytes: Of a row in a part file as long as those of the whole job.
-        overlap: Whether units wait for one another; then unit_seconds hold waiting, and the wall clock counts.
+        images: Number of rows; `errors` counts those without a label, by status.
+        units: Number of units that they were divided into.
+        bytes_per_image: Bytes of input per image.
+        unit_seconds: Duration of the units, summed.
+        wall_seconds: Duration of the run after startup.
+        startup_seconds: Time until the first unit could begin.
+        file_bytes: Bytes of a part file without rows.
+        row_bytes: Bytes of a row in a part file as long as those of the whole job.
+        overlap: Whether units wait for one another; if so, unit_seconds include waiting, and wall_seconds count.
     """
 
     images: int
@@ -59,13 +59,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the whole job would take. Numbers; `sentences` makes text of them.
+    """What the whole job would take, in numbers; `sentences` returns them as text.
 
     Attributes:
-        images_labelled: By the dry run; `errors` of them have no label, by status.
-        images_per_s: Of all workers, in the steady state; of one, `images_per_s_per_worker`.
-        workers_busy: Share of the time until the last ends, by the sizes of units.
-        seconds_estimated: `startup_seconds` and the steady state.
+        images_labelled: Images of the dry run; `errors` counts those without a label, by status.
+        images_per_s: Throughput of all workers in the steady state; `images_per_s_per_worker` is that of one.
+        workers_busy: Share of the workers' time with work until the last one ends, by unit sizes.
+        seconds_estimated: `startup_seconds` plus the steady state.
         cost_estimated: In the currency of `price_per_hour`; None without a price.
     """
 
@@ -86,7 +86,7 @@ class Estimate:
     dry_run: bool = True
 
     def sentences(self) -> str:
-        """Return what a person wants to read."""
+        """Return the estimate as text for people."""
         errors = sum(self.errors.values())
         kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.errors.items()))
         bad = f", {share_text(errors, self.images_labelled)} of them not labelled ({kinds})" if errors else ""
@@ -98,8 +98,8 @@ class Estimate:
             f"output: about {bytes_text(self.output_bytes_estimated)}",
             f"time:   about {duration_text(self.seconds_estimated)}: {duration_text(self.startup_seconds)} to start, "
             f"then {rate_text(self.images_per_s)} images/s ({each})",
-            f"busy:   workers have something to do for {self.workers_busy:.0%} of the time until the last ends, by the "
-            "sizes of units",
+            f"busy:   workers have work for {self.workers_busy:.0%} of the time until the last one ends, "
+            "judging by the sizes of units",
         ]
         if self.cost_estimated is not None:
             cost = f"{self.cost_estimated:,.2f}" if self.cost_estimated >= 1 else f"{self.cost_estimated:.2g}"
@@ -113,17 +113,17 @@ def extrapolate(
     """Scale what was measured up to the whole job.
 
     Args:
-        whole: What there is to read.
-        measured: What labelling some of it came to; at least one image.
-        workers: Of the whole job.
-        limit: Of images, where the job has one.
-        price: Of the machine or cluster, an hour.
+        whole: The whole job.
+        measured: The results of labelling at least one image of it.
+        workers: Number of workers of the whole job.
+        limit: Maximum number of images, if the job has one.
+        price: Price per hour of the machine or cluster.
     """
-    there = max(measured.images, images_in(whole, measured.bytes_per_image))
-    images = there if limit is None else min(there, limit)
-    share = images / there
+    total = max(measured.images, images_in(whole, measured.bytes_per_image))
+    images = total if limit is None else min(total, limit)
+    share = images / total
     units = math.ceil(whole.units * share)
-    # Of one worker, among those that had something to do.
+    # Seconds of all workers that had work, summed.
     spent = measured.wall_seconds * min(workers, measured.units) if measured.overlap else measured.unit_seconds
     rate = measured.images / max(spent, 1e-9)
     busy = busy_share(whole.sizes[:units] or [1.0] * units, workers)
@@ -147,5 +147,5 @@ def extrapolate(
 
 
 def images_in(whole: Whole, bytes_per_image: float) -> int:
-    """Return how many images there are in all, where each takes so many bytes of input."""
+    """Return the number of images of the whole job at so many input bytes per image."""
     return whole.images or max(1, round(whole.bytes / max(bytes_per_image, 1e-9)))

@@ -1,4 +1,4 @@
-"""How even a plan is: the share of the workers' time that has work, by the sizes of units alone."""
+"""How even a plan is: the share of the workers' time with work, by the sizes of units alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.sources.unit import Unit
 
 
 def unit_bytes(units: Iterable[Unit]) -> Iterator[float]:
-    """Yield the bytes of each unit; those of a Parquet file that is cut count as equal parts of it."""
+    """Yield the bytes of each unit; the units of one Parquet file count as equal parts of it."""
     for shard, group in groupby(units, key=_parquet_in_parts):
         if shard is None:
             yield from (unit.size for unit in group)
@@ -25,9 +25,9 @@ def _parquet_in_parts(unit: Unit) -> str | None:
 
 
 def busy_share(sizes: Sequence[float], workers: int) -> float:
-    """Return the share of the time until the last unit ends that workers have something to do, 0 to 1.
+    """Return the share of the workers' time with work until the last unit ends, 0 to 1.
 
-    Each takes the next unit when it is through with its last.
+    Each worker takes the next unit when it has finished one.
     """
     loads = [0.0] * min(workers, max(1, len(sizes)))
     for size in sizes:

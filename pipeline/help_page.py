@@ -1,4 +1,4 @@
-"""What `--help` of a command looks like: examples that can be copied, and many options in groups."""
+"""The `--help` page of a command: examples that can be copied, and many options in groups."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-# So many lines fit on a screen without groups.
+# So many options fit on a screen without groups.
 FEW_OPTIONS = 16
 OTHER = "Options"
-# Wider where the terminal is: options with long texts then take two lines in place of four.
+# Width on terminals that have it: options with long texts then take two lines instead of four.
 WIDTH = 100
 
 
 class Command(TyperCommand):
-    """A command with such a page. The group of an option is its `rich_help_panel`."""
+    """A command with this help page. The group of an option is its `rich_help_panel`."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (typer's types have no public names)
-        """Write the description, and the examples as they are: a command that is reflowed cannot be copied."""
+        """Write the description, and the examples unchanged: a reflowed command cannot be copied."""
         text, found, examples = inspect.cleandoc(self.help or "").partition("\nExample")
         formatter.write_paragraph()
         with formatter.indentation():
@@ -35,7 +35,7 @@ class Command(TyperCommand):
         shown = [(param, record) for param in self.get_params(ctx) if (record := param.get_help_record(ctx))]
         name = OTHER
         for param, record in shown:
-            # What belongs to no group, as --help, comes last.
+            # Options without a group, such as --help, come last.
             if len(shown) > FEW_OPTIONS:
                 name = getattr(param, "rich_help_panel", None) or name
             is_argument = param.param_type_name == "argument"
@@ -47,7 +47,7 @@ class Command(TyperCommand):
 
 
 def use_help_pages(app: Any) -> None:  # noqa: ANN401 (imported where it is built)
-    """Give all commands of an app, and of those below it, such a page, and their whole first sentence in lists."""
+    """Give all commands of an app and its sub-apps this page; lists show the whole first line of each."""
     for command in app.registered_commands:
         command.short_help = inspect.cleandoc(command.callback.__doc__).partition("\n")[0]
         if command.cls in (None, TyperCommand):

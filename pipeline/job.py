@@ -52,18 +52,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Units handed to Ray Data at a time; the driver's memory does not grow with their number.
+# Units in a window, which Ray Data gets at a time, so that the driver's memory does not grow with the plan.
 WINDOW_UNITS = 4096
-# Between two windows the pool drains and starts anew, some seconds: each process that reads gets so many units in a window,
-# so that this stays below a hundredth. A cluster of hundreds of them has a driver with memory for the larger window: 10 kB
-# a unit.
+# Between two windows the pool drains and restarts, which takes some seconds. So many units per reading process and
+# window keep that below 1 % of the time. A cluster with hundreds of such processes has a driver with memory for the
+# larger window: 10 kB per unit.
 UNITS_PER_ACTOR = 128
 MAX_WINDOW_UNITS = 65_536
-# What fails so many units, each by itself, is no matter of the units.
+# So many units that fail one by one have a common cause, so the run stops.
 MAX_FAILED_UNITS = 100
 CLEAR_S = 5.0
 
-# Chooses slices, given all of SOURCE's, and a function that counts a slice's samples up to a number.
+# Chooses from all slices of SOURCE; the second argument counts a slice's samples up to a number.
 Pick = Callable[[Iterator[Slice], Callable[[Slice, int], int]], Iterator[Slice]]
 
 
@@ -77,10 +77,10 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         pick: Chooses what to label, for a dry run into an empty DEST.
 
     Raises:
-        ConfigError: Settings that cannot be used, or that differ from those DEST was begun with.
-        SourceError: SOURCE or DEST cannot be used, or SOURCE changed since DEST was begun.
-        ModelError: The model cannot be had or used.
-        StorageError: Planning failed on storage.
+        ConfigError: Settings are invalid, or differ from those that DEST was started with.
+        SourceError: SOURCE or DEST cannot be used, or SOURCE has changed since DEST was started.
+        ModelError: The model cannot be fetched or used.
+        StorageError: Storage failed during planning.
     """
     started = time.perf_counter() if started is None else started
     config, spec, labels = settle_model(config)
@@ -95,22 +95,22 @@ def run(config: LabelConfig, *, started: float | None = None, pick: Pick | None 
         calibration = settle_calibration(config.calibration, spec, choice, config.decode)
         path = model_file(spec, choice)
         with Lease(dest, _wait_aloud(config) if config.append else None) as lease, ThreadPoolExecutor(1) as background:
-            if config.append:  # with what came while this run waited: another may have planned it
+            if config.append:  # list again: meanwhile shards may have come, and another run may have planned them
                 source = open_source(config.source, config.format, exclude=dest)
-            same = fingerprint(config, source, spec, choice, labels, calibration)
+            must_match = fingerprint(config, source, spec, choice, labels, calibration)
             settings = replace(
                 unit_settings(config, source, spec, choice, labels, calibration),
                 token=lease.token,
-                rows_id=rows_id(same),
+                rows_id=rows_id(must_match),
             )
             count = partial(count_samples, settings)
             listed = partial(reader.slices, in_part(source, *config.part_of()), manifests=config.uri_column is not None)
             slices = listed if pick is None else lambda: pick(listed(), count)
-            work = prepare(config, dest, same, source, slices, count, lease.check)
+            work = prepare(config, dest, must_match, source, slices, count, lease.check)
             printer = ProgressPrinter(
                 config.progress,
                 work.plan.units,
-                work.plan.bytes if config.uri_column is None else None,  # of a manifest they say nothing of its images'
+                work.plan.bytes if config.uri_column is None else None,  # a manifest's size says nothing of its images
                 work.totals,
             )
             tally = Tally(work.totals, printer, started)
@@ -151,7 +151,7 @@ def _wait_aloud(config: LabelConfig) -> Callable[[str], None]:
 
 
 def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally) -> None:
-    """Say how much of the workers' time has work, where units are so few that they may be uneven; not of one alone."""
+    """Say for how much of their time workers have work, if units are few enough to be uneven, but more than one."""
     if work.plan.units <= SINGLE_SHARD_UNITS and work.plan.units - work.done.sum() > 1:
         all_sizes = unit_bytes(iter_units(dest, work.plan))
         sizes = [size for size, done in zip(all_sizes, work.done, strict=True) if not done]
@@ -163,7 +163,7 @@ def _tell_evenness(dest: Storage, work: ResumeState, workers: int, tally: Tally)
 
 
 def _tell(work: ResumeState, tally: Tally) -> None:
-    """Say what --append found, and which units cannot be had any more."""
+    """Say what --append found, and which units can no longer be labelled."""
     if work.new_units:
         before = work.plan.units - work.new_units
         tally.printer.say(f"shardlabel: added {many_text(work.new_units, 'unit')} to the plan, which had {before}")
@@ -172,7 +172,7 @@ def _tell(work: ResumeState, tally: Tally) -> None:
 
 
 def window_units(readers: int) -> int:
-    """Return how many units are handed to Ray Data at a time, for so many processes that read them."""
+    """Return how many units Ray Data gets at a time, for so many processes that read them."""
     return min(max(WINDOW_UNITS, UNITS_PER_ACTOR * readers), MAX_WINDOW_UNITS)
 
 
@@ -184,7 +184,7 @@ def unit_settings(
     labels: tuple[str, ...],
     calibration: Calibration | None = None,
 ) -> UnitSettings:
-    """Return what workers need to know, of a run's settings."""
+    """Return those settings of a run that workers need."""
     dest = open_storage(config.output)
     first = source if config.overwrite else planned_first(source, dest)
     taken = OutputSpec(labels, {}, embedding_size=1, calibration=calibration).schema().names
@@ -214,9 +214,9 @@ def label_pending(
     work: ResumeState,
     tally: Tally,
 ) -> None:
-    """Label the pending units, window by window, until all are done, or something or somebody asks to stop.
+    """Label the pending units, window by window, until all are done or a stop is requested.
 
-    A unit that fails for itself is counted, and the others go on.
+    A unit that fails on its own is counted, and the others continue.
     """
     import ray
 
@@ -246,7 +246,7 @@ def label_pending(
         _cleared(state),
         stop_on_signal(state.request_stop, tally.printer) as stopped,
         work.log,
-        # Each second: a gauge that is set once is offered once.
+        # Every second: a gauge that is set once is exported once.
         tally.printer.ticking(lambda: gauges.show(tally.totals)),
     ):
         while not stopped.is_set() and (window := list(islice(pending, window_units(pools.readers)))):
@@ -258,8 +258,8 @@ def label_pending(
                 else:
                     name = _unit_name(window, result.unit)
                     tally.add_failed(name, result.why)
-                    is_of_all = result.stops or tally.failed_units - len(work.lost) >= MAX_FAILED_UNITS
-                    stops = tally.failure is None and is_of_all
+                    is_common = result.stops or tally.failed_units - len(work.lost) >= MAX_FAILED_UNITS
+                    stops = tally.failure is None and is_common
                     if stops:
                         tally.failure = f"{name}: {result.why}"
                 if stops:
@@ -270,7 +270,7 @@ def label_pending(
 
 
 def _unit_name(units: list[Unit], number: int) -> str:
-    """Return what a unit is called where it failed: with its first shards."""
+    """Return a unit's name for messages, with its first shards."""
     (unit,) = (unit for unit in units if unit.number == number)
     names = [piece.shard for piece in unit.slices[:3]] + ["..."] * (len(unit.slices) > 3)
     return f"unit {number} ({', '.join(names)})"
@@ -278,7 +278,7 @@ def _unit_name(units: list[Unit], number: int) -> str:
 
 @contextmanager
 def _cleared(state: RunState) -> Iterator[None]:
-    """Forget the run in the cluster however it ends, unless the cluster itself is gone: it answers for a minute then."""
+    """Clear the run's state in the cluster however the run ends; wait CLEAR_S at most, as a lost cluster takes a minute."""
     try:
         yield
     finally:
@@ -294,7 +294,7 @@ def _cleared(state: RunState) -> Iterator[None]:
 
 @contextmanager
 def ray_failures(tally: Tally) -> Iterator[None]:
-    """Make what Ray raises the reason why the run failed, in one line."""
+    """Record an error of Ray's as the reason why the run failed, in one line."""
     from ray.exceptions import RayError
 
     try:
@@ -306,7 +306,7 @@ def ray_failures(tally: Tally) -> Iterator[None]:
 
 
 def embedding_size(spec: ModelSpec, choice: DeviceChoice, graph: bytes) -> int:
-    """Return the number of features, by asking the model about one image."""
+    """Return the number of features, by running the model on one image."""
     classifier = Classifier(spec, precision=choice.precision, graph=graph, top_k=1)
     side = spec.preprocessing.crop
     embedding = classifier.predict(np.zeros((1, side, side, 3), np.uint8), embedding=True).embedding

@@ -1,7 +1,7 @@
-"""Options of a command, made of the fields of the settings class that checks them, so that each is described once.
+"""Build a command's options from the fields of the settings class that checks them, so that each is described once.
 
-A field's name, with dashes, is the option; its description is the help, behind which its default is added. Where the
-default depends, the description says it itself, as `[default: 16 on a CPU]`. `GROUPS` of the class names the group of
+A field's name, with dashes, is the option; its description, followed by its default, is the help. A default that
+depends on something is in the description itself, as `[default: 16 on a CPU]`. The class's `GROUPS` names the group of
 options that begins at a field.
 """
 
@@ -23,7 +23,7 @@ from models.errors import ConfigError
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
-# For a field's `json_schema_extra`: its option works, and neither help nor errors name it.
+# The `json_schema_extra` of a field whose option works, but is named in neither help nor errors.
 HIDDEN: dict[str, JsonValue] = {"hidden": True}
 
 
@@ -34,14 +34,14 @@ def options_of(
     short: Mapping[str, str] | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> Callable[[CommandT], CommandT]:
-    """Give a command the fields of a settings class as options; what is given comes as its `**options`, else None.
+    """Give a command the fields of a settings class as options; it gets them as `**options`, None where not given.
 
     Args:
         settings: The class.
-        names: Fields that become options; all, where none are named.
-        argument: The field that is given without a name, in several words.
-        short: One-letter options, as `-o`, by field.
-        defaults: What to say of the default, by field, where the command's is another than the class's.
+        names: Fields that become options; all if none are named.
+        argument: The field that is the positional argument, of several words.
+        short: One-letter options, such as `-o`, by field.
+        defaults: Default to show in the help, by field, where the command's differs from the class's.
     """
 
     def decorate(command: CommandT) -> CommandT:
@@ -74,7 +74,7 @@ def _annotation(
     kind: Any = next((kind for kind in (bool, int, float, Path) if field.annotation in (kind, kind | None)), str)
     dashed = name.replace("_", "-")
     option = typer.Option(
-        # What is on unless it is said otherwise needs a word for that.
+        # An option that is on by default needs a word that switches it off.
         *(f"--{dashed}/--no-{dashed}" if field.default is True else f"--{dashed}", *([short] if short else [])),
         help=_help(field, said),
         hidden=field.json_schema_extra == HIDDEN,
@@ -101,18 +101,18 @@ def _split_at_commas(values: list[str] | None) -> list[str] | None:
 def build_settings(
     settings: type[SettingsT], options: Mapping[str, object], config_file: Path | None = None
 ) -> SettingsT:
-    """Join the options of a command with those of a YAML file, and check them; the command comes first.
+    """Merge the options of a command with those of a YAML file, and check them; the command takes precedence.
 
     Args:
         settings: The class.
-        options: By field; None, or no words, means not given.
+        options: By field; None or [] means not given.
         config_file: YAML whose keys are the option names, with dashes or underscores.
 
     Raises:
-        ConfigError: An unknown key, or a value that cannot be; one line that says which, what it got and expected.
+        ConfigError: A key is unknown or a value invalid; one line says which, what it got and what was expected.
     """
-    table = read_table(config_file) if config_file is not None else {}
-    values = {str(key).replace("-", "_"): value for key, value in table.items()}
+    from_file = read_table(config_file) if config_file is not None else {}
+    values = {str(key).replace("-", "_"): value for key, value in from_file.items()}
     values |= {name: value for name, value in options.items() if value is not None and value != []}
     try:
         return settings.model_validate(values)
@@ -121,22 +121,22 @@ def build_settings(
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """Return the keys of a `--config` file.
+    """Return the contents of a `--config` file.
 
     Raises:
-        ConfigError: It cannot be read, or is no table.
+        ConfigError: It cannot be read, or is not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
         raise ConfigError(f"--config {path} cannot be read: {' '.join(str(err).split())}") from err
     if not isinstance(values, dict | None):
-        raise ConfigError(f"--config {path} must be a table of options, got {type(values).__name__}")
+        raise ConfigError(f"--config {path} must be a mapping of options, got {type(values).__name__}")
     return values or {}
 
 
 def one_line(err: ValidationError, settings: type[BaseModel]) -> str:
-    """Say what is wrong first: which option, what it got and what was expected."""
+    """Describe the first error: which option, what it got and what was expected."""
     first = err.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
@@ -146,7 +146,7 @@ def one_line(err: ValidationError, settings: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         shown = [key.replace("_", "-") for key, f in settings.model_fields.items() if f.json_schema_extra != HIDDEN]
         near = "".join(f"did you mean {key}? " for key in get_close_matches(name.replace("_", "-"), shown, 1))
-        return f"unknown option {name!r}; {near}known are {', '.join(shown)}"
+        return f"unknown option {name!r}; {near}known options are {', '.join(shown)}"
     if first["type"] == "missing":
         return f"{option} is missing"
     about = settings.model_fields[name].description

@@ -1,4 +1,4 @@
-"""Tell how far a run is: one live line on a terminal, a line every ten seconds in a log, or nothing."""
+"""Show a run's progress: one live line on a terminal, a line every ten seconds in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ProgressPrinter:
 
     Args:
         kind: auto is a live line on a terminal, and log lines elsewhere.
-        units: In the plan.
-        total_bytes: Of all input; None where they are not known: the time left is told by units then.
+        units: Number of units in the plan.
+        total_bytes: Bytes of all input; if None, units give the time left.
         totals: What earlier runs finished; commits are added to it.
-        stream: Where to print in the place of standard error.
+        stream: Where to print instead of standard error.
     """
 
     def __init__(
@@ -43,25 +43,25 @@ class ProgressPrinter:
         self._started = self._printed = time.perf_counter()
         self._lock = threading.Lock()
         self._console = Console(file=stream, stderr=True, quiet=kind is Progress.NONE)
-        # Rich takes a log for a terminal where FORCE_COLOR is set.
+        # With FORCE_COLOR set, Rich takes a log for a terminal.
         self._is_live = kind is Progress.AUTO and self._console.is_interactive and self._console.file.isatty()
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         self._bars = Bars(
             *columns,
             console=self._console,
             refresh_per_second=LIVE_PER_S,
-            redirect_stdout=False,  # it is the caller's: the summary as JSON
+            redirect_stdout=False,  # the caller prints there: the summary as JSON
             disable=not self._is_live,
         )
         self._bar = self._bars.add_task(self.line(), total=units, completed=totals.units)
 
     def add(self, commit: Commit) -> None:
-        """Count a finished unit in, and print where it is time."""
+        """Count a finished unit, and print if it is time."""
         self.totals.add(commit)
         self.tick()
 
     def tick(self) -> None:
-        """Print where it is time."""
+        """Print if it is time."""
         if self._is_live:
             self._bars.update(self._bar, completed=self.totals.units, description=self.line())
             return
@@ -72,7 +72,7 @@ class ProgressPrinter:
 
     @contextmanager
     def ticking(self, show: Callable[[], None]) -> Iterator[None]:
-        """Print where it is time also while nothing finishes; call `show` each second, and once at the end."""
+        """Print on time even while no unit finishes; call `show` every second, and once at the end."""
         done = threading.Event()
 
         def tick() -> None:
@@ -85,7 +85,7 @@ class ProgressPrinter:
         try:
             with self._bars:
                 if self._is_live:
-                    # Rich hides it, and a run that is killed could not show it again.
+                    # Rich hides the cursor, and a killed run could not show it again.
                     self._console.show_cursor()
                 yield
         finally:
@@ -94,13 +94,13 @@ class ProgressPrinter:
             show()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.out(text, highlight=False)
 
     def line(self) -> str:
-        """Return the line: units, images, images/s of this run, errors, and the time left by bytes, or by units.
+        """Return the line: units, images, images/s of this run, errors, and the time left by bytes or units.
 
-        Until this run has finished a unit, how long it has been at it stands in their place.
+        Until this run has finished a unit, the line says only how long the run has taken.
         """
         t = self.totals
         seconds = time.perf_counter() - self._started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def count_text(count: float) -> str:
-    """Return a count with its thousands apart.
+    """Return a count with thousands separators.
 
     >>> count_text(1281167)
     '1,281,167'
@@ -22,7 +22,7 @@ def many_text(count: float, one: str, more: str | None = None) -> str:
 
 
 def rate_text(value: float) -> str:
-    """Return a number of which three digits tell enough.
+    """Return a number with three significant digits, or as an integer from 100 on.
 
     >>> rate_text(54.5678)
     '54.6'
@@ -59,7 +59,7 @@ def duration_text(seconds: float) -> str:
 
 
 def share_text(part: float, whole: float) -> str:
-    """Return a share in percent; one that is not zero never reads as zero.
+    """Return a share in percent; a share above zero never reads as zero.
 
     >>> share_text(1, 100_000)
     'under 0.01 %'

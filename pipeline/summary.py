@@ -1,4 +1,4 @@
-"""What a run came to, for people, for scripts, and for `_shardlabel/summary.json`."""
+"""The result of a run, for people, for scripts, and for `_shardlabel/summary.json`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run came to. Numbers; the command line makes text of them.
+    """The result of a run, in numbers; `sentences` returns them as text.
 
     Attributes:
         status: done, interrupted, failed, or stopped at --max-error-rate.
         output: DEST.
         model: Name of the model, with precision and decode mode beside it.
-        units: In the plan; `units_done` of them are finished, `units_now` by this run.
+        units: Units in the plan; `units_done` of them are finished, `units_now` by this run.
         images: Rows in DEST; `ok` of them are labelled, the others in `errors` by status.
         error_rate: Share of images that could not be labelled.
-        seconds: Of this run, from its first line; `images_now / seconds` is `images_per_s`.
-        first_commit_s: From the start to the first finished unit of this run.
-        incomplete: Shards of which something is missing, with what (the first hundred).
-        failed: Units that failed in this run, with their shards, and why (the first hundred of `failed_units`).
+        seconds: Duration of this run from the command's start; `images_now / seconds` is `images_per_s`.
+        first_commit_s: Seconds from the start to the first finished unit of this run.
+        incomplete: What is missing, by shard (the first hundred shards).
+        failed: Why units failed in this run, by unit and shards (the first hundred of `failed_units`).
         failure: Why the run failed or stopped.
         complete: Whether all units are finished.
-        new_units: That --append found and put behind the others; None without it.
+        new_units: Number of units that --append added to the plan; None without it.
     """
 
     status: str
@@ -62,12 +62,12 @@ class RunReport:
     new_units: int | None = None
 
     def exit_code(self, max_error_rate: float) -> int:
-        """Return what the command exits with: 0, 1 failed, 3 over --max-error-rate, 130 interrupted."""
+        """Return the command's exit code: 0 done, 1 failed, 3 over --max-error-rate, 130 interrupted."""
         over = self.status == "stopped" or self.error_rate > max_error_rate
         return {"interrupted": 130, "failed": 1}.get(self.status, 3 if over else 0)
 
     def sentences(self) -> str:
-        """Return what a person wants to read."""
+        """Return the result as text for people."""
         errors = ", ".join(f"{count} {status}" for status, count in sorted(self.errors.items()))
         lines = []
         if self.status == "done" and not self.units_now:
@@ -93,10 +93,10 @@ class RunReport:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run counts while it goes.
+    """The counts of a run in progress.
 
     Attributes:
-        totals: Over all finished units, of this run and earlier ones; the printer adds to it.
+        totals: Sums over all finished units, of this run and earlier ones; the printer adds to them.
         started: `time.perf_counter()` when the command began.
     """
 
@@ -112,34 +112,34 @@ class Tally:
     stopped: str | None = None
 
     def add(self, commit: Commit) -> None:
-        """Count a finished unit in."""
+        """Count a finished unit."""
         self.units_now += 1
         self.images_now += commit.rows
         self.first_commit_s = self.first_commit_s or time.perf_counter() - self.started
         self.printer.add(commit)
 
     def add_failed(self, unit: str, why: str) -> None:
-        """Count a unit in that failed for itself, while others may go on."""
+        """Count a unit that failed on its own; others may continue."""
         self.failed_units += 1
         if len(self.failed) < MAX_NAMED:
             self.failed[unit] = why
         self.printer.say(f"shardlabel: {unit} failed: {why}")
 
     def is_over(self, budget: ErrorBudget) -> bool:
-        """Tell whether the failures in DEST are over a budget; `stopped` says so then."""
+        """Tell whether the failures in DEST exceed a budget; if they do, set `stopped` to the reason."""
         images, failed = self.totals.rows, self.totals.rows - self.totals.ok
         if not budget.is_spent(images, failed):
             return False
         self.stopped = (
-            f"{failed} of the first {images} images ({failed / images:.1%}) could not be labelled, beyond chance more "
-            f"than --max-error-rate {budget.rate:g}"
+            f"{failed} of the first {images} images ({failed / images:.1%}) could not be labelled, more than "
+            f"--max-error-rate {budget.rate:g} even allowing for chance"
         )
         return True
 
     def report(
         self, *, output: str, model: str, precision: str, decode: str, units: int, new_units: int | None = None
     ) -> RunReport:
-        """Return the report of the run as it stands."""
+        """Return the report of the run so far."""
         totals = self.totals
         seconds = time.perf_counter() - self.started
         failure = self.failure

@@ -1,1 +1,1 @@
-"""What builds the bundled model and the files in the repository; no part of the installed command."""
+"""Tools that build the bundled model and generated files of the repository; not part of the installed command."""

@@ -1,4 +1,4 @@
-"""Write docs/cli.md, every command with its options, as typer makes such a page of the code: `make cli-page`."""
+"""Generate docs/cli.md, every command with its options, by typer: `make cli-page`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 def build_page() -> str:
-    """Return the page; a test compares it with what docs/cli.md holds."""
+    """Return the page as Markdown; a test compares it with docs/cli.md."""
     command = typer.main.get_command(build_app())
     ctx = typer.Context(command, **command.context_settings)
     text = get_docs_for_click(obj=command, ctx=ctx, name="shardlabel", title="Commands and options")
-    # Markdown takes an indented line for code only behind an empty one.
+    # In Markdown, an indented block is code only after an empty line.
     return re.sub(r"^(Examples?:)\n", r"\1\n\n", text, flags=re.MULTILINE).strip() + "\n"
 
 

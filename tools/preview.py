@@ -1,4 +1,4 @@
-"""`python -m tools.preview DEST`: say where the Parquet is, and show its first rows."""
+"""Show where the Parquet files of a DEST are, and the first rows: `python -m tools.preview DEST`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = 12
 
 
 def main(folder: Path) -> None:
-    """Print the first rows of the folder's Parquet files."""
+    """Print the first rows of the folder's first Parquet file."""
     console = Console()
     parts = sorted(folder.glob("part-*.parquet"))
     table = Table(title=f"{folder}/{parts[0].name}" + (f" and {len(parts) - 1} more" if parts[1:] else ""))

@@ -1,6 +1,6 @@
-"""The Grafana dashboard of bulk runs: `python -m tools.render_dashboard > cluster/grafana-bulk.json`.
+"""Generate the Grafana dashboard of bulk runs: `python -m tools.render_dashboard > cluster/grafana-bulk.json`.
 
-Every query is made of names that `pipeline.session.metrics` and Ray offer; a test holds each of them to that.
+Every query uses metrics and labels that `pipeline.session.metrics` or Ray exports; a test checks each name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Panel:
     """One panel.
 
     Attributes:
-        title: What it shows.
-        queries: Legend to PromQL.
+        title: Its title.
+        queries: PromQL by legend.
         unit: Grafana's name of the unit.
-        width: Of the 24 columns.
-        kind: Grafana's type of panel.
-        help: What to make of it.
+        width: Width in columns, of 24.
+        kind: Grafana's panel type.
+        help: Its description.
     """
 
     title: str
@@ -53,7 +53,7 @@ RUN_PANELS = (
         "s",
         6,
         "stat",
-        "Units left over the rate of the last ten minutes.",
+        "Units left, divided by the rate over the last ten minutes.",
     ),
     Panel(
         "Images that could not be labelled",
@@ -64,7 +64,7 @@ RUN_PANELS = (
         "percentunit",
         6,
         "stat",
-        "A share of all images. They are rows with a status, and no reason to stop.",
+        "Share of all images. Each is a row with a status; the run continues.",
     ),
     Panel(
         "Images/s by status",
@@ -73,7 +73,7 @@ RUN_PANELS = (
     Panel(
         "Processes busy, by stage",
         {"{{stage}}": f"sum by (stage) (rate(ray_shardlabel_stage_seconds_total{RUN}[$__rate_interval]))"},
-        help="Seconds a second. What is largest bounds the run: read: storage or network; decode: CPUs; label: the model.",
+        help="Seconds per second. The largest bounds a run: read: storage or network; decode: CPUs; label: the model.",
     ),
     Panel(
         "Bytes/s",
@@ -89,7 +89,7 @@ RUN_PANELS = (
             "units": f"sum(increase(ray_shardlabel_unit_retries_total{RUN}[$__rate_interval]))",
             "storage": f"sum(increase(ray_shardlabel_storage_retries_total{RUN}[$__rate_interval]))",
         },
-        help="Units: a process died, or its node was taken back. Storage: an answer that was worth asking again.",
+        help="Units: a process died, or its node was reclaimed. Storage: a transient error was retried.",
     ),
 )
 CLUSTER_PANELS = (
@@ -105,7 +105,7 @@ CLUSTER_PANELS = (
 
 
 def dashboard() -> dict[str, Any]:
-    """Return the dashboard as Grafana imports it."""
+    """Return the dashboard in Grafana's JSON format."""
     panels: list[dict[str, Any]] = []
     top = 0
     for title, group in (("Run", RUN_PANELS), ("Cluster", CLUSTER_PANELS)):

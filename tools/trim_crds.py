@@ -1,7 +1,7 @@
-"""Make `kuberay.json` from KubeRay's CRD files: `python -m tools.trim_crds FOLDER`.
+"""Generate `kuberay.json` from KubeRay's CRD files: `python -m tools.trim_crds FOLDER`.
 
-The three files hold the same pod template many times over, 3.3 MB in all. What is kept is version v1 without `status`
-and descriptions; every subtree that occurs more than once is stored once and referred to.
+The three files repeat the same pod template many times, 3.3 MB in all. Only version v1 is kept, without `status` and
+descriptions. Every subtree that occurs more than once is stored once and referenced.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FILES = {
     "RayJob": "ray.io_rayjobs.yaml",
     "RayService": "ray.io_rayservices.yaml",
 }
-# A reference costs about 30 characters: smaller subtrees are cheaper as they are.
+# A reference costs about 30 characters, so smaller subtrees are not shared.
 LEAST_SHARED = 120
 DROPPED = {"description", "default", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-validations"}
 INT_BOUNDS = {"int32": 2**31, "int64": 2**63}
-# Values and bounds that the operator alone knows.
+# Values and bounds that only the operator checks.
 MODES = ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
 UPGRADES = ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]
 NOT_NEGATIVE = ("backoffLimit", "ttlSecondsAfterFinished", "idleTimeoutSeconds", "minReplicas", "maxReplicas")
@@ -39,7 +39,7 @@ BOUNDS: dict[str, dict[str, int]] = {
 
 
 def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
-    """Return a schema without what a check does not need; int32 and int64 become bounds."""
+    """Return a schema with only what validation needs; int32 and int64 become bounds."""
     if isinstance(node, list):
         return [tidy(item) for item in node]
     if not isinstance(node, dict):
@@ -60,7 +60,7 @@ def tidy(node: Any) -> Any:  # noqa: ANN401 (any JSON)
 
 
 def share(kinds: dict[str, Any]) -> dict[str, Any]:
-    """Return kinds and `$defs`, where every larger subtree that repeats is stored once."""
+    """Return `kinds` and `$defs`; every repeated subtree of at least LEAST_SHARED characters is stored once."""
     counts: Counter[str] = Counter()
     for schema in kinds.values():
         _count(schema, counts)
@@ -75,7 +75,7 @@ def _text(node: Any) -> str:  # noqa: ANN401
 
 
 def _subschemas(node: dict[str, Any]) -> list[Any]:
-    """List the schemas directly below one: names of properties are not schemas, their values are."""
+    """Return the schemas directly below one: the values of `properties`, `items` and `additionalProperties`."""
     below = list(node.get("properties", {}).values())
     below += [node[key] for key in ("items", "additionalProperties") if isinstance(node.get(key), dict)]
     return below
@@ -86,7 +86,7 @@ def _count(node: dict[str, Any], counts: Counter[str]) -> None:
     if len(text) >= LEAST_SHARED:
         counts[text] += 1
         if counts[text] > 1:
-            return  # what is below is shared through this one
+            return  # its subtrees are shared with it
     for schema in _subschemas(node):
         _count(schema, counts)
 
@@ -107,7 +107,7 @@ def _replace_children(node: dict[str, Any], names: dict[str, str]) -> dict[str, 
 
 
 def read_kind(path: Path) -> dict[str, Any]:
-    """Return the v1 schema of one CRD file, without `status`, which no manifest sets."""
+    """Return the v1 schema of one CRD file, without `status`, which manifests do not set."""
     crd = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
     schema: dict[str, Any] = tidy(version["schema"]["openAPIV3Schema"])
@@ -116,14 +116,14 @@ def read_kind(path: Path) -> dict[str, Any]:
 
 
 def cron_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a RayCronJob as far as its jobs go; other keys are left open, as it is still an alpha."""
+    """Return the schema of a RayCronJob for its jobs only; other keys are open, as the kind is still alpha."""
     template = {"schedule": {"type": "string"}, "jobTemplate": job["properties"]["spec"]}
     spec = {"type": "object", "properties": template, "required": [*template], "additionalProperties": True}
     return {**job, "properties": {**job["properties"], "spec": spec}}
 
 
 def main(folder: Path) -> None:
-    """Write the bundle."""
+    """Write the bundle from the CRD files in a folder."""
     kinds = {kind: read_kind(folder / name) for kind, name in FILES.items()}
     job, service = (kinds[kind]["properties"]["spec"]["properties"] for kind in ("RayJob", "RayService"))
     job["submissionMode"]["enum"] = MODES

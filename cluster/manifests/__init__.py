@@ -1,1 +1,1 @@
-"""`shardlabel cluster render`: manifests from one validated configuration."""
+"""`shardlabel cluster render`: build manifests from one validated configuration."""

@@ -1,4 +1,4 @@
-"""How much of a cluster may go at once when a node is emptied for an upgrade, or to save one."""
+"""Pod disruption budgets: how many pods may go at once when a node is drained for an upgrade, or to save one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cluster.manifests.settings import ClusterConfiguration
 
 
 def head_budget(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return what has an emptied node wait for the end of a run: with the head the whole cluster would go."""
+    """Return the budget that makes a drained node wait for the end of a run: without its head the cluster is lost."""
     return _budget(config, "head", 1)
 
 
 def worker_budget(config: ClusterConfiguration, least: int) -> dict[str, Any]:
-    """Return what has the endpoint's workers leave one after the other.
+    """Return the budget by which a drain takes the endpoint's workers one at a time.
 
     Args:
-        config: What was asked for.
-        least: How many workers there are, above one: a single one could never leave.
+        config: The settings.
+        least: Minimum number of workers, at least 2: with 1, its node could never be drained.
     """
     return _budget(config, "worker", least - 1)
 
@@ -30,7 +30,7 @@ def _budget(config: ClusterConfiguration, node_type: str, least: int) -> dict[st
         "kind": "PodDisruptionBudget",
         "metadata": {**metadata(config), "name": f"{config.name}-{node_type}", "labels": pod_labels(config)},
         "spec": {
-            # A number, and of those that stay: all that Kubernetes takes for pods of a kind it does not know.
+            # Kubernetes accepts only an absolute minAvailable for pods whose controller it does not know.
             "minAvailable": least,
             "selector": {"matchLabels": {INSTANCE_LABEL: config.name, NODE_TYPE_LABEL: node_type}},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",

@@ -1,4 +1,4 @@
-"""Who may reach the pods: token authentication keeps others out of Ray, this keeps them from asking."""
+"""The network policy: which pods may connect to the cluster. Ray asks them for its token as well."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from cluster.manifests.raycluster import metadata
 from cluster.manifests.settings import ClusterConfiguration
 
 DASHBOARD_PORT = 8265
-# Set by KubeRay's Helm chart and by its kustomization alike.
+# KubeRay's Helm chart and its kustomization both set it.
 OPERATOR_LABELS = {"app.kubernetes.io/component": "kuberay-operator"}
-# On every namespace, by Kubernetes itself.
+# Kubernetes sets it on every namespace.
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
@@ -19,12 +19,12 @@ def network_policy(config: ClusterConfiguration, *, serves: bool = False) -> dic
     """Return a policy: all ports from this cluster, the dashboard from KubeRay, metrics from anywhere.
 
     Args:
-        config: What was asked for.
-        serves: Whether the endpoint's ports are open as well; KubeRay asks the HTTP one whether it is healthy.
+        config: The settings.
+        serves: Whether to open the endpoint's ports too. KubeRay's operator checks its health on the HTTP port.
     """
     endpoint = (HTTP_PORT, GRPC_PORT) if serves else ()
     own = {INSTANCE_LABEL: config.name}
-    # The label alone would let in any pod that gives it to itself, in whatever namespace.
+    # The label alone would admit any pod that sets it, in any namespace.
     operator = {
         "namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: config.operator_namespace}},
         "podSelector": {"matchLabels": OPERATOR_LABELS},

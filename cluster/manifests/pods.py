@@ -1,4 +1,4 @@
-"""Pods of the head and the workers: where they may run, what they may use, and how they end."""
+"""Pod templates of the head and the workers: placement, resources, security and shutdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster.manifests.settings import ClusterConfiguration, GpuWorkerSettings, 
 
 USER_ID = 1000  # `ray` in cluster/Dockerfile
 CACHE_PATH = "/cache"
-# Ray's sessions and logs, HAProxy's files: beside the models all that is written.
+# Ray's sessions and logs, HAProxy's files: everything that is written except models.
 TMP_MOUNT: dict[str, Any] = {"name": "tmp", "mountPath": "/tmp"}
 TMP_VOLUME: dict[str, Any] = {"name": "tmp", "emptyDir": {}}
 KEYS_PATH = "/etc/shardlabel"
@@ -17,25 +17,25 @@ METRICS_PORT = 8080
 HTTP_PORT = 8000
 GRPC_PORT = 9000
 INSTANCE_LABEL = "app.kubernetes.io/instance"
-# KubeRay's: head or worker.
+# KubeRay's label: head or worker.
 NODE_TYPE_LABEL = "ray.io/node-type"
-# How the clouds mark nodes that they may take back.
+# Labels by which the clouds mark nodes that they may reclaim.
 SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
     "eks.amazonaws.com/capacityType": "SPOT",
     "cloud.google.com/gke-spot": "true",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
-# GKE and AKS also keep ordinary pods off them.
+# Taints by which GKE and AKS keep ordinary pods off such nodes.
 SPOT_TAINTS = {"cloud.google.com/gke-spot": "true", "kubernetes.azure.com/scalesetpriority": "spot"}
-# Ray drains by itself for 30 s on SIGTERM, where that reaches it. It comes after our own drain, and would be time twice.
+# If SIGTERM reaches Ray, it drains for 30 s itself. That comes after our own drain, and would only add time.
 AFTER_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-# After the time to finish: for Ray's own processes to leave.
+# Time for Ray's own processes to exit, after the drain.
 LEAVE_S = 20
 
 
 def pod_labels(config: ClusterConfiguration) -> dict[str, str]:
-    """Return what the network policy finds this cluster's pods by."""
+    """Return the labels by which the network policy selects this cluster's pods."""
     return {INSTANCE_LABEL: config.name, "app.kubernetes.io/part-of": "shardlabel"}
 
 
@@ -43,9 +43,9 @@ def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool)
     """Return the pod template of the head: never on a spot node.
 
     Args:
-        config: What was asked for.
-        env: More environment.
-        serves: Whether the cluster is an endpoint: KubeRay takes the ports of its services from the head's container.
+        config: The settings.
+        env: Additional environment variables.
+        serves: Whether the cluster is an endpoint: KubeRay takes its services' ports from the head's container.
     """
     container = {
         "name": "ray-head",
@@ -82,13 +82,13 @@ def head_pod(config: ClusterConfiguration, env: dict[str, str], *, serves: bool)
 def worker_pod(
     config: ClusterConfiguration, group: WorkerSettings, env: dict[str, str], *, serves: bool
 ) -> dict[str, Any]:
-    """Return the pod template of a group of workers, which finish what they do when they are stopped.
+    """Return the pod template of a worker group. A worker that is stopped finishes its work first.
 
     Args:
-        config: What was asked for.
-        group: Its workers.
-        env: More environment.
-        serves: Whether they answer requests: then they go to several zones and nodes, so that all are not lost at once.
+        config: The settings.
+        group: The group's settings.
+        env: Additional environment variables.
+        serves: Whether they answer requests. Such workers spread over zones and nodes.
     """
     gpus = group.gpus if isinstance(group, GpuWorkerSettings) else 0
     container = {
@@ -117,10 +117,10 @@ def worker_pod(
 
 
 def drain_command(drain_s: int) -> str:
-    """Return what a worker does before it is stopped: take nothing new, and give what runs time to finish.
+    """Return the preStop command of a worker: accept no new work, and give running work `drain_s` seconds to finish.
 
-    Its raylet ends once it is idle. `ray start --block` stays for all that, so the hook looks for the raylet itself;
-    when the hook ends, Kubernetes stops the container.
+    The raylet exits once it is idle, but `ray start --block` does not, so the hook waits for the raylet itself. When
+    the hook ends, Kubernetes stops the container.
     """
     return (
         "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is being stopped'"
@@ -130,17 +130,17 @@ def drain_command(drain_s: int) -> str:
 
 
 def container_security(*, writes: bool = False) -> dict[str, Any]:
-    """Return what no container may do.
+    """Return the security context of a container.
 
     Args:
-        writes: Whether it may write anywhere in its file system: only a container that is not ours.
+        writes: Whether it may write to its root file system; only for containers that are not ours.
     """
-    closed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return closed if writes else {**closed, "readOnlyRootFilesystem": True}
+    unprivileged = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return unprivileged if writes else {**unprivileged, "readOnlyRootFilesystem": True}
 
 
 def pod_security() -> dict[str, Any]:
-    """Return whom a pod runs as."""
+    """Return the security context of a pod: its user, groups and seccomp profile."""
     return {
         "runAsNonRoot": True,
         "runAsUser": USER_ID,
@@ -171,7 +171,7 @@ def _storage(config: ClusterConfiguration) -> dict[str, Any]:
 
 
 def _resources(group: HeadSettings | WorkerSettings, gpus: int = 0) -> dict[str, Any]:
-    # Limits equal to requests: Ray counts on the limits, so anything less would be promised twice.
+    # Limits equal requests: Ray schedules by the limits, so lower requests would overcommit the node.
     amounts = {"cpu": str(group.cpus), "memory": group.memory, "ephemeral-storage": group.ephemeral_storage}
     if gpus:
         amounts["nvidia.com/gpu"] = str(gpus)
@@ -190,7 +190,7 @@ def _volumes(config: ClusterConfiguration) -> list[dict[str, Any]]:
     if config.cache_claim:
         cache = {"persistentVolumeClaim": {"claimName": config.cache_claim}}
     if config.cache_host_path:
-        # Not DirectoryOrCreate: Kubernetes would make it root's, and no pod could write there.
+        # Not DirectoryOrCreate: Kubernetes would create it as root, and no pod could write there.
         cache = {"hostPath": {"path": config.cache_host_path, "type": "Directory"}}
     volumes = [{"name": "models", **cache}, TMP_VOLUME]
     if config.service.api_keys_secret:
@@ -199,7 +199,7 @@ def _volumes(config: ClusterConfiguration) -> list[dict[str, Any]]:
 
 
 def _spot(spot: Spot) -> dict[str, Any]:
-    """Return the affinity for nodes that may be taken back: none, a preference, or a must."""
+    """Return the affinity for spot nodes: none, preferred or required."""
     terms = [
         {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]} for key, value in SPOT_LABELS.items()
     ]

@@ -1,4 +1,4 @@
-"""A Ray cluster on AWS by `ray up`: no Kubernetes, the same image, the same command by `shardlabel submit`."""
+"""A Ray cluster on AWS by `ray up`: without Kubernetes, with the same image, and used through `shardlabel submit`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKEN_IN_CONTAINER = "/home/ray/.ray/auth_token"
 
 
 def ray_up(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the file. The dashboard listens on the head's loopback; `ray dashboard` tunnels to it."""
+    """Return the cluster file. The dashboard listens on the head's loopback; `ray dashboard` tunnels to it."""
     groups = worker_groups(config)
     types = {"head": {"resources": {"CPU": 0}, "node_config": _instance(config, config.aws.head_type, Spot.NO)}}
     types |= {name: _workers(config, group) for name, group in groups.items()}
@@ -26,7 +26,7 @@ def ray_up(config: ClusterConfiguration) -> dict[str, Any]:
             "image": config.image.name("cpu"),
             "container_name": "shardlabel",
             "pull_before_run": True,
-            # Every process in the container asks for the token, a user's own as well.
+            # Every Ray process in the container asks for the token, also one that a user starts.
             "run_options": ["--env=RAY_AUTH_MODE=token", "--env=RAY_USAGE_STATS_ENABLED=0", "--ulimit=nofile=65536"],
         },
         "provider": {
@@ -67,11 +67,11 @@ def _workers(config: ClusterConfiguration, group: WorkerSettings) -> dict[str, A
 
 
 def _instance(config: ClusterConfiguration, kind: str, spot: Spot) -> dict[str, Any]:
-    """Return what EC2 is asked for. `prefer` is spot too: EC2 starts one kind or the other."""
+    """Return the EC2 configuration of a node. `prefer` means spot here: EC2 starts either one kind or the other."""
     return {
         "InstanceType": kind,
         "IamInstanceProfile": {"Name": config.aws.instance_profile},
-        # Version 2 only, and within reach of a container: one hop more.
+        # Version 2 only. Containers need the second hop.
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
         "BlockDeviceMappings": [
             {

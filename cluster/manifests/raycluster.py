@@ -10,7 +10,7 @@ from cluster.manifests.pods import METRICS_PORT, container_security, head_pod, w
 from cluster.manifests.setting_types import Spot
 from cluster.manifests.settings import ClusterConfiguration, WorkerSettings
 
-# Of the group that is grown first; KubeRay's own is 0.
+# Priority of the group that grows first; KubeRay's default is 0.
 FIRST_PRIORITY = 10
 
 
@@ -24,10 +24,10 @@ def ray_cluster(
     """Return the specification of the cluster.
 
     Args:
-        config: What was asked for.
-        groups: Of workers, by name.
-        env: More environment of every container.
-        serves: Whether it is an endpoint.
+        config: The settings.
+        groups: Worker groups by name.
+        env: Additional environment variables of every container.
+        serves: Whether the cluster is an endpoint.
     """
     auth: dict[str, Any] = {"mode": "token"}
     if config.auth_secret:
@@ -37,8 +37,8 @@ def ray_cluster(
         "authOptions": auth,
         **(_autoscaler() if config.autoscaling else {}),
         "headGroupSpec": {
-            # KubeRay itself sets dashboard-host: it asks the dashboard from its own pod, and with loopback alone a
-            # RayJob would wait for ever.
+            # KubeRay sets dashboard-host itself: its own pod polls the dashboard, and with loopback only, a RayJob
+            # would wait forever.
             "serviceType": "ClusterIP",
             "rayStartParams": {"num-cpus": "0", "metrics-export-port": str(METRICS_PORT)},
             "template": head_pod(config, env or {}, serves=serves),
@@ -62,7 +62,7 @@ def _autoscaler() -> dict[str, Any]:
 
 
 def _by_priority(groups: dict[str, WorkerSettings]) -> Iterator[tuple[str, WorkerSettings]]:
-    """Yield the groups; of one that takes spot nodes first the workers that must be there are on other nodes."""
+    """Yield the groups. `spot=first` makes two: a spot group that grows first, and `min` workers on ordinary nodes."""
     for name, group in groups.items():
         if group.spot is Spot.FIRST:
             yield f"{name}-spot", group.model_copy(update={"min": 0})
@@ -72,9 +72,9 @@ def _by_priority(groups: dict[str, WorkerSettings]) -> Iterator[tuple[str, Worke
 
 
 def worker_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
-    """Return the groups by name: those with GPUs only where the model runs on GPUs."""
+    """Return the groups by name; GPU workers only if the model runs on GPUs."""
     if config.device == "cpu":
-        # Nothing would start in a cluster of none.
+        # Without a worker nothing would start.
         least = max(1, config.cpu.min)
         return {"cpu": config.cpu.model_copy(update={"min": least, "max": max(least, config.cpu.max)})}
     return {"gpu": config.gpu, "cpu": config.cpu}
@@ -96,22 +96,22 @@ def _group(
 
 
 def metadata(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the name and, where one was given, the namespace."""
+    """Return the name and, if one was given, the namespace."""
     return {"name": config.name, **({"namespace": config.namespace} if config.namespace else {})}
 
 
 def queued_metadata(config: ClusterConfiguration, annotations: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return the metadata of what waits in a queue, which KubeRay hands on to the cluster and its pods.
+    """Return the metadata of a resource with its queue labels, which KubeRay copies to the cluster and its pods.
 
     Args:
-        config: What was asked for.
-        annotations: More of them.
+        config: The settings.
+        annotations: Additional annotations.
     """
     labels, notes = {}, dict(annotations or {})
     queue, priority = config.queue.name, config.queue.priority
     if config.queue.scheduler == "kueue":
         labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority}
-        # Kueue takes a cluster that grows only where it is told so.
+        # Kueue admits a cluster with autoscaling only with this annotation.
         notes |= {"kueue.x-k8s.io/elastic-job": "true"} if config.autoscaling else {}
     elif config.queue.scheduler == "volcano":
         labels = {"volcano.sh/queue-name": queue, "ray.io/priority-class-name": priority}

@@ -12,10 +12,10 @@ from cluster.manifests.yaml_text import dump
 
 
 def rayjob(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the RayJob, or a RayCronJob of it. Every retry is a new cluster, and `label` resumes what was left."""
+    """Return the RayJob, or with a schedule a RayCronJob. Each retry gets a new cluster, and `label` resumes."""
     spec = _job(config)
     if config.job.schedule:
-        # KubeRay gives its jobs names and labels of its own.
+        # KubeRay chooses the names and labels of its jobs.
         cron = {"schedule": config.job.schedule, "jobTemplate": spec}
         return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": metadata(config), "spec": cron}
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": queued_metadata(config), "spec": spec}
@@ -44,7 +44,7 @@ def entrypoint(config: ClusterConfiguration) -> str:
     """Return the command line of the run, quoted for a shell."""
     options = ["--model", config.model, "--precision", config.precision, "--device", config.device]
     if config.device == "cuda":
-        # An actor a GPU; the pool grows as the autoscaler brings workers.
+        # One actor per GPU; the pool grows as the autoscaler adds workers.
         gpus = config.gpu
         options += ["--actors", f"{max(1, gpus.min * gpus.gpus)}:{gpus.max * gpus.gpus}"]
     options += ["--progress", "plain", *config.job.options]
@@ -54,7 +54,7 @@ def entrypoint(config: ClusterConfiguration) -> str:
 
 
 def _submitter(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the pod that submits: it only waits and prints, so it is small."""
+    """Return the submitter's pod template: it only waits and prints, so it is small."""
     amounts = {"cpu": "500m", "memory": "512Mi"}
     secret = config.image.pull_secret
     return {

@@ -12,25 +12,25 @@ from models.errors import ConfigError
 from serve.config import MAX_REPLICA_CPUS, ServeConfig
 from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
-# In the image of cluster/Dockerfile.
+# Its path in the image of cluster/Dockerfile.
 LAUNCHER = "/opt/shardlabel/bin/shardlabel-haproxy"
 
 
 def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return the RayService: a change of the application is made in place, one of the pods by a new cluster."""
+    """Return the RayService. An application change is applied in place, a change of the pods by a new cluster."""
     served = ServeConfig.model_validate(_args(config))
     env = of_every_node(served) | of_haproxy(served, LAUNCHER)
     cluster = ray_cluster(config, endpoint_groups(config), env=env, serves=True)
     if config.service.redis_address:
         cluster["gcsFaultToleranceOptions"] = _redis(config)
-    patience = config.service.start_deadline_s
+    deadline_s = config.service.start_deadline_s
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": queued_metadata(config, {"ray.io/initializing-timeout": str(patience)} if patience else None),
+        "metadata": queued_metadata(config, {"ray.io/initializing-timeout": str(deadline_s)} if deadline_s else None),
         "spec": {
             "upgradeStrategy": _upgrade(config.service.upgrade),
-            # The head has no replica and no CPU for requests.
+            # The head has no replica, and no CPU for requests.
             "excludeHeadPodFromServeSvc": True,
             "serveConfigV2": dump(serve_config(config)),
             "rayClusterConfig": cluster,
@@ -39,14 +39,14 @@ def rayservice(config: ClusterConfiguration) -> dict[str, Any]:
 
 
 def grpc_service(config: ClusterConfiguration) -> dict[str, Any]:
-    """Return a service for gRPC: KubeRay's own has the port of HTTP alone."""
+    """Return a Service for gRPC: KubeRay's own has only the HTTP port."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {**metadata(config), "name": f"{config.name}-grpc", "labels": pod_labels(config)},
         "spec": {
             "type": "ClusterIP",
-            # KubeRay sets the second on pods whose Serve answers.
+            # KubeRay sets the second label on pods whose Serve answers.
             "selector": {INSTANCE_LABEL: config.name, "ray.io/serve": "true"},
             "ports": [{"name": "grpc", "protocol": "TCP", "port": GRPC_PORT, "targetPort": GRPC_PORT}],
         },
@@ -88,7 +88,7 @@ def _args(config: ClusterConfiguration) -> dict[str, Any]:
 
 
 def replica_cpus(config: ClusterConfiguration) -> int:
-    """Return the CPUs of a replica where they are not given: on a GPU its share of the worker's, which decode for it."""
+    """Return the CPUs of a replica: as given, else on a GPU its share of the worker's, which decode for it, else 1."""
     given = config.service.options.get("replica_cpus")
     if given or config.device != "cuda":
         return int(given or 1)
@@ -110,19 +110,22 @@ def _upgrade(upgrade: UpgradeSettings) -> dict[str, Any]:
 
 
 def endpoint_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
-    """Return the one group that replicas run in: a replica decodes beside its own GPU.
+    """Return the single group that replicas run in: a replica decodes on the node of its GPU.
 
-    The endpoint is built only where its least replicas fit on the workers that are there, so those must be there.
+    The endpoint starts only if `min_replicas` fit the existing workers, so the group's minimum is raised to hold them.
+
+    Raises:
+        ConfigError: A replica does not fit a worker.
     """
     name, group = next(iter(worker_groups(config).items()))
-    a_worker = group.cpus // replica_cpus(config)
+    per_worker = group.cpus // replica_cpus(config)
     if isinstance(group, GpuWorkerSettings):
-        a_worker = min(group.gpus, a_worker)
-    if a_worker == 0:
+        per_worker = min(group.gpus, per_worker)
+    if per_worker == 0:
         raise ConfigError(
             f"service.options: a replica of replica_cpus={replica_cpus(config)} does not fit a worker of {group.cpus} CPUs"
         )
-    least = max(group.min, -(-max(1, config.service.min_replicas) // a_worker))
+    least = max(group.min, -(-max(1, config.service.min_replicas) // per_worker))
     changes = {"spot": config.service.spot, "min": least, "max": max(group.max, least)}
     return {name: group.model_copy(update=changes)}
 

@@ -1,4 +1,4 @@
-"""Manifests as text, from one validated configuration."""
+"""Render manifests as text, from one validated configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.manifests.yaml_text import dump
 
 
 class Target(StrEnum):
-    """What can be rendered."""
+    """A kind of manifest."""
 
     RAYJOB = "rayjob"
     RAYSERVICE = "rayservice"
@@ -24,7 +24,7 @@ class Target(StrEnum):
 
 
 def render(target: Target, config: ClusterConfiguration) -> str:
-    """Return a manifest. The same configuration gives the same text, byte for byte."""
+    """Return a manifest as YAML. The same configuration gives the same bytes."""
     return _HEADERS[target] + "---\n".join(dump(document) for document in _DOCUMENTS[target](config))
 
 
@@ -48,22 +48,22 @@ _DOCUMENTS: dict[Target, Callable[[ClusterConfiguration], list[dict[str, Any]]]]
 }
 _HEADERS = {
     Target.RAYJOB: """\
-# Bulk labelling as a KubeRay RayJob: docs/kuberay.md. Made by `shardlabel cluster render rayjob`; change its settings
-# (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
+# Bulk labelling as a KubeRay RayJob: docs/kuberay.md. Rendered by `shardlabel cluster render rayjob`. Change settings
+# (--list-settings) rather than this file, and check your changes with `shardlabel cluster validate`.
 #
-# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
-# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+# The dashboard listens on the head pod's address, because KubeRay polls it for the state. It has no port outside the
+# Kubernetes cluster and asks for the token, and the network policy admits only KubeRay and these pods.
 """,
     Target.RAYSERVICE: """\
-# The endpoint as a KubeRay RayService: docs/kuberay.md. Made by `shardlabel cluster render rayservice`; change its
-# settings (--list-settings) rather than this file, and check what you changed with `shardlabel cluster validate`.
+# The endpoint as a KubeRay RayService: docs/kuberay.md. Rendered by `shardlabel cluster render rayservice`. Change its
+# settings (--list-settings) rather than this file, and check your changes with `shardlabel cluster validate`.
 #
-# KubeRay has the dashboard listen in the head's pod, since it asks it how things stand. It has no port outside the
-# Kubernetes cluster, it wants the token, and the network policy lets only KubeRay and these pods ask.
+# The dashboard listens on the head pod's address, because KubeRay polls it for the state. It has no port outside the
+# Kubernetes cluster and asks for the token, and the network policy admits only KubeRay and these pods.
 """,
     Target.RAY_UP: """\
-# A Ray cluster on AWS: docs/kuberay.md, "Without Kubernetes". Made by `shardlabel cluster render ray-up`. Once, before:
+# A Ray cluster on AWS: docs/kuberay.md, "Without Kubernetes". Rendered by `shardlabel cluster render ray-up`. Run once:
 #   ray get-auth-token --generate      # the token that every node and every client needs, in ~/.ray/auth_token
-# then: ray up cluster/ray-up.yaml; ray dashboard cluster/ray-up.yaml (a tunnel: nothing is open to the network).
+# Then: ray up cluster/ray-up.yaml; ray dashboard cluster/ray-up.yaml (a tunnel: no port is open to the network).
 """,
 }

@@ -1,4 +1,4 @@
-"""Where a cluster configuration comes from: `--config FILE`, then `--set key=value`; and the list of its keys."""
+"""Read a cluster configuration from `--config FILE` and `--set key=value`, and list its keys."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.options import read_table
 
 
 def build_configuration(settings: list[str], config_file: Path | None = None) -> ClusterConfiguration:
-    """Join a YAML file and `--set` words; the words come first.
+    """Merge a YAML file and `--set` settings, which override the file.
 
     Args:
-        settings: Each `key=value`, the key dotted as in `list_settings`. Lists are a,b; tables are k=v,k=v.
+        settings: Each `key=value`, with dotted keys as in `list_settings`. Lists are a,b; mappings are k=v,k=v.
         config_file: YAML with the same keys, nested.
 
     Raises:
-        ConfigError: An unknown key, or a value that cannot be; one line with key, value and what was expected.
+        ConfigError: A key is unknown or a value invalid; one line with key, value and what was expected.
     """
     values = read_table(config_file) if config_file is not None else {}
     for setting in settings:
@@ -45,15 +45,15 @@ def list_settings() -> Iterator[tuple[str, str, str]]:
 
 
 def describe(err: ValidationError, model: type[BaseModel], noun: str) -> str:
-    """Say a validation error in one line: key, what it got, what was expected, and the nearest key for a typo."""
+    """Describe a validation error in one line: the key, what was got and expected, and the nearest key for a typo."""
     first = err.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = [key for key, _, _ in _walk(model, "")]
         known += sorted({key.rpartition(".")[0] for key in known} - {""})
-        of_groups = [key for key in known if key.endswith(f".{path}")]
-        if of_groups:
-            return f"unknown {noun} {path!r}; did you mean {' or '.join(repr(key) for key in of_groups)}?"
+        in_groups = [key for key in known if key.endswith(f".{path}")]
+        if in_groups:
+            return f"unknown {noun} {path!r}; did you mean {' or '.join(repr(key) for key in in_groups)}?"
         hint = nearest(path, known) or (
             f"; known are {', '.join(known)}" if noun != "setting" else "; see --list-settings"
         )
@@ -77,8 +77,8 @@ def nearest(name: str, known: typing.Iterable[str], *, or_all: bool = True) -> s
 
     Args:
         name: As it was given.
-        known: All that there are.
-        or_all: Where none is close, return the known ones if they are few.
+        known: The known names.
+        or_all: If none is close and they are few, return all known names.
     """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
@@ -92,16 +92,16 @@ def nearest(name: str, known: typing.Iterable[str], *, or_all: bool = True) -> s
 
 
 def _put(values: dict[str, Any], key: str, text: str) -> None:
-    """Set one dotted key; lists and tables are split where the setting is one."""
+    """Set one dotted key; the text of a list or mapping is split."""
     *sections, last = key.split(".")
-    table = values
+    group = values
     for section in sections:
-        below = table.setdefault(section, {})
+        below = group.setdefault(section, {})
         if not isinstance(below, dict):
             raise ConfigError(f"--set {key}: {section!r} is a value, not a group of settings")
-        table = below
+        group = below
     field = _find(ClusterConfiguration, tuple(key.split(".")))
-    table[last] = _value(key, text, field)
+    group[last] = _value(key, text, field)
 
 
 def _value(key: str, text: str, field: FieldInfo | None) -> Any:  # noqa: ANN401 (pydantic checks it next)
@@ -132,7 +132,7 @@ def _split(text: str) -> list[str]:
 
 
 def _kinds(annotation: Any) -> set[Any]:  # noqa: ANN401
-    """Return the plain types that an annotation may be: str | None gives {str, NoneType}."""
+    """Return the plain types in an annotation: str | None gives {str, NoneType}."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _kinds(typing.get_args(annotation)[0])

@@ -1,4 +1,4 @@
-"""YAML as it is written here: in order, text of several lines as a block, no aliases."""
+"""Write YAML: keys in order, multi-line text as a block, no aliases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-# Never wrapped: a command line or a path is found and changed more easily in one piece.
+# Lines are never wrapped: a command line or a path is easier to find and change in one piece.
 WIDTH = 100_000
 
 
@@ -26,6 +26,6 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(document: dict[str, Any]) -> str:
-    """Return a document as text; the same document gives the same text."""
+    """Return a document as YAML; the same document gives the same text."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=WIDTH, allow_unicode=True)
     return text

@@ -1,1 +1,1 @@
-"""`shardlabel submit`: a run as a job on a Ray cluster."""
+"""`shardlabel submit`: run `label` as a job on a Ray cluster."""

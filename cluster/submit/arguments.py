@@ -1,4 +1,4 @@
-"""The `label ARGS...` of a submission: checked here, before anything is sent, and written so that a cluster can read it."""
+"""Check the `label ARGS...` of a submission before anything is sent, and rewrite them for a cluster."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class LabelArguments:
     """A checked `label` command.
 
     Attributes:
-        words: Its arguments: `--config` is merged in, and local paths begin at the root.
-        local: Those of SOURCE, the calibration and DEST that lie on a local disk, as they were given.
-        is_shared: Whether the user says that all nodes see that disk.
+        words: Its arguments, with `--config` merged in and absolute local paths.
+        local: Those of SOURCE, the calibration and DEST that are on a local disk, as given.
+        is_shared: Whether the user says that all nodes mount that disk.
     """
 
     words: tuple[str, ...]
@@ -28,14 +28,14 @@ class LabelArguments:
 
 
 def check_arguments(words: list[str]) -> LabelArguments:
-    """Check a command as `label` itself would, and return it in the form for a cluster.
+    """Check a command as `label` itself would, and rewrite it for a cluster.
 
     Args:
         words: `label` and its arguments.
 
     Raises:
-        ConfigError: It is not `label`, or what it is told cannot be.
-        typer's UsageError: An option that `label` does not have.
+        ConfigError: The command is not `label`, or an argument is invalid.
+        typer's UsageError: `label` has no such option.
     """
     if not words or words[0] != "label":
         got = f"got {words[0]!r}" if words else "nothing came after `--`"
@@ -43,21 +43,21 @@ def check_arguments(words: list[str]) -> LabelArguments:
     options, others = parse_label(words[1:])
     settings = build_config(options, others["config"])
     if settings.address is not None:
-        raise ConfigError("--address of `label` has no use in a job, which runs on its cluster: give it before `--`")
+        raise ConfigError("--address has no use behind `label`, which runs on the job's cluster: give it before `--`")
     calibration = () if settings.calibration is None else (settings.calibration,)
     places = (*settings.source, *calibration, settings.output)
     for text in places:
         if has_secrets(text.removeprefix("@")):
             raise ConfigError(
-                f"{without_secrets(text)} has credentials in it, which the cluster's dashboard would show: give the nodes a "
-                "role, or name them as --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY before `--`"
+                f"{without_secrets(text)} has credentials in it, which the cluster's dashboard would show: give the "
+                "nodes a role, or pass --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY before `--`"
             )
-    # Not a dump of the model: of values that are objects only the text is what an option takes.
+    # Not model_dump: an option takes the text of a value that is an object.
     given: dict[str, Any] = {name: getattr(settings, name) for name in sorted(settings.model_fields_set)}
-    given["source"] = [_rooted(text) for text in settings.source]
-    given["output"] = _rooted(settings.output)
+    given["source"] = [_absolute(text) for text in settings.source]
+    given["output"] = _absolute(settings.output)
     if settings.calibration is not None:
-        given["calibration"] = _rooted(settings.calibration)
+        given["calibration"] = _absolute(settings.calibration)
     if settings.model.endswith(".onnx"):
         given["model"] = absolute(settings.model)
     for name in ("dry_run", "price"):
@@ -68,7 +68,7 @@ def check_arguments(words: list[str]) -> LabelArguments:
 
 
 def _words(given: dict[str, Any]) -> list[str]:
-    """Return settings as command-line arguments; SOURCE goes last, behind `--`, since it may begin with a dash."""
+    """Return settings as command-line arguments. SOURCE comes last, behind `--`, as it may begin with a dash."""
     words: list[str] = []
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
@@ -89,8 +89,8 @@ def _is_local(text: str) -> bool:
     return split_location(text.removeprefix("@"))[0] == ""
 
 
-def _rooted(text: str) -> str:
-    """Return a path from the root on; a URI stays as it is."""
+def _absolute(text: str) -> str:
+    """Return an absolute path; a URI is unchanged."""
     mark = "@" if text.startswith("@") else ""
     location = text.removeprefix("@")
     return text if not _is_local(text) or "://" in location else f"{mark}{absolute(location)}"

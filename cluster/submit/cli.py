@@ -1,4 +1,4 @@
-"""`shardlabel submit`: run `label` on a cluster as a job, and stay with it until it ends."""
+"""`shardlabel submit`: run `label` on a cluster as a job, and follow it until it ends."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def submit(
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- label ARGS...", help="What to run, behind `--`.")
+        list[str] | None, typer.Argument(metavar="-- label ARGS...", help="The command to run, behind `--`.")
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="URL of the cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, else 127.0.0.1:8265]"),
     ] = None,
     submission_id: Annotated[
-        str | None, typer.Option(help="Name of the job, to come back to it. [default: a new one]")
+        str | None, typer.Option(help="Name of the job, to attach to it later. [default: a new one]")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.1, metavar="S", help="Stop the job after so many seconds, and exit 5.")
+        float | None, typer.Option(min=0.1, metavar="S", help="Stop the job after this many seconds, and exit with 5.")
     ] = None,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Start the job, say how to attach to it, and exit.")
     ] = False,
     retries: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Start a job that failed anew, up to N times; it resumes.")
+        int, typer.Option(min=0, metavar="N", help="Restart a failed job up to N times; it resumes.")
     ] = 0,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="Environment of the job; without VALUE as it is here. Repeatable."),
+        typer.Option(metavar="NAME[=VALUE]", help="Environment of the job; without VALUE, the value here. Repeatable."),
     ] = None,
 ) -> None:
-    """Run `label` on a Ray cluster as a job: send the code where the cluster lacks it, show the log, wait for the end.
+    """Run `label` on a Ray cluster as a job: send the code if the cluster lacks it, show the log, wait for the end.
 
-    With the same --submission-id again, the command attaches to a job that runs, starts one anew that failed or was
-    stopped (what is finished is not done again), and reports one that succeeded. Without `-- label ARGS...` it only
-    attaches. Ctrl-C asks whether to stop the job or to leave it running.
+    With the same --submission-id again, the command attaches to a running job, restarts one that failed or was stopped
+    (finished units are not redone), and reports one that succeeded. Without `-- label ARGS...` it only attaches.
+    Ctrl-C asks whether to stop the job or to leave it running.
 
-    Of a cluster with tokens, the token is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    The token for the cluster comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 
     Exit codes: 0 succeeded; 1 failed; 2 bad usage, address or cluster; 4 stopped; 5 timed out; 130 left running.
 
@@ -68,7 +68,7 @@ def submit(
             f"--submission-id must be letters, digits, '.', '_' and '-', at most 128, got {submission_id!r}"
         )
     if no_wait and (retries or timeout):
-        raise ConfigError("--no-wait leaves at once: --retries and --timeout need a command that stays")
+        raise ConfigError("--no-wait cannot be used with --retries or --timeout, which need the command to stay")
     if not command and submission_id is None:
         raise ConfigError("nothing to run: shardlabel submit [OPTIONS] -- label SOURCE... --output DEST")
     submission = Submission(
@@ -84,7 +84,7 @@ def submit(
 
 
 def _environment(given: list[str]) -> dict[str, str]:
-    """Return the environment for a job, from NAME=VALUE, or NAME for the value here."""
+    """Return the environment of a job, from NAME=VALUE, or NAME for its value here."""
     environment = {}
     for text in given:
         name, has_value, value = text.partition("=")
@@ -92,7 +92,7 @@ def _environment(given: list[str]) -> dict[str, str]:
             raise ConfigError(f"--env must be NAME or NAME=VALUE, got {text!r}")
         if not has_value:
             if name not in os.environ:
-                raise ConfigError(f"--env {name}: it is not set here; give --env {name}=VALUE")
+                raise ConfigError(f"--env {name}: {name} is not set here; give --env {name}=VALUE")
             value = os.environ[name]
         environment[name] = value
     return environment

@@ -1,4 +1,4 @@
-"""Talking with the user of `submit`: lines on standard error, the question at Ctrl-C, signals."""
+"""The console of `submit`: messages on stderr, the question at Ctrl-C, and signals."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.submit.follow import Watch, Wish
+from cluster.submit.follow import Answer, Watch
 
 
 def say(text: str) -> None:
-    """Tell the user something."""
+    """Write a message to stderr."""
     sys.stderr.write(f"shardlabel: {text}\n")
     sys.stderr.flush()
 
 
-async def ask_wish() -> Wish:
-    """Ask on the terminal; without one the job is left."""
+async def ask_user() -> Answer:
+    """Ask on the terminal what to do; without a terminal, leave the job running."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return Wish.LEAVE
+        return Answer.LEAVE
     sys.stderr.write("\nshardlabel: stop the job (s), leave it running (l), or go on watching (Enter)? ")
     sys.stderr.flush()
     loop = asyncio.get_running_loop()
@@ -32,18 +32,18 @@ async def ask_wish() -> Wish:
         loop.remove_reader(sys.stdin.fileno())
     answer = sys.stdin.readline()
     if not answer:
-        return Wish.LEAVE
-    return {"s": Wish.STOP, "l": Wish.LEAVE}.get(answer.strip().lower()[:1], Wish.GO_ON)
+        return Answer.LEAVE
+    return {"s": Answer.STOP, "l": Answer.LEAVE}.get(answer.strip().lower()[:1], Answer.GO_ON)
 
 
 @contextmanager
-def obeying_signals(watch: Watch) -> Iterator[None]:
-    """Let Ctrl-C ask, and SIGTERM leave."""
+def handle_signals(watch: Watch) -> Iterator[None]:
+    """Make Ctrl-C ask what to do, and SIGTERM and SIGHUP leave the job running."""
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
-        async def at_once() -> Wish:
-            return Wish.LEAVE
+        async def at_once() -> Answer:
+            return Answer.LEAVE
 
         watch.ask = at_once
         watch.interrupted.set()

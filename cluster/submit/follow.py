@@ -1,4 +1,4 @@
-"""Follow a job to its end: its log as it is written, its state, and what the user wants of it meanwhile."""
+"""Follow a job to its end: show its log, poll its state, and act on Ctrl-C and the deadline."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cluster.submit.jobs_client import Job, JobsClient, JobsUnreachableError
 from models.errors import ClusterError
 
 POLL_S = 1.0
-# A cluster that has not answered for so long is given up. Its job goes on, if it does.
+# A cluster that has not answered for this long is given up. Its job may still run.
 LOST_S = 600.0
-# After the end of a job, for the rest of its log.
+# Time after the end of a job to fetch the rest of its log.
 DRAIN_S = 10.0
-# What a job may still take after it was asked to stop: units in flight are finished. Then Ray kills it.
+# Time for a job that was asked to stop to finish its units in flight. Then Ray kills it.
 STOP_WAIT_S = 60.0
 
 
-class Wish(StrEnum):
-    """What a user answers to Ctrl-C."""
+class Answer(StrEnum):
+    """A user's answer at Ctrl-C."""
 
     STOP = "stop"
     LEAVE = "leave"
@@ -32,7 +32,7 @@ class Wish(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How following came to an end."""
+    """Why following ended."""
 
     OVER = "over"
     TIMED_OUT = "timed out"
@@ -41,41 +41,39 @@ class Outcome(StrEnum):
 
 
 class JobLog:
-    """What of a job's log is new. The log is sent from its beginning at every connection.
+    """The new part of a job's log, which every connection sends from its beginning.
 
     Args:
-        mark: The line before the first that counts ends with it. Ray appends to the log of an earlier job of that name.
+        mark: End of the line after which this job's log starts: Ray appends to the log of an earlier job of that name.
+
+    Attributes:
+        has_begun: Whether the mark has arrived.
     """
 
     def __init__(self, mark: str) -> None:
         self._mark = mark + "\n"
         self._held = ""
-        self._begun = False
         self._seen = 0
         self._skip = 0
-
-    @property
-    def has_begun(self) -> bool:
-        """Tell whether anything of this job has come."""
-        return self._begun
+        self.has_begun = False
 
     def reconnect(self) -> None:
         """Expect the log from its beginning again."""
         self._skip = self._seen
 
     def add(self, text: str) -> str:
-        """Take in what came; return what of it is to be shown."""
+        """Take the text that arrived; return the part to show."""
         known = min(self._skip, len(text))
         self._skip -= known
         text = text[known:]
         self._seen += len(text)
-        if self._begun:
+        if self.has_begun:
             return text
         self._held += text
         place = self._held.rfind(self._mark)
         if place < 0:
             return ""
-        self._begun = True
+        self.has_begun = True
         shown, self._held = self._held[place + len(self._mark) :], ""
         return shown
 
@@ -85,12 +83,13 @@ class Watch:
     """Follow one job.
 
     Attributes:
-        client: Connected to its cluster.
+        client: Client of its cluster.
         submission_id: Its name.
-        log: Which of its log was shown.
-        say: Tells the user something about it.
-        ask: What to do at Ctrl-C.
-        deadline: `time.monotonic()` when it is to be stopped; None for never.
+        log: Its log, with what was shown.
+        say: Shows the user a message.
+        ask: Asks the user what to do at Ctrl-C.
+        deadline: `time.monotonic()` when to stop the job; None for never.
+        out: Where its log is written; stdout by default.
         interrupted: Set by Ctrl-C.
     """
 
@@ -98,7 +97,7 @@ class Watch:
     submission_id: str
     log: JobLog
     say: Callable[[str], None]
-    ask: Callable[[], Awaitable[Wish]]
+    ask: Callable[[], Awaitable[Answer]]
     deadline: float | None = None
     out: TextIO = field(default_factory=lambda: sys.stdout)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,11 +106,11 @@ class Watch:
     _stop_was_heard: bool = False
 
     async def follow(self) -> tuple[Outcome, Job | None]:
-        """Follow the job until it is over, the time is up, or the user leaves it.
+        """Follow the job until it ends, the time is up, or the user leaves it.
 
         Raises:
             ClusterError: The cluster has not answered for LOST_S.
-            ConfigError: The cluster does not accept the token any more.
+            ConfigError: The cluster no longer accepts the token.
         """
         reading = asyncio.create_task(self._read())
         try:
@@ -127,7 +126,7 @@ class Watch:
                 if self._is_late() and not self._is_stopping:
                     self.say("the time is up: stopping the job")
                     self._is_stopping = True
-                if self.interrupted.is_set() and await self._obey() is Wish.LEAVE:
+                if self.interrupted.is_set() and await self._handle_interrupt() is Answer.LEAVE:
                     return Outcome.LEFT, job
                 if self._is_stopping and not self._stop_was_heard:
                     await self._stop()
@@ -144,16 +143,16 @@ class Watch:
     def _end(self, job: Job) -> Outcome:
         return Outcome.TIMED_OUT if job.status == "STOPPED" and self._is_late() else Outcome.OVER
 
-    async def _obey(self) -> Wish:
-        """Ask the user, and do so."""
+    async def _handle_interrupt(self) -> Answer:
+        """Ask the user what to do; mark the job as stopping if that is the answer."""
         self.interrupted.clear()
-        wish = await self._wish()
-        if wish is Wish.STOP:
+        answer = await self._ask()
+        if answer is Answer.STOP:
             self.say("stopping the job once the units in progress are finished")
             self._is_stopping = True
-        return wish
+        return answer
 
-    async def _wish(self) -> Wish:
+    async def _ask(self) -> Answer:
         """Ask the user; a second Ctrl-C at the question leaves the job."""
         asking = asyncio.ensure_future(self.ask())
         again = asyncio.ensure_future(self.interrupted.wait())
@@ -162,35 +161,35 @@ class Watch:
         if asking in done:
             return asking.result()
         asking.cancel()
-        return Wish.LEAVE
+        return Answer.LEAVE
 
     async def _poll(self) -> tuple[Job | None, bool]:
-        """Return the job, None where the connection is lost; and whether the cluster knows it."""
+        """Return the job, or None if the connection is lost, and whether the cluster knows it."""
         try:
             job = await self.client.job(self.submission_id)
         except JobsUnreachableError as err:
             now = time.monotonic()
             if self._lost_since is None:
                 self._lost_since = now
-                self.say(f"the connection is lost, and tried again: {err}")
+                self.say(f"the connection is lost; retrying: {err}")
             if now - self._lost_since > LOST_S:
                 raise ClusterError(f"the cluster has not answered for {LOST_S:g} s: {err}") from err
             return None, True
         except ClusterError:
-            # A dashboard that has just come up again does not know all yet.
+            # A dashboard that has just restarted does not know every job yet.
             return None, True
         if self._lost_since is not None:
-            self.say(f"connected again after {time.monotonic() - self._lost_since:.0f} s")
+            self.say(f"reconnected after {time.monotonic() - self._lost_since:.0f} s")
             self._lost_since = None
         return job, job is not None
 
     async def _stop(self) -> None:
-        """Ask for a stop; where that is not heard, the next round asks again."""
+        """Ask the job to stop; if that fails, the next poll asks again."""
         with suppress(ClusterError):
             self._stop_was_heard = await self.client.stop(self.submission_id)
 
     async def _read(self) -> None:
-        """Show the log for ever, over as many connections as it takes."""
+        """Show the log until cancelled, over as many connections as it takes."""
         while True:
             self.log.reconnect()
             with suppress(ClusterError):
@@ -199,7 +198,7 @@ class Watch:
             await asyncio.sleep(POLL_S)
 
     async def _drain(self, reading: asyncio.Task[None]) -> None:
-        """Show what is left of the log of a job that is over."""
+        """Show the rest of the log of a job that has ended."""
         reading.cancel()
         with suppress(asyncio.CancelledError):
             await reading
@@ -213,7 +212,7 @@ class Watch:
             self.log.reconnect()
             self._show(text)
             return
-        self.say(f"the end of the log cannot be had; `ray job logs {self.submission_id}` may have it")
+        self.say(f"the end of the log cannot be fetched; `ray job logs {self.submission_id}` may have it")
 
     def _show(self, text: str) -> None:
         shown = self.log.add(text)

@@ -1,6 +1,6 @@
-"""A client of Ray's Jobs API, with a limit on how long each question may take.
+"""A client of Ray's Jobs API, with a timeout for each request.
 
-Ray's own client has no such limit, needs all of Ray imported, and takes a cut connection for the end of a log.
+Ray's own client has no timeout, imports all of Ray, and takes a cut connection for the end of a log.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import aiohttp
 from models.errors import ClusterError, ConfigError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Of one question and its answer; submitting waits for an agent, and takes longest.
+# Timeout of a request. Submitting takes longest, because it waits for an agent.
 ANSWER_S = 20.0
 CONNECT_S = 5.0
-# A connection on which nothing moves is tested so often; a half-open one would else be waited on for ever.
+# Interval of checks on a silent connection; a half-open one would otherwise be waited on forever.
 HEARTBEAT_S = 5.0
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
 class JobsUnreachableError(ClusterError):
-    """No answer: the connection is refused, cut, or silent. May be tried again."""
+    """No answer: the connection is refused, cut, or silent. A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Job:
     Attributes:
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
         message: Why it failed.
-        exit_code: Of its command, where it came to an end.
-        metadata: What it was submitted with.
-        ended_s_ago: By the cluster's own clock; None while it goes on.
+        exit_code: Of its command; None if unknown.
+        metadata: The metadata of its submission.
+        ended_s_ago: Seconds since its end, by the cluster's clock; None while it runs.
     """
 
     status: str
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether it will not change any more."""
+        """Tell whether its status is final."""
         return self.status in TERMINAL
 
 
@@ -62,22 +62,20 @@ class ClusterFacts:
 
     Attributes:
         ray_version: Of the head.
-        python_version: Of the head, as 3.11.9; empty where it does not say.
-        session: Changes when the cluster is started anew.
+        python_version: Of the head, as 3.11.9; empty if unknown.
     """
 
     ray_version: str
     python_version: str
-    session: str
 
 
 def auth_headers(environment: dict[str, str]) -> dict[str, str]:
     """Return the headers that carry a token: `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`, or `~/.ray/auth_token`.
 
-    Headers in `RAY_JOB_HEADERS` (JSON) come on top, as with Ray's own client.
+    Headers in `RAY_JOB_HEADERS` (JSON) are added, as by Ray's own client.
 
     Raises:
-        ConfigError: The token's file, or the JSON, cannot be read.
+        ConfigError: The token's file or the JSON cannot be read.
     """
     token = environment.get("RAY_AUTH_TOKEN", "").strip()
     named = environment.get("RAY_AUTH_TOKEN_PATH")
@@ -98,10 +96,10 @@ def auth_headers(environment: dict[str, str]) -> dict[str, str]:
 
 
 def dashboard_url(address: str | None, environment: dict[str, str]) -> str:
-    """Return the Jobs API's URL: as given, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` where it is a URL.
+    """Return the Jobs API's URL: as given, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS` if it is a URL.
 
     Raises:
-        ConfigError: What was given is no such address.
+        ConfigError: The address is not an HTTP URL or host:port.
     """
     named = address or environment.get("RAY_API_SERVER_ADDRESS")
     if not named:
@@ -111,19 +109,19 @@ def dashboard_url(address: str | None, environment: dict[str, str]) -> str:
     parts = urlsplit(url)
     try:
         is_good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         is_good = False
     if not is_good:
-        raise ConfigError(f"--address is the URL of a cluster's dashboard, as {DEFAULT_ADDRESS}, got {named!r}")
+        raise ConfigError(f"--address must be the URL of a cluster's dashboard, as {DEFAULT_ADDRESS}, got {named!r}")
     return url.rstrip("/")
 
 
 class JobsClient:
-    """Ask one cluster. Use as an async context manager.
+    """A client of one cluster. Use it as an async context manager.
 
     Raises (all methods):
         JobsUnreachableError: No answer; the message names the address.
-        ConfigError: The token is missing or wrong, or it is no Ray that answers.
+        ConfigError: The token is missing or wrong, or the server is not Ray.
         ClusterError: The cluster refuses; the message says why.
     """
 
@@ -147,14 +145,14 @@ class JobsClient:
         """Return what the cluster says about itself."""
         status, version, _ = await self._ask("GET", "/api/version")
         if status != 200 or not isinstance(version, dict) or "ray_version" not in version:
-            raise ConfigError(f"{self.url} answers, and is no Ray dashboard (HTTP {status} on /api/version)")
+            raise ConfigError(f"{self.url} answers, but is not a Ray dashboard (HTTP {status} on /api/version)")
         status, metadata, _ = await self._ask("GET", "/api/v0/cluster_metadata")
         data = metadata.get("data", {}) if status == 200 and isinstance(metadata, dict) else {}
         python = str(data.get("pythonVersion") or data.get("python_version") or "")
-        return ClusterFacts(str(version["ray_version"]), python, str(version.get("session_name", "")))
+        return ClusterFacts(str(version["ray_version"]), python)
 
     async def has_package(self, name: str) -> bool:
-        """Tell whether a package is there already."""
+        """Tell whether the cluster has a package already."""
         status, _, text = await self._ask("GET", f"/api/packages/gcs/{name}")
         if status not in (200, 404):
             raise ClusterError(f"{self.url} cannot tell whether it has {name}: HTTP {status}: {_reason(text)}")
@@ -167,7 +165,7 @@ class JobsClient:
             raise ClusterError(f"{self.url} refuses a package of {len(content)} bytes: HTTP {status}: {_reason(text)}")
 
     async def submit(self, request: dict[str, Any]) -> bool:
-        """Start a job; return False where its submission id is taken."""
+        """Start a job; return False if its submission id is taken."""
         status, _, text = await self._ask("POST", "/api/jobs/", payload=request)
         if status == 200:
             return True
@@ -176,12 +174,12 @@ class JobsClient:
         raise ClusterError(f"{self.url} refuses the job: HTTP {status}: {_reason(text)}")
 
     async def job(self, submission_id: str) -> Job | None:
-        """Return a job, or None where the cluster knows none of that name."""
+        """Return a job, or None if the cluster does not know it."""
         status, found, text = await self._ask("GET", f"/api/jobs/{quote(submission_id)}")
         if status == 404:
             return None
         if status != 200 or not isinstance(found, dict):
-            raise ClusterError(f"{self.url} cannot tell about job {submission_id}: HTTP {status}: {_reason(text)}")
+            raise ClusterError(f"{self.url} cannot report job {submission_id}: HTTP {status}: {_reason(text)}")
         ended = found.get("end_time")
         return Job(
             status=str(found["status"]),
@@ -192,14 +190,14 @@ class JobsClient:
         )
 
     async def stop(self, submission_id: str) -> bool:
-        """Ask a job to stop: SIGTERM now, SIGKILL where that does not help. Return whether anything heard it."""
+        """Ask a job to stop: SIGTERM now, SIGKILL later if needed. Return whether a running job got it."""
         status, found, text = await self._ask("POST", f"/api/jobs/{quote(submission_id)}/stop")
         if status != 200 or not isinstance(found, dict):
             raise ClusterError(f"job {submission_id} cannot be stopped: HTTP {status}: {_reason(text)}")
         return bool(found.get("stopped"))
 
     async def num_nodes(self) -> int:
-        """Return how many nodes are alive, the head among them; 0 where the cluster does not tell."""
+        """Return how many nodes are alive, with the head; 0 if unknown."""
         path = "/api/v0/nodes?detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
         status, found, _ = await self._ask("GET", path)
         try:
@@ -208,20 +206,20 @@ class JobsClient:
             return 0
 
     async def delete(self, submission_id: str) -> None:
-        """Forget a job that is over, so that its name can be used again."""
+        """Delete a job that has ended, so that its name can be reused."""
         status, _, text = await self._ask("DELETE", f"/api/jobs/{quote(submission_id)}")
         if status not in (200, 404):
             raise ClusterError(f"job {submission_id} cannot be replaced: HTTP {status}: {_reason(text)}")
 
     async def log(self, submission_id: str) -> str:
-        """Return all that a job has written so far."""
+        """Return the whole log of a job so far."""
         status, found, text = await self._ask("GET", f"/api/jobs/{quote(submission_id)}/logs")
         if status != 200 or not isinstance(found, dict):
-            raise ClusterError(f"the log of {submission_id} cannot be had: HTTP {status}: {_reason(text)}")
+            raise ClusterError(f"the log of {submission_id} cannot be fetched: HTTP {status}: {_reason(text)}")
         return str(found.get("logs", ""))
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """Yield what a job writes, from its beginning on, in pieces, until it ends or the connection does."""
+        """Yield the log of a job in pieces, from its beginning, until the job or the connection ends."""
         url = f"{self.url}/api/jobs/{quote(submission_id)}/logs/tail"
         try:
             async with self._open().ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as socket:
@@ -238,13 +236,13 @@ class JobsClient:
     async def _ask(
         self, method: str, path: str, *, payload: dict[str, Any] | None = None, data: bytes | None = None
     ) -> tuple[int, Any, str]:
-        """Return the status, the JSON where there is any, and the text."""
+        """Return the HTTP status, the body as JSON (None if it is not), and the body as text."""
         try:
             async with self._open().request(method, self.url + path, json=payload, data=data) as answer:
                 text = await answer.text(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
             raise JobsUnreachableError(
-                f"no Ray dashboard answers at {self.url}: {_why(err)}; --address is its URL, as {DEFAULT_ADDRESS}"
+                f"no Ray dashboard answers at {self.url}: {_why(err)}; give --address, as {DEFAULT_ADDRESS}"
             ) from err
         if answer.status in (401, 403):
             raise ConfigError(self._refused(answer.status))
@@ -258,15 +256,15 @@ class JobsClient:
 
     def _refused(self, status: int) -> str:
         sent = any(name.lower() == "authorization" for name in self._headers)
-        what = "does not accept the token" if sent else "wants a token"
+        what = "does not accept the token" if sent else "needs a token"
         return (
-            f"the cluster at {self.url} {what} (HTTP {status}): put it into RAY_AUTH_TOKEN, "
-            "or its file's name into RAY_AUTH_TOKEN_PATH"
+            f"the cluster at {self.url} {what} (HTTP {status}): put the token into RAY_AUTH_TOKEN, "
+            "or the path of its file into RAY_AUTH_TOKEN_PATH"
         )
 
 
 def _server_time(date: str | None) -> float:
-    """Return the server's clock as seconds since 1970, by its answer's Date header; ours where it has none."""
+    """Return the server's time in seconds since 1970, from the Date header; without one, our own time."""
     try:
         return parsedate_to_datetime(date or "").timestamp()
     except ValueError:
@@ -280,11 +278,11 @@ def _reason(text: str) -> str:
 
 
 def _why(err: BaseException) -> str:
-    """Return the reason in few words: aiohttp's own have the bytes of an answer in them."""
+    """Return a short reason: aiohttp's own messages contain the bytes of an answer."""
     if isinstance(err, aiohttp.ClientConnectorError):
         return f"{err.os_error.strerror or err.os_error}".split(" [")[0]
     if isinstance(err, TimeoutError):
         return f"no answer in {ANSWER_S:g} s"
     if isinstance(err, aiohttp.ClientResponseError):
-        return "what answers there speaks no HTTP"
+        return "the server there does not speak HTTP"
     return (" ".join(str(err).split()) or type(err).__name__)[:200]

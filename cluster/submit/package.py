@@ -1,4 +1,4 @@
-"""What `submit` sends to a cluster: the code, a few hundred kB; never a model, never data."""
+"""The package that `submit` sends to a cluster: code only, a few hundred kB, never models or data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from cluster.submit.probe import code_digest, code_files
 from models.errors import ConfigError
 
-# Ray's dashboard takes up to 100 MiB. Code has a few hundred kB: anything larger is a file that does not belong in it.
+# Ray's dashboard accepts up to 100 MiB. The code has a few hundred kB, so a larger package holds a stray file.
 LIMIT_BYTES = 2 * 2**20
-# Zip keeps times, and a package's name comes from its bytes: the same code must give the same bytes.
+# Zip stores times, and a package is named by its bytes: the same code must give the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -23,9 +23,9 @@ class Package:
     """The code, packed.
 
     Attributes:
-        name: By content, in the form that Ray wants.
+        name: Derived from the content, in Ray's format.
         content: A zip with the folders models, pipeline, serve and cluster, and the project's metadata.
-        digest: Of the code in it; see `code_digest`.
+        digest: The `code_digest` of the code in it.
     """
 
     name: str
@@ -34,32 +34,27 @@ class Package:
 
     @property
     def uri(self) -> str:
-        """Return what a job's `working_dir` is set to."""
+        """Return the URI for a job's `working_dir`."""
         return f"gcs://{self.name}"
-
-
-def project_root() -> Path:
-    """Return the folder that this process imports the project from."""
-    return Path(__file__).resolve().parents[2]
 
 
 def build_package(root: Path | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Package:
     """Pack the project's code.
 
     Args:
-        root: The folder that holds the packages; that of this process by default.
-        limit_bytes: A larger package is refused.
+        root: The folder that holds the packages; by default, the one that this process imports from.
+        limit_bytes: Maximum size of the package.
 
     Raises:
-        ConfigError: It is over the limit; the message names its largest file.
+        ConfigError: The package is over the limit; the message names its largest file.
     """
-    root = root or project_root()
+    root = root or Path(__file__).resolve().parents[2]
     files = code_files(root)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, path in files.items():
             archive.writestr(_entry(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
-        # For importlib.metadata: what a run writes names the version.
+        # For importlib.metadata: a run's output names the version.
         number = version("shardlabel")
         metadata = f"Metadata-Version: 2.1\nName: shardlabel\nVersion: {number}\n"
         archive.writestr(_entry(f"shardlabel-{number}.dist-info/METADATA"), metadata)

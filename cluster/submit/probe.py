@@ -1,6 +1,7 @@
-"""What a cluster's Python has: which shardlabel, and which of its dependencies. Runs there; needs the standard library.
+"""Find out what a cluster's Python has: which shardlabel, and which of its dependencies.
 
-`shardlabel submit` sends this file's text to the cluster, and prints of it one line of JSON in a job's log.
+`shardlabel submit` runs this file's text on the cluster as a job, whose log then has one line of JSON. It imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("cluster", "models", "pipeline", "serve")
-# Never sent: the weights of models, test vectors, sample images, and what built the weights.
+# Never sent: model weights, test vectors, sample images and compiled files.
 LEFT_OUT_SUFFIXES = (".onnx", ".npz", ".pyc", ".so")
 LEFT_OUT_FOLDERS = ("__pycache__", "samples")
-# What a run imports, as modules. The names to install are those of pyproject.toml.
+# Modules that a run imports. Their packages are those of pyproject.toml.
 NEEDED = (
     "ray",
     "aiohttp",
@@ -43,7 +44,7 @@ MARK = "shardlabel-probe "
 
 
 def code_files(root: Path) -> dict[str, Path]:
-    """Return the files that are the project's code, by their path below `root`, sorted."""
+    """Return the files of the project's code by their path below `root`, sorted."""
     found = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*")):
@@ -76,7 +77,7 @@ def installed_root() -> Path | None:
 
 
 def probe() -> dict[str, object]:
-    """Return what this Python has."""
+    """Return the path and version of this Python, its missing modules, and the shardlabel that it has."""
     root = installed_root()
     return {
         "python": sys.executable,

@@ -1,1 +1,1 @@
-"""`shardlabel cluster validate`: manifests checked before they meet a cluster."""
+"""`shardlabel cluster validate`: check manifests before they are applied."""

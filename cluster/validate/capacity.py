@@ -1,4 +1,4 @@
-"""Whether what is asked for fits on the workers, at the most that the cluster grows to."""
+"""Check whether processes fit on the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cluster.validate.raycluster import quantity, worker_paths
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """A group of equal workers.
+    """A group of identical workers.
 
     Attributes:
         name: Of the group.
-        least: How many there are from the start.
-        most: How many there can be.
-        cpus: Of each.
-        gpus: Of each.
+        least: Minimum number of workers, which exist from the start.
+        most: Maximum number of workers.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Workers:
     gpus: float
 
     def holds(self, cpus: float, gpus: float) -> int:
-        """Return how many processes of a size one worker holds."""
+        """Return how many processes with these resources fit on one worker."""
         per_cpu = floor(self.cpus / cpus + 1e-9) if cpus else 10**9
         per_gpu = floor(self.gpus / gpus + 1e-9) if gpus else 10**9
         return min(per_cpu, per_gpu)
@@ -36,32 +36,32 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """All workers of a cluster at their most."""
+    """The worker groups of a cluster. Sums count each group at its maximum."""
 
     groups: tuple[Workers, ...]
 
     @property
     def cpus(self) -> float:
-        """Of all."""
+        """Return the CPUs of all workers."""
         return sum(group.most * group.cpus for group in self.groups)
 
     @property
     def gpus(self) -> float:
-        """Of all."""
+        """Return the GPUs of all workers."""
         return sum(group.most * group.gpus for group in self.groups)
 
     def at_least(self) -> Capacity:
-        """Return what is there from the start."""
+        """Return the capacity from the start, with each group at its minimum."""
         return Capacity(tuple(replace(group, most=group.least) for group in self.groups))
 
     def missing(self, what: str, count: int, cpus: float, gpus: float) -> str | None:
-        """Say what is missing for some processes of one size; None where they fit.
+        """Return a message if `count` processes do not fit, else None.
 
         Args:
             what: Name of the processes, for the message.
-            count: How many.
-            cpus: Of each.
-            gpus: Of each.
+            count: Number of processes.
+            cpus: CPUs of each.
+            gpus: GPUs of each.
         """
         held = sum(group.most * group.holds(cpus, gpus) for group in self.groups)
         if count <= held:
@@ -71,11 +71,11 @@ class Capacity:
             f"{group.name}: at most {group.most} with {group.cpus:g} CPUs and {group.gpus:g} GPUs"
             for group in self.groups
         )
-        return f"{count} {what} of {size} each do not fit, {held} do ({workers or 'there are no workers'})"
+        return f"{count} {what} of {size} each do not fit, there is room for {held} ({workers or 'no workers'})"
 
 
 def kuberay_capacity(document: Document, base: Path) -> Capacity | None:
-    """Return what the workers of a RayClusterSpec have; None where the manifest does not say."""
+    """Return the capacity of a RayClusterSpec; None if the manifest does not say."""
     groups = []
     for _, path in worker_paths(document, base):
         most = document.get(*path, "maxReplicas")
@@ -90,11 +90,11 @@ def kuberay_capacity(document: Document, base: Path) -> Capacity | None:
 
 
 def _amount(document: Document, group: Path, resource: str, param: str, ray_name: str) -> float | None:
-    """Return how much of a resource Ray sees on a worker: what it is told, else the pod's limit."""
+    """Return how much of a resource Ray sees on a worker: the configured amount, else the pod's limit."""
     limits = (*group, "template", "spec", "containers", 0, "resources", "limits")
     for path in ((*group, "resources", ray_name), (*group, "rayStartParams", param), (*limits, resource)):
-        told = document.get(*path)
-        if told is not None:
-            amount = quantity(told)
+        given = document.get(*path)
+        if given is not None:
+            amount = quantity(given)
             return None if isnan(amount) else amount
     return None

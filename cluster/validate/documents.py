@@ -1,4 +1,4 @@
-"""Manifest files as documents: values with the line each stands on, and the faults found in them."""
+"""Read manifest files as documents: values with their lines, and the faults found in them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-# Aliases can make a small file a huge tree.
+# YAML aliases can expand a small file into a huge tree.
 MAX_NODES = 200_000
 MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong.
+    """One fault in a manifest.
 
     Attributes:
-        file: As it was given.
-        line: From 1.
-        document: Kind and name, or the number in the file.
-        path: Dotted; of a text inside a manifest behind the path of that text.
-        reason: What, got, expected.
+        file: Path of the file, as given.
+        line: Line number, from 1.
+        document: Kind and name, or the document's number in the file.
+        path: Dotted path; for YAML inside a string, the string's path, a space, and the path inside.
+        reason: What is wrong, what was got, and what was expected.
     """
 
     file: str
@@ -34,7 +34,7 @@ class Fault:
     reason: str
 
     def __str__(self) -> str:
-        """Return one line, whatever the values hold."""
+        """Return the fault as one line; unprintable characters are escaped."""
         path = f"{self.path}: " if self.path else ""
         text = f"{self.file}:{self.line}: {self.document}: {path}{self.reason}"
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
@@ -42,14 +42,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One YAML document, or one inside a text of another.
+    """One YAML document, or one inside a string of another.
 
     Attributes:
-        file: As it was given.
-        name: Kind and name, or the number in the file.
-        value: What it holds.
-        lines: Path to line, from 1.
-        prefix: Path of the text that it stood in.
+        file: Path of the file, as given.
+        name: Kind and name, or the document's number in the file.
+        value: The parsed YAML.
+        lines: Line of each path, from 1.
+        prefix: Path of the string that holds it, or empty.
     """
 
     file: str
@@ -67,7 +67,7 @@ class Document:
         return Fault(self.file, self.lines.get(at, 1), self.name, shown, reason)
 
     def get(self, *path: str | int) -> Any:  # noqa: ANN401
-        """Return what stands at a path; None where nothing does, or something of another shape is on the way."""
+        """Return the value at a path; None if there is none."""
         value: Any = self.value
         for part in path:
             if isinstance(value, dict) and part in value:
@@ -79,17 +79,17 @@ class Document:
         return value
 
     def items(self, *path: str | int) -> list[Any]:
-        """Return the list at a path; an empty one where there is none."""
+        """Return the list at a path; an empty list if there is none."""
         value = self.get(*path)
         return value if isinstance(value, list) else []
 
     def embedded(self, *path: str | int) -> tuple[Document | None, list[Fault]]:
-        """Return the YAML document inside the text at a path, and what is wrong with it as YAML."""
+        """Return the YAML document in the string at a path (None if there is none), and its YAML faults."""
         text = self.get(*path)
         if not isinstance(text, str):
-            return None, []  # the schema says so
+            return None, []  # the schema check reports it
         first = self.lines.get(path, 1)
-        # A block begins on the line after its key.
+        # A block starts on the line after its key.
         offset = first if "\n" in text else first - 1
         documents, problems = _parse(text, offset)
         faults = [
@@ -105,7 +105,7 @@ class Document:
 
 
 def dotted(path: Path) -> str:
-    """Return a path as text: spec.groups[0].name; keys that hold dots are quoted."""
+    """Return a path as text, as spec.groups[0].name; keys with dots or slashes are quoted."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -118,7 +118,7 @@ def dotted(path: Path) -> str:
 
 
 def read_documents(file: FilePath) -> tuple[list[Document], list[Fault]]:
-    """Return the documents of a file, and what is wrong with it as YAML: syntax, a key given twice."""
+    """Return the documents of a file, and its YAML faults: syntax errors and duplicate keys."""
     shown = str(file)
     try:
         text = file.read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def _parse(text: str, offset: int) -> tuple[list[tuple[Any, dict[Path, int]]], P
     try:
         while loader.check_node():
             node = loader.get_node()
-            assert node is not None  # check_node said so
+            assert node is not None  # check_node returned True
             lines: dict[Path, int] = {}
             problems += _walk(node, offset, lines)
             documents.append((loader.construct_document(node), lines))
@@ -171,13 +171,13 @@ def _parse(text: str, offset: int) -> tuple[list[tuple[Any, dict[Path, int]]], P
 
 
 def _walk(root: yaml.Node, offset: int, lines: dict[Path, int]) -> Iterator[tuple[Path, int, str]]:
-    """Fill in the line of every path, and yield keys that are there twice: YAML takes the last in silence."""
+    """Fill in the line of every path, and yield duplicate keys: YAML silently takes the last."""
     todo: list[tuple[yaml.Node, Path]] = [(root, ())]
     while todo:
         node, path = todo.pop()
         lines.setdefault(path, offset + node.start_mark.line + 1)
         if len(lines) > MAX_NODES or len(path) > MAX_DEPTH:
-            raise yaml.YAMLError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels: an alias of itself?")
+            raise yaml.YAMLError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels: does an alias contain itself?")
         if isinstance(node, yaml.SequenceNode):
             todo += [(item, (*path, number)) for number, item in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The entrypoint of a RayJob: a command line of `shardlabel label` that works on this cluster."""
+"""Check the entrypoint of a RayJob: a command line of `shardlabel label` that works on this cluster."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 
 
 def check_entrypoint(document: Document, path: Path, base: Path, capacity: Capacity | None) -> Iterator[Fault]:
-    """Yield what is wrong with an entrypoint.
+    """Yield the faults of an entrypoint.
 
     Args:
         document: The RayJob.
-        path: Of the entrypoint.
-        base: Of the RayClusterSpec; may be missing, where the job goes to a cluster that exists.
-        capacity: Of its workers, where it is known.
+        path: Path of the entrypoint.
+        base: Path of the RayClusterSpec, which is missing if the job uses an existing cluster.
+        capacity: Capacity of its workers, if known.
     """
     text = document.get(*path)
     if not isinstance(text, str):
@@ -39,20 +39,20 @@ def check_entrypoint(document: Document, path: Path, base: Path, capacity: Capac
         return
     if config is None:
         return
-    for reason in (*_places(document, config, base), *_fit(config, capacity)):
+    for reason in (*_location_faults(document, config, base), *_capacity_faults(config, capacity)):
         yield document.fault(path, reason)
 
 
 def parse_entrypoint(text: str) -> LabelConfig | None:
-    """Return the run that a command line asks for; None where its settings lie in a file that is not here.
+    """Return the configuration of a command line; None if its --config file is not here.
 
     Raises:
-        ConfigError: It is not a command line of `shardlabel label`, or one that `label` refuses.
+        ConfigError: The command is not `shardlabel label`, or `label` refuses its arguments.
     """
     try:
         words = shlex.split(text)
     except ValueError as err:
-        raise ConfigError(f"the shell cannot read it: {err}: {text!r}") from err
+        raise ConfigError(f"the shell cannot parse it: {err}: {text!r}") from err
     while words and (ASSIGNMENT.match(words[0]) or words[0] == "exec"):
         words = words[1:]
     if not words or FilePath(words[0]).name != "shardlabel":
@@ -75,8 +75,8 @@ def parse_entrypoint(text: str) -> LabelConfig | None:
     return None if file is not None and not file.is_file() else build_config(options, file)
 
 
-def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
-    """Yield sources and outputs with credentials, or on a node's own disk: of several nodes each would see its own."""
+def _location_faults(document: Document, config: LabelConfig, base: Path) -> Iterator[str]:
+    """Yield a reason for each SOURCE or DEST with credentials, or on a disk that only one node sees."""
     shared = _shared_mounts(document, base)
     for option, places in (("SOURCE", config.source), ("--output", (config.output,))):
         for place in places:
@@ -91,7 +91,7 @@ def _places(document: Document, config: LabelConfig, base: Path) -> Iterator[str
 
 
 def _shared_mounts(document: Document, base: Path) -> list[str]:
-    """Return where every pod mounts the same volume."""
+    """Return the paths at which every pod mounts the same volume."""
     paths: list[set[tuple[str, str]]] = []
     for pod in pod_paths(document, base):
         sources: dict[str, str] = {}
@@ -105,7 +105,7 @@ def _shared_mounts(document: Document, base: Path) -> list[str]:
     return sorted(mount for mount, _ in common)
 
 
-def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
+def _capacity_faults(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     if capacity is None:
         return
     on_gpu = config.device == "cuda"
@@ -117,11 +117,11 @@ def _fit(config: LabelConfig, capacity: Capacity | None) -> Iterator[str]:
     if missing:
         yield f"--actors: {missing}"
         return
-    # A run looks for its GPUs when it starts, on the workers that are there.
+    # A run counts its GPUs when it starts, on the workers that exist then.
     least = config.actor_bounds()[0] or (1 if on_gpu else 0)
     missing = capacity.at_least().missing("actors", least, 1.0, float(on_gpu)) if least else None
     if missing:
-        yield f"--actors: with the least workers (minReplicas) {missing}"
+        yield f"--actors: with the minimum of workers (minReplicas), {missing}"
     decoders = config.preprocess_cpus or 0
     if decoders > capacity.cpus:
-        yield f"--preprocess-cpus: {decoders} CPUs do not fit, the workers have {capacity.cpus:g} at most"
+        yield f"--preprocess-cpus: {decoders} CPUs do not fit, the workers have at most {capacity.cpus:g}"

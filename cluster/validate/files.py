@@ -1,4 +1,4 @@
-"""Manifests checked before they meet a cluster: every file, every document, every fault."""
+"""Validate manifest files: every document, with every fault."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Check = Callable[[Document], Iterator[Fault]]
 
 
 def validate(files: Iterable[Path]) -> Iterator[tuple[Path, list[Document], list[Fault]]]:
-    """Check files.
+    """Check files, without starting anything or contacting a cluster.
 
     Yields:
-        (file, its documents, faults by line); nothing is started and no cluster asked.
+        (file, its documents, its faults sorted by line).
     """
     for file in files:
         documents, faults = read_documents(file)
@@ -30,15 +30,15 @@ def validate(files: Iterable[Path]) -> Iterator[tuple[Path, list[Document], list
 
 
 def check_document(document: Document) -> Iterator[Fault]:
-    """Yield what is wrong with a document, whatever it is."""
+    """Yield the faults of a document of any kind."""
     if not isinstance(document.value, dict):
-        yield document.fault((), f"expected a table of keys, got {type(document.value).__name__}")
+        yield document.fault((), f"expected a mapping, got {type(document.value).__name__}")
         return
     yield from _check_for(document)(document)
 
 
 def _check_for(document: Document) -> Check:
-    """Tell what a document is by its keys: the kind whose keys it has most of, so that a misspelt one is found."""
+    """Return the check for a document: that of the kind with most of its keys, so that misspelt keys are found."""
     keys = set(document.value)
     if keys & {"apiVersion", "kind"}:
         return _kubernetes
@@ -58,7 +58,7 @@ def _unknown(document: Document) -> Iterator[Fault]:
 
 
 def not_checked(documents: Iterable[Document]) -> list[str]:
-    """Name what only a cluster can tell of documents: those of kinds that are not KubeRay's, and its own rules."""
+    """List what is not checked: documents that are not KubeRay's, and rules that only a cluster knows."""
     of_kubernetes = [document for document in documents if document.get("kind") is not None]
     foreign = [document.name for document in of_kubernetes if is_foreign(document)]
     return [*foreign, "what a cluster adds: admission, quotas, KubeRay's feature gates"] if of_kubernetes else []

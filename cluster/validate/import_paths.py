@@ -1,4 +1,4 @@
-"""Find what an import path names without running a line of it: a manifest may name modules that others wrote."""
+"""Resolve import paths without running any code: a manifest may name third-party modules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cluster.validate.schema import shown
 
 
 def resolve(target: object) -> tuple[ast.stmt | None, str]:
-    """Look up what an import path names, as module:name or module.name, here and in the working folder.
+    """Find the statement that an import path names, as module:name or module.name, here and in the working folder.
 
     Returns:
-        (the statement that defines it, ""), (None, "") where only running the module would tell, or (None, why not).
+        (the statement, ""), (None, "") if only running the module would tell, or (None, the reason) if there is none.
     """
     if not isinstance(target, str):
         return None, f"expected an import path as serve.app:build_app, got {shown(target)}"
@@ -25,7 +25,7 @@ def resolve(target: object) -> tuple[ast.stmt | None, str]:
         return None, f"expected an import path as serve.app:build_app, got {target!r}"
     spec = _find(module)
     if spec is None:
-        return None, f"{module!r} cannot be imported: there is no such module here"
+        return None, f"{module!r} cannot be imported: no such module is installed here"
     if not spec.origin or not spec.origin.endswith(".py"):
         return None, ""  # compiled
     try:
@@ -41,7 +41,7 @@ def resolve(target: object) -> tuple[ast.stmt | None, str]:
 
 
 def _find(module: str) -> ModuleSpec | None:
-    """Find a module's file. importlib.util.find_spec would import the packages above it."""
+    """Find a module's file. Not by importlib.util.find_spec, which would import its parent packages."""
     first, *rest = module.split(".")
     finders = (finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec"))
     spec = next((spec for find in finders if (spec := find(first, None)) is not None), None)
@@ -56,7 +56,7 @@ def _find(module: str) -> ModuleSpec | None:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield a module's statements, also those below `if`, `try`, `with` and loops."""
+    """Yield a module's statements, including those inside `if`, `try`, `with` and loops."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -68,7 +68,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _names(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement defines; `*` for an import of all."""
+    """Yield the names that a statement defines; `*` for a star import."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
     elif isinstance(statement, ast.Import | ast.ImportFrom):

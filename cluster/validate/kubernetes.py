@@ -1,4 +1,4 @@
-"""Manifests of Kubernetes: KubeRay's kinds by KubeRay's own schemas, and the rules on names. Other kinds are not checked."""
+"""Check KubeRay's kinds by KubeRay's schemas and the naming rules of Kubernetes. Other kinds are not checked."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cluster.validate.documents import Document, Fault, Path
 from cluster.validate.schema import check, shown
 
 RAY_API = "ray.io/v1"
-# KubeRay's own bounds: it appends to the names.
+# KubeRay's own limits: it appends to the names.
 NAME_LENGTHS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 47}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def is_foreign(document: Document) -> bool:
-    """Tell whether a document says that it is of a kind which is not KubeRay's."""
+    """Tell whether a document's kind is not one of KubeRay's."""
     kind, version = document.get("kind"), document.get("apiVersion")
     named = isinstance(kind, str) and isinstance(version, str)
     return named and kind not in NAME_LENGTHS and not version.startswith("ray.io/")
 
 
 def check_resource(document: Document) -> Iterator[Fault]:
-    """Yield what is wrong with kind, version, name, labels and shape."""
+    """Yield the faults in kind, version, name, labels and schema."""
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in NAME_LENGTHS:
         what = "missing key 'kind'" if kind is None else f"unknown kind {shown(kind)}{nearest(str(kind), NAME_LENGTHS)}"
@@ -55,7 +55,7 @@ def check_resource(document: Document) -> Iterator[Fault]:
 
 
 def check_labels(document: Document, path: Path, labels: dict[str, Any]) -> Iterator[Fault]:
-    """Yield keys and values of labels that Kubernetes refuses."""
+    """Yield label keys and values that Kubernetes refuses."""
     for key, value in labels.items():
         if not isinstance(key, str) or not LABEL_KEY.fullmatch(key):
             yield document.fault((*path, str(key)), f"expected a label key as name or example.com/name, got {key!r}")

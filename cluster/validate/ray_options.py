@@ -1,4 +1,4 @@
-"""What the installed Ray knows: its version, the options of `ray start`, the keys of a runtime environment."""
+"""Checks against the installed Ray: its version, the options of `ray start`, the keys of a runtime environment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cluster.manifests.settings_sources import nearest
 from cluster.validate.documents import Document, Fault, Path
 from cluster.validate.schema import shown
 
-# In a tag of ours (0.1.0-ray2.60.0-cuda), or as the tag of Ray's own images.
+# Ray's version in our tags (0.1.0-ray2.60.0-cuda), and in the tags of Ray's own images.
 RAY_IN_TAG = re.compile(r"ray[-_.]?v?(\d+\.\d+\.\d+)")
 RAY_IMAGE = re.compile(r"(?:^|/)rayproject/ray[a-z-]*:(\d+\.\d+\.\d+)")
 
 
 def check_ray_version(document: Document, path: Path) -> Iterator[Fault]:
-    """Yield a fault where the version of Ray in a manifest is not the one installed here."""
+    """Yield a fault if the Ray version in a manifest is not the installed one."""
     installed = version("ray")
     got = document.get(*path)
     if got is None:
@@ -27,7 +27,7 @@ def check_ray_version(document: Document, path: Path) -> Iterator[Fault]:
 
 
 def check_image(document: Document, path: Path) -> Iterator[Fault]:
-    """Yield a fault where an image has no fixed tag, or its tag names another Ray than the one installed."""
+    """Yield a fault if an image has no fixed tag, or its tag names another Ray version than the installed one."""
     image = document.get(*path)
     if not isinstance(image, str):
         return
@@ -37,7 +37,7 @@ def check_image(document: Document, path: Path) -> Iterator[Fault]:
     tag = image.rsplit("/", 1)[-1].partition("@")[0].partition(":")[2]
     if "@sha256:" not in image and tag in ("", "latest", "nightly"):
         got = f"tag {tag!r}" if tag else "no tag"
-        yield document.fault(path, f"expected a fixed tag, got {got} ({image}): nobody could tell which Ray it has")
+        yield document.fault(path, f"expected a fixed tag, got {got} ({image}): its Ray version would be unknown")
         return
     found = RAY_IMAGE.search(image) or RAY_IN_TAG.search(tag)
     if found and found.group(1) != version("ray"):
@@ -46,19 +46,19 @@ def check_image(document: Document, path: Path) -> Iterator[Fault]:
 
 @cache
 def start_options() -> frozenset[str]:
-    """Return the options of `ray start`, without dashes in front."""
+    """Return the options of `ray start`, without leading dashes."""
     from ray.scripts.scripts import start
 
     return frozenset(name.lstrip("-") for option in start.params for name in (*option.opts, *option.secondary_opts))
 
 
 def check_runtime_env(document: Document, path: Path) -> Iterator[Fault]:
-    """Yield what Ray would drop or refuse in a runtime environment."""
+    """Yield keys and values of a runtime environment that Ray would ignore or refuse."""
     value = document.get(*path)
     if value is None:
         return
     if not isinstance(value, dict):
-        yield document.fault(path, f"expected a table of working_dir, env_vars, pip and the like, got {shown(value)}")
+        yield document.fault(path, f"expected a mapping with keys as working_dir, env_vars or pip, got {shown(value)}")
         return
     from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 
@@ -73,10 +73,10 @@ def check_runtime_env(document: Document, path: Path) -> Iterator[Fault]:
             yield document.fault((*path, "config", str(name)), f"unknown key {name!r}{near}")
             faults.append((name, ""))
     if not faults:
-        yield from _ray_says(document, path, value)
+        yield from _ray_faults(document, path, value)
 
 
-def _ray_says(document: Document, path: Path, value: dict[str, object]) -> Iterator[Fault]:
+def _ray_faults(document: Document, path: Path, value: dict[str, object]) -> Iterator[Fault]:
     from ray.runtime_env import RuntimeEnv
 
     env_vars = value.get("env_vars")
@@ -86,9 +86,9 @@ def _ray_says(document: Document, path: Path, value: dict[str, object]) -> Itera
                 (*path, "env_vars", str(name)), f"expected text, got {shown(text)}; write it in quotes"
             )
             return
-    # A folder or file of the machine that submits need not be on this one.
+    # Local files and folders of the submitting machine need not exist here.
     remote = {key: item for key, item in value.items() if key not in ("working_dir", "py_modules", "excludes")}
     try:
-        RuntimeEnv(**remote)  # its constructor checks
-    except Exception as err:  # noqa: BLE001 (Ray raises several)
+        RuntimeEnv(**remote)  # the constructor validates
+    except Exception as err:  # noqa: BLE001 (Ray raises several types)
         yield document.fault(path, " ".join(str(err).split())[:300])

@@ -1,4 +1,4 @@
-"""Files of `ray up`: Ray's own schema, the rules behind it, and who can reach the cluster."""
+"""Check files of `ray up`: Ray's schema, its rules beyond the schema, and access to the cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.patches.looks_patches import node_providers
 
 @cache
 def ray_up_schema() -> Schema:
-    """Return the schema that Ray ships."""
+    """Return the JSON Schema that Ray ships."""
     import ray.autoscaler
 
     file = FilePath(ray.autoscaler.__file__).parent / "ray-schema.json"
@@ -26,7 +26,7 @@ def ray_up_schema() -> Schema:
 
 
 def check_ray_up(document: Document) -> Iterator[Fault]:
-    """Yield what is wrong with a file of `ray up`."""
+    """Yield the faults of a file of `ray up`."""
     for path, reason in check(document.value, ray_up_schema()):
         yield document.fault(path, reason)
     yield from _provider(document)
@@ -34,7 +34,7 @@ def check_ray_up(document: Document) -> Iterator[Fault]:
     yield from _images(document)
     yield from _access(document)
     if document.get("cluster_synced_files") is None:
-        yield document.fault((), "missing key 'cluster_synced_files', which `ray up` refuses to be without; may be []")
+        yield document.fault((), "missing key 'cluster_synced_files', which `ray up` requires; may be []")
 
 
 def _provider(document: Document) -> Iterator[Fault]:
@@ -52,10 +52,10 @@ def _node_types(document: Document) -> Iterator[Fault]:
     if head is None:
         yield document.fault((), "missing key 'head_node_type', expected one of available_node_types")
     elif not isinstance(head, str) or head not in types:
-        yield document.fault(("head_node_type",), f"no node type is called {shown(head)}{nearest(str(head), types)}")
+        yield document.fault(("head_node_type",), f"there is no node type {shown(head)}{nearest(str(head), types)}")
     elif document.get("available_node_types", head, "node_config", "InstanceMarketOptions", "MarketType") == "spot":
         market = ("available_node_types", str(head), "node_config", "InstanceMarketOptions", "MarketType")
-        yield document.fault(market, "the head on a spot instance: when that is taken back, the whole cluster is gone")
+        yield document.fault(market, "the head is on a spot instance: if that is reclaimed, the cluster is lost")
     most = document.get("max_workers")
     least = {name: document.get("available_node_types", name, "min_workers") or 0 for name in types}
     for name in types:
@@ -77,17 +77,17 @@ def _images(document: Document) -> Iterator[Fault]:
 
 
 def _access(document: Document) -> Iterator[Fault]:
-    """Yield a head that runs any code for whoever reaches it: no token, or a dashboard on every interface."""
+    """Yield an open head, on which anyone could run code: no token, or a dashboard on every interface."""
     commands = document.get("head_start_ray_commands")
     starts = [text for text in commands if isinstance(text, str)] if isinstance(commands, list) else []
     for number, text in enumerate(starts):
         if "--dashboard-host" in text and not any(
             f"--dashboard-host{sign}{host}" in text for sign in "= " for host in ("127.0.0.1", "localhost")
         ):
-            reason = "expected --dashboard-host=127.0.0.1: `ray dashboard` tunnels to it, and nobody else should"
+            reason = "expected --dashboard-host=127.0.0.1: only `ray dashboard` should reach it, through a tunnel"
             yield document.fault(("head_start_ray_commands", number), reason)
     options = document.get("docker", "run_options")
-    told = [*starts, *(str(option) for option in options or [])] if isinstance(options, (list, type(None))) else starts
-    if not any("RAY_AUTH_MODE=token" in text for text in told):
+    texts = [*starts, *(str(option) for option in options or [])] if isinstance(options, (list, type(None))) else starts
+    if not any("RAY_AUTH_MODE=token" in text for text in texts):
         reason = "token authentication is off: expected RAY_AUTH_MODE=token in docker.run_options or the start commands"
-        yield document.fault(("docker", "run_options"), f"{reason}; whoever reaches Ray runs any code")
+        yield document.fault(("docker", "run_options"), f"{reason}; anyone who reaches Ray can run code")

@@ -1,4 +1,4 @@
-"""The Ray cluster inside a manifest: what KubeRay refuses later, and what runs, but not as was meant."""
+"""Check the Ray cluster in a manifest: what KubeRay would refuse, and what would run but not as intended."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cluster.validate.ray_options import check_image, check_ray_version, start_o
 from cluster.validate.schema import shown
 
 SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|ACCESS_KEY|API_KEY|CREDENTIALS)$")
-TOLD = {"num-cpus": "cpu", "num-gpus": "nvidia.com/gpu"}
+RESOURCE_OF = {"num-cpus": "cpu", "num-gpus": "nvidia.com/gpu"}
 
 
 def check_ray_cluster(document: Document, base: Path) -> Iterator[Fault]:
-    """Yield what is wrong with a RayClusterSpec, beyond its shape.
+    """Yield the faults of a RayClusterSpec beyond its schema.
 
     Args:
-        document: Of any kind that holds one.
-        base: Where it stands.
+        document: A document that contains one.
+        base: Its path.
     """
     if not isinstance(document.get(*base), dict):
         return
@@ -39,21 +39,21 @@ def check_ray_cluster(document: Document, base: Path) -> Iterator[Fault]:
 
 
 def worker_paths(document: Document, base: Path) -> Iterator[tuple[int, Path]]:
-    """Yield number and path of each group of workers."""
+    """Yield (index, path) of each worker group."""
     for index, group in enumerate(document.items(*base, "workerGroupSpecs")):
         if isinstance(group, dict):
             yield index, (*base, "workerGroupSpecs", index)
 
 
 def pod_paths(document: Document, base: Path) -> Iterator[Path]:
-    """Yield the path of each pod's specification, the head's first."""
+    """Yield the path of each pod specification, the head's first."""
     yield (*base, "headGroupSpec", "template", "spec")
     for _, path in worker_paths(document, base):
         yield (*path, "template", "spec")
 
 
 def check_pod(document: Document, path: Path) -> Iterator[Fault]:
-    """Yield what is wrong with a pod: containers, images, resources, mounts, secrets in the open."""
+    """Yield the faults of a pod: containers, images, resources, mounts, secrets in plain text."""
     containers = document.get(*path, "containers")
     if not isinstance(containers, list):
         return
@@ -78,10 +78,10 @@ def check_pod(document: Document, path: Path) -> Iterator[Fault]:
 def _resources(document: Document, at: Path) -> Iterator[Fault]:
     path = (*at, "resources")
     requests, limits = document.get(*path, "requests"), document.get(*path, "limits")
-    # Where there are no requests, Kubernetes takes the limits.
+    # Without requests, Kubernetes uses the limits.
     for resource in ("cpu", "memory"):
         if not isinstance(limits, dict) or resource not in limits:
-            yield document.fault((*path, "limits"), f"missing key {resource!r}: without it a pod takes what it finds")
+            yield document.fault((*path, "limits"), f"missing key {resource!r}: without it the pod is unlimited")
     if not isinstance(requests, dict) or not isinstance(limits, dict):
         return
     for resource, amount in requests.items():
@@ -91,7 +91,7 @@ def _resources(document: Document, at: Path) -> Iterator[Fault]:
             yield document.fault(where, f"requests {amount} are above the limit of {limit}")
     gpus = {side: amounts.get("nvidia.com/gpu") for side, amounts in (("requests", requests), ("limits", limits))}
     if gpus["requests"] is not None and gpus["limits"] is None:
-        yield document.fault((*path, "limits"), "missing key 'nvidia.com/gpu': Kubernetes takes GPUs from the limits")
+        yield document.fault((*path, "limits"), "missing key 'nvidia.com/gpu': Kubernetes requires GPUs in the limits")
 
 
 def _mounts(document: Document, at: Path, volumes: set[str]) -> Iterator[Fault]:
@@ -99,7 +99,7 @@ def _mounts(document: Document, at: Path, volumes: set[str]) -> Iterator[Fault]:
         name = mount.get("name") if isinstance(mount, dict) else None
         if isinstance(name, str) and name not in volumes:
             path = (*at, "volumeMounts", number, "name")
-            yield document.fault(path, f"no volume of the pod is called {name!r}{nearest(name, volumes)}")
+            yield document.fault(path, f"the pod has no volume {name!r}{nearest(name, volumes)}")
 
 
 def _secrets(document: Document, at: Path) -> Iterator[Fault]:
@@ -114,15 +114,15 @@ def _access(document: Document, base: Path) -> Iterator[Fault]:
     if mode is None or mode == "disabled":
         path = (*base, "authOptions", "mode") if mode else base
         got = "'disabled'" if mode else "none"
-        yield document.fault(path, f"authOptions.mode: expected 'token', got {got}: whoever reaches Ray runs any code")
+        yield document.fault(path, f"authOptions.mode: expected 'token', got {got}: anyone who reaches Ray runs code")
     head = (*base, "headGroupSpec")
     service = document.get(*head, "serviceType")
     if service not in (None, "ClusterIP"):
-        reason = f"expected 'ClusterIP', got {shown(service)}: it opens the dashboard to outside the cluster"
+        reason = f"expected 'ClusterIP', got {shown(service)}: it exposes the dashboard outside the cluster"
         yield document.fault((*head, "serviceType"), reason)
     if document.get(*head, "enableIngress") is True:
         yield document.fault(
-            (*head, "enableIngress"), "expected false, got true: it opens the dashboard to the outside"
+            (*head, "enableIngress"), "expected false, got true: it exposes the dashboard outside the cluster"
         )
 
 
@@ -134,18 +134,18 @@ def _head(document: Document, base: Path) -> Iterator[Fault]:
     for key, value in (selector if isinstance(selector, dict) else {}).items():
         if (key, value) in SPOT_LABELS.items():
             path = (*spec, "nodeSelector", key)
-            yield document.fault(path, "the head on a spot node: when that is taken back, the whole cluster is gone")
+            yield document.fault(path, "the head is on a spot node: if that is reclaimed, the cluster is lost")
 
 
 def check_head_port(document: Document, base: Path, name: str, number: int) -> Iterator[Fault]:
-    """Yield a port that KubeRay looks for in the head's container and does not find, once that lists any."""
+    """Yield a fault if the head's container lists ports, but not the one that KubeRay needs."""
     at = (*base, "headGroupSpec", "template", "spec", "containers", 0, "ports")
     ports = document.get(*at)
     if not isinstance(ports, list) or not ports:
-        return  # KubeRay's own are these
+        return  # KubeRay then uses these ports by default
     found = [port.get("containerPort") for port in ports if isinstance(port, dict) and port.get("name") == name]
     if not found:
-        yield document.fault(at, f"no port is called {name!r}: KubeRay makes its services of these; expected {number}")
+        yield document.fault(at, f"there is no port {name!r}, expected {number}: KubeRay makes its services from these")
     elif found[0] != number:
         yield document.fault(at, f"expected {number} as the port {name!r}, got {found[0]}")
 
@@ -168,7 +168,7 @@ def _group_names(document: Document, base: Path) -> Iterator[Fault]:
     for _, path in worker_paths(document, base):
         name = document.get(*path, "groupName")
         if isinstance(name, str) and name in seen:
-            yield document.fault((*path, "groupName"), f"two groups are called {name!r}")
+            yield document.fault((*path, "groupName"), f"two groups have the name {name!r}")
         seen.add(str(name))
 
 
@@ -180,12 +180,12 @@ def _start_params(document: Document, group: Path, *, is_head: bool) -> Iterator
         if name not in known:
             yield document.fault(path, f"`ray start` has no option --{name}{nearest(str(name), known)}")
         elif name == "dashboard-host" and is_head and value in ("127.0.0.1", "localhost"):
-            reason = f"expected '0.0.0.0', got {value!r}: KubeRay asks the dashboard from another pod"
-            yield document.fault(path, f"{reason}, and would wait for ever")
-        elif name in TOLD and not is_head:
-            limit = document.get(*group, "template", "spec", "containers", 0, "resources", "limits", TOLD[name])
+            reason = f"expected '0.0.0.0', got {value!r}: KubeRay polls the dashboard from another pod"
+            yield document.fault(path, f"{reason}, and would wait forever")
+        elif name in RESOURCE_OF and not is_head:
+            limit = document.get(*group, "template", "spec", "containers", 0, "resources", "limits", RESOURCE_OF[name])
             if quantity(value) > (0 if limit is None else quantity(limit)):
-                reason = f"tells Ray of {value}, and the pod's limit is {limit or 'none'} ({TOLD[name]})"
+                reason = f"expected at most the pod's limit of {RESOURCE_OF[name]} ({limit or 'none'}), got {value}"
                 yield document.fault(path, reason)
 
 
@@ -194,7 +194,7 @@ SUFFIXES |= {f"{letter}i": 1024.0 ** (power + 1) for power, letter in enumerate(
 
 
 def quantity(amount: object) -> float:
-    """Return a Kubernetes quantity as a number: "500m" is 0.5; nan where it is none."""
+    """Return a Kubernetes quantity as a number ("500m" is 0.5); nan if it is not a quantity."""
     match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)", str(amount))
     if match is None or match.group(2) not in SUFFIXES:
         return float("nan")

@@ -1,4 +1,4 @@
-"""A RayJob: what it runs."""
+"""Check a RayJob and what it runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cluster.validate.raycluster import check_pod, check_ray_cluster
 
 
 def check_rayjob(document: Document, spec: Path = ("spec",)) -> Iterator[Fault]:
-    """Yield what is wrong with a RayJob, beyond its shape.
+    """Yield the faults of a RayJob beyond its schema.
 
     Args:
         document: A RayJob, or a RayCronJob that makes them.
-        spec: Where the job's specification stands.
+        spec: Path of the job's specification.
     """
     base = (*spec, "rayClusterSpec")
     mode = document.get(*spec, "submissionMode")
@@ -41,15 +41,15 @@ def check_rayjob(document: Document, spec: Path = ("spec",)) -> Iterator[Fault]:
     if environment is not None:
         yield from check_runtime_env(environment, ())
         if mode in (None, "K8sJobMode", "SidecarMode"):
-            yield from _read_by_a_shell(document, (*spec, "runtimeEnvYAML"))
+            yield from _shell_expansions(document, (*spec, "runtimeEnvYAML"))
 
 
-def _read_by_a_shell(document: Document, path: Path) -> Iterator[Fault]:
-    """Yield what the submitter's shell would expand: KubeRay gives it the environment between double quotes."""
+def _shell_expansions(document: Document, path: Path) -> Iterator[Fault]:
+    """Yield text that the submitter's shell would expand: KubeRay puts the environment between double quotes."""
     found = next((letter for letter in "$`" if letter in str(document.get(*path))), None)
     if found:
-        reason = f"expected no {found}, which the shell of the submitter would expand; use"
-        yield document.fault(path, f"{reason} HTTPMode or a variable of the pod")
+        reason = f"expected no {found}, which the submitter's shell would expand"
+        yield document.fault(path, f"{reason}; use HTTPMode, or a variable of the pod")
 
 
 def _is_json_table(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""A RayService: the endpoint inside."""
+"""Check a RayService and the endpoint inside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BASE = ("spec", "rayClusterConfig")
 
 
 def check_rayservice(document: Document) -> Iterator[Fault]:
-    """Yield what is wrong with a RayService, beyond its shape."""
+    """Yield the faults of a RayService beyond its schema."""
     if document.get("spec") is not None and document.get("spec", "serveConfigV2") in (None, ""):
         yield document.fault(("spec",), "missing key 'serveConfigV2'")
     yield from service_rules(document, ("spec",))

@@ -1,6 +1,6 @@
-"""Values against the JSON Schemas of KubeRay, Ray and pydantic. Strictly.
+"""Check values strictly against the JSON Schemas of KubeRay, Ray and pydantic.
 
-Strict: where a schema lists properties, no other key may stand. Ray Serve's own models take any.
+Strictly: if a schema lists properties, no other key is allowed. Ray Serve's own models allow any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cluster.validate.documents import Path
 
 Schema = dict[str, Any]
 Finding = tuple[Path, str]
-# What to say of a rule that is broken; of any other, jsonschema's own words are good enough.
+# Messages by the rule that is violated; for other rules jsonschema's own message is used.
 REASONS = {
     "const": "expected {rule!r}, got {got}",
     "pattern": "expected text that matches {rule}, got {got}",
@@ -33,11 +33,11 @@ REASONS = {
 
 
 def check(value: object, schema: Schema) -> Iterator[Finding]:
-    """Yield what is wrong with a value, as (path, reason).
+    """Yield the faults of a value as (path, reason).
 
     Args:
-        value: Any YAML.
-        schema: With the `$defs` that it refers to.
+        value: Any parsed YAML.
+        schema: A schema, with the `$defs` that it refers to.
     """
     findings: list[Finding] = []
     value = _with_text_keys(value, (), findings)
@@ -47,12 +47,12 @@ def check(value: object, schema: Schema) -> Iterator[Finding]:
 
 
 def strict(schema: Any) -> Any:  # noqa: ANN401 (any part of a schema)
-    """Return a schema as jsonschema takes it, where no key may stand that is not listed."""
+    """Return a schema for jsonschema that allows no unlisted key."""
     if isinstance(schema, list):
         return [strict(below) for below in schema]
     if not isinstance(schema, dict):
         return schema
-    # The properties of a condition are no list of all that may stand.
+    # The properties in a condition do not list all allowed keys.
     made = {key: below if key in ("if", "then") else strict(below) for key, below in schema.items()}
     if made.get("type") == "object" and "properties" in made:
         made.setdefault("additionalProperties", False)
@@ -60,13 +60,13 @@ def strict(schema: Any) -> Any:  # noqa: ANN401 (any part of a schema)
         made["type"] = [made["type"], "null"]
     options = made.get("anyOf")
     if isinstance(options, list) and any("$ref" in option for option in options):
-        # A table of anything beside a table of known keys would let every typo pass.
+        # With an untyped mapping as an alternative to a mapping of known keys, every typo would pass.
         made["anyOf"] = [option for option in options if option.get("type") != "object"]
     return made
 
 
 def _pattern(validator: Any, pattern: str, value: object, _: Schema) -> Iterator[ValidationError]:  # noqa: ANN401
-    # Python's $ also matches before a last line break, the schemas' does not.
+    # Python's $ also matches before a final newline; in JSON Schema it does not.
     if validator.is_type(value, "string") and not re.search(re.sub(r"\$$", r"\\Z", pattern), str(value)):
         yield ValidationError(pattern)
 
@@ -77,11 +77,11 @@ def _list_map_keys(_: object, keys: list[str], value: object, __: Schema) -> Ite
         if isinstance(item, dict) and all(key in item for key in keys):
             name = ", ".join(f"{key} {item[key]!r}" for key in keys)
             if name in seen:
-                yield ValidationError(f"{name} is there twice", path=[number])
+                yield ValidationError(f"{name} is given twice", path=[number])
             seen.add(name)
 
 
-# Draft 4 is the last one to whose eyes 2.0 is no whole number.
+# Draft 4 is the last draft for which 2.0 is not an integer.
 StrictValidator = extend(
     Draft202012Validator,
     {"pattern": _pattern, "x-kubernetes-list-map-keys": _list_map_keys},
@@ -90,7 +90,7 @@ StrictValidator = extend(
 
 
 def _with_text_keys(value: Any, path: Path, findings: list[Finding]) -> Any:  # noqa: ANN401
-    """Return a value without the keys that are no text, which JSON does not know."""
+    """Return a value without keys that are not strings, which JSON does not have; add a finding for each."""
     if isinstance(value, list):
         return [_with_text_keys(item, (*path, number), findings) for number, item in enumerate(value)]
     if not isinstance(value, dict):
@@ -108,7 +108,7 @@ def _findings(error: ValidationError) -> Iterator[Finding]:
         kinds = "a quantity as 2," if error.validator == "pattern" else "a whole number or text as"
         yield path, f"expected {kinds} 500m or 8Gi, got {shown(value)}"
     elif error.validator == "anyOf":
-        yield from _of_the_nearest_option(error)
+        yield from _nearest_option(error)
     elif error.validator == "type":
         yield path, _wrong_type(value, rule)
     elif error.validator == "enum":
@@ -120,7 +120,7 @@ def _findings(error: ValidationError) -> Iterator[Finding]:
             yield (*path, name), f"unknown key {name!r}{nearest(name, known)}"
     elif error.validator == "required":
         missing = error.message.removesuffix(" is a required property")
-        # A misspelt key is told once, as unknown.
+        # A misspelt key is reported once, as unknown.
         if not any(nearest(name, [missing.strip("'")], or_all=False) for name in value.keys() - known.keys()):
             yield path, f"missing key {missing}"
     else:
@@ -129,8 +129,8 @@ def _findings(error: ValidationError) -> Iterator[Finding]:
         yield path, reason.format(rule=rule, got=shown(value), length=length) if reason else error.message
 
 
-def _of_the_nearest_option(error: ValidationError) -> Iterator[Finding]:
-    """Yield what is wrong by the option of an `anyOf` that the value seems meant for."""
+def _nearest_option(error: ValidationError) -> Iterator[Finding]:
+    """Yield the faults by the option of an `anyOf` that the value fits best."""
     options = [list(errors) for _, errors in groupby(error.context or [], key=lambda below: below.schema_path[0])]
     mistyped = [one for errors in options for one in errors if one.validator == "type" and not one.path]
     if len(mistyped) == len(options):
@@ -143,9 +143,9 @@ def _of_the_nearest_option(error: ValidationError) -> Iterator[Finding]:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: short, and said what it is where that is not seen."""
+    """Return a value for a message: at most 80 characters; mappings and lists only by type."""
     if isinstance(value, dict):
-        return "a table"
+        return "a mapping"
     if isinstance(value, list):
         return "a list"
     if value is None:
@@ -155,8 +155,8 @@ def shown(value: object) -> str:
 
 
 def _wrong_type(value: object, kind: str | list[str]) -> str:
-    names = {"object": "a table", "array": "a list", "string": "text", "integer": "a whole number", "number": "a number",
-             "boolean": "true or false", "null": "nothing"}  # fmt: skip
+    names = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number",
+             "number": "a number", "boolean": "true or false", "null": "nothing"}  # fmt: skip
     kinds = [kind] if isinstance(kind, str) else kind
     expected = " or ".join(dict.fromkeys(names[one] for one in kinds))
     hint = ""

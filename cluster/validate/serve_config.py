@@ -1,4 +1,4 @@
-"""Ray Serve's configuration, in a RayService or a file of its own: strictly, since Serve itself takes any key."""
+"""Check Ray Serve's configuration, in a RayService or a file, strictly: Serve itself accepts any key."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ OURS = "serve.app.build_app"
 
 
 def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool = False) -> Iterator[Fault]:
-    """Yield what is wrong with a configuration of Ray Serve.
+    """Yield the faults of a Ray Serve configuration.
 
     Args:
-        document: It alone.
-        capacity: Of the workers, where they are known.
-        in_pods: Whether it listens in pods, where loopback is no use.
+        document: The configuration.
+        capacity: Capacity of the workers, if known.
+        in_pods: Whether it runs in pods, where listening on loopback is useless.
     """
     faults = [document.fault(path, reason) for path, reason in check(document.value, serve_schema())]
     yield from faults
     if not isinstance(document.value, dict):
         return
     if not faults:
-        yield from _serve_says(document)
+        yield from _serve_faults(document)
     if document.get("applications") == []:
         yield document.fault(("applications",), "expected at least one application, got none")
     if in_pods and document.get("http_options", "host") in ("127.0.0.1", "localhost"):
@@ -57,29 +57,26 @@ def check_serve(document: Document, capacity: Capacity | None, *, in_pods: bool 
 
 @cache
 def serve_schema() -> Schema:
-    """Return the JSON Schema of Serve's own models."""
+    """Return the JSON Schema of Serve's own configuration models."""
     from ray.serve.schema import ServeDeploySchema
 
     schema: Schema = ServeDeploySchema.model_json_schema()
     return schema
 
 
-def _serve_says(document: Document) -> Iterator[Fault]:
-    """Yield what Serve's models refuse beyond their schema: names given twice, bounds between keys."""
+def _serve_faults(document: Document) -> Iterator[Fault]:
+    """Yield what Serve's models refuse beyond their schema: duplicate names, limits across keys."""
     from ray.serve.schema import ServeDeploySchema
 
     try:
         ServeDeploySchema.model_validate(document.value)
     except ValidationError as err:
         for error in err.errors():
-            path = tuple(part for part in error["loc"] if document.get(*_before(error["loc"], part), part) is not None)
+            loc = error["loc"]
+            path = tuple(part for n, part in enumerate(loc, 1) if document.get(*loc[:n]) is not None)
             yield document.fault(path, " ".join(error["msg"].removeprefix("Value error, ").split())[:300])
     except ValueError as err:
         yield document.fault((), " ".join(str(err).split())[:300])
-
-
-def _before(path: tuple[Any, ...], part: object) -> tuple[Any, ...]:
-    return path[: path.index(part)]
 
 
 def _application(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:
@@ -94,7 +91,7 @@ def _application(document: Document, path: Path, capacity: Capacity | None) -> I
     found, reason = resolve(target)
     if reason:
         brought = [name for name in ("working_dir", "py_modules") if document.get(*path, "runtime_env", name)]
-        if not brought:  # otherwise the code may come with them, and is not here to be looked at
+        if not brought:  # with them, the code may come from there and cannot be checked here
             yield document.fault((*path, "import_path"), reason)
         return
     yield from _names(document, path, target)
@@ -109,7 +106,7 @@ def _deployments(document: Document, path: Path) -> Iterator[Path]:
 
 
 def _deployment(document: Document, path: Path, capacity: Capacity | None) -> Iterator[Fault]:
-    """Yield a deployment whose replicas at their most do not fit."""
+    """Yield a fault if a deployment's maximum of replicas does not fit."""
     scaling = document.get(*path, "autoscaling_config")
     if isinstance(scaling, dict):
         yield from _scaling(document, path, scaling)
@@ -126,7 +123,7 @@ def _deployment(document: Document, path: Path, capacity: Capacity | None) -> It
 
 
 def _scaling(document: Document, path: Path, scaling: dict[str, Any]) -> Iterator[Fault]:
-    """Yield bounds that cannot be: Serve's file takes any table here, and the deployment fails later."""
+    """Yield invalid autoscaling settings: Serve accepts any mapping here, and the deployment fails later."""
     from ray.serve.config import AutoscalingConfig
 
     where = (*path, "autoscaling_config")
@@ -142,12 +139,12 @@ def _scaling(document: Document, path: Path, scaling: dict[str, Any]) -> Iterato
 
 
 def _names(document: Document, path: Path, target: str) -> Iterator[Fault]:
-    """Yield options for a deployment that the endpoint does not have, or that are given twice."""
+    """Yield deployments that are given twice, or that our endpoint does not have."""
     seen: set[str] = set()
     for place in _deployments(document, path):
         name = document.get(*place, "name")
         if isinstance(name, str) and name in seen:
-            yield document.fault((*place, "name"), f"two deployments are called {name!r}")
+            yield document.fault((*place, "name"), f"two deployments have the name {name!r}")
         seen.add(str(name))
         if target.replace(":", ".") == OURS and isinstance(name, str):
             from serve.replica import DEPLOYMENT_NAME
@@ -160,7 +157,7 @@ def _names(document: Document, path: Path, target: str) -> Iterator[Fault]:
 def _args(
     document: Document, path: Path, target: str, found: ast.stmt | None, capacity: Capacity | None
 ) -> Iterator[Fault]:
-    """Yield arguments that the builder of the application refuses, as far as its definition tells; all, of our own."""
+    """Yield arguments that the builder refuses: from its signature; for our own builder, from ServeConfig."""
     if isinstance(found, ast.ClassDef):
         reason = f"expected an application or a function that builds one, got a class ({target})"
         yield document.fault((*path, "import_path"), reason)
@@ -186,7 +183,7 @@ def _parameters(function: ast.FunctionDef) -> int:
 
 
 def _replicas(document: Document, path: Path, config: ServeConfig, capacity: Capacity) -> Iterator[Fault]:
-    """Yield our own endpoint's replicas where they do not fit."""
+    """Yield a fault if our own endpoint's replicas do not fit."""
     on_gpu = config.device == "cuda" or (config.device == "auto" and capacity.gpus > 0)
     if on_gpu and not capacity.gpus:
         yield document.fault(
@@ -201,8 +198,8 @@ def _replicas(document: Document, path: Path, config: ServeConfig, capacity: Cap
         name = "max_replicas" if config.max_replicas else "min_replicas"
         yield document.fault((*path, "args", name), missing)
         return
-    # The endpoint is built once the least workers are there, and only if its least replicas fit on those.
+    # The endpoint starts once the minimum of workers exists, and only if min_replicas fit on these.
     missing = capacity.at_least().missing("replicas", max(1, config.min_replicas), float(plan.cpus), float(plan.gpus))
     if missing:
-        reason = f"with the least workers (minReplicas) {missing}"
+        reason = f"with the minimum of workers (minReplicas), {missing}"
         yield document.fault((*path, "args", "min_replicas"), reason)

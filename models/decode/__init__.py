@@ -1,1 +1,1 @@
-"""Bytes of an image to the pixels that a model wants."""
+"""Decode an encoded image to the pixels that a model takes."""

@@ -1,15 +1,15 @@
-"""Bytes of an image to the uint8 crop that a model wants, by the model's reference preprocessing or faster.
+"""Decode an image to the uint8 crop that a model takes, by the model's reference preprocessing or faster.
 
-An image that cannot be labelled is one of four errors, the same in both modes:
+An image that cannot be labelled raises one of four errors, the same in both modes:
 
-* empty: no bytes.
-* too_large: more bytes or pixels than `ImageLimits`, told by the header before a pixel is decoded.
-* unsupported: the content is of another format that is recognised (AVIF, HEIF, JPEG 2000, SVG, ...), whatever the file
-  is called; or its samples are 32-bit integers or floats.
-* undecodable: no format that is known, or one of JPEG, PNG, WebP, GIF, BMP and TIFF, but broken. **An image whose pixel
-  data end early is undecodable, a JPEG without its end marker included; of other damage Pillow is the judge.** So no
-  picture is half grey, and some wrong pixels pass, as they do in a browser. A progressive JPEG that was ended after one
-  of its scans is whole, only less sharp.
+* empty: it has no bytes.
+* too_large: it has more bytes or pixels than `ImageLimits`; the header tells this before a pixel is decoded.
+* unsupported: the content, whatever the file's name, is in another format that is recognised (AVIF, HEIF, JPEG 2000,
+  SVG, ...), or its samples are 32-bit integers or floats.
+* undecodable: the format is unknown; or it is JPEG, PNG, WebP, GIF, BMP or TIFF, but broken. **An image with truncated
+  pixel data is undecodable, including a JPEG without its end marker; Pillow decides about other damage.** So no image
+  is half grey, but some wrong pixels pass, as they do in a browser. A progressive JPEG that ends after one of its
+  scans is complete, only less sharp.
 
 Garbage after the end is ignored. EXIF orientation is applied: an image is labelled as a viewer shows it.
 """
@@ -31,19 +31,19 @@ from models.spec import Preprocessing
 
 __all__ = ["DecodeMode", "DecodedImage", "ImageLimits", "decode_image"]
 
-# The reference's resize of a 1 x 20000 image to a shorter side of 256 has 1.3 gigapixels, of which 224 x 224 are kept.
-# Above 16 megapixels (64 MB; at 256, one side 256 times the other) `exact` too computes the crop alone.
+# The reference resizes a 1 x 20000 image with a shorter side of 256 to 1.3 gigapixels, and keeps 224 x 224 of them.
+# Above 16 megapixels (64 MB; at 256, one side 256 times the other) `exact` too computes only the crop.
 MAX_RESIZED_PIXELS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image as a model wants it.
+    """A decoded image, cropped for a model.
 
     Attributes:
         pixels: uint8 of shape (crop, crop, 3), HWC RGB.
-        width: Of the image as stored, before it was turned upright.
-        height: Of the image as stored, before it was turned upright.
+        width: Width of the image as stored, before it was turned upright, in pixels.
+        height: Height of the image as stored, before it was turned upright, in pixels.
     """
 
     pixels: UInt8Array
@@ -59,22 +59,21 @@ def decode_image(
     *,
     out: UInt8Array | None = None,
 ) -> DecodedImage:
-    """Decode, turn upright, resize and crop one image. Thread-safe; the work is done without the GIL.
+    """Decode, turn upright, resize and crop one image. Thread-safe; works without the GIL.
 
     Args:
         data: The encoded image.
         preprocessing: Geometry and filter.
-        mode: `exact` resizes the whole image with Pillow: pixel for pixel the reference. `fast` computes the crop
-            alone, of a large JPEG that was reduced while it was decoded; see `models.decode.jpeg` and
-            `models.decode.resize`.
-        limits: On bytes and pixels. The memory taken is at most 8 bytes per pixel, for a WebP 16.
-        out: uint8 of shape (crop, crop, 3), a row of a batch; written to if given.
+        mode: `exact` resizes the whole image with Pillow: pixel for pixel the reference. `fast` computes only the crop,
+            and downscales a large JPEG while it is decoded; see `models.decode.jpeg` and `models.decode.resize`.
+        limits: Largest size in bytes and pixels. Decoding takes at most 8 bytes of memory per pixel, 16 for a WebP.
+        out: uint8 of shape (crop, crop, 3), such as a row of a batch; the crop is written into it if given.
 
     Raises:
-        EmptyImageError: See above, for all four.
-        ImageTooLargeError: With width and height if it has too many pixels.
-        UnsupportedImageError: Of another format, or kind of samples.
-        UndecodableImageError: With width and height if the header could be read.
+        EmptyImageError: The image has no bytes.
+        ImageTooLargeError: It has too many bytes, or too many pixels; then the error has width and height.
+        UnsupportedImageError: It has another format or kind of samples.
+        UndecodableImageError: It is broken; the error has width and height if the header could be read.
     """
     limits.check_bytes(len(data))
     data = bytes(data)
@@ -97,14 +96,14 @@ def decode_image(
 
 
 def _decode_exact(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: Preprocessing) -> UInt8Array:
-    """Decode, turn upright, resize, crop: each as the reference does.
+    """Decode, turn upright, resize and crop, each as the reference does.
 
     Returns:
         uint8 of shape (crop, crop, 3), HWC RGB.
     """
     pixels = None if jpeg is None else decode_jpeg(jpeg, image.width, image.height, 1)
     rgb = load_rgb(image) if pixels is None else Image.fromarray(pixels)
-    del pixels  # 3 of 11 bytes per pixel, if it is to be turned
+    del pixels  # saves 3 of 11 bytes per pixel while the image is turned
     rgb = upright(rgb, stored_orientation(image))
     x, y = crop_axes(rgb.width, rgb.height, 1, preprocessing)
     if x.resized * y.resized > MAX_RESIZED_PIXELS:
@@ -114,7 +113,7 @@ def _decode_exact(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing:
 
 
 def _decode_fast(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: Preprocessing) -> UInt8Array:
-    """Decode, compute the crop alone from the image as stored, turn that upright.
+    """Decode, compute only the crop from the image as stored, and turn it upright.
 
     Returns:
         uint8 of shape (crop, crop, 3), HWC RGB.
@@ -123,7 +122,7 @@ def _decode_fast(image: ImageFile.ImageFile, jpeg: bytes | None, preprocessing: 
     factor = 1 if jpeg is None else dct_factor(min(width, height), preprocessing.resize_shorter)
     pixels = None if jpeg is None else decode_jpeg(jpeg, width, height, factor)
     source = load_rgb(image) if pixels is None else pixels
-    orientation = stored_orientation(image)  # which a PNG may tell behind its pixels
+    orientation = stored_orientation(image)  # after the pixels, behind which a PNG may store it
     x, y = crop_axes(width, height, orientation, preprocessing)
     if isinstance(source, Image.Image):
         return np.asarray(upright(resize_crop(source, x, y, preprocessing.interpolation), orientation))

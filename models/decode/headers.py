@@ -1,4 +1,4 @@
-"""What an image's first bytes say, read before any decoder is asked: its format, its size, its orientation."""
+"""Read an image's header before any decoder does: its format, its size, its orientation."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from enum import StrEnum
 
 from models.errors import EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 
-# Pillow describes each strip or tile by a Python object of some 300 bytes before it says how large the image is:
-# 64 MiB of strip offsets would take 5 GB. One strip a row of the tallest image of 100 megapixels still fits.
+# Pillow makes a Python object of some 300 bytes for each strip or tile before it tells the image's size: 64 MiB of
+# strip offsets would take 5 GB. The tallest image of 100 megapixels, with one strip a row, still fits.
 MAX_TIFF_STRIPS = 131_072
 
-# Pillow reads each entry of a directory up to four times, for 8 us. Directories of cameras have some 100.
+# Pillow reads each entry of a directory up to four times, 8 us in all. Directories from cameras have some 100.
 MAX_TIFF_ENTRIES = 1000
 
-# Values of a tag, of which Pillow makes 3 us of Python each where they are fractions.
+# Values of one tag: Pillow takes 3 us for each value that is a fraction.
 MAX_TIFF_FRACTIONS = 1000
 
-# libjpeg goes over the whole image once a scan, and an empty scan takes a few bytes: a file of 1 MB could keep a core
-# busy for an hour. Encoders write about 10. The largest image that is allowed may have 20, smaller ones more.
+# libjpeg goes over the whole image for each scan, and an empty scan takes a few bytes: a file of 1 MB could keep a core
+# busy for an hour. Encoders write about 10 scans. The largest image allowed may have 20, smaller ones more.
 MAX_JPEG_SCANS = 100
 MAX_JPEG_SCANS_OF_THE_LARGEST = 20
-# To look for scans among; segments between scans hold their tables.
+# Segments that are searched for scans; those between scans hold tables.
 _MAX_JPEG_SEGMENTS = 2000
 
 _WIDTH, _HEIGHT, _STRIPS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 256, 257, 273, 274, 322, 323, 324
@@ -38,31 +38,31 @@ _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
 _FRACTIONS = (5, 10)
-# Tags that say where the directories of Exif, of GPS and of "interoperability" are.
+# Tags with the offsets of the Exif, GPS and "interoperability" directories.
 _DIRECTORIES = (34665, 34853, 40965)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The largest image that is decoded; larger ones are refused by their headers.
+    """The largest image that is decoded; larger images are refused when their header is read.
 
     Args:
-        max_pixels: Width times height. 100 megapixels are 400 MB in memory, and more than cameras take.
-        max_image_bytes: Of the encoded image.
+        max_pixels: Width times height. 100 megapixels take 400 MB of memory, and are more than cameras take.
+        max_image_bytes: Size of the encoded image.
     """
 
     max_pixels: int = 100_000_000
     max_image_bytes: int = 64 * 2**20
 
     def check_bytes(self, num_bytes: int) -> None:
-        """Raise EmptyImageError or ImageTooLargeError for a number of encoded bytes out of range."""
+        """Raise EmptyImageError or ImageTooLargeError if the number of encoded bytes is out of range."""
         if num_bytes == 0:
             raise EmptyImageError("image has no bytes")
         if num_bytes > self.max_image_bytes:
             raise ImageTooLargeError(f"image has {num_bytes:,} bytes; max_image_bytes is {self.max_image_bytes:,}")
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Raise ImageTooLargeError, with the size, if it has too many pixels."""
+        """Raise ImageTooLargeError, with width and height, if the image has too many pixels."""
         if width * height > self.max_pixels:
             raise ImageTooLargeError(
                 f"image has {width * height:,} pixels ({width} x {height}); max_pixels is {self.max_pixels:,}",
@@ -72,7 +72,7 @@ class ImageLimits:
 
 
 class ImageFormat(StrEnum):
-    """A format that is read here."""
+    """A supported image format."""
 
     JPEG = "JPEG"
     PNG = "PNG"
@@ -82,7 +82,7 @@ class ImageFormat(StrEnum):
     TIFF = "TIFF"
 
 
-# The usual ending of a file's name.
+# The usual file name extensions.
 ENDINGS = {
     ImageFormat.JPEG: "jpg", ImageFormat.PNG: "png", ImageFormat.WEBP: "webp", ImageFormat.GIF: "gif",
     ImageFormat.BMP: "bmp", ImageFormat.TIFF: "tif",
@@ -100,7 +100,7 @@ _SIGNATURES = (
     (b"MM\x00\x2b", ImageFormat.TIFF),
 )
 
-# Formats that are recognised, so that a row says what to convert: (offset, first bytes, name).
+# Formats that are only recognised, so that the error names them: (offset, bytes there, name).
 _OTHER_FORMATS: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavif", "AVIF"),
     (4, b"ftypavis", "AVIF"),
@@ -127,11 +127,11 @@ _OTHER_FORMATS += tuple((0, b"P%d" % kind, "PNM") for kind in range(1, 8))
 
 
 def sniff_format(data: bytes) -> ImageFormat:
-    """Tell the format by the content, whatever the file was called.
+    """Tell the format by the content; the file's name does not matter.
 
     Raises:
-        UnsupportedImageError: Another format, which is known by its first bytes.
-        UndecodableImageError: No format that is known here: a broken file, or no image at all.
+        UnsupportedImageError: The first bytes are those of another known format.
+        UndecodableImageError: The format is unknown: a broken file, or not an image.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ImageFormat.WEBP
@@ -146,13 +146,13 @@ def sniff_format(data: bytes) -> ImageFormat:
 
 
 def check_header(image_format: ImageFormat, data: bytes, limits: ImageLimits) -> None:
-    """Refuse what would cost memory or time already before Pillow tells the size.
+    """Refuse a file that costs too much memory or time before Pillow even tells its size.
 
     Pillow allocates the canvas of a WebP, and the first frame of some GIFs, as soon as it opens them.
 
     Raises:
         ImageTooLargeError: The canvas, or one tile, has too many pixels.
-        UndecodableImageError: More strips or tiles than are read.
+        UndecodableImageError: A TIFF has more strips, tiles, entries or fractions than the limits.
     """
     match image_format:
         case ImageFormat.WEBP:
@@ -164,10 +164,10 @@ def check_header(image_format: ImageFormat, data: bytes, limits: ImageLimits) ->
 
 
 def check_scans(data: bytes, width: int, height: int, limits: ImageLimits) -> None:
-    """Refuse a JPEG of very many scans. Takes 10 us, unless it has several.
+    """Refuse a JPEG with very many scans. Takes 10 us for a JPEG with one scan.
 
     Raises:
-        UndecodableImageError: It has more than MAX_JPEG_SCANS, or fewer if it is very large.
+        UndecodableImageError: It has more than MAX_JPEG_SCANS; for a very large image the limit is lower.
     """
     several, components = False, 0
     for kind, position in _jpeg_segments(data):
@@ -179,7 +179,7 @@ def check_scans(data: bytes, width: int, height: int, limits: ImageLimits) -> No
             break
     largest = MAX_JPEG_SCANS_OF_THE_LARGEST * limits.max_pixels
     most = max(MAX_JPEG_SCANS_OF_THE_LARGEST, min(MAX_JPEG_SCANS, largest // max(1, width * height)))
-    # A video behind the image may hold the same bytes by chance: only many of them are worth a closer look.
+    # A video behind the image may hold the same bytes by chance. So segments are counted only if there are many.
     if not several or data.count(bytes((0xFF, _SCAN))) <= most:
         return
     kinds = [kind for kind, _ in itertools.islice(_jpeg_segments(data), _MAX_JPEG_SEGMENTS)]
@@ -192,7 +192,7 @@ def check_scans(data: bytes, width: int, height: int, limits: ImageLimits) -> No
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the kind of each segment up to the end of the image, and where its length and content begin."""
+    """Yield each segment up to the end of the image: its kind, and the position of its length and content."""
     position = 2
     while (marker := _MARKER.search(data, position)) and (kind := marker.group()[1]) != _END:
         position = marker.end()
@@ -201,7 +201,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) of the canvas, or (0, 0) where the decoder is to say what is wrong."""
+    """Return (width, height) of the canvas, or (0, 0) for a broken header, which the decoder then reports."""
     head = data[:30].ljust(30, b"\0")
     match head[12:16]:
         case b"VP8X":
@@ -216,7 +216,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_tiff(data: bytes, limits: ImageLimits) -> None:
-    """Refuse a TIFF of very many entries or strips, or of tiles far larger than the image (they are decoded whole)."""
+    """Refuse a TIFF with very many entries or strips, or with tiles beyond `max_pixels` (tiles are decoded whole)."""
     _check_directory(data, None)
     tags = _first_directory(data)
     count = max(tags.get(tag, (0, 0))[0] for tag in (_STRIPS, _TILES))
@@ -234,7 +234,7 @@ def _check_tiff(data: bytes, limits: ImageLimits) -> None:
 
 
 def _check_directory(data: bytes, offset: int | None, depth: int = 0) -> None:
-    """Refuse a directory, or one below it, of very many entries or fractions."""
+    """Refuse a directory with very many entries or fractions, in itself or in a directory it points to."""
     entries = list(_entries(data, offset))
     if len(entries) > MAX_TIFF_ENTRIES:
         raise UndecodableImageError(f"TIFF has over {MAX_TIFF_ENTRIES:,} entries in a directory; no more are read")
@@ -244,36 +244,36 @@ def _check_directory(data: bytes, offset: int | None, depth: int = 0) -> None:
             f"TIFF has {fractions:,} fractions in a tag; at most {MAX_TIFF_FRACTIONS:,} are read"
         )
     if depth < 2:
-        # Of a tag that comes twice, Pillow takes the first.
+        # If a tag comes twice, Pillow takes the first.
         for below in {tag: value for tag, _, _, value in reversed(entries) if tag in _DIRECTORIES}.values():
             _check_directory(data, below, depth + 1)
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Read the orientation (1 to 8) of an EXIF block; 1, upright, if it is absent or makes no sense.
+    """Read the orientation (1 to 8) from an EXIF block; 1, which is upright, if it is absent or invalid.
 
-    Pillow's own reader takes 100 times as long, and warns of damage that does not matter here.
+    Pillow's reader takes 100 times as long, and warns about damage that does not matter here.
     """
     _, value = _first_directory(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, (0, 1))
     return value if 1 <= value <= 8 else 1
 
 
 def _first_directory(tiff: bytes) -> dict[int, tuple[int, int]]:
-    """Return {tag: (count, value)} of the first directory of a TIFF; the value is 0 unless it is one integer."""
+    """Return {tag: (count, value)} of a TIFF's first directory; the value is 0 unless it is a single integer."""
     tags: dict[int, tuple[int, int]] = {}
     for tag, _, count, value in _entries(tiff, None):
-        tags[tag] = max(count, tags.get(tag, (0, 0))[0]), value  # of a tag that comes twice, libtiff may take the last
+        tags[tag] = max(count, tags.get(tag, (0, 0))[0]), value  # if a tag comes twice, libtiff may take the last
     return tags
 
 
 def _entries(tiff: bytes, offset: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (tag, kind, count, value) of a directory, at most one entry more than are read.
+    """Yield (tag, kind, count, value) for each entry of a directory, at most MAX_TIFF_ENTRIES + 1.
 
-    Stops where the data stop to make sense. The value is 0 unless it is one integer.
+    Stops at the first invalid data. The value is 0 unless it is a single integer.
 
     Args:
-        tiff: From its first byte on.
-        offset: Of the directory; None for the first.
+        tiff: The TIFF from its first byte on.
+        offset: Offset of the directory; None for the first one.
     """
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
     if not order:
@@ -295,5 +295,5 @@ def _entries(tiff: bytes, offset: int | None) -> Iterator[tuple[int, int, int, i
             if count == 1 and kind in _INTEGERS:
                 (value,) = struct.unpack_from(order + _INTEGERS[kind], tiff, position + entry.size)
             yield tag, kind, count, value
-    except (struct.error, OverflowError):  # the latter of 64-bit offsets
+    except (struct.error, OverflowError):  # the latter for 64-bit offsets
         return

@@ -1,4 +1,4 @@
-"""What makes decoding a JPEG fast: a strict decoder, and large ones reduced as they are decoded."""
+"""Fast JPEG decoding: a strict decoder, which downscales large images while it decodes them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from models.errors import UndecodableImageError
 
 
 def dct_factor(shorter: int, resize_shorter: int) -> int:
-    """Return by how much, 1, 2, 4 or 8, a JPEG may be reduced while it is decoded.
+    """Return the factor (1, 2, 4 or 8) by which a JPEG may be downscaled while it is decoded.
 
-    At least two pixels per pixel are left to the filter. With only one and a half, the reduction's own filter shows:
-    98.7 % of the labels of EfficientNet-Lite0 stay the same, instead of 99.9 %.
+    The resize filter gets at least two source pixels per target pixel. With one and a half, the decoder's own filter
+    shows: only 98.7 % of the labels of EfficientNet-Lite0 stay the same, instead of 99.9 %.
     """
     factor = 1
     while factor < 8 and shorter >= 4 * factor * resize_shorter:
@@ -21,23 +21,23 @@ def dct_factor(shorter: int, resize_shorter: int) -> int:
 
 
 def decode_jpeg(data: bytes, width: int, height: int, factor: int) -> UInt8Array | None:
-    """Decode a JPEG to exactly what Pillow decodes it to, in 15 % less time, and noticing damage.
+    """Decode a JPEG to exactly the pixels that Pillow gives, in 15 % less time, and detect truncated data.
 
-    libjpeg's faster DCT is left off: for 5 % of the time it changes pixels by 1.2 of 255, and 1.8 % of the labels.
+    libjpeg's faster DCT stays off: it saves 5 % of the time, but changes pixels by 1.2 of 255 and 1.8 % of the labels.
 
     Args:
-        data: The file.
-        width: According to Pillow.
-        height: According to Pillow.
+        data: The file's bytes.
+        width: Width according to Pillow.
+        height: Height according to Pillow.
         factor: From `dct_factor`.
 
     Returns:
-        uint8 of shape (ceil(height / factor), ceil(width / factor), 3), HWC RGB; or None if Pillow is to decode it:
-        CMYK, or damage on which Pillow is to judge.
+        uint8 of shape (ceil(height / factor), ceil(width / factor), 3), HWC RGB; None if Pillow has to decode the
+        image: it is CMYK, or has damage that Pillow may accept.
 
     Raises:
-        UndecodableImageError: The data end before the image does. Where an end marker follows, Pillow would say
-            nothing and fill the rest with grey.
+        UndecodableImageError: The data are truncated. If an end marker follows, Pillow would silently fill the rest
+            with grey.
     """
     try:
         stated_height, stated_width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -46,10 +46,10 @@ def decode_jpeg(data: bytes, width: int, height: int, factor: int) -> UInt8Array
         scaled_height, scaled_width = -(-height // factor), -(-width // factor)
         pixels: UInt8Array = simplejpeg.decode_jpeg(data, min_height=scaled_height, min_width=scaled_width)
     except (ValueError, RuntimeError, KeyError) as error:
-        # Of the file, where the end marker is missing too; or of the data segment.
+        # Premature end of the file (the end marker is missing too), or of the data segment.
         if "premature end" in str(error).lower():
             raise UndecodableImageError(
-                "JPEG cannot be decoded: its data end early", width=width, height=height
+                "JPEG cannot be decoded: its data are truncated", width=width, height=height
             ) from error
         return None
     return pixels if pixels.shape[:2] == (scaled_height, scaled_width) else None

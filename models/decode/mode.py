@@ -1,4 +1,4 @@
-"""The ways to decode: by itself, so that a settings class loads neither NumPy nor Pillow to name them."""
+"""The decode modes, in a module of their own, so that settings classes load neither NumPy nor Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything decoded by Pillow, with its global settings and its dozen kinds of exceptions kept in here."""
+"""Decode with Pillow; its global settings and its dozen kinds of exceptions are handled only here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from models.errors import ImageTooLargeError, InputError, UndecodableImageError,
 
 _MAX_REASON_CHARS = 160
 
-# The plugins themselves and not `Image.open`: it knows formats that are not wanted here (EPS starts a program), puts
-# addresses into its messages, and warns of sizes that our own limits allow. A JPEG plugin reads an MPO's first frame.
+# The plugins are called directly: `Image.open` also opens unsupported formats (EPS starts a program), puts memory
+# addresses into messages, and warns about sizes that our limits allow. The JPEG plugin reads an MPO's first frame.
 _PLUGINS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
     ImageFormat.JPEG: JpegImageFile,
     ImageFormat.PNG: PngImageFile,
@@ -51,7 +51,7 @@ def open_image(image_format: ImageFormat, data: bytes, limits: ImageLimits) -> I
     """Read an image's header; no pixel is decoded.
 
     Raises:
-        ImageTooLargeError: The first frame of a GIF, which need not fit the size in its header.
+        ImageTooLargeError: The first frame of a GIF is too large; it may be larger than the size in the header.
         UndecodableImageError: The header is broken.
     """
     _configure_pillow()
@@ -59,44 +59,44 @@ def open_image(image_format: ImageFormat, data: bytes, limits: ImageLimits) -> I
     with undecodable(image_format):
         try:
             return _PLUGINS[image_format](BytesIO(data))
-        except Image.DecompressionBombError as error:  # over twice Pillow's limit, which is not below ours
+        except Image.DecompressionBombError as error:  # over twice Pillow's limit, which is at least ours
             raise ImageTooLargeError(
-                f"image has a frame of too many pixels; max_pixels is {limits.max_pixels:,}"
+                f"image has a frame with too many pixels; max_pixels is {limits.max_pixels:,}"
             ) from error
 
 
 def stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Return (width, height) as in the file; Pillow's size of a TIFF is that of the upright image."""
+    """Return (width, height) as stored in the file; for a TIFF, Pillow's `size` is that of the upright image."""
     if isinstance(image, TiffImageFile):
         return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
     return image.size
 
 
 def stored_orientation(image: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation (1 to 8) still to be applied to a loaded image.
+    """Return the EXIF orientation (1 to 8) that has not been applied yet to a loaded image.
 
-    A PNG may tell it behind its pixels. A TIFF has none left: Pillow turns it upright as it loads it.
+    A PNG may store it behind its pixels. For a TIFF it is 1: Pillow turns a TIFF upright while it loads it.
     """
     return exif_orientation(image.info.get("exif", b""))
 
 
 def load_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    """Decode the whole image (of several, the first), and make it RGB.
+    """Decode the whole image (the first one, if the file has several), and convert it to RGB.
 
-    Transparency is dropped, and the colours below it stay. 16 bits lose their lower 8.
+    Transparency is dropped; the colours under it are kept. 16-bit samples lose their lower 8 bits.
 
     Raises:
-        UnsupportedImageError: The samples are 32-bit integers or floats: nothing says which of them is white.
+        UnsupportedImageError: The samples are 32-bit integers or floats: it is unknown which value is white.
     """
     image.load()
-    # Which changes no pixel of `convert("RGB")`: it would only warn.
+    # `convert("RGB")` would only warn about it; no pixel changes.
     image.info.pop("transparency", None)
     if image.mode in ("I", "F"):
         width, height = stored_size(image)
         raise UnsupportedImageError(
             "samples must be integers of 1 to 16 bits, got 32-bit ones", width=width, height=height
         )
-    if image.mode.startswith("I;16"):  # `convert` would make white of all that is above 255
+    if image.mode.startswith("I;16"):  # `convert` would turn every value above 255 into white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "RGB":
         return image
@@ -112,7 +112,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 @contextmanager
 def undecodable(image_format: ImageFormat, width: int | None = None, height: int | None = None) -> Iterator[None]:
-    """Turn whatever a decoder raises within into UndecodableImageError, except our own errors."""
+    """Turn any exception of a decoder into UndecodableImageError; the project's own errors pass."""
     try:
         yield
     except InputError:
@@ -125,7 +125,7 @@ def undecodable(image_format: ImageFormat, width: int | None = None, height: int
 
 
 def _one_line(text: str) -> str:
-    """Make a library's message fit for a row: the same on every run, printable, short."""
+    """Make a library's message fit for a row: one line, the same on every run, printable, short."""
     text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", text)
     text = " ".join(text.split()).encode("unicode_escape").decode()
     return text if len(text) <= _MAX_REASON_CHARS else text[: _MAX_REASON_CHARS - 3] + "..."
@@ -133,7 +133,7 @@ def _one_line(text: str) -> str:
 
 @functools.cache
 def _configure_pillow() -> None:
-    """Silence, once per process, what Pillow says of damaged metadata.
+    """Silence Pillow's warnings about damaged metadata, once per process.
 
     `warnings.catch_warnings` around each call would not be thread-safe.
     """
@@ -145,10 +145,10 @@ _limit_lock = threading.Lock()
 
 
 def _raise_pillow_limit(max_pixels: int) -> None:
-    """Keep Pillow's own limit, 89 megapixels, from refusing what `max_pixels` allows.
+    """Raise Pillow's own limit of 89 megapixels to `max_pixels` if it is lower.
 
-    It is global, and some plugins check it while they load. So it is raised where it is the lower one, and never
-    lowered: threads with different limits cannot disturb each other, since ours is checked first.
+    Pillow's limit is global, and some plugins check it while they load. It is never lowered, so that threads with
+    different limits do not disturb each other; our own limit is checked first.
     """
     if Image.MAX_IMAGE_PIXELS is None or max_pixels <= Image.MAX_IMAGE_PIXELS:
         return

@@ -1,9 +1,9 @@
-"""The geometry of a resize and centre crop, and the crop alone computed by the reference's filter.
+"""The geometry of a resize and centre crop, and a resize that computes only the crop, by the reference's filter.
 
-The reference resizes the whole image and throws a third of it away. Here the crop alone is computed, by the same filter
+The reference resizes the whole image and discards a third of it. Here only the crop is computed, by the same filter
 from the part of the image that it needs: by Pillow, or by fast_image_resize (package `cykooz.resizer`, where it has a
-wheel), whose SIMD convolution takes a fifth of the time. Its coefficients have fewer bits than Pillow's: three values of
-a thousand differ by 1, of 255.
+wheel), whose SIMD convolution takes a fifth of the time. Its coefficients have fewer bits than Pillow's: three values
+in a thousand differ by 1 of 255.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESAMPLING = {
     Interpolation.LANCZOS: Image.Resampling.LANCZOS,
 }
 
-# Source pixels on either side of a pixel's centre, at full resolution, that Pillow's filters reach.
+# Reach of Pillow's filters: source pixels on either side of a pixel's centre, at full resolution.
 _SUPPORT = {Interpolation.BILINEAR: 1, Interpolation.BICUBIC: 2, Interpolation.LANCZOS: 3}
 
 
@@ -40,10 +40,10 @@ class Axis:
     """One axis of a resize and centre crop.
 
     Attributes:
-        side: Pixels of the source.
-        resized: Pixels after the resize of the whole.
-        start: First of them that is kept.
-        crop: How many are kept.
+        side: Length of the source, pixels.
+        resized: Length after a resize of the whole image, pixels.
+        start: First resized pixel that is kept.
+        crop: Number of pixels that are kept.
     """
 
     side: int
@@ -56,10 +56,10 @@ class Axis:
         return Axis(self.side, self.resized, self.resized - self.start - self.crop, self.crop)
 
     def box(self, factor: int, support: int) -> tuple[float, float, int, int]:
-        """Locate the crop in a source that was reduced by a factor.
+        """Locate the crop in a source that was downscaled by a factor.
 
         Returns:
-            (begin, end) of the crop, then (begin, end) of the whole pixels that the filter reaches.
+            (begin, end) of the crop, then (begin, end) of the whole pixels that the filter reads, all in source pixels.
         """
         scale = self.side / factor / self.resized
         begin, end = self.start * scale, (self.start + self.crop) * scale
@@ -68,13 +68,13 @@ class Axis:
 
 
 def crop_axes(width: int, height: int, orientation: int, preprocessing: Preprocessing) -> tuple[Axis, Axis]:
-    """Lay out the resize and the crop in the image as stored, so that only the crop need be turned upright.
+    """Map the resize and the crop to the image as stored, so that only the crop has to be turned upright.
 
     Args:
-        width: Of the image as stored.
-        height: Of the image as stored.
-        orientation: EXIF's, 1 to 8.
-        preprocessing: Whose geometry; it is defined on the upright image.
+        width: Width of the image as stored, pixels.
+        height: Height of the image as stored, pixels.
+        orientation: The EXIF orientation, 1 to 8.
+        preprocessing: Defines the geometry, for the upright image.
 
     Returns:
         (x, y), the axes of the image as stored.
@@ -98,12 +98,12 @@ def crop_axes(width: int, height: int, orientation: int, preprocessing: Preproce
 def resize_crop(
     source: Image.Image | UInt8Array, x: Axis, y: Axis, interpolation: Interpolation, *, factor: int = 1
 ) -> Image.Image:
-    """Resize, computing the crop alone.
+    """Resize with Pillow, computing only the crop.
 
     Args:
-        source: RGB; Pillow's, or uint8 of shape (height, width, 3). Reduced by `factor`.
-        x: Of the source before it was reduced.
-        y: Of the source before it was reduced.
+        source: An RGB image of Pillow, or uint8 of shape (height, width, 3), downscaled by `factor`.
+        x: Horizontal axis of the source before it was downscaled.
+        y: Vertical axis of the source before it was downscaled.
         interpolation: The filter.
         factor: From `dct_factor`.
 
@@ -113,8 +113,8 @@ def resize_crop(
     support = _SUPPORT[interpolation]
     left, right, first_column, last_column = x.box(factor, support)
     top, bottom, first_row, last_row = y.box(factor, support)
-    # Of a portrait, Pillow >= 13 would resize the columns first and the rows second: the other way round than of the
-    # whole image, and with other roundings. Of the part that is needed, it does not.
+    # For a portrait image with a box, Pillow >= 13 would resize columns before rows, the other way round than for the
+    # whole image, and round differently. For the part that is cut out first, it does not.
     if isinstance(source, Image.Image):
         part = source.crop((first_column, first_row, last_column, last_row))
     else:
@@ -126,15 +126,15 @@ def resize_crop(
 def resize_crop_simd(
     pixels: UInt8Array, x: Axis, y: Axis, interpolation: Interpolation, *, factor: int = 1
 ) -> UInt8Array:
-    """Resize, computing the crop alone, with SIMD; by `resize_crop` where the machine has no such library.
+    """Resize with SIMD, computing only the crop; falls back to `resize_crop` if the library is not installed.
 
-    In two steps, rows first, as Pillow does: in one, the library resizes the columns first, and where that overshoots
-    is clipped at another place (by up to 14, of 255).
+    Works in two steps, rows first, as Pillow does. In one step the library would resize the columns first, and clip
+    overshoots at another stage (pixels then differ by up to 14 of 255).
 
     Args:
-        pixels: uint8 of shape (height, width, 3), RGB. Reduced by `factor`.
-        x: Of the source before it was reduced.
-        y: Of the source before it was reduced.
+        pixels: uint8 of shape (height, width, 3), RGB, downscaled by `factor`.
+        x: Horizontal axis of the source before it was downscaled.
+        y: Vertical axis of the source before it was downscaled.
         interpolation: The filter.
         factor: From `dct_factor`.
 
@@ -148,7 +148,7 @@ def resize_crop_simd(
     top, bottom, first_row, last_row = y.box(factor, support)
     width, height = last_column - first_column, last_row - first_row
     left, top = left - first_column, top - first_row
-    # The library refuses a box that rounding has put beyond the edge.
+    # The library refuses a box that extends beyond the edge by a rounding error.
     right, bottom = min(right - first_column, width), min(bottom - first_row, height)
 
     resizer, filters = _simd()
@@ -168,7 +168,7 @@ _local = threading.local()
 
 
 def _simd() -> tuple[fir.Resizer, dict[Interpolation, fir.ResizeAlg]]:
-    """Return this thread's resizer, which locks itself while it works, and the filters that Pillow's are there."""
+    """Return this thread's resizer, which locks itself while it works, and its equivalents of Pillow's filters."""
     if not hasattr(_local, "resizer"):
         _local.resizer = fir.Resizer()
         _local.filters = {

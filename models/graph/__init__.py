@@ -1,1 +1,1 @@
-"""Pure ONNX surgery: preprocessing and top-k joined to a model, and other precisions made of it."""
+"""Pure ONNX surgery: join preprocessing and top-k to a model, and derive other precisions from it."""

@@ -1,6 +1,6 @@
-"""Batch normalisation, as the multiplication and addition per channel that it is once a model is trained.
+"""Replace batch normalisation by the multiplication and addition per channel that it is once a model is trained.
 
-ResNet v2 normalises its input by one before it does anything else: that and our own normalisation are one.
+ResNet v2 starts with a batch normalisation of its input. It is merged with the normalisation of the pixels.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _EPSILON = 1e-5
 def normalization_of(
     node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
 ) -> tuple[Float64Array, Float64Array] | None:
-    """Return what a node multiplies each channel by, and what it adds then, each float64 of shape (n_channels,).
+    """Return a batch normalisation's factor and offset per channel, each float64 of shape (n_channels,).
 
-    None if it is no batch normalisation, or one that does not know these values before it runs.
+    Returns None if the node is not a batch normalisation, or its values are not constants.
     """
     if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
         return None
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    # In training it reads the batch; it gives more than one output then.
+    # In training mode it depends on the batch, and has more than one output.
     if attributes.get("training_mode", 0) or len([name for name in node.output if name]) != 1:
         return None
     if not all(name in constants for name in node.input[1:5]):
@@ -41,16 +41,16 @@ def normalization_of(
 def take_first_normalization(
     graph: onnx.GraphProto, name: str, factor: Float64Array, offset: Float64Array
 ) -> tuple[str, Float64Array, Float64Array]:
-    """Remove the batch normalisation that a model begins with.
+    """Remove the batch normalisation at the start of a model, and merge it into the factor and offset before it.
 
     Args:
-        graph: Of the model; changed where there is one.
+        graph: The model's graph; changed if it starts with a batch normalisation.
         name: Its input, channels first, which is pixel * factor + offset.
         factor: float64 of shape (3,).
         offset: float64 of shape (3,).
 
     Returns:
-        The tensor to give instead, and its own factor and offset; what came in where anything else reads the input.
+        The tensor to feed instead, with its factor and offset; the arguments unchanged if nothing was removed.
     """
     readers = [node for node in graph.node if name in node.input]
     if len(readers) != 1 or has_bodies(graph) or any(output.name == name for output in graph.output):
@@ -63,22 +63,22 @@ def take_first_normalization(
 
 
 def has_bodies(graph: onnx.GraphProto) -> bool:
-    """Say whether a graph has control flow: its bodies may read any tensor without naming it as an input."""
+    """Tell whether a graph has control flow, whose bodies may read any tensor without listing it as an input."""
     return any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
 
 
 def convolve_normalizations(model: onnx.ModelProto) -> list[str]:
-    """Turn batch normalisations into depthwise convolutions of one pixel, which are quantised channel by channel.
+    """Turn batch normalisations into 1 x 1 depthwise convolutions, which are quantised channel by channel.
 
-    ONNX Runtime's quantiser knows a batch normalisation only in floats, between two conversions, and rounds its gammas to
-    8 bits of one scale for all channels.
+    ONNX Runtime's quantiser keeps a batch normalisation in floats, between two conversions, and rounds its gammas to
+    8 bits with one scale for all channels.
 
     Args:
-        model: float32, with the shapes of its tensors; changed. What could be folded into a convolution was.
+        model: float32, with the shapes of its tensors, after all that can be was folded into convolutions; changed.
 
     Returns:
-        Names of the nodes that are to stay as they are: of a batch normalisation that reads the model's input, which is
-        one with the normalisation of pixels in the joined graph.
+        Names of the nodes that must stay float: batch normalisations that read the model's input. The joined graph
+        merges them with the normalisation of the pixels.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}

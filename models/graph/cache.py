@@ -1,4 +1,4 @@
-"""Keep joined graphs, so that a start neither imports onnx nor builds one again (1.0 s for ResNet18-v2)."""
+"""Cache joined graphs, so that a later start neither imports onnx nor builds a graph (1.0 s for ResNet18-v2)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _DIGEST_BYTES = 32
 
 
 def load_joined_graph(spec: ModelSpec, artifact: Artifact, path: Path) -> bytes:
-    """Return the joined graph (see `models.graph.join`), from the cache where it was built before.
+    """Return the joined graph (see `models.graph.join`), from the cache if it was built before.
 
     Args:
         spec: The model's entry.
         artifact: Which file of it.
-        path: Where that file is; already verified.
+        path: That file's path; already verified.
 
     Raises:
-        ArtifactError: The file is not an ONNX model, or not one to be trusted; see `models.sandbox.untrusted_onnx`.
+        ArtifactError: The file is not an ONNX model, or is not safe to load; see `models.sandbox.untrusted_onnx`.
         SignatureError: It lacks the tensors that the entry names.
     """
 
     def make() -> bytes:
         if spec.folder != ENTRIES:
-            # Nobody vouches for a user's file: what it does to a process it does elsewhere first.
+            # A user's file is not trusted: a child process tries it first.
             return try_join(spec, path)
         from models.graph.join import join_graph
 
@@ -46,7 +46,7 @@ def load_joined_graph(spec: ModelSpec, artifact: Artifact, path: Path) -> bytes:
 
 
 def cached_graph(spec: ModelSpec, artifact: Artifact, variant: str, make: Callable[[], bytes]) -> bytes:
-    """Return a graph made of an artifact, from the cache where it was made before."""
+    """Return a graph derived from an artifact, from the cache if it was made before; otherwise make and cache it."""
     key = _key(spec, artifact)
     cached = home() / "graphs" / (f"{key}-{variant}.onnx" if variant else f"{key}.onnx")
     graph = _read(cached)
@@ -62,7 +62,7 @@ def _key(spec: ModelSpec, artifact: Artifact) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the cached graph, or None where there is none or a byte of it is wrong."""
+    """Return the cached graph, or None if it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -70,12 +70,12 @@ def _read(path: Path) -> bytes | None:
     digest, graph = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(graph).digest() == digest:
         return graph
-    logger.warning("graph cache: %s is damaged and is built anew", path.name)
+    logger.warning("graph cache: %s is damaged, rebuilding it", path.name)
     return None
 
 
 def _write(path: Path, graph: bytes) -> None:
-    """Write at once or not at all; a cache that cannot be written costs a second at the next start, no more."""
+    """Write atomically. A cache that cannot be written only costs a second at the next start."""
     try:
         with publishing(path) as file:
             file.write(hashlib.sha256(graph).digest())

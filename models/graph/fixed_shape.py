@@ -1,14 +1,14 @@
-"""The joined graph with its number of labels fixed, for GPUs.
+"""Fix the number of labels in the joined graph, for GPUs.
 
-ONNX Runtime's IOBinding does not take inputs that have a default, as `k` is (1.31: "Failed to find NodeArg"); and what is
-fixed is folded, so that no value has to come from the CPU in the middle of a run.
+ONNX Runtime's IOBinding does not accept inputs with a default, such as `k` (1.31: "Failed to find NodeArg"). And ONNX
+Runtime folds a fixed value, so that nothing has to be copied from the CPU in the middle of a run.
 """
 
 from __future__ import annotations
 
 
 def fix_top_k(graph: bytes, top_k: int) -> bytes:
-    """Return the joined graph without its input `k`, giving `top_k` labels always."""
+    """Return the joined graph without its input `k`; it always returns `top_k` labels."""
     import numpy as np
     import onnx
     from onnx import numpy_helper

@@ -1,6 +1,6 @@
-"""float16 of a float32 model: twice the rate on a GPU, made at the first use, and compared before it is believed.
+"""Convert a float32 model to float16: twice as fast on a GPU, made at the first use, and compared with float32 first.
 
-The model's own nodes compute in float16; the preprocessing before them and the softmax and top-k behind them stay
+The model's own nodes compute in float16. The preprocessing before them and the softmax and top-k after them stay
 float32, and so do the inputs and outputs of the joined graph: a caller sees no difference.
 """
 
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 # Part of the cache's key: raise it when the conversion changes.
 HALF_VERSION = 1
 SAMPLES = Path(__file__).parents[1] / "samples" / "photos.tar"
-# A probability may move so far; float16 has 11 bits, and rounds some fifty times on the way through a network.
+# How far a probability may move; float16 has 11 bits, and rounds some fifty times on the way through a network.
 TOLERANCE = 0.02
-# Values of other images may be larger than those of the photographs.
+# Below float16's largest value, 65504, since other images may give larger values than the photographs.
 LARGEST = 16_000.0
 _OURS = "shardlabel_"
 
 
 def load_graph(spec: ModelSpec, precision: Precision, path: Path, temperature: float = 1.0) -> bytes:
-    """Return the joined graph of a precision; float16 is made of float32 where the model has no such file.
+    """Return the joined graph of a precision; float16 is made from float32 if the model has no float16 file.
 
     Args:
         spec: The model's entry.
         precision: One that `spec` has, or fp16.
         path: The file of `spec.artifact(precision)`; already verified.
-        temperature: Of a calibration: the logits are divided by it.
+        temperature: A calibration's temperature; the logits are divided by it.
 
     Raises:
         ArtifactError: The file is not an ONNX model.
@@ -66,7 +66,7 @@ def load_graph(spec: ModelSpec, precision: Precision, path: Path, temperature: f
 
 def to_half(graph: bytes) -> bytes:
     """Convert the model's own nodes of a joined graph; takes a second for 47 MB."""
-    # Here, since no start but the first needs them. The converter is ONNX Runtime's own; the onnx package has none.
+    # Imported here: only the first start needs them. The converter is ONNX Runtime's; the onnx package has none.
     import onnx
     from onnxruntime.transformers import float16
 
@@ -77,7 +77,7 @@ def to_half(graph: bytes) -> bytes:
     weights = [weight for weight in model.graph.initializer if weight.name in used]
     taken = sorted({name for node in before for name in node.output} & used)
     given = sorted({name for node in after for name in node.input} & made)
-    # Apart from the rest: next to nodes that stay float32 the converter rounds to float16 and back, probabilities too.
+    # Converted apart: next to nodes that stay float32, the converter rounds to float16 and back, even probabilities.
     inner = onnx.helper.make_graph(
         own,
         "own",
@@ -88,7 +88,7 @@ def to_half(graph: bytes) -> bytes:
     inner_model = onnx.helper.make_model(inner, opset_imports=model.opset_import, ir_version=model.ir_version)
     half = float16.convert_float_to_float16(inner_model, keep_io_types=True).graph
     kept = [weight for weight in model.graph.initializer if weight.name not in used]
-    # Copied first: what is cleared below is what these are.
+    # Copied, since the lists that hold them are cleared below.
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*before, *half.node, *after)]
     initializers = [onnx.TensorProto.FromString(t.SerializeToString()) for t in (*kept, *half.initializer)]
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
@@ -98,7 +98,7 @@ def to_half(graph: bytes) -> bytes:
 
 
 def _parts(graph: Any) -> tuple[list[Any], list[Any], list[Any]]:  # noqa: ANN401 (untyped library)
-    """Return the nodes of the preprocessing, of the model itself, and of what makes labels of its output."""
+    """Split the nodes into the preprocessing, the model itself, and those that turn its output into labels."""
     outputs = {output.name for output in graph.output}
     before: list[Any] = []
     own: list[Any] = []
@@ -115,30 +115,30 @@ def _parts(graph: Any) -> tuple[list[Any], list[Any], list[Any]]:  # noqa: ANN40
 def check_half(spec: ModelSpec, whole: bytes, half: bytes) -> None:
     """Compare both graphs on the bundled photographs, on the CPU.
 
-    The CPU's provider rounds the weights to float16, and computes in float32; so what a GPU would not survive, a value
-    beyond float16's largest, is looked for in the float32 model.
+    The CPU provider rounds the weights to float16 but computes in float32. So values beyond float16's largest, which
+    would overflow on a GPU, are searched for in the float32 model.
 
     Raises:
-        SignatureError: A probability differs by more than TOLERANCE, or a value comes near to float16's largest.
+        SignatureError: A probability differs by more than TOLERANCE, or a value exceeds LARGEST.
     """
     images = _photographs(spec)
     expected, found = (_probabilities(graph, images) for graph in (whole, half))
     worst = float(np.abs(found - expected).max())
-    if not worst <= TOLERANCE:  # a NaN too
+    if not worst <= TOLERANCE:  # also true for a NaN
         raise SignatureError(
             f"{spec.name} in float16 differs from float32: a probability by {worst:.3f} on {len(images)} photographs, "
-            f"where {TOLERANCE} is expected at most; use --precision fp32"
+            f"expected at most {TOLERANCE}; use --precision fp32"
         )
     largest = _largest_value(whole, images)
     if not largest <= LARGEST:
         raise SignatureError(
-            f"{spec.name} has values up to {largest:.0f} inside, where float16 ends at 65504; use --precision fp32"
+            f"{spec.name} has inner values up to {largest:.0f}, too near to float16's 65504; use --precision fp32"
         )
     logger.info("fp16 model=%s difference=%.5f largest=%.0f images=%d", spec.name, worst, largest, len(images))
 
 
 def _largest_value(graph: bytes, images: np.ndarray) -> float:
-    """Return the largest absolute value that any of the model's own nodes gives."""
+    """Return the largest absolute value in the outputs of the model's own nodes."""
     import onnx
 
     model = onnx.load_model_from_string(graph)
@@ -154,7 +154,7 @@ def _largest_value(graph: bytes, images: np.ndarray) -> float:
 
 
 def _photographs(spec: ModelSpec) -> np.ndarray:
-    """Return the bundled photographs as the model wants them; uint8 of shape (n_images, crop, crop, 3)."""
+    """Return the bundled photographs, resized and cropped for the model; uint8 of shape (n_images, crop, crop, 3)."""
     from models.decode.decode import DecodeMode, ImageLimits, decode_image
 
     limits, crops = ImageLimits(), []

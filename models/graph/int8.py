@@ -1,13 +1,13 @@
 """Static int8 quantisation that gives the same bits on every x86-64 CPU with AVX2.
 
 uint8 activations times int8 weights (U8S8) is the combination that ONNX Runtime runs fastest. But a CPU without VNNI
-(AMD before Zen 4; Intel before Cascade Lake and Ice Lake) multiplies neighbours two at a time and adds each two
-products in 16 bits, where 2 * 255 * 127 does not fit: the sum is cut off, without a word. On an emulated Haswell
-EfficientNet-Lite0 lost 4 points of top-1 that way, and probabilities moved by up to 0.55.
+(AMD before Zen 4; Intel before Cascade Lake and Ice Lake) multiplies neighbours two at a time and adds the two products
+in 16 bits, where 2 * 255 * 127 does not fit: the sum saturates silently. On an emulated Haswell EfficientNet-Lite0 lost
+4 points of top-1 that way, and probabilities moved by up to 0.55.
 
 So weights are scaled such that no pair can overflow: down by 1.2 on average where the pairs are known, by 2 elsewhere.
-ONNX Runtime's own ways out are `reduce_range`, which is 2 everywhere, depthwise kernels included, and
-`session.x64quantprecision`, 2.4 times slower on CPUs that have VNNI too.
+ONNX Runtime's own remedies are `reduce_range`, which scales by 2 everywhere, depthwise kernels included, and
+`session.x64quantprecision`, which is 2.4 times slower, also on CPUs with VNNI.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 INT8_MAX = 127
-# 255 * 128 = 32640 is the most that still fits in a signed 16-bit sum.
+# The largest safe sum of two weights: 255 * 128 = 32640 still fits in a signed 16-bit sum.
 PAIR_MAX = 128
 # The first opset with QuantizeLinear per channel.
 QDQ_OPSET = 13
@@ -42,7 +42,7 @@ STRIDE = 8
 
 
 class _Batches:
-    """The calibration images, as ONNX Runtime asks for them: one batch a call, then None; of a range where it sets one."""
+    """The calibration images as ONNX Runtime reads them: one batch a call, then None; a range of them if one is set."""
 
     def __init__(self, input_name: str, batches: list[Float32Array]) -> None:
         self._input_name = input_name
@@ -53,7 +53,7 @@ class _Batches:
         return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Go on with these batches."""
+        """Continue with the batches of this range."""
         self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, Float32Array] | None:
@@ -65,7 +65,7 @@ class _Batches:
 
 
 class Calibration(StrEnum):
-    """How the range of an activation is told from the values that were seen."""
+    """How the range of an activation is chosen from the values observed."""
 
     MINMAX = "minmax"
     PERCENTILE = "percentile"
@@ -79,17 +79,17 @@ def quantize_int8(
     float_ops: Collection[str] = (),
     calibration: Calibration = Calibration.MINMAX,
 ) -> onnx.ModelProto:
-    """Quantise a classifier: QDQ, uint8 activations between two values, int8 weights per channel.
+    """Quantise a classifier: QDQ format, uint8 activations with a calibrated range, int8 weights per channel.
 
     Args:
         model: A float32 model with one input.
-        batches: Calibration images as the model takes them, of shape (n_images, ...).
+        batches: Calibration images as the model takes them: float32 of shape (n_images, ...).
         float_ops: Kinds of node that stay float32, such as "ReduceMean".
-        calibration: How these two values are told: the smallest and largest seen; those that leave out 0.01 %; or those
-            at which the spread of the values loses the least (entropy).
+        calibration: How the range is chosen: the smallest and largest value observed; the range without the outermost
+            0.01 %; or the range that loses the least information (entropy).
 
     Returns:
-        The int8 model; same inputs and outputs. What a `Gemm` gives is left in float32, for it is mostly the logits.
+        The int8 model, with the same inputs and outputs. Outputs of `Gemm` stay float32, since they are mostly logits.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -106,7 +106,7 @@ def quantize_int8(
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, target = (Path(folder) / name for name in ("model.onnx", "prepared.onnx", "int8.onnx"))
         onnx.save(_upgraded(model), source)
-        # Folds batch normalisation. Symbolic shapes matter to transformers alone, and would need sympy.
+        # Folds batch normalisation. Only transformers need symbolic shapes, which would require sympy.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         ready = _named(onnx.load(prepared))
         float_nodes = convolve_normalizations(ready)
@@ -128,7 +128,7 @@ def quantize_int8(
                     "OpTypesToExcludeOutputQuantization": ["Gemm"],
                     "TensorQuantOverrides": _weight_ranges(ready.graph, QuantType.QInt8),
                     "CalibPercentile": PERCENTILE,
-                    # Histograms keep every value of a stride: of all images at once these would be gigabytes.
+                    # Histograms keep every value of a stride; for all images at once that would be gigabytes.
                     **({} if calibration is Calibration.MINMAX else {"CalibStridedMinMax": stride}),
                 },
             )
@@ -136,7 +136,7 @@ def quantize_int8(
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a model of an opset that has no int8 per channel; drop the weights from its inputs, which old files list."""
+    """Convert a model if its opset has no int8 per channel; remove weights from the inputs, as old files list them."""
     if opset_of(model) < QDQ_OPSET:
         model = version_converter.convert_version(model, TARGET_OPSET)
     else:
@@ -150,7 +150,7 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node a name of its own: nodes are left out by name, and "" would be all that have none."""
+    """Name every node that has no name: nodes are excluded by name, and "" would exclude all unnamed ones."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
@@ -165,7 +165,7 @@ def _input_name(model: onnx.ModelProto) -> str:
 
 
 def _weight_ranges(graph: onnx.GraphProto, int8: Any) -> dict[str, list[dict[str, Any]]]:  # noqa: ANN401 (an enum of ONNX Runtime)
-    """Give each weight that ends in a matrix product the range, per output channel, that no pair overflows."""
+    """Return, for each weight of a matrix product, the range per output channel in which no pair overflows."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     ranges = {}
     for node in graph.node:
@@ -188,10 +188,10 @@ def _weight_ranges(graph: onnx.GraphProto, int8: Any) -> dict[str, list[dict[str
 
 
 def _conv_scales(weight: Float64Array, group: int) -> Float64Array | None:
-    """Return the scale of each output channel of a convolution, or None where any is safe.
+    """Return the scale of each output channel of a convolution, or None if any scale is safe.
 
-    A depthwise kernel adds in 32 bits. A pointwise one is a matrix product over the input channels. Of the others
-    the order depends on the kernel that ONNX Runtime takes: there half the range makes any pair safe.
+    A depthwise kernel adds in 32 bits. A pointwise kernel is a matrix product over the input channels. For other
+    convolutions the order depends on the kernel that ONNX Runtime chooses; half the range makes any pair safe.
     """
     n_channels, n_inputs = weight.shape[:2]
     rows = weight.reshape(n_channels, -1)
@@ -203,19 +203,19 @@ def _conv_scales(weight: Float64Array, group: int) -> Float64Array | None:
 
 
 def pair_safe_scales(rows: Float64Array) -> Float64Array:
-    """Choose each row's int8 scale, the smallest (nearly) at which no pair of neighbours overflows 16 bits.
+    """Choose each row's int8 scale: (nearly) the smallest at which no pair of neighbours overflows 16 bits.
 
     Args:
         rows: float64 of shape (n_channels, n_inputs), in the order in which they are multiplied.
 
     Returns:
-        float64 of shape (n_channels,). Where q = rint(row / scale): |q| <= 127, and for columns 2i and 2i + 1 of one
-        sign |q + q'| <= 128.
+        float64 of shape (n_channels,). With q = rint(row / scale), |q| <= 127; and if columns 2i and 2i + 1 have the
+        same sign, |q + q'| <= 128.
     """
     even = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
     pairs = even.reshape(len(rows), -1, 2)  # (n_channels, n_pairs, 2)
     scales = np.maximum(_largest(rows) / INT8_MAX, _largest(_pair_sums(pairs)) / PAIR_MAX)
-    # Rounding both of a pair up can pass the limit by 1: then the scale grows by steps of 0.1 %.
+    # If both values of a pair are rounded up, they can exceed the limit by 1: then the scale grows in steps of 0.1 %.
     while True:
         quantized = np.rint(pairs / scales[:, None, None])
         too_much = _largest(_pair_sums(quantized)) > PAIR_MAX
@@ -225,13 +225,13 @@ def pair_safe_scales(rows: Float64Array) -> Float64Array:
 
 
 def _pair_sums(pairs: Float64Array) -> Float64Array:
-    """Return what each pair adds up to at worst: (n_channels, n_pairs). Of two signs, each alone is the worst."""
+    """Return each pair's sum, (n_channels, n_pairs); 0 if the signs differ: then one alone is the worst case."""
     first, second = pairs[..., 0], pairs[..., 1]
     sums: Float64Array = np.where(first * second > 0, first + second, 0.0)
     return sums
 
 
 def _largest(rows: Float64Array) -> Float64Array:
-    """Return the largest magnitude of each row; never 0, to be divided by."""
+    """Return the largest magnitude of each row; never 0, since callers divide by it."""
     largest: Float64Array = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
     return largest

@@ -1,17 +1,17 @@
 """Join a model with its preprocessing and its top-k into one graph: uint8 pixels in, labels out.
 
-So little travels between processes (150 kB an image instead of 600), and CPU, GPU, bulk and online run the same
-arithmetic. The joined graph takes
+This way processes exchange 150 kB an image instead of 600, and CPU, GPU, bulk and online run the same arithmetic. The
+joined graph takes
 
-    images         uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images is fixed where the entry says so
-    k              int64 of shape (1,): how many labels; optional, DEFAULT_TOP_K where it is not fed
+    images         uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images is fixed if the entry says so
+    k              int64 of shape (1,): the number of labels; optional, DEFAULT_TOP_K if it is not fed
 
-and gives
+and returns
 
     probabilities  float32 of shape (n_images, n_classes)
     top_scores     float32 of shape (n_images, k), best first
     top_ids        int64 of shape (n_images, k); equal scores keep the lower class index first
-    embedding      float32 of shape (n_images, features), where the entry names that tensor
+    embedding      float32 of shape (n_images, features), if the entry names that tensor
 """
 
 from __future__ import annotations
@@ -23,30 +23,36 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from models.errors import ArtifactError, SignatureError
 from models.graph.batchnorm import take_first_normalization
 from models.graph.quantized_input import take_needless_quantisers
+from models.sandbox.untrusted_onnx import opset_of
 from models.spec import Channels, InputType, Layout, ModelSpec, OutputKind
 
 DEFAULT_TOP_K = 1
-# From 11 on our own nodes mean the same in every opset: TopK takes the lower index first, and Softmax over the last of
-# two axes is what it is from 13 on. Converting is left to where it is needed: it knows no operators of ONNX Runtime's.
+# From opset 11 on our own nodes mean the same: TopK puts the lower index first, and Softmax over the last of two axes
+# equals that of opset 13. Only older models are converted, since the converter knows no operators of ONNX Runtime.
 MIN_OPSET = 11
 TARGET_OPSET = 17
 _PREFIX = "shardlabel_"
-# Before every name of the model's own.
+# Prefix of all names in the model itself.
 _MODEL = "model/"
 
 
 def join_graph(spec: ModelSpec, model_bytes: bytes) -> bytes:
-    """Build the joined graph of a model file's bytes; takes a second for 47 MB."""
+    """Build the joined graph from a model file's bytes; takes a second for 47 MB.
+
+    Raises:
+        ArtifactError: The bytes are not an ONNX model.
+        SignatureError: The model lacks the entry's tensors, has a second input, or cannot be converted.
+    """
     try:
         model = onnx.load_model_from_string(model_bytes)
     except Exception as err:
         raise ArtifactError(f"{spec.name}: the file is not an ONNX model: {err}") from err
     _check_tensors(spec, model)
-    # A model may use our own tensors' names (EfficientNet-Lite0 has an input `images`).
+    # A model may use the names of our own tensors (EfficientNet-Lite0 has an input `images`).
     model = compose.add_prefix(_upgraded(model), _MODEL)
     graph = model.graph
     initializers = {tensor.name for tensor in graph.initializer}
-    # Weights that are also inputs could be fed by a caller, so ONNX Runtime would not fold them.
+    # Weights are dropped from the inputs: a caller could feed them, so ONNX Runtime would not fold them.
     inputs = [i for i in graph.input if i.name not in initializers and i.name != _MODEL + spec.input.name]
     if inputs:
         second = inputs[0].name.removeprefix(_MODEL)
@@ -90,17 +96,17 @@ def _check_tensors(spec: ModelSpec, model: onnx.ModelProto) -> None:
         raise SignatureError(f"{spec.name}: expected an output {spec.output.name!r}, the file has {', '.join(outputs)}")
     produced = {name for node in model.graph.node for name in node.output}
     if spec.embedding is not None and spec.embedding not in produced:
-        raise SignatureError(f"{spec.name}: no node of the file gives the embedding tensor {spec.embedding!r}")
+        raise SignatureError(f"{spec.name}: no node of the file outputs the embedding tensor {spec.embedding!r}")
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset >= MIN_OPSET:
         return model
     try:
         return version_converter.convert_version(model, TARGET_OPSET)
     except Exception as err:
-        raise SignatureError(f"the model is of opset {opset} and cannot be converted to {TARGET_OPSET}: {err}") from err
+        raise SignatureError(f"the model has opset {opset} and cannot be converted to {TARGET_OPSET}: {err}") from err
 
 
 def _preprocessing_nodes(
@@ -108,8 +114,8 @@ def _preprocessing_nodes(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """uint8 NHWC RGB -> the model's own input: (value * scale - mean) / std, as one multiply and one add.
 
-    A batch normalisation that the model begins with is part of them. Where all that the model does with its input is to
-    quantise it back to the pixels, both are left out.
+    A batch normalisation at the start of the model is merged into them. If the model only quantises its input back to
+    the pixels, both steps are dropped.
     """
     p, wanted = spec.preprocessing, spec.input
     nodes, weights = [], []
@@ -119,7 +125,7 @@ def _preprocessing_nodes(
         nodes.append(helper.make_node("Gather", [pixels, f"{_PREFIX}bgr_order"], [f"{_PREFIX}bgr"], axis=3))
         pixels = f"{_PREFIX}bgr"
     if wanted.layout is Layout.NCHW:
-        # Transposed while it is uint8: a quarter of the bytes to move.
+        # Transposed as uint8: a quarter of the bytes to move.
         nodes.append(helper.make_node("Transpose", [pixels], [f"{_PREFIX}nchw"], perm=[0, 3, 1, 2]))
         pixels = f"{_PREFIX}nchw"
     if wanted.dtype is InputType.UINT8:
@@ -134,8 +140,8 @@ def _preprocessing_nodes(
     if quantised := take_needless_quantisers(graph, target, factor, offset):
         return [*nodes, *(helper.make_node("Identity", [pixels], [name]) for name in quantised)], weights
     for name, values in (("factor", factor), ("offset", offset)):
-        # A value for each column too, since ONNX Runtime may turn NCHW to NHWC: it goes over runs that are laid out alike,
-        # and runs of three values take it ten times as long.
+        # One value per column too: ONNX Runtime may turn NCHW into NHWC, where broadcasting runs of only three values
+        # takes ten times as long.
         row = np.broadcast_to(values[:, np.newaxis], (3, p.crop))
         constant = row[np.newaxis, :, np.newaxis] if wanted.layout is Layout.NCHW else row.T[np.newaxis, np.newaxis]
         weights.append(numpy_helper.from_array(np.ascontiguousarray(constant), f"{_PREFIX}{name}"))
@@ -156,7 +162,7 @@ def _label_nodes(spec: ModelSpec, *, cast: bool) -> tuple[list[onnx.NodeProto], 
     output = _MODEL + spec.output.name
     nodes = []
     if cast:
-        # float16 has 11 bits: scores of it would tie.
+        # float16 has 11 bits, so that scores would tie.
         nodes.append(helper.make_node("Cast", [output], [f"{_PREFIX}output"], to=TensorProto.FLOAT))
         output = f"{_PREFIX}output"
     nodes.append(helper.make_node("Flatten", [output], [flat], axis=1))
@@ -169,7 +175,7 @@ def _label_nodes(spec: ModelSpec, *, cast: bool) -> tuple[list[onnx.NodeProto], 
         helper.make_node("TopK", ["probabilities", "k"], ["top_scores", "top_ids"], axis=1, largest=1, sorted=1)
     )
     if spec.embedding is not None:
-        # Of whatever type they are within the model; a cast of float32 to itself costs nothing.
+        # The features may have another type; a cast of float32 to itself costs nothing.
         features = f"{_PREFIX}features"
         nodes.append(helper.make_node("Cast", [_MODEL + spec.embedding], [features], to=TensorProto.FLOAT))
         nodes.append(helper.make_node("Flatten", [features], ["embedding"], axis=1))

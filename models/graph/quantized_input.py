@@ -1,8 +1,8 @@
-"""Spare a quantised model the way from pixels to floats and back.
+"""Feed pixels straight to a quantised model, without converting them to floats and back.
 
-A model that was quantised on images normalised by one mean and one deviation has a first step that is, to the last bit,
-the inverse of the normalisation: EfficientNet-Lite0 normalises by (pixel - 127) / 128, and quantises by
-round(value * 128) + 127. Four passes over an image's 600 kB of floats are saved, and no bit of the labels changes.
+If a model was quantised on images normalised by a single mean and deviation, its first step is, to the last bit, the
+inverse of the normalisation: EfficientNet-Lite0 normalises by (pixel - 127) / 128, and quantises by
+round(value * 128) + 127. This saves four passes over an image's 600 kB of floats, and no bit of the labels changes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from onnx import numpy_helper
 
 from models.graph.batchnorm import has_bodies
 
-# Between a pixel and what quantising gives before it is rounded: so far from 0.5, no way of computing it rounds elsewhere.
+# Largest distance of the unrounded quantised value from the pixel: far below 0.5, so it always rounds to the pixel.
 _TOLERANCE = 0.1
 
 
 def take_needless_quantisers(
     graph: onnx.GraphProto, name: str, factor: npt.NDArray[np.float32], offset: npt.NDArray[np.float32]
 ) -> list[str]:
-    """Remove the nodes that quantise a normalised input to the very pixels that it was made of.
+    """Remove the nodes that quantise a normalised input back to its pixels.
 
     Args:
-        graph: Of the model; changed where something is returned.
+        graph: The model's graph; changed if nodes are removed.
         name: Its input.
         factor: float32 of shape (3,): the input is pixel * factor + offset.
         offset: float32 of shape (3,).
 
     Returns:
-        What they gave, and what the pixels are to be called now; nothing where anything else reads the input, or the
-        quantised values are others.
+        The outputs of the removed nodes, which must be fed with the pixels; empty, with the graph unchanged, if other
+        nodes read the input or the quantised values are not the pixels.
     """
     readers = [node for node in graph.node if name in node.input]
     if not readers or has_bodies(graph) or any(output.name == name for output in graph.output):

@@ -1,29 +1,29 @@
-"""The joined graph with its logits divided by a temperature: calibrated scores of the same labels, in the same order."""
+"""Divide the logits of a joined graph by a temperature: the same labels in the same order, with calibrated scores."""
 
 from __future__ import annotations
 
 from models.errors import SignatureError
 
-# Part of the cache's key: raise it when what is done to the graph changes.
+# Part of the cache's key: raise it when the change to the graph changes.
 TEMPERATURE_VERSION = 1
 _PREFIX = "shardlabel_"
-# The least normal float32, so that the logarithm of a probability of 0 is a number.
+# The smallest normal float32, so that the logarithm of a probability of 0 is finite.
 _TINY = 1.1754943508222875e-38
 
 
 def divide_logits(graph: bytes, temperature: float) -> bytes:
     """Return the joined graph (see `models.graph.join`) with calibrated probabilities and scores.
 
-    `top_ids` are untouched: the best classes are chosen as before, and then given their calibrated scores. So rounding
-    cannot turn two labels around. Of a model that gives probabilities the logits are their logarithms, which is the same up
-    to a number that softmax takes out again.
+    `top_ids` do not change: the best classes are chosen as before, and then get their calibrated scores. So rounding
+    cannot swap two labels. If a model outputs probabilities, their logarithms serve as logits: they differ from the
+    logits by a constant, which softmax cancels.
 
     Args:
-        graph: As `join_graph` made it, float16 or not.
-        temperature: Above 0; more than 1 makes scores less sure.
+        graph: A graph made by `join_graph`, float16 or not.
+        temperature: Above 0; a temperature above 1 makes scores less confident.
 
     Raises:
-        SignatureError: The graph is none of ours.
+        SignatureError: The graph was not made by `join_graph`.
     """
     import numpy as np
     import onnx
@@ -35,7 +35,7 @@ def divide_logits(graph: bytes, temperature: float) -> bytes:
     top_k = next((node for node in nodes if "top_scores" in node.output), None)
     if softmax is None or top_k is None:
         raise SignatureError("a graph without probabilities and top_scores cannot be calibrated")
-    # What was the outputs becomes what the labels are chosen by.
+    # The former outputs are renamed; they still choose the labels.
     uncalibrated = f"{_PREFIX}uncalibrated"
     logits = softmax.input[0] if softmax.op_type == "Softmax" else f"{_PREFIX}log_probabilities"
     softmax.output[0] = top_k.input[0] = uncalibrated

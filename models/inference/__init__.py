@@ -1,1 +1,1 @@
-"""What runs a model: the one class that bulk actors and online replicas hold, and its devices."""
+"""Run a model: the one class that bulk actors and online replicas hold, and its devices."""

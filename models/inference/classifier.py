@@ -17,26 +17,26 @@ __all__ = ["Classifier", "Device", "DeviceChoice", "Provider", "choose"]
 class Classifier:
     """Label batches of images with one ONNX Runtime session.
 
-    Construction loads the joined graph (see `models.graph.join`) and runs a first batch; that takes up to seconds. Build
-    one per process, in the actor or the replica, never in the driver: a session cannot be pickled, a spec can.
+    Construction loads the joined graph (see `models.graph.join`) and runs a first batch; this may take seconds. Build
+    one per process, in the actor or the replica, never in the driver: a session cannot be pickled, but a spec can.
     `predict` may be called from several threads.
 
     Args:
         spec: What to load; see `models.catalog.load_spec`.
         precision: Which artifact of it.
-        provider: Execution provider to use. Never another: if ONNX Runtime cannot use it, construction fails.
-        top_k: How many labels `predict` gives, 1 <= top_k <= number of classes.
-        num_threads: Threads of one `predict` on a CPU; 1 where each core has an actor of its own.
-        graph: The joined graph's bytes, where the caller has them already; else it is found by the spec.
-        gpu: Batches of one shape from pinned memory (see `models.inference.gpu_runner`); None for any batch as it comes.
-            With the CPU's provider it is for tests of that path.
+        provider: Execution provider to use. There is no fallback: if ONNX Runtime cannot use it, construction fails.
+        top_k: Number of labels that `predict` returns, 1 <= top_k <= number of classes.
+        num_threads: Threads of one `predict` on a CPU; 1 if each core has its own actor.
+        graph: The joined graph's bytes, if the caller has them already; by default it is loaded for the spec.
+        gpu: Options for batches of a fixed shape from pinned memory (see `models.inference.gpu_runner`); None for
+            batches of any size. Together with the CPU provider, for tests of that path.
 
     Raises:
         DeviceMemoryError: The GPU has too little memory, even for half the batch.
         ArtifactError: The model's file is missing or its SHA-256 differs.
         DownloadError: The model has to be downloaded, and no source had it.
         ProviderUnavailableError: The provider cannot be used here; the message lists those that can.
-        SignatureError: The file's tensors are not what the entry says, or top_k is more than its classes.
+        SignatureError: The file's tensors are not what the entry says, or top_k exceeds the number of classes.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Classifier:
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
-            top_k: Labels per image of this batch, 1 <= top_k <= num_classes; the classifier's own where not given.
+            top_k: Labels per image for this batch, 1 <= top_k <= num_classes; by default that of the classifier.
             probabilities: Whether to return every class's probability.
             embedding: Whether to return the penultimate features; the entry must name them.
 
@@ -79,7 +79,7 @@ class Classifier:
         Raises:
             SignatureError: images has another shape or dtype, or the model has no embedding.
             InferenceError: ONNX Runtime failed; its exception is the cause.
-            DeviceMemoryError: The GPU has too little memory, also for half of the batch that it was given.
+            DeviceMemoryError: The GPU has too little memory, even for half of this batch.
             DeviceLostError: The GPU failed; this process cannot use it any more.
         """
         return self.runner.predict(images, probabilities=probabilities, embedding=embedding, top_k=top_k)

@@ -1,8 +1,8 @@
-"""A session on a GPU: batches of one fixed shape, copied from pinned memory, with what it gives kept small.
+"""A session on a GPU: batches of one fixed shape, copied from pinned memory, with small outputs.
 
-What crosses the bus is uint8 pixels one way and the best k the other. A short batch is filled up with black images, so
-that every run has the same shape: kernels are chosen once, and an image's scores do not depend on how many came with it.
-Several threads may call; each batch on its way has a slot of its own: pinned memory, the GPU's input and outputs.
+Only uint8 pixels are copied to the GPU, and only the best k labels back. A short batch is padded with black images, so
+that every run has the same shape: kernels are chosen once, and an image's scores do not depend on the batch's length.
+Several threads may call; each batch in flight has its own slot: pinned memory, and the GPU's input and outputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from models.spec import ModelSpec, Precision
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# Texts of ONNX Runtime, CUDA, cuDNN and cuBLAS; none of them has codes that Python sees.
+# Error texts of ONNX Runtime, CUDA, cuDNN and cuBLAS; none of them passes an error code to Python.
 _MEMORY = re.compile(
     r"out of memory|failed to allocate memory|OUT_OF_MEMORY|ALLOC_FAILED|bad allocation|BFCArena", re.IGNORECASE
 )
@@ -41,7 +41,7 @@ _LOST = re.compile(
 
 @dataclass(slots=True)
 class _Slot:
-    """What one batch on its way needs."""
+    """The buffers of one batch in flight."""
 
     pixels: PinnedBuffer
     on_gpu: Any
@@ -51,19 +51,19 @@ class _Slot:
 
 
 class GpuRunner(SessionRunner):
-    """Runs a joined graph on a GPU. `predict` may be called from as many threads as there are slots, and from more.
+    """Runs a joined graph on a GPU. `predict` may be called from any number of threads; each needs a free slot.
 
     Args:
         spec: The model's entry.
         graph: The joined graph's bytes.
-        provider: CUDA or TensorRT; the CPU's too, for tests of this path where there is no GPU.
+        provider: CUDA or TensorRT; or the CPU, for tests of this path without a GPU.
         top_k: Labels per image.
-        precision: Of the artifact.
+        precision: Precision of the artifact.
         gpu: Batch size, and how the GPU is used.
 
     Attributes:
-        batch_size: Of every run; half of what was asked for where the GPU had too little memory.
-        notes: What to tell the user.
+        batch_size: Images of every run; half of what was asked for if the GPU had too little memory.
+        notes: Messages for the user.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class GpuRunner(SessionRunner):
     def _label(self, images: UInt8Array, ids: Any, scores: Any) -> int:  # noqa: ANN401 (views of arrays)
         """Label as many of the images as fit into a slot; return how many."""
         slot = self._slots.get()
-        while len(slot.pixels.array) != self.batch_size:  # of before the batch was halved
+        while len(slot.pixels.array) != self.batch_size:  # from before the batch was halved
             slot.pixels.close()
             slot = self._slots.get()
         try:
@@ -118,11 +118,11 @@ class GpuRunner(SessionRunner):
         finally:
             if len(slot.pixels.array) == self.batch_size:
                 self._slots.put(slot)
-            else:  # halved meanwhile: others have taken its place
+            else:  # the batch was halved meanwhile, and new slots replaced this one
                 slot.pixels.close()
 
     def _predict_whole(self, images: UInt8Array, *, probabilities: bool, embedding: bool) -> Predictions:
-        """Label through plain runs, in pieces of the fixed shape."""
+        """Label with plain runs, without slots, in pieces of the fixed shape."""
         size, pieces = self.batch_size, []
         for first in range(0, max(1, len(images)), size):
             count = len(images[first : first + size])
@@ -133,13 +133,13 @@ class GpuRunner(SessionRunner):
         return Predictions.join(pieces)
 
     def _other_top_k(self, images: UInt8Array, top_k: int, *, probabilities: bool, embedding: bool) -> Predictions:
-        """Label with another number of labels than the graph's, which is fixed: from the probabilities, here."""
+        """Pick another number of labels than the graph's fixed one, from the probabilities."""
         if not 1 <= top_k <= self.num_classes:
             raise SignatureError(f"top_k must be between 1 and {self.num_classes}, got {top_k}")
         found = self.predict(images, probabilities=True, embedding=embedding)
         every = found.probabilities
         assert every is not None
-        ids = np.argsort(-every, axis=1, kind="stable")[:, :top_k]  # (n_images, k); equal ones keep the lower id first
+        ids = np.argsort(-every, axis=1, kind="stable")[:, :top_k]  # (n_images, k); ties keep the lower id first
         scores = np.take_along_axis(every, ids, axis=1)
         return Predictions(ids.astype(np.int32), scores, every if probabilities else None, found.embedding)
 
@@ -159,7 +159,7 @@ class GpuRunner(SessionRunner):
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        # Not recorded: a graph is of the one binding that replays it.
+        # Not recorded as a CUDA graph: that belongs to the one binding that replays it.
         options.add_run_config_entry("gpu_graph_id", "-1")
         try:
             return list(self._session.run(names, {"images": feed["images"]}, options))
@@ -193,27 +193,27 @@ class GpuRunner(SessionRunner):
             self._slots.put(slot)
 
     def _halving(self, work: Callable[[], T]) -> T:
-        """Do the work; where the GPU's memory is too small, once more with half the batch. That is done once."""
+        """Do the work; if the GPU's memory is too small, halve the batch and retry. The batch is halved only once."""
         while True:
             size = self.batch_size
             try:
                 return work()
             except DeviceMemoryError:
                 with self._lock:
-                    # Of several threads that ran out of memory the first halves, and the others only try again.
+                    # If several threads ran out of memory, the first halves the batch, and the others only retry.
                     if size == self.batch_size:
                         self._halve()
 
     def _halve(self) -> None:
         if self.notes or self.batch_size == 1:
             raise DeviceMemoryError(
-                f"the GPU has too little memory for batches of {self.batch_size} of {self.spec.name}, "
-                f"also after they were halved; give a smaller --batch-size"
+                f"the GPU has too little memory for {self.spec.name} with batches of {self.batch_size}, even after "
+                "halving them; use a smaller --batch-size"
             )
         self.batch_size //= 2
         note = (
-            f"the GPU has too little memory for batches of {self.batch_size * 2}, which are halved; "
-            f"--batch-size {self.batch_size} says so from the start"
+            f"the GPU has too little memory for batches of {self.batch_size * 2}, so they were halved; "
+            f"use --batch-size {self.batch_size} next time"
         )
         logger.warning(note)
         self.notes.append(note)
@@ -221,13 +221,13 @@ class GpuRunner(SessionRunner):
             self._fill_slots()
 
     def _drop_slots(self) -> None:
-        """Close the slots of the former size that nobody uses; those in use are closed when they come back."""
+        """Close the idle slots of the former size; `_label` closes those in use when it is done with them."""
         while not self._slots.empty():
             self._slots.get_nowait().pixels.close()
 
 
 def _device_error(err: Exception, model: str, images: int) -> InferenceError:
-    """Tell what kind of failure an error of ONNX Runtime is."""
+    """Return the project's error for an error of ONNX Runtime."""
     text = str(err)
     if _MEMORY.search(text):
         return DeviceMemoryError(f"{model}: the GPU has too little memory for {images} images: {text}")

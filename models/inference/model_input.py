@@ -1,4 +1,4 @@
-"""Pixels to a model's own input tensor, outside of the joined graph: for quantising, and for those who ask for it."""
+"""Turn pixels into a model's own input tensor, outside the joined graph: for quantising, and for tensor clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_model_input(pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArra
         spec: The model's entry.
 
     Returns:
-        Of the model's type and layout: (n_images, 3, crop, crop) or (n_images, crop, crop, 3).
+        The batch in the model's type and layout, of shape (n_images, 3, crop, crop) or (n_images, crop, crop, 3).
     """
     p, wanted = spec.preprocessing, spec.input
     values: npt.NDArray[Any] = pixels

@@ -1,4 +1,4 @@
-"""What labelling a batch gives, and what anything that labels batches is asked for."""
+"""The result of labelling a batch, and the interface of everything that labels batches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Predictions:
     Attributes:
         label_ids: int32 of shape (n_images, k), best first; equal scores keep the lower class index first.
         scores: float32 of shape (n_images, k), probabilities after softmax.
-        probabilities: float32 of shape (n_images, n_classes), or None where it was not asked for.
-        embedding: float32 of shape (n_images, features), or None where it was not asked for.
+        probabilities: float32 of shape (n_images, n_classes), or None if not asked for.
+        embedding: float32 of shape (n_images, features), or None if not asked for.
     """
 
     label_ids: Int32Array
@@ -31,13 +31,13 @@ class Predictions:
     embedding: Float32Array | None = None
 
     def rows(self, first: int, last: int) -> Predictions:
-        """Return some of the images' labels, as views."""
+        """Return the labels of images `first` to `last` (exclusive), as views."""
         optional = (None if values is None else values[first:last] for values in (self.probabilities, self.embedding))
         return Predictions(self.label_ids[first:last], self.scores[first:last], *optional)
 
     @staticmethod
     def join(pieces: Sequence[Predictions]) -> Predictions:
-        """Put the labels of several batches behind one another; all have the same optional parts."""
+        """Concatenate the labels of several batches, which all have the same optional parts."""
         if len(pieces) == 1:
             return pieces[0]
         probabilities = [piece.probabilities for piece in pieces if piece.probabilities is not None]
@@ -51,7 +51,7 @@ class Predictions:
 
 
 class Labeller(Protocol):
-    """What labels batches: a `Classifier`, or what stands in its place in tests and benchmarks."""
+    """Labels batches: a `Classifier`, or its substitute in tests and benchmarks."""
 
     def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
         """Label a batch; see `Classifier.predict`."""

@@ -1,4 +1,4 @@
-"""A session that labels batches of any size: what a `Classifier` has inside on a CPU."""
+"""A session that labels batches of any size; a `Classifier` on a CPU uses it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from models.spec import ModelSpec
 
 
 class SessionRunner:
-    """Runs a joined graph; see `models.inference.classifier.Classifier`, which says what is given and raised.
+    """Runs a joined graph; see `models.inference.classifier.Classifier` for results and errors.
 
     Args:
         spec: The model's entry.
         graph: The joined graph's bytes.
         provider: Execution provider.
         top_k: Labels per image.
-        num_threads: Of one run on a CPU.
+        num_threads: Threads of one run on a CPU.
     """
 
     def __init__(self, spec: ModelSpec, graph: bytes, provider: Provider, top_k: int, num_threads: int = 1) -> None:
@@ -42,11 +42,11 @@ class SessionRunner:
         """Label a batch; see `Classifier.predict`."""
         self._check_images(images)
         if len(images) == 0:
-            # Not every model takes an empty batch.
+            # Not every model accepts an empty batch.
             black = np.zeros((1, *images.shape[1:]), np.uint8)
             return self.predict(black, probabilities=probabilities, embedding=embedding, top_k=top_k).rows(0, 0)
         if embedding and self.spec.embedding is None:
-            raise SignatureError(f"{self.spec.name} names no embedding tensor in its entry")
+            raise SignatureError(f"{self.spec.name} has no embeddings: its entry names no embedding tensor")
         names = ["top_ids", "top_scores"]
         names += ["probabilities"] * probabilities + ["embedding"] * embedding
         k = self._k if top_k is None else np.asarray([top_k], np.int64)
@@ -79,7 +79,7 @@ class SessionRunner:
         size = self.spec.input.batch
         if size is None:
             return self._run_once(names, feed)
-        # A model of a fixed batch runs piece by piece, the last one filled up with what is thrown away.
+        # A model with a fixed batch runs piece by piece; the last piece is padded, and the padding's results dropped.
         images, pieces = feed["images"], []
         for start in range(0, max(1, len(images)), size):
             piece = np.zeros((size, *images.shape[1:]), np.uint8)

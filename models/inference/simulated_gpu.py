@@ -1,9 +1,9 @@
-"""A GPU that takes as long per batch as a real one of some rate, and labels by a few pixels. Benchmarks and tests only.
+"""A simulated GPU: takes as long per batch as a real GPU of a given rate. For benchmarks and tests only.
 
-So the shape of the pipeline that feeds GPUs is tuned and tested where there is none. Time passes as on a GPU: batches
-queue behind one another, the caller's thread sleeps without the GIL and without a core, and a batch that comes while
-another is computed begins the moment that one ends. The labels are made up, and are the same for the same pixels in
-any batch, so that two shapes of a pipeline can be compared.
+It allows tuning and testing a pipeline that feeds GPUs where there is none. Timing is as on a GPU: batches are queued,
+the caller's thread sleeps without the GIL and without a core, and a batch that arrives during another one starts when
+that one ends. The labels are made up from a few pixels. They are the same for the same pixels in any batch, so that
+different settings of a pipeline can be compared.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from models.inference.predictions import Predictions, UInt8Array
 
-# Each way across an image, so that a label costs a microsecond and not the hundred of reading 150 kB.
+# Pixels read along each axis of an image: a label takes 1 us, and not the 100 us of reading 150 kB.
 GRID = 7
-# Knuth's multiplicative hash, so that images that are nearly alike get labels that are not.
+# Knuth's multiplicative hash, so that similar images get different labels.
 _HASH = 2_654_435_761
 
 
@@ -28,7 +28,7 @@ class Timetable:
 
     Attributes:
         rate: Images per second.
-        busy_s: Seconds that the GPU has computed so far, including what it has accepted.
+        busy_s: Seconds of computing so far, including accepted batches that are not done.
     """
 
     rate: float
@@ -37,7 +37,7 @@ class Timetable:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pass_time(self, images: int) -> None:
-        """Return when the GPU would have finished so many images, queued behind what it has."""
+        """Sleep until the GPU would have finished this many images, queued behind all earlier ones."""
         takes = images / self.rate
         with self._lock:
             self._free_at = max(self._free_at, time.perf_counter()) + takes
@@ -47,11 +47,11 @@ class Timetable:
 
 
 class SimulatedClassifier:
-    """Stands where a `Classifier` does. May be called from several threads.
+    """Takes the place of a `Classifier`. May be called from several threads.
 
     Args:
         rate: Images per second of the GPU.
-        num_classes: Of the model whose place it takes.
+        num_classes: Number of classes of the model that it replaces.
         top_k: Labels per image, at most num_classes.
     """
 
@@ -62,21 +62,20 @@ class SimulatedClassifier:
         self._timetable = Timetable(rate)
 
     def predict(self, images: UInt8Array, *, probabilities: bool = False, embedding: bool = False) -> Predictions:
-        """Make up labels of a batch, in the time that the GPU would take.
+        """Make up labels for a batch, in the time that the GPU would take.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB; n_images may be 0.
-            probabilities: As `Classifier.predict`.
-            embedding: Refused by whoever builds this: there are no features to make up.
+            probabilities: As for `Classifier.predict`.
+            embedding: Must be false; callers refuse embeddings before they build this.
         """
         assert not embedding, "a simulated GPU has no embeddings"
         step = max(1, images.shape[1] // GRID)
         sums = images[:, step // 2 :: step, step // 2 :: step].sum(axis=(1, 2, 3), dtype=np.uint64)
         best = (sums * np.uint64(_HASH) % np.uint64(2**32)) % np.uint64(self.num_classes)
         places = np.arange(self.num_classes if probabilities else self._top_k)
-        ids = ((best[:, None].astype(np.int64) + places) % self.num_classes).astype(
-            np.int32
-        )  # (n_images, k or n_classes)
+        # Of shape (n_images, k or n_classes).
+        ids = ((best[:, None].astype(np.int64) + places) % self.num_classes).astype(np.int32)
         self._timetable.pass_time(len(images))
         every = None
         if probabilities:

@@ -1,4 +1,4 @@
-"""A model as it is in its file: its own tensors in and out, without our preprocessing, softmax or top-k."""
+"""Run a model file as it is: its own input and output tensors, without our preprocessing, softmax or top-k."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TensorModel:
     """Run batches of a model's own input. `run` may be called from several threads.
 
     Args:
-        spec: Which model.
+        spec: The model's entry.
         precision: Which artifact of it.
-        provider: As for `Classifier`: never another.
+        provider: Execution provider to use; as for `Classifier`, there is no fallback.
         num_threads: Threads of one `run` on a CPU.
 
     Raises:
@@ -57,7 +57,7 @@ class TensorModel:
                 f"{self._spec.input.name} must be float32 of shape (n_images, {', '.join(map(str, self.shape))}) "
                 f"with at least one image, got {batch.dtype} of shape {batch.shape}"
             )
-        # Callers speak float32; a model of float16 or uint8 is given that, and one of a fixed batch piece by piece.
+        # Callers pass float32. It is cast for a float16 or uint8 model, and split for a model with a fixed batch.
         values = np.rint(batch).clip(0, 255) if self._spec.input.dtype is InputType.UINT8 else batch
         values = values.astype(DTYPES[self._spec.input.dtype], copy=False)
         size = self._spec.input.batch or len(batch)

@@ -1,1 +1,1 @@
-"""A user's own model: its entry, and what was made of it here."""
+"""Register a user's own model, and artifacts that were built on this machine."""

@@ -15,7 +15,7 @@ from models.errors import ConfigError
 
 def add(  # noqa: PLR0913 (one argument an option)
     file: Annotated[Path, typer.Argument(help="An ONNX image classifier; its weights may lie in files beside it.")],
-    name: Annotated[str, typer.Option(help="What it is to be called.")],
+    name: Annotated[str, typer.Option(help="Name to register it under.")],
     labels: Annotated[
         str,
         typer.Option(help="A file with one class a line, a JSON list or id2label, or: imagenet (its 1000 classes)."),
@@ -29,21 +29,21 @@ def add(  # noqa: PLR0913 (one argument an option)
     ] = None,
     input: Annotated[str | None, typer.Option(help="Input tensor. [default: the only one]")] = None,
     output: Annotated[str | None, typer.Option(help="Output tensor. [default: the only one]")] = None,
-    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. [default: by the input's shape]")] = None,
-    kind: Annotated[str | None, typer.Option(help="logits or probabilities. [default: by running photographs]")] = None,
+    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. [default: from the input's shape]")] = None,
+    kind: Annotated[str | None, typer.Option(help="logits or probabilities. [default: from a trial run]")] = None,
     embedding: Annotated[str | None, typer.Option(help="Tensor of penultimate features, for --embeddings.")] = None,
     resize: Annotated[int | None, typer.Option(help="Shorter side after the resize, pixels.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the centre crop. [default: what the model takes]")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or lanczos.")] = None,
     description: Annotated[str | None, typer.Option(help="A sentence for `models list`.")] = None,
-    licence: Annotated[str, typer.Option(help="Of the weights.")] = "unknown",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unknown",
     replace_old: Annotated[bool, typer.Option("--replace", help="Replace a model of this name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the entry as JSON.")] = False,
 ) -> None:
-    """Register an ONNX image classifier: afterwards `label`, `evaluate` and `serve` take it by its name.
+    """Register an ONNX image classifier under a name that `label`, `evaluate` and `serve` accept.
 
-    Names, layout, shape and types are read from the file; a run over the bundled photographs tells logits from
-    probabilities, and whether the batch axis is free. The file is tried in a process of its own first, and copied.
+    Names, layout, shape and types are read from the file. A trial run in a child process on the bundled photographs
+    tells logits from probabilities, and whether the batch axis is dynamic. The file is copied into the cache.
 
     Examples:
         shardlabel models add resnet50.onnx --name my-resnet --labels imagenet --preprocess imagenet
@@ -78,8 +78,8 @@ def add(  # noqa: PLR0913 (one argument an option)
     typer.echo(f"try it: shardlabel label IMAGES --output labels --model {spec.name}")
 
 
-def remove(name: Annotated[str, typer.Argument(help="What it was registered as.")]) -> None:
-    """Forget a model that was registered with `models add`, or what `models quantize` added to one."""
+def remove(name: Annotated[str, typer.Argument(help="The registered name.")]) -> None:
+    """Remove a model registered by `models add`, or the artifacts that `models quantize` added to a model."""
     from models.register.register import remove_model
 
     for path in remove_model(name):
@@ -87,13 +87,13 @@ def remove(name: Annotated[str, typer.Argument(help="What it was registered as."
 
 
 def _asked() -> str:
-    """Ask how images become the model's input, where there is somebody to ask."""
+    """Prompt for the preprocessing; without a terminal that is an error."""
     from models.register.preprocessing import NAMED
 
     names = ", ".join(NAMED)
     if not sys.stdin.isatty():
-        raise ConfigError(f"--preprocess is missing: how do images become its input? One of {names}, or a JSON file")
-    return str(typer.prompt(f"How do images become its input ({names}, or a JSON file)?", default="imagenet"))
+        raise ConfigError(f"--preprocess is missing: give the model's preprocessing, one of {names}, or a JSON file")
+    return str(typer.prompt(f"Preprocessing of the model ({names}, or a JSON file)", default="imagenet"))
 
 
 def _one_of(option: str, value: str | None, kinds: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
-"""Find out from a model's file what its entry has to say: tensors, layout, batch, precision, and what it gives.
+"""Find out the entry of a model from its file: tensors, layout, batch, precision, and kind of output.
 
-Runs in the child of `models.sandbox.sandbox`. Nothing is taken from names: shapes tell the layout, and a run over
-photographs tells logits from probabilities, and whether the batch axis is as free as the file says.
+Runs in the child process of `models.sandbox.sandbox`. Tensor names are not interpreted: shapes tell the layout, and a
+run over photographs tells logits from probabilities, and whether the batch axis is really dynamic or fixed.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ INPUT_TYPES = {
 }
 OUTPUT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 _QUANTISED = {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul"}
-# Sums of a thousand float16 probabilities are off by so much.
+# The error of a sum of a thousand float16 probabilities.
 SUM_TOLERANCE = 5e-3
-# Of a probability, between an image alone and the same image among others.
+# Largest difference of a score between an image alone and the same image in a batch.
 BATCH_TOLERANCE = 1e-3
 DEFAULT_SIDE = 224
 
 
 def examine(request: dict[str, Any]) -> dict[str, Any]:
-    """Examine a file, and write it as one file where its weights lie beside it.
+    """Examine a file, and write a copy that holds its weights, even if they lie in other files.
 
     Args:
-        request: `path`; `out`, where one file of all goes; what the user said of `input`, `output`, `layout`, `kind`,
-            `channels` (each may be None); and `preprocessing`, whose `crop` and `resize_shorter` may be None.
+        request: `path`; `out`, the path of the copy; the user's `input`, `output`, `layout`, `kind`, `channels` (each
+            may be None); and `preprocessing`, whose `crop` and `resize_shorter` may be None.
 
     Returns:
-        `input`, `output`, `preprocessing` as an entry has them, `precision`, `classes`, `external`, and `remarks`.
+        `input`, `output`, `preprocessing` as in an entry, `precision`, `classes`, and `remarks`.
 
     Raises:
-        ArtifactError: The file is no ONNX model, damaged, or names files elsewhere.
-        SignatureError: It is no image classifier that can be run here.
-        ConfigError: The file does not tell, and the user has to.
+        ArtifactError: The file is not an ONNX model, is damaged, or names files outside its folder.
+        SignatureError: It is not an image classifier, or not one that can be run here.
+        ConfigError: The file leaves something open, or contradicts what the user said.
     """
     path = Path(request["path"])
     model = read_model(path, external=True)
@@ -62,25 +62,24 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     spec = _spec(found, tensor_out.name, request)
     content = model.SerializeToString()
     remarks: list[str] = []
-    batch = _first_dim(tensor_in)
+    batch = _dims(tensor_in)[0]
     kind, classes = _run(name, spec, content, batch, request["kind"], model, remarks)
     external = has_external_data(onnx.load(path, load_external_data=False))
     if batch is not None and _is_free(name, spec, content):
         content = _freed(model, tensor_in, tensor_out)
         load_session(name, content)
-        remarks.append(f"its batch axis, {batch} in the file, is free: the copy that is kept says so")
+        remarks.append(f"its batch axis is {batch} in the file, but any number works: it is dynamic in the cached copy")
     elif batch is not None:
         found["input"]["batch"] = batch
         remarks.append(f"runs {batch} image{'s' * (batch > 1)} at a time: its batch axis is fixed")
     if not external and found["input"].get("batch") == batch:
-        content = path.read_bytes()  # as it was: its SHA-256 is that of the user's file
+        content = path.read_bytes()  # unchanged, so that the SHA-256 is that of the user's file
     Path(request["out"]).write_bytes(content)
     return {
         **found,
         "output": {"name": tensor_out.name, "kind": kind.value},
         "precision": _precision(model).value,
         "classes": classes,
-        "external": external,
         "remarks": remarks,
     }
 
@@ -98,11 +97,11 @@ def _input(name: str, model: onnx.ModelProto, wanted: str | None) -> onnx.ValueI
     (tensor,) = inputs
     kind = tensor.type.tensor_type.elem_type
     if kind not in INPUT_TYPES:
-        what = TensorProto.DataType.Name(kind).lower() if kind else "no tensor"
+        what = TensorProto.DataType.Name(kind).lower() if kind else "not a tensor"
         raise SignatureError(f"{name}: input {tensor.name!r} is {what}, expected float32, float16 or uint8")
     rank = len(_dims(tensor))
     if rank != 4:
-        raise SignatureError(f"{name}: input {tensor.name!r} has {rank} axes, expected an image of 4")
+        raise SignatureError(f"{name}: input {tensor.name!r} has {rank} axes, expected the 4 of a batch of images")
     return tensor
 
 
@@ -116,9 +115,9 @@ def _output(name: str, model: onnx.ModelProto, wanted: str | None) -> onnx.Value
     floats = [one for one in outputs if one.type.tensor_type.elem_type in OUTPUT_TYPES]
     if not floats:
         have = ", ".join(one.name for one in outputs) or "none"
-        raise SignatureError(f"{name}: no output holds scores (float32 or float16); it has {have}")
+        raise SignatureError(f"{name} has no output of scores (float32 or float16); it has {have}")
     if len(floats) > 1:
-        raise ConfigError(f"{name} has several outputs ({', '.join(one.name for one in floats)}); give --output")
+        raise ConfigError(f"{name} has several outputs ({', '.join(one.name for one in floats)}); choose by --output")
     return floats[0]
 
 
@@ -126,12 +125,8 @@ def _dims(tensor: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.type.tensor_type.shape.dim]
 
 
-def _first_dim(tensor: onnx.ValueInfoProto) -> int | None:
-    return _dims(tensor)[0]
-
-
 def _found(name: str, tensor: onnx.ValueInfoProto, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry's `input` and `preprocessing`, as far as the file's shapes tell."""
+    """Return the entry's `input` and `preprocessing`, from the shapes in the file and the user's settings."""
     dims = _dims(tensor)
     layouts = [kind for kind, axis in ((Layout.NCHW, 1), (Layout.NHWC, 3)) if dims[axis] == 3]
     if request["layout"] is not None:
@@ -161,9 +156,9 @@ def _found(name: str, tensor: onnx.ValueInfoProto, request: dict[str, Any]) -> d
 def _side(name: str, height: int | None, width: int | None, wanted: int | None) -> int:
     sides = {side for side in (height, width) if side is not None}
     if len(sides) > 1:
-        raise SignatureError(f"{name} takes images of {width} x {height} pixels; only square ones are cut here")
+        raise SignatureError(f"{name} takes images of {width} x {height} pixels; only square inputs are supported")
     if sides and wanted is not None and wanted not in sides:
-        raise ConfigError(f"{name} takes images of {sides.pop()} pixels a side, and the preprocessing cuts {wanted}")
+        raise ConfigError(f"{name} takes images of {sides.pop()} pixels a side, the preprocessing crops to {wanted}")
     return sides.pop() if sides else wanted or DEFAULT_SIDE
 
 
@@ -172,7 +167,7 @@ def _shown(dims: list[int | None]) -> str:
 
 
 def _spec(found: dict[str, Any], output: str, request: dict[str, Any]) -> ModelSpec:
-    """Return an entry for the trial, whose output is left as it is."""
+    """Return an entry for the trial run, without a softmax after the output."""
     artifact = Artifact(file="model.onnx", sha256="0" * 64, size_bytes=1)
     try:
         preprocessing = Preprocessing.model_validate(found["preprocessing"])
@@ -195,7 +190,7 @@ def _photographs(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
 
 
 def _values(name: str, spec: ModelSpec, content: bytes, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Run the joined graph, all images at once or piece by piece as the entry says; return the model's own output."""
+    """Run the joined graph, in batches of the size that the entry says; return the model's own output."""
     session = load_session(name, join_graph(spec, content))
     size = spec.input.batch or len(images)
     rows = []
@@ -204,7 +199,7 @@ def _values(name: str, spec: ModelSpec, content: bytes, images: npt.NDArray[np.u
         feed = {"images": piece, "k": np.ones(1, np.int64)}
         (values,) = run_session(name, session, ["probabilities"], feed)
         if values.shape[0] != size:
-            raise SignatureError(f"{name} gives {values.shape[0]} rows for {size} images")
+            raise SignatureError(f"{name} returned {values.shape[0]} rows for {size} images")
         rows.append(values[: len(images[start : start + size])])
     return np.concatenate(rows)
 
@@ -213,18 +208,18 @@ def _run(
     name: str, spec: ModelSpec, content: bytes, batch: int | None, wanted: str | None, model: onnx.ModelProto,
     remarks: list[str],
 ) -> tuple[OutputKind, int]:  # fmt: skip
-    """Run the photographs, and tell from what comes out what kind of scores it is, and of how many classes."""
+    """Run the photographs, and tell from the output the kind of scores and the number of classes."""
     images = _photographs(spec.preprocessing)
     values = _values(name, _with_batch(spec, batch), content, images)
     if values.ndim != 2 or values.shape[1] < 2:
         raise SignatureError(
-            f"{name} gives values of shape {values.shape} for {len(images)} images: no scores of classes"
+            f"{name} returned values of shape {values.shape} for {len(images)} images, expected one score per class"
         )
     if not np.isfinite(values).all():
-        raise SignatureError(f"{name} gives values that are not finite (NaN or infinite) for photographs")
+        raise SignatureError(f"{name} returned NaN or infinite values for photographs")
     if len(np.unique(values, axis=0)) == 1:
         remarks.append(
-            "gives the same scores for every photograph: are its weights trained, and the preprocessing right?"
+            "returned the same scores for every photograph: are its weights trained, and is the preprocessing right?"
         )
     return _kind(name, values, wanted, model, spec.output.name), int(values.shape[1])
 
@@ -243,8 +238,8 @@ def _kind(
     last = next((node for node, _ in walk_nodes(model) if output in node.output), None)
     if within and last is not None and last.op_type == "Sigmoid":
         raise SignatureError(
-            f"{name} ends in a Sigmoid: it scores each class by itself, and here an image has one label; "
-            "give --kind logits to rank its scores all the same"
+            f"{name} ends in a Sigmoid, which scores each class independently, but only one label per image is "
+            "supported; give --kind logits to rank its scores anyway"
         )
     return OutputKind.LOGITS
 
@@ -254,7 +249,7 @@ def _with_batch(spec: ModelSpec, batch: int | None) -> ModelSpec:
 
 
 def _is_free(name: str, spec: ModelSpec, content: bytes) -> bool:
-    """Tell whether a model whose batch axis is fixed in the file gives the same for any number of images."""
+    """Tell whether a model with a fixed batch axis in its file gives the same scores for any number of images."""
     images = _photographs(spec.preprocessing)
     try:
         together = _values(name, spec, content, images[:3])
@@ -266,7 +261,7 @@ def _is_free(name: str, spec: ModelSpec, content: bytes) -> bool:
 
 
 def _freed(model: onnx.ModelProto, *tensors: onnx.ValueInfoProto) -> bytes:
-    """Return the model with its batch axis free in what it states of itself, as it is in fact."""
+    """Return the model with its batch axis declared dynamic."""
     for stated in tensors:
         stated.type.tensor_type.shape.dim[0].Clear()
         stated.type.tensor_type.shape.dim[0].dim_param = "n_images"

@@ -1,6 +1,6 @@
-"""Artifacts that were made here of a model: kept beside its entry, which stays as it is.
+"""Register artifacts that were built on this machine from a model, without changing the model's entry.
 
-$SHARDLABEL_HOME/overlays/<name>.toml      which artifacts, of which file they were made, and how they did
+$SHARDLABEL_HOME/overlays/<name>.toml      the artifacts, the files they were built from, and their accuracy
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from models.store.files import artifact_path, disk_errors, publishing, verify_fi
 
 
 def register_artifacts(spec: ModelSpec, made: Mapping[Precision, tuple[bytes, str]]) -> None:
-    """Make files that were made of a model its artifacts, in place of those it had in that precision.
+    """Register files built from a model as its artifacts; they replace those it had in the same precision.
 
     Args:
-        spec: The model; it has an fp32 artifact.
-        made: By precision, a file's content and what is to be known about it.
+        spec: The model's entry; it has an fp32 artifact.
+        made: By precision, a file's content and a note about it.
 
     Raises:
         ArtifactError: The cache cannot be written.

@@ -1,7 +1,6 @@
-"""How images become a model's input, by name, or as other libraries write it down: timm, Hugging Face, Keras.
+"""Preprocessing of a user's model: by name, or from the configuration file of timm or Hugging Face.
 
-Anything in such a file that is not understood, and would change the pixels, is an error: a wrong preprocessing costs
-accuracy without a word.
+An unsupported setting that would change the pixels is an error: a wrong preprocessing silently costs accuracy.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from models.errors import ConfigError
 from models.spec import Channels, Fit, Interpolation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Keras's "caffe" mode, as R G B; there they are 103.939, 116.779, 123.68 as B G R.
+# Keras's "caffe" mode, as R G B; Keras has them as B G R: 103.939, 116.779, 123.68.
 CAFFE_MEAN = (123.68, 116.779, 103.939)
 ONES, ZEROS = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-# Pillow's numbers of filters, as Hugging Face writes them.
+# Pillow's numbers for its filters, which Hugging Face's files use.
 PILLOW_FILTERS = {1: Interpolation.LANCZOS, 2: Interpolation.BILINEAR, 3: Interpolation.BICUBIC}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A preprocessing, as far as it is known before the model's file is looked at.
+    """A preprocessing, as far as it is known before the model's file is read.
 
     Attributes:
-        scale: Factor on 0..255.
-        mean: R G B, subtracted after it.
-        std: R G B, divided by.
-        crop: Side of the crop; None for what the model takes.
-        resize_shorter: Shorter side after the resize; None for crop / crop_share.
+        scale: Factor for the 0..255 value.
+        mean: Subtracted after the scale; R G B.
+        std: Divides what is left; R G B.
+        crop: Side of the crop, pixels; None for the side of the model's input.
+        resize_shorter: Shorter side after the resize, pixels; None for crop / crop_share.
         crop_share: Share of the resized image's shorter side that the crop keeps.
-        interpolation: Filter.
-        fit: Keep the image's shape or stretch it.
-        channels: Order that the model takes.
+        interpolation: Filter of the resize.
+        fit: Whether to keep the image's shape or stretch it.
+        channels: Channel order of the model's input.
     """
 
     scale: float = 1 / 255
@@ -57,7 +56,7 @@ NAMED = {
     "inception": Recipe(mean=_HALF, std=_HALF),
     "none": Recipe(scale=1.0),
     "unit": Recipe(),
-    # The modes of keras.applications.imagenet_utils.preprocess_input, and those of models that normalise themselves.
+    # The modes of keras.applications.imagenet_utils.preprocess_input; `none` is for models that normalise inside.
     "keras-tf": Recipe(scale=1 / 127.5, mean=ONES),
     "keras-torch": Recipe(mean=IMAGENET_MEAN, std=IMAGENET_STD),
     "keras-caffe": Recipe(scale=1.0, mean=CAFFE_MEAN, channels=Channels.BGR),
@@ -70,10 +69,10 @@ def load_recipe(text: str, interpolation: str | None = None) -> Recipe:
 
     Args:
         text: The name, or the file's path.
-        interpolation: Takes the place of the filter there.
+        interpolation: Overrides the filter.
 
     Raises:
-        ConfigError: No such name or file, or the file says something that is not done here.
+        ConfigError: There is no such name or file, or the file has an unsupported setting.
     """
     chosen = None if interpolation is None else _filter(interpolation)
     if text in NAMED:
@@ -87,7 +86,7 @@ def load_recipe(text: str, interpolation: str | None = None) -> Recipe:
     try:
         values = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as err:
-        raise ConfigError(f"--preprocess {text} is no JSON: {err}") from err
+        raise ConfigError(f"--preprocess {text} is not valid JSON: {err}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"--preprocess {text} must be a JSON object, got {type(values).__name__}")
     try:
@@ -97,19 +96,19 @@ def load_recipe(text: str, interpolation: str | None = None) -> Recipe:
         if "input_size" in config or "crop_pct" in config:
             return _timm(config, chosen)
     except (TypeError, ValueError, KeyError, AttributeError) as err:
-        raise ConfigError(f"--preprocess {text}: a value is not as expected: {err}") from err
+        raise ConfigError(f"--preprocess {text} has a value of an unexpected form: {err}") from err
     raise ConfigError(f"--preprocess {text} is neither timm's JSON (input_size, mean) nor a preprocessor_config.json")
 
 
 def _timm(config: dict[str, Any], chosen: Interpolation | None) -> Recipe:
-    """Read a `pretrained_cfg`, or what `timm.data.resolve_data_config` gives."""
+    """Read a `pretrained_cfg`, or the result of `timm.data.resolve_data_config`."""
     channels, height, width = config.get("input_size", (3, 224, 224))
     if channels != 3 or height != width:
         raise ConfigError(f"timm's input_size must be 3 x N x N, got {channels} x {height} x {width}")
     share = float(config.get("crop_pct") or 0.875)
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
-        raise ConfigError(f"timm's crop_mode {mode!r} is not done here, only center and squash")
+        raise ConfigError(f"timm's crop_mode must be center or squash, got {mode!r}; others are not supported")
     return Recipe(
         mean=_three(config.get("mean", IMAGENET_MEAN)),
         std=_three(config.get("std", IMAGENET_STD)),
@@ -124,14 +123,14 @@ def _hugging_face(values: dict[str, Any], chosen: Interpolation | None) -> Recip
     """Read a preprocessor_config.json of an image classifier."""
     for key in ("do_pad", "do_thumbnail", "do_align_long_axis", "do_reduce_labels", "do_split_image"):
         if values.get(key):
-            raise ConfigError(f"preprocessor_config.json: {key} is not done here")
+            raise ConfigError(f"preprocessor_config.json: {key} is not supported")
     scale, mean, std = _numbers(values)
     crop, resize, fit = _geometry(values)
     resample = values.get("resample", 2)
     if chosen is None and resample not in PILLOW_FILTERS:
         raise ConfigError(
-            f"preprocessor_config.json: resample {resample} is not done here, only {list(PILLOW_FILTERS)}; choose one with "
-            "--interpolation bilinear, bicubic or lanczos"
+            f"preprocessor_config.json: resample must be one of {list(PILLOW_FILTERS)}, got {resample}; choose a "
+            "filter with --interpolation bilinear, bicubic or lanczos"
         )
     return Recipe(
         scale=scale,
@@ -151,13 +150,13 @@ def _numbers(values: dict[str, Any]) -> tuple[float, tuple[float, float, float],
     if values.get("do_normalize", True):
         mean, std = _three(values.get("image_mean", _HALF)), _three(values.get("image_std", _HALF))
     if values.get("rescale_offset"):
-        # EfficientNet's: the scaled value less 1, and only then mean and std.
+        # EfficientNet's: 1 is subtracted from the scaled value before mean and std.
         mean = _three([one + 1.0 for one in mean])
         if not math.isclose(scale, 1 / 127.5):
             raise ConfigError(
-                f"preprocessor_config.json: rescale_offset with a rescale_factor of {scale} is not done here"
+                f"preprocessor_config.json: rescale_offset with a rescale_factor of {scale} is not supported"
             )
-    if values.get("include_top"):  # EfficientNet's again: divided by std twice
+    if values.get("include_top"):  # EfficientNet's too: divides by std twice
         std = _three([one * one for one in std])
     return scale, mean, std
 
@@ -180,7 +179,7 @@ def _geometry(values: dict[str, Any]) -> tuple[int | None, int | None, Fit]:
 
 def _shortest_edge(values: dict[str, Any], side: int, crop: int | None) -> tuple[int, int, Fit]:
     share = values.get("crop_pct")
-    if share:  # ConvNeXT's: below 384 a crop of the enlarged image, from there on the whole, stretched
+    if share:  # ConvNeXT's: below 384 a crop of the enlarged image, from 384 on the whole image, stretched
         return (side, int(side / float(share)), Fit.SHORTER) if side < 384 else (side, side, Fit.STRETCH)
     return crop or side, side, Fit.SHORTER
 
@@ -188,7 +187,7 @@ def _shortest_edge(values: dict[str, Any], side: int, crop: int | None) -> tuple
 def _one_side(size: Any) -> int:  # noqa: ANN401 (JSON)
     if isinstance(size, dict):
         if size["height"] != size["width"]:
-            raise ConfigError(f"only square crops are done here, got {size['height']} x {size['width']}")
+            raise ConfigError(f"only square crops are supported, got {size['height']} x {size['width']}")
         return int(size["height"])
     return int(size)
 

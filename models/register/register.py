@@ -1,10 +1,10 @@
-"""Register a user's own classifier under a name, so that every command takes it as it takes the catalog's.
+"""Register a user's own classifier under a name, so that every command accepts it like a model of the catalog.
 
     $SHARDLABEL_HOME/models/<name>.toml          its entry
     $SHARDLABEL_HOME/models/<name>.labels.txt    one class a line
-    $SHARDLABEL_HOME/artifacts/<sha256>/...      its file, found by content as all others
+    $SHARDLABEL_HOME/artifacts/<sha256>/...      its file, addressed by content like all others
 
-The entry comes last: a process that is killed leaves files that nobody finds, and no half of a model.
+The entry is written last: a killed process leaves unused files, but no incomplete model.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from models.sandbox.sandbox import run_trial
 from models.spec import Artifact, ModelSpec
 from models.store.files import artifact_path, disk_errors, home, publishing, verify_file
 
-# Labels that come with the project: ImageNet-1k, with synset ids and all synonyms.
+# Name of the project's own labels: ImageNet-1k, with synset ids and all synonyms.
 IMAGENET_LABELS = "imagenet"
 BACKGROUND = 1001
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a user says of a model; None for what its file tells.
+    """The user's settings for a model; None means that they are read from its file.
 
     Attributes:
         path: The .onnx file.
-        name: What it is to be called.
-        labels: A file with one class a line, a JSON of names, or "imagenet".
-        recipe: How images become its input.
+        name: Name to register it under.
+        labels: A file with one class a line, a JSON file of names, or "imagenet".
+        recipe: Its preprocessing.
         input: Name of the input tensor.
         output: Name of the output tensor.
         layout: NCHW or NHWC.
         kind: logits or probabilities.
-        embedding: Tensor of penultimate features.
-        description: A sentence.
-        licence: Of the weights.
-        replace: Whether a model of this name that was registered before goes.
+        embedding: Name of the tensor of penultimate features.
+        description: A sentence for `models list`.
+        licence: Licence of the weights.
+        replace: Whether to replace a model registered under this name.
     """
 
     path: Path
@@ -65,21 +65,22 @@ class Registration:
 
 
 def register_model(wanted: Registration) -> tuple[ModelSpec, list[str]]:
-    """Examine a file in a process of its own, and register it.
+    """Examine a file in a child process, and register it.
 
     Returns:
         Its entry, and remarks for the user.
 
     Raises:
-        ConfigError: The name is taken, the labels do not fit, or something has to be said that the file does not tell.
-        ArtifactError: The file is no ONNX model, damaged, or names files elsewhere; or the cache cannot be written.
-        SignatureError: It is no image classifier that can be run here.
+        ConfigError: The name is taken, the labels do not fit, or the file leaves open something that was not given.
+        ArtifactError: The file is not an ONNX model, is damaged, or names files outside its folder; or the cache cannot
+            be written.
+        SignatureError: It is not an image classifier, or not one that can be run here.
     """
     folder = home() / "models"
     _check_name(wanted, folder)
     lines = read_labels(wanted.labels)
     if not wanted.path.is_file():
-        raise ConfigError(f"there is no file {wanted.path}")
+        raise ConfigError(f"model file {wanted.path} does not exist")
     with tempfile.TemporaryDirectory(prefix="shardlabel-") as temporary:
         out = Path(temporary) / "model.onnx"
         found = run_trial(_request(wanted, out), wanted.path)
@@ -99,13 +100,13 @@ def _check_name(wanted: Registration, folder: Path) -> None:
     if not ModelSpec.is_name(name):
         raise ConfigError(f"--name must be lower-case letters, digits, '.', '_' and '-', got {name!r}")
     if (ENTRIES / f"{name}.toml").is_file():
-        raise ConfigError(f"--name {name}: the catalog has a model of that name; choose another")
+        raise ConfigError(f"--name {name}: the catalog has a model of that name; choose another name")
     if (folder / f"{name}.toml").is_file() and not wanted.replace:
-        raise ConfigError(f"--name {name}: a model of that name is registered; choose another, or give --replace")
+        raise ConfigError(f"--name {name}: this name is already registered; choose another, or give --replace")
 
 
 def read_labels(text: str) -> list[str]:
-    """Return the lines of a labels file; of a JSON list or object the names by index, as of `id2label`.
+    """Return the lines of a labels file; for JSON (a list, or an object such as `id2label`) the names by index.
 
     Raises:
         ConfigError: It cannot be read, or a class has no name.
@@ -153,7 +154,7 @@ def _check_labels(wanted: Registration, classes: int, lines: list[str]) -> None:
     if classes == BACKGROUND and len(lines) == BACKGROUND - 1:
         hint = "; class 0 of TensorFlow's models is 'background': put that line first"
     raise ConfigError(
-        f"--labels {wanted.labels} names {len(lines)} classes, and {wanted.path.name} gives {classes}{hint}"
+        f"--labels {wanted.labels} names {len(lines)} classes, but {wanted.path.name} has {classes}{hint}"
     )
 
 
@@ -166,7 +167,7 @@ def _entry(wanted: Registration, found: dict[str, Any], content: bytes) -> dict[
     }
     entry = {
         "name": name,
-        "description": wanted.description or f"{wanted.path.name}, a model of the user's own",
+        "description": wanted.description or f"{wanted.path.name}, a user's model",
         "licence": wanted.licence,
         "labels": f"{name}.labels.txt",
         **({"embedding": wanted.embedding} if wanted.embedding else {}),
@@ -194,18 +195,18 @@ def _publish(entry: dict[str, Any], content: bytes, folder: Path, lines: list[st
 
 
 def remove_model(name: str) -> list[Path]:
-    """Remove what was registered under a name, and return the files that went.
+    """Remove what was registered under a name, and return the removed files.
 
-    A model of the catalog stays; what `models quantize` added to it goes.
+    The catalog's own models stay; what `models quantize` added to them is removed.
 
     Raises:
-        ConfigError: Nothing of that name was registered.
+        ConfigError: Nothing was registered under that name.
     """
     folders = (home() / "models", home() / "overlays")
-    gone = [folder / f"{name}{suffix}" for folder in folders for suffix in (".toml", ".labels.txt")]
-    present = [path for path in gone if path.is_file()]
+    paths = [folder / f"{name}{suffix}" for folder in folders for suffix in (".toml", ".labels.txt")]
+    present = [path for path in paths if path.is_file()]
     if not ModelSpec.is_name(name) or not present:
-        raise ConfigError(f"nothing was registered under the name {name!r}; the catalog's own models stay")
+        raise ConfigError(f"nothing is registered under the name {name!r}; the catalog's own models cannot be removed")
     for path in present:
         with disk_errors(path):
             path.unlink()

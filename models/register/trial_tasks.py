@@ -1,4 +1,4 @@
-"""The child of `models.sandbox.sandbox`: one task on standard input, one answer on standard output, both JSON."""
+"""The child process of `models.sandbox.sandbox`: a task on standard input, an answer on standard output, both JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from models.spec import ModelSpec
 
 
 def main() -> int:
-    """Answer one request; the exit code is 0 whatever was found."""
+    """Answer one request; the exit code is 0 even if the model is refused."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what native code prints is not the answer
+    os.dup2(2, 1)  # keeps what native code prints out of the answer
     request = json.load(sys.stdin)
     _limit(request["memory_bytes"], request["seconds"])
     try:
@@ -28,12 +28,12 @@ def main() -> int:
         answer = _too_much(request)
     json.dump(answer, answers)
     answers.close()
-    # Nothing more to do: a damaged native state must not crash on the way out.
+    # Exits without cleanup, where a damaged native state could crash.
     os._exit(0)
 
 
 def _limit(memory_bytes: int, seconds: int) -> None:
-    """Bound what this process may take, where the system can."""
+    """Limit the memory and CPU time of this process, if the system can."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -62,8 +62,8 @@ def _join(request: dict[str, Any]) -> dict[str, Any]:
     (probabilities,) = run_session(path.name, session, ["probabilities"], feed)
     if probabilities.shape[0] != rows:
         raise SignatureError(
-            f"{path.name} gives {probabilities.shape[0]} rows for {rows} images; where its batch axis is fixed, say so in "
-            "the entry: input.batch"
+            f"{path.name} returned {probabilities.shape[0]} rows for {rows} images; if its batch axis is fixed, set "
+            "input.batch in the entry"
         )
     Path(request["out"]).write_bytes(joined)
     return {"classes": int(probabilities.shape[1])}

@@ -1,1 +1,1 @@
-"""Files that nobody vouches for, opened in a child process."""
+"""Open untrusted model files in a child process."""

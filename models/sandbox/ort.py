@@ -1,4 +1,4 @@
-"""Load and run a model that nobody vouches for; what ONNX Runtime refuses is an error of ours."""
+"""Load and run an untrusted model; failures of ONNX Runtime become the project's errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def load_session(name: str, model: bytes) -> Any:  # noqa: ANN401 (untyped libra
     """Load a model on the CPU, with one thread.
 
     Raises:
-        ArtifactError: It needs too much memory.
-        SignatureError: ONNX Runtime refuses it.
+        ArtifactError: The model needs too much memory.
+        SignatureError: ONNX Runtime cannot load it.
     """
     import onnxruntime as ort
 
@@ -27,7 +27,7 @@ def load_session(name: str, model: bytes) -> Any:  # noqa: ANN401 (untyped libra
 
 
 def run_session(name: str, session: Any, names: list[str] | None, feed: dict[str, Any]) -> list[Any]:  # noqa: ANN401
-    """Run a model once; errors as of `load_session`."""
+    """Run a model once; raises the same errors as `load_session`."""
     try:
         return list(session.run(names, feed))
     except Exception as err:

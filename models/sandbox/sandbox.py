@@ -1,7 +1,7 @@
-"""Try a model's file in a process of its own, which may crash, hang or fill its memory without harm to this one.
+"""Try a model's file in a child process, which may crash, hang or fill its memory without harm to this process.
 
-Files of the catalog are known by their SHA-256 and need no trial; any other is parsed, joined, loaded and run once in
-the child, and only then loaded here. What the child made is kept (`models.graph.cache`), so it happens once a file.
+The catalog's files are known by their SHA-256 and need no trial. Any other file is parsed, joined, loaded and run once
+in the child, and only then loaded here. The child's graph is cached (`models.graph.cache`): each file is tried once.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import models.errors
 from models.errors import ArtifactError, ModelError, ShardlabelError
 from models.spec import ModelSpec
 
-# Of a file of 50 MB; loading one takes 1 to 3 s, and 60 s for 2 GB.
+# A trial takes 1 to 3 s for a file of 50 MB, and 60 s for 2 GB.
 TIMEOUT_S = 120.0
-# Address space, which is more than memory: Python, ONNX and ONNX Runtime take 2 GiB of it before any model.
+# Address space, which exceeds memory: Python, ONNX and ONNX Runtime take 2 GiB of it before any model.
 BASE_BYTES = 6 * 2**30
 BYTES_PER_MODEL_BYTE = 10
 
 
 def try_join(spec: ModelSpec, path: Path, *, timeout_s: float = TIMEOUT_S) -> bytes:
-    """Build a model's joined graph, load it and run it once, all of it elsewhere; return the graph.
+    """Build a model's joined graph, load it and run it once, all in a child process; return the graph.
 
     Raises:
-        ArtifactError: The file is no ONNX model, damaged, or names files elsewhere; or it brought the child down.
-        SignatureError: It has not the tensors of its entry, or ONNX Runtime refuses it.
+        ArtifactError: The file is not an ONNX model, is damaged, names other files, or crashed the child.
+        SignatureError: It lacks the tensors of its entry, or ONNX Runtime cannot load it.
     """
     with tempfile.TemporaryDirectory(prefix="shardlabel-") as folder:
         out = Path(folder) / "joined.onnx"
@@ -44,7 +44,7 @@ def read_signature(path: Path) -> dict[str, list[str]]:
     """Return a model file's inputs and outputs as ONNX Runtime reports them.
 
     Raises:
-        ArtifactError: The file is no ONNX model, damaged, or names files elsewhere; or it brought the child down.
+        ArtifactError: The file is not an ONNX model, is damaged, names files outside its folder, or crashed the child.
         SignatureError: ONNX Runtime cannot load it.
     """
     found: dict[str, list[str]] = run_trial({"task": "signature", "path": str(path.absolute())}, path)
@@ -52,20 +52,20 @@ def read_signature(path: Path) -> dict[str, list[str]]:
 
 
 def run_trial(request: dict[str, Any], path: Path, *, timeout_s: float = TIMEOUT_S) -> Any:  # noqa: ANN401 (JSON)
-    """Do a task of `models.register.trial_tasks` and return what it found.
+    """Run a task of `models.register.trial_tasks` in a child process, and return its result.
 
     Args:
-        request: The task and what it needs.
+        request: The task's name and arguments.
         path: The model's file, for messages and for the limit on memory.
-        timeout_s: After it the child is ended.
+        timeout_s: Seconds until the child is killed.
 
     Raises:
-        ShardlabelError: What the child found wrong.
-        ArtifactError: The child crashed, ran out of memory, or did not end.
+        ShardlabelError: The error that the child reported.
+        ArtifactError: The child crashed, ran out of memory, or timed out.
     """
     size = path.stat().st_size if path.is_file() else 0
     request = {**request, "memory_bytes": BASE_BYTES + BYTES_PER_MODEL_BYTE * size, "seconds": int(timeout_s) + 1}
-    # BLAS libraries reserve address space for each thread that they might use.
+    # BLAS libraries reserve address space for every thread that they may use.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(
@@ -94,9 +94,9 @@ def _last_words(path: Path, done: subprocess.CompletedProcess[bytes]) -> str:
             name = signal.Signals(-done.returncode).name
         except ValueError:
             name = str(-done.returncode)
-        return f"{path.name} brought down the process that tried to load it ({name}); it is not used here"
+        return f"{path.name} crashed the child process that tried to load it ({name}), so it is refused"
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return f"{path.name} could not be tried: {lines[-1][:300] if lines else f'exit code {done.returncode}'}"
+    return f"{path.name}: the trial run failed: {lines[-1][:300] if lines else f'exit code {done.returncode}'}"
 
 
 def _error(name: str, message: str) -> ShardlabelError:

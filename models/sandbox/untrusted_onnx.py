@@ -1,8 +1,8 @@
-"""Read a model's file that nobody vouches for: limits, no paths to elsewhere, no operators of other libraries.
+"""Read an untrusted model file: with limits, no paths outside its folder, and no operators of other libraries.
 
-Parsing happens in a process of its own (`models.sandbox.sandbox`). What is found here is what ONNX Runtime would not
-say, or would say too late: it reads external data from any path that the file names, and takes gigabytes for a constant
-that three numbers describe.
+It is parsed in a child process (`models.sandbox.sandbox`). The checks here are those that ONNX Runtime lacks or makes
+too late: it reads external data from any path that the file names, and allocates gigabytes for a constant that three
+numbers describe.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from onnx import TensorProto, numpy_helper
 
 from models.errors import ArtifactError, SignatureError
 
-# A protobuf message ends there, and a joined graph is one.
+# The limit of a protobuf message, which a joined graph is, less 1 MiB.
 MAX_MODEL_BYTES = 2**31 - 2**20
-# The largest classifiers that are published have a few thousand.
+# The largest published classifiers have a few thousand.
 MAX_NODES = 50_000
 MAX_DEPTH = 8
 MAX_RANK = 16
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-# They load what another file holds, or run what another program compiled.
+# They load other files, or run code that another program compiled.
 FORBIDDEN_OPERATORS = frozenset({"EPContext", "SnpeQnn", "PyOp"})
 _ELSE = {b"<!doc": "an HTML page", b"<html": "an HTML page", b"version https://git-lfs": "a Git LFS pointer",
          b"PK\x03\x04": "a zip archive, as PyTorch and Keras write", b"\x89HDF": "an HDF5 file, as Keras writes",
@@ -31,15 +31,15 @@ _ELSE = {b"<!doc": "an HTML page", b"<html": "an HTML page", b"version https://g
 
 
 def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
-    """Read a file and check it; the data of external tensors become part of the model.
+    """Read and check a file; the data of external tensors become part of the model.
 
     Args:
         path: The .onnx file.
-        external: Whether its tensors may lie in other files of the same folder.
+        external: Whether its tensors may lie in other files in the same folder.
 
     Raises:
-        ArtifactError: It is too large, no ONNX model, damaged, or names files elsewhere.
-        SignatureError: It uses operators that are not allowed.
+        ArtifactError: It is too large, not an ONNX model, damaged, or names files that it may not.
+        SignatureError: It uses operators that are not allowed, or has too many nodes or nested graphs.
     """
     size = path.stat().st_size
     if size == 0:
@@ -52,7 +52,7 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as err:
-        raise ArtifactError(f"{path.name} is not an ONNX model, or cut off: {first_line(err)}") from err
+        raise ArtifactError(f"{path.name} is not an ONNX model, or is truncated: {first_line(err)}") from err
     _check_model(path.name, model)
     _load_external(path, model, size, allowed=external)
     return model
@@ -61,35 +61,35 @@ def read_model(path: Path, *, external: bool = False) -> onnx.ModelProto:
 def _check_size(name: str, size: int) -> None:
     if size > MAX_MODEL_BYTES:
         raise ArtifactError(
-            f"{name} has {size / 1e9:.1f} GB with its data, at most {MAX_MODEL_BYTES / 1e9:.1f} are read"
+            f"{name} has {size / 1e9:.1f} GB with its data, the limit is {MAX_MODEL_BYTES / 1e9:.1f} GB"
         )
 
 
 def _check_model(name: str, model: onnx.ModelProto) -> None:
     if not model.HasField("graph") or not model.graph.node:
-        raise ArtifactError(f"{name} is not an ONNX model, or cut off: it has no graph")
+        raise ArtifactError(f"{name} is not an ONNX model, or is truncated: it has no graph")
     if not model.opset_import:
-        raise ArtifactError(f"{name} names no opset, so its operators mean nothing")
+        raise ArtifactError(f"{name} is damaged: it names no opset, so its operators are undefined")
     functions = {function.domain for function in model.functions}
     _check_functions(name, model)
     for count, (node, depth) in enumerate(walk_nodes(model), start=1):
         if count > MAX_NODES:
             raise SignatureError(f"{name} has more than {MAX_NODES} nodes")
         if depth > MAX_DEPTH:
-            raise SignatureError(f"{name} has graphs within graphs, more than {MAX_DEPTH} deep")
+            raise SignatureError(f"{name} has graphs nested more than {MAX_DEPTH} deep")
         if node.domain not in DOMAINS | functions:
             raise SignatureError(
-                f"{name} needs operators of {node.domain!r} ({node.op_type}), a library of its own; allowed are "
-                "ONNX's, and those that ONNX Runtime has itself"
+                f"{name} needs operators of another library, {node.domain!r} ({node.op_type}); only the operators of "
+                "ONNX and ONNX Runtime are allowed"
             )
         if node.op_type in FORBIDDEN_OPERATORS:
-            raise SignatureError(f"{name} has an operator that loads other files, {node.op_type}")
+            raise SignatureError(f"{name} has the operator {node.op_type}, which loads other files; it is not allowed")
     for tensor in walk_tensors(model):
         _check_tensor(name, tensor)
 
 
 def _check_functions(name: str, model: onnx.ModelProto) -> None:
-    """Refuse functions that call themselves, straight or by way of others: ONNX Runtime would unfold them for ever."""
+    """Refuse functions that call themselves, directly or through others: ONNX Runtime would inline them for ever."""
     key = {(f.domain, f.name): f for f in model.functions}
     calls = {k: {(n.domain, n.op_type) for n in f.node} & key.keys() for k, f in key.items()}
     while calls:
@@ -101,7 +101,7 @@ def _check_functions(name: str, model: onnx.ModelProto) -> None:
 
 
 def walk_nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """Yield every node of a model, functions and graphs within graphs included, and how deep it lies."""
+    """Yield every node of a model, including functions and nested graphs, with its depth."""
     waiting: list[tuple[Iterable[onnx.NodeProto], int]] = [(model.graph.node, 0)]
     waiting += [(function.node, 0) for function in model.functions]
     while waiting:
@@ -119,7 +119,7 @@ def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def walk_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor of a model: weights, sparse ones too, and attributes of nodes."""
+    """Yield every tensor of a model: weights, including sparse ones, and attributes of nodes."""
     graphs = [model.graph]
     for node, _ in walk_nodes(model):
         graphs += _graphs(node)
@@ -138,7 +138,7 @@ def walk_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
 def _check_tensor(name: str, tensor: TensorProto) -> None:
     """Refuse a weight whose shape and data do not fit each other."""
     if len(tensor.dims) > MAX_RANK or any(dim < 0 for dim in tensor.dims):
-        raise ArtifactError(f"{name}: weight {tensor.name!r} has the shape {list(tensor.dims)[:20]}, which cannot be")
+        raise ArtifactError(f"{name}: weight {tensor.name!r} has the invalid shape {list(tensor.dims)[:20]}")
     if tensor.data_location == TensorProto.EXTERNAL or not tensor.HasField("raw_data"):
         elements = math.prod(tensor.dims)
         if elements > MAX_MODEL_BYTES:
@@ -156,7 +156,7 @@ def _check_tensor(name: str, tensor: TensorProto) -> None:
 
 
 def _load_external(path: Path, model: onnx.ModelProto, size: int, *, allowed: bool) -> None:
-    """Read tensors that lie in other files of the folder, and of no other."""
+    """Read tensors that lie in other files in the model's folder; other folders are refused."""
     for tensor in walk_tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -164,7 +164,7 @@ def _load_external(path: Path, model: onnx.ModelProto, size: int, *, allowed: bo
         location = values.get("location", "")
         if not allowed:
             raise ArtifactError(
-                f"{path.name} keeps weights in another file, {location!r}; `shardlabel models add` makes one file of both"
+                f"{path.name} keeps weights in another file, {location!r}; `shardlabel models add` merges them into one"
             )
         size += _read_external(path, tensor, location, values, size)
 
@@ -173,19 +173,19 @@ def _read_external(path: Path, tensor: TensorProto, location: str, values: dict[
     where = f"{path.name}: data of {tensor.name!r}, {location!r},"
     parts = PurePosixPath(location.replace("\\", "/"))
     if not location or parts.is_absolute() or ".." in parts.parts or ":" in location:
-        raise ArtifactError(f"{where} must lie in the folder of the model")
+        raise ArtifactError(f"{where} must lie in the model's folder")
     file = path.parent / location
     if not file.resolve().is_relative_to(path.parent.resolve()):
-        raise ArtifactError(f"{where} is a link to outside the folder of the model")
+        raise ArtifactError(f"{where} is a link to outside the model's folder")
     if not file.is_file():
-        raise ArtifactError(f"{where} is not there")
+        raise ArtifactError(f"{where} is missing from the model's folder")
     try:
         offset = int(values.get("offset", "0"))
         length = int(values.get("length", str(file.stat().st_size - offset)))
     except ValueError as err:
-        raise ArtifactError(f"{where} has a place in it that is no number: {values}") from err
+        raise ArtifactError(f"{where} has an offset or length that is not a number: {values}") from err
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
-        raise ArtifactError(f"{where} ends before byte {offset + length}: it has {file.stat().st_size}")
+        raise ArtifactError(f"{where} has {file.stat().st_size} bytes, expected at least {offset + length}")
     _check_size(path.name, size + length)
     with file.open("rb") as data:
         data.seek(offset)
@@ -197,7 +197,7 @@ def _read_external(path: Path, tensor: TensorProto, location: str, values: dict[
 
 
 def has_external_data(model: onnx.ModelProto) -> bool:
-    """Tell whether weights of a model lie in other files."""
+    """Tell whether some of a model's weights lie in other files."""
     return any(tensor.data_location == TensorProto.EXTERNAL for tensor in walk_tensors(model))
 
 
@@ -207,5 +207,5 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def first_line(err: BaseException) -> str:
-    """Return what an error says, in one line."""
+    """Return the first line of an error's message."""
     return (str(err).strip().splitlines() or [type(err).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""Files of models: fetched, verified, and kept."""
+"""Download, verify and cache model files."""

@@ -1,4 +1,4 @@
-"""Fetch a model's file: resumed where it was cut, checked before it gets its name, one process at a time."""
+"""Download a model's file: resumed after an interruption, verified before it is renamed, by one process at a time."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ logger = logging.getLogger(__name__)
 MIRROR_VARIABLE = "SHARDLABEL_MODEL_MIRROR"
 BUNDLED_MODEL = "efficientnet-lite0"
 LOCK_POLL_S = 1.0
-# Above what the holder needs to try all sources with all their timeouts: after it, it hangs or was stopped.
+# Longer than trying all sources with all timeouts takes: a holder without progress for this long hangs or was stopped.
 LOCK_STALL_S = 900.0
 LOG_EVERY_S = 5.0
 
 
 def sources_of(artifact: Artifact) -> list[str]:
-    """List where an artifact can be had, in the order tried: the environment's mirrors, then its sources.
+    """List an artifact's sources in the order in which they are tried: the environment's mirrors, then its own.
 
     Raises:
-        ConfigError: `SHARDLABEL_MODEL_MIRROR` has something else than http, https or file URLs and folders,
-            or the model's entry has something that is no URL.
+        ConfigError: `SHARDLABEL_MODEL_MIRROR` has something other than http, https or file URLs and folders, or a
+            source in the model's entry is not a URL.
     """
     bases = [base for base in re.split(r"[\s,]+", os.environ.get(MIRROR_VARIABLE, "")) if base]
     for url in (*bases, *artifact.sources):
         try:
             urlsplit(url)
         except ValueError as err:
-            raise ConfigError(f"source of {artifact.file} is no URL, {public_url(url)}: {err}") from err
+            raise ConfigError(f"source of {artifact.file} must be a URL, got {public_url(url)}: {err}") from err
     return [*(_below(base, artifact.file) for base in bases), *artifact.sources]
 
 
@@ -57,40 +57,40 @@ def _below(base: str, file: str) -> str:
     parts = urlsplit(base)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigError(f"{MIRROR_VARIABLE} must be http, https or file URLs, or folders, got {public_url(base)}")
-    # Before the query: that is where some stores want their signature.
+    # Inserted before the query, in which some stores expect a signature.
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file}"))
 
 
 def fetch(spec_name: str, artifact: Artifact, *, progress: Progress | None = None) -> Path:
-    """Download an artifact into the cache, unless it is there; takes over where a cut download ended.
+    """Download an artifact into the cache, unless it is there; resumes an interrupted download.
 
     Args:
         spec_name: The model's name, for messages.
-        artifact: What to fetch; its size and SHA-256 decide whether a source had it.
-        progress: Called as bytes arrive, also those that another process fetches for both.
+        artifact: What to download; its size and SHA-256 decide whether a source has it.
+        progress: Called as bytes arrive, also while another process downloads the same file.
 
     Returns:
         Its path in the cache, verified.
 
     Raises:
-        DownloadError: No source had it; names each with its reason, and the ways out.
-        ArtifactError: The cache cannot be written, or the disk is full.
+        DownloadError: No source had it; the message names each source with the reason, and the ways out.
+        ArtifactError: The cache cannot be written, or another process holds the lock without progress.
     """
     path = artifact_path(artifact)
     report = progress or (lambda _done, _total: None)
     with disk_errors(path):
-        # Before the lock: a cache that is complete may be read-only.
-        if _is_right(path, artifact):
+        # Before the lock, since a complete cache may be read-only.
+        if _is_valid(path, artifact):
             return path
-        with _alone(path, artifact, report):
-            # Again: another process may have fetched it while this one waited.
-            if not _is_right(path, artifact):
+        with _locked(path, artifact, report):
+            # Checked again: another process may have downloaded it while this one waited.
+            if not _is_valid(path, artifact):
                 _download(spec_name, path, artifact, report)
     return path
 
 
 def import_file(spec: ModelSpec, precision: Precision, source: Path | str) -> Path:
-    """Copy a file that the user has into the cache, if it is the one that the model's entry names.
+    """Copy a user's file into the cache, if it is the one that the model's entry names.
 
     Args:
         spec: The model's entry.
@@ -105,10 +105,10 @@ def import_file(spec: ModelSpec, precision: Precision, source: Path | str) -> Pa
         ArtifactError: It cannot be read, or is another file; or the cache cannot be written.
     """
     artifact = spec.artifact(precision)
-    # A Path has lost a slash of file:///...
+    # A Path of `file:///...` has lost one slash.
     found = local_path(str(source)) if re.match(r"(?i)file:|[\w+.-]+://", str(source)) else Path(source)
     if found is None:
-        raise ConfigError(f"--from takes a file, got {public_url(str(source))}; for a server set {MIRROR_VARIABLE}")
+        raise ConfigError(f"--from must be a file, got {public_url(str(source))}; for a server set {MIRROR_VARIABLE}")
     wanted = f"for {spec.name} ({precision}) give the {artifact.file} that its entry names"
     verify_file(found, artifact, remedy=wanted)
     path = artifact_path(artifact)
@@ -121,12 +121,12 @@ def import_file(spec: ModelSpec, precision: Precision, source: Path | str) -> Pa
             raise ArtifactError(f"{found} changed while it was copied; {wanted}")
     verify_file(path, artifact)
     with contextlib.suppress(OSError, Timeout), FileLock(f"{path}.lock", timeout=0):
-        Partial(path).discard()  # of a download that this file makes needless, unless somebody is at it
+        Partial(path).discard()  # an interrupted download is obsolete now; one in progress holds the lock
     return path
 
 
-def _is_right(path: Path, artifact: Artifact) -> bool:
-    """Tell whether the file is there and whole; a broken one is fetched anew."""
+def _is_valid(path: Path, artifact: Artifact) -> bool:
+    """Tell whether the file exists and is the entry's; a broken file will be downloaded again."""
     if not path.exists():
         return False
     try:
@@ -137,8 +137,8 @@ def _is_right(path: Path, artifact: Artifact) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, artifact: Artifact, report: Progress) -> Iterator[None]:
-    """Hold the lock of a cached file. While another process has it, report how far that one is."""
+def _locked(path: Path, artifact: Artifact, report: Progress) -> Iterator[None]:
+    """Hold the lock of a cached file. While another process holds it, report that process's progress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     partial = Partial(path)
@@ -154,7 +154,7 @@ def _alone(path: Path, artifact: Artifact, report: Progress) -> Iterator[None]:
             report(size, artifact.size_bytes)
         elif time.monotonic() - since > LOCK_STALL_S:
             raise ArtifactError(
-                f"another process has held {lock.lock_file} for {LOCK_STALL_S:.0f} s without headway; end it"
+                f"another process has held {lock.lock_file} for {LOCK_STALL_S:.0f} s without progress; end that process"
             )
     try:
         yield
@@ -163,22 +163,22 @@ def _alone(path: Path, artifact: Artifact, report: Progress) -> Iterator[None]:
 
 
 def _download(name: str, path: Path, artifact: Artifact, report: Progress) -> None:
-    """Put an artifact in the cache. The lock is held."""
+    """Download an artifact into the cache. The caller holds the lock."""
     if path.exists():
-        logger.warning("models: %s is broken, fetching it again", path)
+        logger.warning("models: %s is broken, downloading it again", path)
     partial = Partial(path)
     try:
         _complete_from_any(name, partial, artifact, report)
         rename_synced(partial.path, path)
     except OSError:
-        partial.discard()  # on a full disk it would be in everybody's way
+        partial.discard()  # frees its space, for instance on a full disk
         raise
     partial.discard()
     verify_file(path, artifact)
 
 
 def _complete_from_any(name: str, partial: Partial, artifact: Artifact, report: Progress) -> None:
-    """Complete the partial file from the first source that has it."""
+    """Complete the partial file from the first source that has the file."""
     failures: list[tuple[str, str]] = []
     unreachable: dict[str, str] = {}
     for url in sources_of(artifact):
@@ -189,7 +189,7 @@ def _complete_from_any(name: str, partial: Partial, artifact: Artifact, report: 
         try:
             complete(url, partial, artifact, report)
         except SourceError as err:
-            logger.info("models: no %s from %s: %s", artifact.file, public_url(url), err)
+            logger.info("models: cannot download %s from %s: %s", artifact.file, public_url(url), err)
             failures.append((url, str(err)))
             if err.unreachable:
                 unreachable[host] = str(err)
@@ -209,20 +209,20 @@ def _ways_out(name: str, artifact: Artifact, failures: list[tuple[str, str]]) ->
         f"  a bundled model:  --model {BUNDLED_MODEL}",
     ]
     if artifact.built_by:
-        lines.append(f"  building it:      {artifact.built_by}")
+        lines.append(f"  building it:      {artifact.build_step}")
     return "\n".join(lines)
 
 
 @contextlib.contextmanager
 def progress_printer(label: str, console: Console | None = None) -> Iterator[Progress]:
-    """Show a download on stderr: a bar on a terminal, else a line every few seconds; nothing if none starts.
+    """Show a download on stderr: a bar on a terminal, else a line every few seconds; nothing without a download.
 
     Args:
-        label: What is downloaded.
-        console: Where to show it.
+        label: Name of the file.
+        console: Where to show the progress.
 
     Yields:
-        What to give `fetch` or `locate` as `progress`.
+        The `progress` argument for `fetch` or `locate`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn

@@ -1,13 +1,13 @@
-"""Where the files of models lie: found, verified, and put there whole or not at all.
+"""The cache of model files: paths, verification, and atomic writes.
 
     $SHARDLABEL_HOME (~/.cache/shardlabel)
     └── artifacts/<sha256>/             by content: two versions of a name never collide
-        ├── <file>                      verified before it had this name
-        ├── <file>.verified             what the last check saw: size, times, inode
-        ├── <file>.part, .part.etag     a download that was cut, to be resumed
+        ├── <file>                      verified before it got this name
+        ├── <file>.verified             the state at the last check: size, times, inode
+        ├── <file>.part, .part.etag     an interrupted download, to be resumed
         └── <file>.lock                 held by the one process that writes here
 
-A start does not hash again what an earlier one verified, unless the file was touched.
+A start does not hash a file again that an earlier start verified, unless the file was touched.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from models.errors import ArtifactError, ConfigError
 from models.spec import Artifact
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, total bytes)."""
 
 HOME_VARIABLE = "SHARDLABEL_HOME"
-# A writer touches its temporary file all the time: one this old was left by a process that was killed.
+# Writers touch their temporary file all the time: one this old was left by a killed process.
 STALE_TEMPORARY_S = 600.0
 
 
@@ -38,7 +38,7 @@ def home() -> Path:
     """Return the folder of everything cached: `$SHARDLABEL_HOME`, or `~/.cache/shardlabel`.
 
     Raises:
-        ConfigError: `~` means nothing here: a container's user without a home folder.
+        ConfigError: `~` cannot be resolved, as for a container's user without a home folder.
     """
     folder = Path(os.environ.get(HOME_VARIABLE) or "~/.cache/shardlabel")
     try:
@@ -48,12 +48,12 @@ def home() -> Path:
 
 
 def artifact_path(artifact: Artifact) -> Path:
-    """Return where an artifact lies in the cache, or would."""
+    """Return an artifact's path in the cache, whether or not the file exists."""
     return home() / "artifacts" / artifact.sha256 / artifact.file
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a file; in a folder that may not be searched there is none."""
+    """Tell whether the path is a file; false if the folder may not be searched."""
     try:
         return path.is_file()
     except OSError:
@@ -63,10 +63,10 @@ def is_file(path: Path) -> bool:
 def verify_file(
     path: Path, artifact: Artifact, *, remedy: str = "delete it and run `shardlabel models pull` again"
 ) -> None:
-    """Read a whole file and check it: its size first, then its SHA-256 (0.1 s for 50 MB).
+    """Check a file's size, then its SHA-256 (0.1 s for 50 MB).
 
     Raises:
-        ArtifactError: It is missing, unreadable, or another file than the entry says.
+        ArtifactError: The file is missing, unreadable, or differs from the entry.
     """
     try:
         before = path.stat()
@@ -78,13 +78,13 @@ def verify_file(
     if digest != artifact.sha256:
         raise ArtifactError(f"{path} has SHA-256 {digest}, expected {artifact.sha256}; {remedy}")
     if path.is_relative_to(home()):
-        # Only in our own folder, never beside a user's file. Without the stamp the next start hashes again.
+        # Only in the cache, never beside a user's file. Without the stamp the next start hashes again.
         with contextlib.suppress(OSError):
             _stamp_path(path).write_text(_stamp(before, artifact), encoding="ascii")
 
 
 def verify_once(path: Path, artifact: Artifact, remedy: str) -> None:
-    """Verify a file, unless the last check saw exactly this one."""
+    """Verify a file, unless it has not changed since the last check."""
     try:
         if _stamp_path(path).read_text(encoding="ascii") == _stamp(path.stat(), artifact):
             return
@@ -98,19 +98,19 @@ def _stamp_path(path: Path) -> Path:
 
 
 def _stamp(stat: os.stat_result, artifact: Artifact) -> str:
-    # The ctime too: who writes a byte and sets the mtime back still changes it.
+    # The ctime too: it changes even if a writer resets the mtime.
     return f"{artifact.sha256} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}\n"
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, as 64 hexadecimal digits; reads it in pieces."""
+    """Return a file's SHA-256 as 64 hexadecimal digits; reads the file in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def publishing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `path` when the block ends, complete and on disk; on any error, never.
+    """Open a temporary file that is synced and renamed to `path` when the block ends; removed on any error.
 
     Raises:
         ArtifactError: The disk is full, or the folder cannot be written.
@@ -128,7 +128,7 @@ def publishing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def rename_synced(temporary: Path, path: Path) -> None:
-    """Give a complete file its name, so that a power cut leaves all of it or nothing."""
+    """Sync a complete file and rename it, so that a power cut leaves all of it or nothing."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -142,7 +142,7 @@ def rename_synced(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of writing `path` into an ArtifactError that says what to do."""
+    """Turn an OSError while writing `path` into an ArtifactError that says what to do."""
     try:
         yield
     except OSError as err:
@@ -154,9 +154,9 @@ def _write_advice(path: Path, err: OSError) -> str:
         free = ""
         with contextlib.suppress(OSError):
             free = f", {shutil.disk_usage(path.parent).free // 10**6} MB free"
-        return f"the disk is full ({err.strerror}{free}); free some, or set {HOME_VARIABLE} to a larger disk"
+        return f"the disk is full ({err.strerror}{free}); free some space, or set {HOME_VARIABLE} to a larger disk"
     if err.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return f"{err.strerror}; set {HOME_VARIABLE} to a folder that can be written"
+        return f"{err.strerror}; set {HOME_VARIABLE} to a writable folder"
     return str(err)
 
 

@@ -1,4 +1,4 @@
-"""Ask one source for a file, whole or from an offset: HTTP(S), a `file:` URL or a local path."""
+"""Request a file from one source, whole or from an offset: HTTP(S), a `file:` URL or a local path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import requests
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader, NameResolutionError, ReadTimeoutError
 
-# For each address of a host; short, or a firewall that drops packets would hold a start for minutes.
+# For each address of a host. Short, since a firewall that drops packets would otherwise delay a start by minutes.
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
 CHUNK_BYTES = 256 * 1024
@@ -26,13 +26,13 @@ _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class SourceError(Exception):
-    """One source did not give the file.
+    """One source did not deliver the file.
 
     Args:
         reason: Short, for the list of sources tried.
-        again: Whether the same request may work in a moment.
-        wait_s: How long the source asked to wait first.
-        unreachable: Whether the host was not reached at all: no use to ask it for another URL.
+        again: Whether a retry may succeed.
+        wait_s: Seconds that the source asked to wait before a retry.
+        unreachable: Whether the host was not reached at all, so that its other URLs need not be tried.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SourceError(Exception):
 
 
 class RangeError(SourceError):
-    """The source cannot go on from the offset asked for: ask for the whole file."""
+    """The source cannot resume at the requested offset: request the whole file."""
 
 
 class _Stream(Protocol):
@@ -54,9 +54,9 @@ class _Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A source's answer, opened: bytes of the file from `start` on.
+    """A source's open response: bytes of the file from `start` on.
 
-    `whole_bytes` is the size that the source gives the whole file, where it gives one.
+    `whole_bytes` is the size of the whole file according to the source, if it gives one.
     """
 
     stream: _Stream
@@ -66,10 +66,10 @@ class Answer:
     media_type: str = ""
 
     def read(self) -> bytes:
-        """Return what has arrived, at most CHUNK_BYTES, waiting for at least a byte; b"" at the end.
+        """Return the bytes that have arrived, at most CHUNK_BYTES; waits for at least one; b"" at the end.
 
         Raises:
-            SourceError: The connection was lost or went silent; always worth another try.
+            SourceError: The connection was lost or timed out; a retry may succeed.
         """
         try:
             return self.stream.read1(CHUNK_BYTES)
@@ -79,16 +79,16 @@ class Answer:
 
 @contextlib.contextmanager
 def open_source(url: str, *, offset: int = 0, etag: str | None = None) -> Iterator[Answer]:
-    """Ask a source for a file.
+    """Request a file from a source.
 
     Args:
         url: http, https or file URL, or a local path. `user:password@` becomes basic authentication.
-        offset: Go on from here. The source may answer from 0 all the same: see `Answer.start`.
-        etag: Go on only if the file still has this one.
+        offset: Where to resume. The source may still start at 0: see `Answer.start`.
+        etag: Resume only if the file still has this ETag.
 
     Raises:
-        SourceError: It has no such file, or cannot be asked.
-        RangeError: It has fewer bytes than the offset, or answered with others.
+        SourceError: The source has no such file, or cannot be reached.
+        RangeError: The file is shorter than the offset, or the source sent another range.
     """
     path = local_path(url)
     if path is None:
@@ -104,7 +104,7 @@ def open_source(url: str, *, offset: int = 0, etag: str | None = None) -> Iterat
 
 
 def local_path(url: str) -> Path | None:
-    """Return the path that a `file:` URL or a plain path stands for; None for any other URL."""
+    """Return the local path of a `file:` URL or a plain path; None for any other URL."""
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
         return Path(url2pathname(parts.path))
@@ -113,7 +113,7 @@ def local_path(url: str) -> Path | None:
 
 
 def public_url(url: str) -> str:
-    """Return a URL as it may be shown: without password and query, which may be a signature."""
+    """Return a URL that is safe to show: without password and query, which may be a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -130,10 +130,10 @@ def _request(url: str, offset: int, etag: str | None) -> requests.Response:
     headers = {"User-Agent": "shardlabel", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-        # A weak ETag promises equal meaning, not equal bytes: the SHA-256 has the last word then.
+        # A weak ETag promises equal meaning, not equal bytes. Then only the SHA-256 decides.
         if etag and not etag.startswith("W/"):
             headers["If-Range"] = etag
-    # The system's certificates, an organisation's own among them; those of requests where there are none.
+    # The system's certificates, which include an organisation's own; without them, those of requests.
     system = ssl.get_default_verify_paths()
     try:
         return requests.get(
@@ -153,11 +153,11 @@ def _http_answer(response: requests.Response, offset: int) -> Answer:
         given = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
         if not match or int(match[1]) != offset:
-            raise RangeError(f"answered with the range {given!r}, asked for bytes from {offset}", again=True)
+            raise RangeError(f"sent the range {given!r}, expected bytes from {offset}", again=True)
         start, whole = offset, match[2]
     elif response.status_code != HTTPStatus.OK:
         raise _explain_status(response)
-    response.raw.enforce_content_length = False  # whoever reads it knows the size
+    response.raw.enforce_content_length = False  # the reader checks the size itself
     return Answer(
         response.raw,
         start=start,
@@ -178,19 +178,19 @@ def _explain_status(response: requests.Response) -> SourceError:
 
 
 def _explain(err: Exception) -> SourceError:
-    """Say in a few words why there was no answer, or no more of it."""
+    """Say in a few words why there was no response, or only a part of it."""
     if isinstance(err, requests.ConnectTimeout):
         return SourceError(f"no connection within {CONNECT_TIMEOUT_S:g} s", unreachable=True)
     if isinstance(err, (requests.ReadTimeout, ReadTimeoutError)):
         return SourceError(f"no data for {READ_TIMEOUT_S:g} s", again=True)
     if isinstance(err, ValueError):
-        return SourceError("not a usable URL")  # the error repeats it, with its password
+        return SourceError("not a valid URL")  # the error itself repeats the URL with its password
     if isinstance(err, requests.TooManyRedirects):
-        return SourceError("redirects in a circle")
-    # What happens before the request is sent lies in a MaxRetryError of urllib3.
+        return SourceError("too many redirects")
+    # Errors before the request is sent are wrapped in urllib3's MaxRetryError.
     reason: Any = getattr(err.args[0] if err.args else None, "reason", None)
     if isinstance(reason, NameResolutionError):
-        return SourceError("cannot resolve the host's name", unreachable=True)
+        return SourceError("cannot resolve the host name", unreachable=True)
     if reason is not None:
         return SourceError(f"cannot connect: {reason.__cause__ or reason}", unreachable=True)
     cause: Any = err

@@ -1,10 +1,10 @@
 """Commit records: which units are finished, and what is in each.
 
-A unit is finished when its record is in `DEST/_shardlabel/commits/`. Its Parquet file was published whole before that,
-under a name and with bytes that a second run of the unit gives again; so dying between the two costs the unit's work,
-and nothing else. The driver writes the records of all units that finished within a second as one file of JSON lines:
-an object per unit would be ten million objects to list. Once many files lie there they are merged into one Parquet file.
-Threads do both: no result waits for storage, and a driver that dies loses the records of a second.
+A unit is finished when its record is in `DEST/_shardlabel/commits/`. Its Parquet file is published whole before that. A
+second run of the unit gives the same name and bytes, so a crash between the two costs only the unit's work. The driver
+writes the records of all units that finish within a second as one file of JSON lines: an object per unit would mean ten
+million objects to list. Once there are many files, they are merged into one Parquet file. Threads do both: no result
+waits for storage, and a driver that dies loses the records of one second.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 COMMITS_FOLDER = f"{STATE_FOLDER}/commits"
 FLUSH_SECONDS = 1.0
-# A resume lists and reads at most so many small files.
+# Small files are merged at this number, so that a resume need not read more of them.
 MERGE_FILES = 256
 
 _NUMBERS = ("unit", "rows", "ok", "bytes_read", "size", "shards")
@@ -56,20 +56,20 @@ class Commit:
 
     Attributes:
         unit: Its number in the plan.
-        part: Its Parquet file, below DEST.
-        rows: In that file.
+        part: Name of its Parquet file in DEST.
+        rows: Number of rows in that file.
         ok: Rows with status ok.
-        errors: Rows by other status.
-        seconds: That the unit took.
-        bytes_read: Of input.
-        size: Of the Parquet file, bytes.
-        sha256: Of the Parquet file.
+        errors: Rows with another status, by status.
+        seconds: Time that the unit took.
+        bytes_read: Bytes of input read.
+        size: Bytes of the Parquet file.
+        sha256: SHA-256 of the Parquet file.
         shards: How many shards, or parts of one, it holds.
-        incomplete: What is missing of which shard, in a sentence each.
-        skipped: Members that gave no row, by kind.
+        incomplete: What is missing, by shard.
+        skipped: Number of members without a row, by kind.
         plan: The id of the plan that first had the unit.
-        token: Of the run that made it; "" on a disk. See `pipeline.dest.lease`.
-        made_by: Versions and the kind of CPU, for who looks into a difference of last bits.
+        token: Token of the run that made it; "" on a disk. See `pipeline.dest.lease`.
+        made_by: Versions and CPU model, to explain a difference in the last bits.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -94,7 +94,7 @@ class Commit:
 _RECORD = TypeAdapter(Commit)
 
 
-# Incomplete shards that a summary names; the commit records name all.
+# Maximum number of incomplete shards in a summary; the commit records name all.
 MAX_NAMED = 100
 
 
@@ -112,7 +112,7 @@ class Totals:
     incomplete_named: dict[str, str] = field(default_factory=dict)
 
     def add(self, commit: Commit) -> None:
-        """Count a record in."""
+        """Add a record."""
         self.units += 1
         self.rows += commit.rows
         self.ok += commit.ok
@@ -122,7 +122,7 @@ class Totals:
             self.errors[status] = self.errors.get(status, 0) + count
         named = self.incomplete_named
         for shard, what in commit.incomplete.items():
-            before = named.get(shard)  # of another piece of it
+            before = named.get(shard)  # from another piece of the shard
             self.incomplete += before is None
             if before is None and len(named) < MAX_NAMED:
                 named[shard] = what
@@ -131,16 +131,16 @@ class Totals:
 
 
 class CommitLog:
-    """The commit records of one DEST. One run at a time writes (see `pipeline.dest.lease`); anybody may read.
+    """The commit records of one DEST. One run at a time may write (see `pipeline.dest.lease`); anyone may read.
 
-    As a context manager it takes records: they are written each second, and all of them at the end.
+    As a context manager it accepts records, and writes them every second and at the end.
 
     Args:
         dest: DEST.
-        units: In its plan.
-        plan: The plan's id. Records of another plan, by a driver that was thought dead, are passed over.
-        check: Called before anything is written; raises where this run holds DEST no more.
-        earlier: Ids that the plan had before it grew, with the number of units then.
+        units: Number of units in its plan.
+        plan: The plan's id. Records of another plan, by a driver that was presumed dead, are ignored.
+        check: Called before each write; raises if this run no longer holds DEST.
+        earlier: Ids of the plan before it grew, with the number of units then.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class CommitLog:
         self._pending: SimpleQueue[Commit] = SimpleQueue()
         self._files: list[str] = []
         self._next = 0
-        self._lock = threading.Lock()  # of what is above
+        self._lock = threading.Lock()  # guards the fields above
         self._flushing = threading.Lock()
         self._closed = threading.Event()
         self._threads: ThreadPoolExecutor | None = None
@@ -167,11 +167,11 @@ class CommitLog:
 
     @classmethod
     def of(cls, dest: Storage, plan: Plan, check: Callable[[], None] = lambda: None) -> CommitLog:
-        """Return the records of a plan's units."""
+        """Return the log of a plan's units."""
         return cls(dest, plan.units, plan.id, check, plan.earlier)
 
     def load(self) -> tuple[npt.NDArray[np.bool_], Totals]:
-        """Read what is finished.
+        """Read which units are finished.
 
         Returns:
             (done, totals): bool of shape (units,), and the sums over all records.
@@ -190,15 +190,15 @@ class CommitLog:
         return done, totals
 
     def names(self) -> list[str]:
-        """Return the names of the files of records."""
+        """Return the names of the record files."""
         names = (file.path.rpartition("/")[2] for file in self._dest.list(COMMITS_FOLDER))
         return [name for name in names if _FILE.fullmatch(name)]
 
     def records(self, names: list[str] | None = None) -> Iterator[Commit]:
-        """Yield every record of this plan, file by file; a unit may come twice where a merge was cut short.
+        """Yield every record of this plan, file by file; after an interrupted merge a unit may come twice.
 
         Raises:
-            ConfigError: A record cannot be read, or is of no unit of the plan; the message names the file.
+            ConfigError: A record cannot be read, or its unit is not in the plan; the message names the file.
         """
         others = 0
         for name in self.names() if names is None else names:
@@ -208,7 +208,7 @@ class CommitLog:
                 else:
                     others += 1
         if others:
-            logger.warning("%s: %d commit records of another plan are passed over", self._dest.describe(), others)
+            logger.warning("%s: %d commit records of another plan are ignored", self._dest.describe(), others)
 
     def __enter__(self) -> CommitLog:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="commits")
@@ -218,18 +218,18 @@ class CommitLog:
     def __exit__(self, *exc: object) -> None:
         assert self._threads is not None
         self._closed.set()
-        wait(list(self._work))  # the thread that flushes begins merges: only after it may the pool close
+        wait(list(self._work))  # the flushing thread starts merges, so it must end before the pool closes
         self._threads.shutdown()
         self._raise_failures()
         self.flush()
 
     def append(self, commit: Commit) -> None:
-        """Take a record in; it is written within about a second. Raises where earlier ones could not be."""
+        """Add a record; it is written within about a second. Raises if earlier ones could not be written."""
         self._raise_failures()
         self._pending.put(replace(commit, plan=self._plan_of(commit.unit)))
 
     def flush(self) -> None:
-        """Write what is pending. After this those units are finished, whatever dies."""
+        """Write the pending records. After this their units are finished, whatever crashes."""
         with self._flushing:
             lines = []
             with suppress(Empty):
@@ -239,7 +239,7 @@ class CommitLog:
                 self._add_file("".join(lines).encode(), "jsonl")
 
     def merge(self) -> None:
-        """Put the small files' records into one Parquet file, then delete them; a cut in between loses nothing."""
+        """Merge the small files into one Parquet file, then delete them; a crash in between loses nothing."""
         with self._lock:
             small = [name for name in self._files if name.endswith(".jsonl")]
         rows = {commit.unit: asdict(commit) for commit in self.records(small)}
@@ -280,7 +280,7 @@ class CommitLog:
         with self._lock:
             number = self._next
             self._next += 1
-        # The random part keeps a driver that was thought dead from overwriting another's records.
+        # The random part keeps a driver that was presumed dead from overwriting another's records.
         name = f"commits-{number:09d}-{uuid.uuid4().hex[:8]}.{suffix}"
         self._check()
         self._dest.create(f"{COMMITS_FOLDER}/{name}", content)
@@ -301,13 +301,13 @@ class CommitLog:
         except (ValueError, TypeError, KeyError, OSError) as err:
             raise ConfigError(
                 f"{self._dest.describe(path)} is damaged, or of a newer version of shardlabel: {_in_short(err)}; start "
-                "anew with --overwrite or another --output"
+                "over with --overwrite or another --output"
             ) from err
 
 
 def _check_unit(commit: Commit, units: int) -> None:
     if not 0 <= commit.unit < units or commit.part != part_name(commit.unit):
-        raise ValueError(f"a record of unit {commit.unit} with {commit.part}, and the plan has {units} units")
+        raise ValueError(f"unit {commit.unit} with {commit.part} is not in the plan, which has {units} units")
 
 
 def _parquet_rows(content: bytes) -> Iterator[dict[str, Any]]:

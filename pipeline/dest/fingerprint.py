@@ -1,4 +1,4 @@
-"""What two runs must have in common to write the same rows: a run goes on with nothing else."""
+"""What two runs must have in common to write the same rows, and so to resume one another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 
-_ADVICE = "label it into another --output, or start anew with --overwrite"
+_ADVICE = "label it into another --output, or start over with --overwrite"
 _DEVICES = {Provider.CPU: Device.CPU, Provider.CUDA: Device.CUDA, Provider.TENSORRT: Device.TENSORRT}
 
 
@@ -34,17 +34,17 @@ def fingerprint(
     labels: tuple[str, ...],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Return what must be the same for two runs to write the same rows: all that the graph and the rows are made of.
+    """Return the settings that must match for two runs to write the same rows: all inputs of the graph and the rows.
 
-    Versions of software and the kind of CPU are not in it: last bits may differ between them.
+    Software versions and the CPU model are not among them: last bits may differ between them.
 
     Args:
         config: Settings of the run.
         source: SOURCE.
-        spec: The model's entry.
-        choice: What runs it.
-        labels: What each class is called in the output.
-        calibration: Of its scores.
+        spec: The model.
+        choice: Device and precision that run it.
+        labels: Name of each class in the output.
+        calibration: Calibration of its scores.
     """
     graph = {
         f"{name}.{key}" if key else name: value
@@ -59,7 +59,7 @@ def fingerprint(
         "artifact": spec.artifact(choice.precision).sha256,
         "precision": choice.arithmetic,
         "provider": choice.provider.value,
-        # A GPU computes batches of one size, and another size may be summed in another order. On a CPU an image's
+        # A GPU computes batches of one size; another size may change the order of summation. On a CPU an image's
         # scores do not depend on its batch.
         "batch-size": batch_size(config, choice) if choice.provider in (Provider.CUDA, Provider.TENSORRT) else None,
         **graph,
@@ -78,20 +78,20 @@ def fingerprint(
         "max-pixels": config.max_pixels,
         "max-image-bytes": config.max_image_bytes,
         "image-timeout-s": config.image_timeout_s,
-        # Plans of before there were manifests do not have it.
+        # Plans from before manifests do not have it.
         **({"allow-private-hosts": private} if private or config.uri_column is not None else {}),
     }
 
 
 def class_names(labels: tuple[str, ...]) -> str:
-    """Return a hash of what each class is called: two outputs of one such hash number their classes alike."""
+    """Return a hash of the class names: outputs with the same hash number their classes alike."""
     return sha256("\n".join(labels).encode()).hexdigest()
 
 
 def file_metadata(
     spec: ModelSpec, choice: DeviceChoice, decode: DecodeMode, calibration: Calibration | None
 ) -> dict[str, str]:
-    """Return what the metadata of a part file say of the model that labelled its rows."""
+    """Return a part file's metadata about the model that labelled its rows."""
     metadata = {
         "shardlabel.version": version("shardlabel"),
         "shardlabel.model": spec.name,
@@ -107,7 +107,7 @@ def file_metadata(
 
 
 def rows_id(settings: dict[str, Any]) -> str:
-    """Return a hash of a fingerprint, wherever SOURCE lies and whichever part of it: the same shards give the same rows."""
+    """Return a hash of a fingerprint without SOURCE and --part: the same shards give the same rows anywhere."""
     values = {name: value for name, value in settings.items() if name not in ("source", "part")}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -115,10 +115,10 @@ def rows_id(settings: dict[str, Any]) -> str:
 def choose_as_begun(
     config: LabelConfig, spec: ModelSpec, dest: Storage, *, has_gpu: bool
 ) -> tuple[LabelConfig, DeviceChoice]:
-    """Settle device and precision: `auto` is what DEST was begun with, or what `choose` says where nothing was.
+    """Choose device and precision: `auto` means those that DEST was begun with, or for a new DEST those of `choose`.
 
     Raises:
-        ProviderUnavailableError: What was asked for, or what DEST was begun with, cannot be had here.
+        ProviderUnavailableError: What was requested, or what DEST was begun with, is not available here.
         UnknownModelError: The model has no artifact of that precision.
         ConfigError: DEST's plan is damaged.
     """
@@ -139,8 +139,8 @@ def choose_as_begun(
             raise
         what = f"{begun['precision']} on {begun.get('provider')}"
         raise ProviderUnavailableError(
-            f"{dest.describe()} was begun with {what}, which `auto` therefore is, and it cannot be had here: {err}; "
-            "resume where it can, or give another --output"
+            f"{dest.describe()} was begun with {what}, so `auto` means that, but it is not available here: {err}; "
+            "resume on a machine that has it, or give another --output"
         ) from err
     if "precision" in taken and choice.provider is not Provider.SIMULATED:
         where, _, _ = choice.reason.partition(":")
@@ -149,15 +149,15 @@ def choose_as_begun(
 
 
 def check_settings(plan: Plan, settings: dict[str, Any], dest: Storage) -> None:
-    """Refuse to go on with settings that would give other rows.
+    """Refuse to resume with settings that would give different rows.
 
     Raises:
         ConfigError: Names the first difference.
     """
     if plan.version < PLAN_VERSION:
         raise ConfigError(
-            f"{dest.describe()} was begun by an older version of shardlabel, whose plan does not say all that has to be "
-            "the same; finish it with that version, give another --output, or --overwrite"
+            f"{dest.describe()} was begun by an older version of shardlabel, whose plan lacks some settings that "
+            "must match; finish it with that version, give another --output, or --overwrite"
         )
     for name in [*settings, *(name for name in plan.settings if name not in settings)]:
         have, wanted = plan.settings.get(name), settings.get(name)
@@ -173,19 +173,19 @@ def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited:
 
     Args:
         dest: Holds the plan.
-        plan: Its head.
-        slices: What SOURCE is now.
+        plan: DEST's plan.
+        slices: The slices of SOURCE now.
         limited: Whether the plan took only the first images of SOURCE, so that more shards may follow.
 
     Raises:
-        SourceError: A shard changed, went away or came; the message names the first.
+        SourceError: A shard was changed, removed or added; the message names the first.
     """
     planned = _shards(piece for unit in iter_units(dest, plan) for piece in unit.slices)
     current = _shards(slices)
     for old in planned:
         new = next(current, None)
         if new is None or new.shard != old.shard:
-            found = "nothing" if new is None else f"{new.shard} (where that is new, --append labels it too)"
+            found = "nothing" if new is None else f"{new.shard} (if that is new, --append labels it too)"
             raise SourceError(f"SOURCE is not what was planned: expected shard {old.shard}, found {found}; {_ADVICE}")
         refuse_changed(new, old)
     extra = None if limited else next(current, None)
@@ -194,22 +194,22 @@ def check_source(dest: Storage, plan: Plan, slices: Iterable[Slice], *, limited:
 
 
 def _shards(slices: Iterable[Slice]) -> Iterator[Slice]:
-    """Yield one slice of each shard: how a shard is cut is the plan's own matter."""
+    """Yield one slice of each shard: how a shard is cut does not matter here."""
     return (next(pieces) for _, pieces in groupby(slices, key=attrgetter("shard")))
 
 
 def refuse_new(piece: Slice) -> None:
-    """Raise a SourceError: SOURCE has what was not planned."""
+    """Raise a SourceError for a shard that was not planned."""
     raise SourceError(
         f"SOURCE is not what was planned: shard {piece.shard} is new; label it too with --append, or {_ADVICE}"
     )
 
 
 def refuse_changed(new: Slice, old: Slice) -> None:
-    """Raise a SourceError where a shard is not as it was planned."""
-    # A listing may tell no ETag: then the size has to do.
+    """Raise a SourceError if a shard is not as it was planned."""
+    # A listing may have no ETags: then only sizes are compared.
     if new.size != old.size or (new.etag and old.etag and new.etag != old.etag):
-        what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was written anew"
+        what = f"its size was {old.size} bytes and is {new.size}" if new.size != old.size else "it was rewritten"
         raise SourceError(f"shard {new.shard} has changed since the run began: {what}; {_ADVICE}")
 
 

@@ -1,4 +1,4 @@
-"""A DEST that is finished, for commands that read one: what it was asked for, and what is in its part files."""
+"""A finished DEST, for commands that read one: its plan, and what is in its part files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.dest.prediction_log import open_records
 from pipeline.storage.retries import reason, retried
 from pipeline.storage.storage import Storage, open_storage
 
-# Smaller part files come by one request.
+# Part files up to this size are read with one request.
 WHOLE_BYTES = 4 * 2**20
 
 
@@ -31,13 +31,13 @@ class FinishedDest:
 
     Attributes:
         dest: Where it is.
-        plan: What was asked for.
-        digest: SHA-256 over those of all part files: another one, and some row may be another.
+        plan: Its plan.
+        digest: SHA-256 over those of all part files: if it differs, some row may differ.
         rows: int64 of shape (units,): rows of each part file.
         sizes: int64 of shape (units,): bytes of each part file.
         bytes_read: int64 of shape (units,): bytes of input that were read for it.
-        schema: Of the first part file, with its metadata.
-        notes: Of units that lack something or skipped something: `incomplete` and `skipped` of their records, as JSON.
+        schema: Schema of the first part file, with its metadata.
+        notes: `incomplete` and `skipped` of the records that have either, by unit, as JSON.
     """
 
     dest: Storage
@@ -56,14 +56,14 @@ class FinishedDest:
 
 
 def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
-    """Open a DEST that a run has finished. Reads its plan and commit records; 56 bytes of memory for a unit.
+    """Open a DEST that a run has finished. Reads its plan and commit records; takes 56 bytes of memory per unit.
 
     Args:
         location: A folder or URI that `label` or `relabel` wrote to.
-        logs: Whether it may be a prediction log: what there is now is then all there is.
+        logs: Whether it may be a prediction log; its present part files are then all there is.
 
     Raises:
-        SourceError: It is no DEST of shardlabel, or is unfinished.
+        SourceError: It is not a DEST of shardlabel, or is unfinished.
         ConfigError: Its plan or a record is damaged.
         StorageError: It cannot be read.
     """
@@ -79,13 +79,13 @@ def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
             done[unit] = True
             rows[unit], sizes[unit], bytes_read[unit] = commit.rows, commit.size, commit.bytes_read
             if commit.incomplete or commit.skipped:
-                told = json.dumps({"incomplete": commit.incomplete, "skipped": commit.skipped}, sort_keys=True)
-                notes[unit] = sys.intern(told)  # most are alike: the members of a kind that each tar has
+                note = json.dumps({"incomplete": commit.incomplete, "skipped": commit.skipped}, sort_keys=True)
+                notes[unit] = sys.intern(note)  # most are equal: each tar skips the same kinds of members
             digests[unit] = np.frombuffer(bytes.fromhex(commit.sha256.zfill(64)), np.uint8)
     if not done.all():
         raise SourceError(
-            f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; finish it first, by the command "
-            "that began it; where a shard is gone that was never labelled, label what is left into another DEST"
+            f"{dest.describe()} is unfinished: {int(done.sum())} of {plan.units} units; first resume it with the command "
+            "that began it; if a shard is gone that was never labelled, label what is left into another DEST"
         )
     return FinishedDest(
         dest, plan, sha256(digests.tobytes()).hexdigest(), rows, sizes, bytes_read, _schema(dest, plan), notes
@@ -93,21 +93,21 @@ def open_finished(location: str, *, logs: bool = False) -> FinishedDest:
 
 
 def metadata_of(schema: pa.Schema) -> dict[str, str]:
-    """Return what the metadata of a part file say, as text."""
+    """Return a part file's metadata as text."""
     return {key.decode(): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
 
 
 @contextmanager
 def open_part(dest: Storage, part: str, size: int | None = None) -> Iterator[Any]:
-    """Open a part file for pyarrow: a small one is read by one request, of others what is asked for.
+    """Open a part file for pyarrow: a small one is read with one request, a large one only where pyarrow reads it.
 
     Args:
         dest: DEST.
         part: Name of the file.
-        size: Its bytes, where they are known.
+        size: Its size in bytes, if known.
 
     Raises:
-        StorageError: It cannot be read, or what pyarrow reads of it is no Parquet of ours.
+        StorageError: It cannot be read, or is not a Parquet file of shardlabel.
     """
     try:
         if dest.is_local:
@@ -126,7 +126,7 @@ def open_part(dest: Storage, part: str, size: int | None = None) -> Iterator[Any
 
 def _schema(dest: Storage, plan: Plan) -> pa.Schema:
     if not plan.units:
-        why = "is a prediction log without a row yet" if plan.is_log else "is of a part of SOURCE that has no shards"
+        why = "is a prediction log that has no rows yet" if plan.is_log else "labels a part of SOURCE without shards"
         raise SourceError(f"{dest.describe()} {why}")
     with open_part(dest, plan.part(0)) as file:
         return pq.read_schema(file)

@@ -1,8 +1,8 @@
-"""SOURCE beside a plan that grows: which shards are new, and which of the planned ones changed or are gone.
+"""Compare SOURCE with a growing plan: which shards are new, and which planned ones have changed or are gone.
 
-In any order: what was planned last week and what was planned today are mixed in today's listing. The planned slices are
-kept as hashes, 24 bytes each. Python's own hash will do: two names with one hash are told apart where they seem to
-differ, and each process hashes differently.
+The order does not matter: today's listing mixes what was planned last week with what was planned today. The planned
+slices are kept as hashes, 24 bytes each. Python's own hash is enough: names with the same hash are compared in full if
+they seem to differ, and each process hashes differently.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pipeline.storage.storage import Storage
 
 # Slices that are looked up at a time.
 _BATCH = 10_000
-# Units whose first shard is looked into for its columns.
+# Number of units whose first shard may be opened for its columns.
 _LOOKED_INTO = 16
 _SHORT = 0xFFFFFFFF
 
 
 def planned_first(source: Source, dest: Storage) -> Source:
-    """Return SOURCE for who settles Parquet columns by its first files: with some that DEST's plan has in front.
+    """Return SOURCE with some planned files first, for choosing Parquet columns by its first files.
 
-    What a file of today is like must not change what a column of DEST is.
+    A file that was added later must not change the type of a column of DEST.
     """
     plan = read_plan(dest) if source.format is SourceFormat.PARQUET else None
     if plan is None:
@@ -48,11 +48,11 @@ def planned_first(source: Source, dest: Storage) -> Source:
 
 
 class PlannedSlices:
-    """What a plan names, to compare SOURCE with.
+    """The slices of a plan, to compare SOURCE with.
 
     Args:
         dest: Holds the plan.
-        plan: Its head.
+        plan: DEST's plan.
     """
 
     def __init__(self, dest: Storage, plan: Plan) -> None:
@@ -69,31 +69,31 @@ class PlannedSlices:
         self._seen = np.zeros(plan.shards, np.bool_)  # in the plan's order
 
     def new(self, slices: Iterable[Slice], *, missing_ok: bool = False) -> Iterator[Slice]:
-        """Yield those that are not planned, in their order; at the end the planned ones have all been seen.
+        """Yield the slices that are not planned, in order; at the end, check that all planned ones were seen.
 
         Args:
-            slices: What SOURCE is now.
+            slices: The slices of SOURCE now.
             missing_ok: Whether planned ones may be gone; see `gone`.
 
         Raises:
-            SourceError: A shard changed, or is gone; the message names it.
+            SourceError: A shard has changed or is gone; the message names it.
         """
         iterator = iter(slices)
         while batch := list(islice(iterator, _BATCH)):
             yield from self._unplanned(batch)
-        # The parts of a shard have one name, of which one is looked up.
+        # The parts of a shard share one name, and only one of them is looked up.
         found = self._seen[self._order][np.searchsorted(self._names, self._names)]
         self._seen[self._order] = found
         if not missing_ok and not self._seen.all():
             first = next(self.gone())[1].shard
             others = f", and {more} more" if (more := len(np.unique(self._names[~found])) - 1) else ""
             raise SourceError(
-                f"SOURCE is not what was planned: shard {first} is gone{others}; put back what is missing, or let it be "
-                "with --missing-ok"
+                f"SOURCE is not what was planned: shard {first} is gone{others}; restore what is missing, or give "
+                "--missing-ok"
             )
 
     def gone(self) -> Iterator[tuple[int, Slice]]:
-        """Yield planned slices that SOURCE has no more, each with its unit's number; call it after `new` ended."""
+        """Yield planned slices that SOURCE no longer has, with their units' numbers; call it after `new` has ended."""
         if not self._seen.all():
             yield from (found for found, seen in zip(self._planned(), self._seen, strict=True) if not seen)
 
@@ -107,7 +107,7 @@ class PlannedSlices:
         names, sizes, etags = (np.array(column) for column in zip(*map(_hashes, batch), strict=True))
         places = np.searchsorted(self._names, names).clip(max=len(self._names) - 1)
         known = self._names[places] == names
-        # A listing may tell no ETag: then the size has to do.
+        # A listing may have no ETags: then only sizes are compared.
         tags = self._etags[places]
         same = (self._sizes[places] == sizes) & ((tags == etags) | (tags == 0) | (etags == 0))
         self._seen[self._order[places[known]]] = True
@@ -117,13 +117,13 @@ class PlannedSlices:
             yield batch[index]
 
     def _refuse_changed(self, piece: Slice) -> None:
-        """Raise where it is planned otherwise; it is not where another name has its hash."""
+        """Raise if the plan has another version of a slice; it has none if another name has the same hash."""
         for _, old in self._planned():
             if old.shard == piece.shard:
                 refuse_changed(piece, old)
 
 
 def _hashes(piece: Slice) -> tuple[int, int, int]:
-    """Return hashes of its shard's name, size, and ETag (0 without): how that is cut is the plan's own matter."""
+    """Return hashes of the shard's name, size, and ETag (0 without); how the shard is cut does not matter."""
     etag = hash(piece.etag) & _SHORT if piece.etag else 0
     return hash(piece.shard), hash(piece.size) & _SHORT, etag

@@ -1,4 +1,4 @@
-"""One run at a time on a DEST: the second is refused while the first lives, and let in at once when it is dead."""
+"""One run at a time on a DEST: a second one is refused while the first lives, and admitted at once when it is dead."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 LEASE_FILE = f"{STATE_FOLDER}/lease.json"
 LOCK_FILE = f"{STATE_FOLDER}/lock"
-# On object storage a run shows that it lives by writing its lease anew so often, and is taken for dead after DEAD_S.
+# On object storage a run renews its lease at this interval; without renewals it is presumed dead after DEAD_S.
 BEAT_S = 5.0
 DEAD_S = 20.0
-# How often a run that waits for another asks again.
+# How often a run that waits for another looks again.
 WAIT_S = 0.5
 _REFUSAL = "; wait for it, or stop it"
 
@@ -37,17 +37,17 @@ _REFUSAL = "; wait for it, or stop it"
 class Lease:
     """Hold DEST. Use as a context manager.
 
-    On a disk this is a file lock, which the operating system drops with its process. On object storage it is an object
-    that is only ever written by compare and swap, and renewed; one left behind by a dead process of this machine is
-    recognised at once, any other after DEAD_S. Who lost it, because it was stopped for so long, learns so before it
-    writes anything more.
+    On a disk this is a file lock, which the operating system releases with its process. On object storage it is an
+    object that is renewed, and only ever written by compare and swap. One left by a dead process of this machine is
+    recognised at once, any other after DEAD_S. A run that lost its lease, because it was suspended for so long, finds
+    out before it writes anything more.
 
     Args:
         dest: DEST.
-        waiting: Told of each run that is waited for. Without it another run's DEST is refused.
+        waiting: Called with a message about each run that is waited for. Without it another run's DEST is refused.
 
     Attributes:
-        token: This run's own; "" on a disk.
+        token: Identifies this run; "" on a disk.
 
     Raises:
         DestHeldError: Another run holds DEST; the message says where it runs.
@@ -61,23 +61,23 @@ class Lease:
         self._lock: FileLock | None = None
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew_by_time, name="lease", daemon=True)
-        self._writing = threading.Lock()  # of what is below
+        self._writing = threading.Lock()  # guards the fields below
         self._version: Version | None = None
         self._beats = 0
         self._renewed = 0.0
-        self._lost_to: str | None = None  # who has it, as far as is known
+        self._lost_to: str | None = None  # who holds it now, as far as known
 
     def __enter__(self) -> Lease:
-        told = ""
+        announced = ""
         while True:
             try:
                 self._take_lock() if self._dest.is_local else self._take_lease()
             except DestHeldError as err:
                 if self._waiting is None:
                     raise
-                if str(err) != told:
+                if str(err) != announced:
                     self._waiting(f"{str(err).removesuffix(_REFUSAL)}; waiting for it to end")
-                told = str(err)
+                announced = str(err)
                 time.sleep(WAIT_S)
             else:
                 break
@@ -94,10 +94,10 @@ class Lease:
             try:
                 self._write(is_released=True)
             except StorageError as err:
-                logger.warning("lease: cannot give it back, the next run waits %g s for it: %s", DEAD_S, err)
+                logger.warning("lease: cannot release it, so the next run will wait %g s: %s", DEAD_S, err)
 
     def check(self) -> None:
-        """Make sure that this run still holds DEST: asked before anything is written that others build on.
+        """Make sure that this run still holds DEST; called before each write that others rely on.
 
         Raises:
             StorageError: Another run has taken it, or storage does not answer.
@@ -109,7 +109,7 @@ class Lease:
 
     def _take_lock(self) -> None:
         path = Path(self._dest.path(LOCK_FILE))
-        # No soft lock, where the disk knows no other: it would outlive its process.
+        # No soft lock, even if the disk supports no other: it would outlive its process.
         lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Lease:
             raise DestHeldError(f"another run is writing to {self._dest.describe()} ({holder}){_REFUSAL}") from err
         except OSError as err:
             lock.release()
-            # What a link leads to is not ours to write to.
+            # The target of a link is not ours to write to.
             why = "it is a link, which is not followed; remove it" if err.errno == errno.ELOOP else err.strerror
             raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {why}") from err
         self._lock = lock
@@ -131,7 +131,7 @@ class Lease:
         seen = time.monotonic()
         while other is not None and not _is_dead_here(other):
             if time.monotonic() - seen > DEAD_S:
-                logger.warning("lease: the run of %s shows no sign of life; its place is taken", _who(other))
+                logger.warning("lease: the run of %s no longer renews its lease; taking over", _who(other))
                 break
             time.sleep(BEAT_S / 5)
             now, self._version = _read(self._dest)
@@ -150,7 +150,7 @@ class Lease:
                 logger.warning("lease: cannot renew: %s", err)
 
     def _write(self, *, is_released: bool = False) -> None:
-        """Write the lease anew, if it is as this run wrote or found it; else it is lost."""
+        """Write the lease if it is as this run wrote or found it; otherwise it is lost."""
         with self._writing:
             if self._lost_to is not None:
                 return
@@ -168,7 +168,7 @@ class Lease:
 
 
 def check_token(dest: Storage, token: str) -> None:
-    """Make sure that the run of a token still holds DEST; for workers, which have no lease of their own.
+    """Make sure that the run with this token still holds DEST; for workers, which have no lease.
 
     Raises:
         StorageError: It does not, or storage does not answer.
@@ -180,11 +180,11 @@ def check_token(dest: Storage, token: str) -> None:
 
 
 def _read(dest: Storage) -> tuple[dict[str, Any] | None, Version | None]:
-    """Return what the lease says, None where nobody holds it, and the version to put another in its place."""
+    """Return the lease (None if nobody holds it), and the version that a new one has to replace."""
     try:
         content, version = dest.read_version(LEASE_FILE)
     except StorageError as err:
-        # Any other fault must not pass for a DEST that nobody holds.
+        # Any other error must not look like a DEST that nobody holds.
         if is_missing(err.__cause__):
             return None, None
         raise
@@ -205,7 +205,7 @@ def _who(lease: dict[str, Any]) -> str:
 
 
 def _is_dead_here(lease: dict[str, Any]) -> bool:
-    """Tell whether the lease is of a process of this very machine that is gone."""
+    """Tell whether the lease belongs to a process of this machine that is gone."""
     if lease["host"] != socket.gethostname() or lease["boot"] != _boot_id():
         return False
     try:

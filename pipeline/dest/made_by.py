@@ -1,4 +1,4 @@
-"""What a unit's rows were computed with: recorded, and not compared at a resume."""
+"""What a unit's rows were computed with: recorded, but not compared on resume."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Whose versions may change the last bits of a score, a pixel, or the bytes of a file.
+# Packages whose versions may change the last bits of a score or a pixel, or the bytes of a file.
 _PACKAGES = ("shardlabel", "onnxruntime", "onnxruntime-gpu", "pyarrow", "pillow", "simplejpeg", "cykooz.resizer")
 
 
 @cache
 def made_by() -> str:
-    """Return the versions that count here, and the kind of CPU, in one line."""
+    """Return the versions of these packages and the CPU model, in one line."""
     found = [f"{name} {number}" for name, number in versions(_PACKAGES).items()]
     return ", ".join([*found, cpu_model()])
 
@@ -30,12 +30,12 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """Return what the CPU calls itself, or its architecture."""
+    """Return the CPU's model name, or its architecture."""
     return cpu_info().get("model name", platform.machine())
 
 
 def cpu_info() -> dict[str, str]:
-    """Return what Linux says of the last CPU; nothing elsewhere."""
+    """Return what Linux reports about the last CPU; {} elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

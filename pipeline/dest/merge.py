@@ -1,4 +1,4 @@
-"""Rows of an earlier output that are labelled anew, put between those that stay as they were."""
+"""Merge relabelled rows of an earlier output with the rows that stay as they were."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.dest.writer import UnitWriter
 from pipeline.storage.storage import Storage
 
 MODEL_COLUMN = "model"
-# Rows that are merged at a time; with 2,048 features 32 MB.
+# Rows that are merged at a time; with 2,048 features they take 32 MB.
 MERGE_ROWS = 4_096
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
-# Fewer where they are large: carried columns may hold anything.
+# Fewer rows if they are large: carried columns may hold anything.
 MERGE_BYTES = 16 * 2**20
 
 BoolArray = npt.NDArray[np.bool_]
@@ -30,13 +30,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Relabelling:
-    """Which rows of an earlier output are labelled anew. Picklable. Row n of a part file is sample n of its unit.
+    """Which rows of an earlier output to relabel. Picklable. Row n of a part file is sample n of its unit.
 
     Attributes:
         old: The earlier output.
         where: An Arrow expression that is true for those rows; None for all.
-        model: What the column `model` says of rows that are labelled now.
-        old_model: Of the others, where the earlier output has no such column.
+        model: Value of the column `model` for relabelled rows.
+        old_model: Its value for the other rows, if the earlier output has no such column.
     """
 
     old: Storage
@@ -45,27 +45,27 @@ class Relabelling:
     old_model: str
 
     def wanted(self, part: str, size: int | None = None) -> BoolArray:
-        """Return which rows of a part file, of so many bytes, are labelled anew; bool of shape (rows,)."""
+        """Return which rows of a part file of `size` bytes to relabel; bool of shape (rows,)."""
         with open_part(self.old, part, size) as file:
             fragment = _fragment(file)
             if self.where is None:
                 return np.ones(fragment.metadata.num_rows, np.bool_)
-            # Not a filter: the statistics by which it rules row groups out leave NaN out. In this thread, since several
-            # parts are looked at at a time.
+            # Not a filter: it excludes row groups by statistics, which ignore NaN. In this thread, since several parts
+            # are read at a time.
             table = fragment.scanner(columns={"wanted": self.where}, use_threads=False).to_table()
             return np.asarray(table["wanted"].fill_null(False).to_numpy(), np.bool_)
 
     def merge(self, part: str, schema: pa.Schema, labelled: Path | None, path: Path) -> UnitWriter:
-        """Write a part file's rows, some of them replaced, and a column `model`; return the closed writer.
+        """Write a part file's rows, some of them replaced, with a column `model`; return the closed writer.
 
         Args:
             part: Name of the file in the earlier output.
-            schema: Of the rows, without `model`.
-            labelled: A local Parquet file of the new rows, in order, which is removed; None to copy all.
+            schema: Schema of the rows, without `model`.
+            labelled: A local Parquet file of the new rows, in order, which is removed afterwards; None to copy all.
             path: The local file to write.
 
         Raises:
-            SourceError: The new rows are of other samples.
+            SourceError: The new rows belong to other samples.
             StorageError: A file cannot be read or written.
         """
         try:
@@ -97,16 +97,16 @@ class Relabelling:
             raise SourceError(f"{part}: SOURCE now gives more samples than the part has; {_ADVICE}")
 
 
-_ADVICE = "it is not what was labelled: label it into a DEST of its own, or leave its shards out by --where"
+_ADVICE = "it has changed since it was labelled: label it into another DEST, or exclude its shards with --where"
 
 
 def with_model(schema: pa.Schema) -> pa.Schema:
-    """Return a schema with the column `model` behind the others."""
+    """Return a schema with the column `model` at its end."""
     return schema.append(pa.field(MODEL_COLUMN, _DICTIONARY))
 
 
 class _Rows:
-    """The rows of a local Parquet file, one after the other; of None there are none."""
+    """The rows of a local Parquet file, in order; no rows for None."""
 
     def __init__(self, path: Path | None, model: str) -> None:
         self._batches = iter(()) if path is None else _batches(pq.ParquetFile(path))
@@ -114,7 +114,7 @@ class _Rows:
         self._left: list[pa.Table] = []
 
     def take(self, count: int) -> pa.Table:
-        """Return the next rows; fewer only where there are no more."""
+        """Return the next `count` rows; fewer only at the end."""
         while sum(map(len, self._left)) < count and (batch := next(self._batches, None)) is not None:
             self._left.append(_plain(pa.Table.from_batches([batch]), self._model))
         if not self._left:
@@ -139,7 +139,7 @@ def _plain(table: pa.Table, model: str) -> pa.Table:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return a type that Arrow takes rows of by their places."""
+    """Return a type that Arrow's `take` supports."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
 
@@ -160,7 +160,7 @@ def _encoded(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _check_keys(old: pa.Table, new: pa.Table, part: str) -> None:
-    """Raise where new rows are not of the samples that the old ones are of."""
+    """Raise if the new rows do not belong to the samples of the old ones."""
     if len(new) < len(old):
         raise SourceError(f"{part}: SOURCE now gives fewer samples than the part has; {_ADVICE}")
     for name in old.column_names:
@@ -172,6 +172,6 @@ def _check_keys(old: pa.Table, new: pa.Table, part: str) -> None:
 
 def _fragment(file: pa.NativeFile) -> Any:  # noqa: ANN401 (pyarrow has no types)
     """Return a Parquet file as a dataset's fragment."""
-    import pyarrow.dataset as ds  # brings pandas, 0.3 s of the start of a run that relabels nothing
+    import pyarrow.dataset as ds  # imports pandas, which would cost every run 0.3 s at startup
 
     return ds.ParquetFileFormat().make_fragment(file)

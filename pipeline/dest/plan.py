@@ -1,8 +1,8 @@
-"""Divide SOURCE into work units, once, and keep that plan: the same unit has the same name and rows on every run.
+"""Divide SOURCE into work units once, and keep that plan: a unit has the same name and rows on every run.
 
 `DEST/_shardlabel/plan/` holds segments of units as Parquet and, written last, `plan.json`: a plan without it was never
-finished and is made anew. Planning streams: neither the shards nor the units are ever all in memory. A plan grows by
-further segments, and by one write of plan.json, so that a kill leaves the old plan or the new one.
+finished and is made again. Planning streams: neither the shards nor the units are ever all in memory. A plan grows by
+further segments and one write of plan.json, so a kill leaves either the old plan or the new one.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ STATE_FOLDER = "_shardlabel"
 SUMMARY_FILE = f"{STATE_FOLDER}/summary.json"
 PLAN_FOLDER = f"{STATE_FOLDER}/plan"
 PLAN_FILE = f"{PLAN_FOLDER}/plan.json"
-# Version 1 has no id, and compares fewer settings: it can be read and overwritten, and is not resumed.
+# Version 1 has no id, and compares fewer settings: it can be read and overwritten, but not resumed.
 PLAN_VERSION = 2
-# Of a plan that has grown: a program that knows only version 2 would take its later units for nobody's.
+# A plan that has grown: a program that knows only version 2 would take its later units for foreign files.
 GROWN_VERSION = 3
-# Of a prediction log, which grows by files of any name and has no units to resume: see `pipeline.dest.prediction_log`.
+# A prediction log, which grows by files of any name and has no units to resume: see `pipeline.dest.prediction_log`.
 LOG_VERSION = 4
-# Up to here every shard is a unit of its own. Beyond, small shards share one up to UNIT_BYTES, so that ten million of
-# them become some hundred thousand units, files and commit records. By position alone: no total has to be known.
+# Up to this number, each shard is a unit. Beyond it, small shards share a unit of up to UNIT_BYTES, so that ten million
+# of them become some hundred thousand units, files and commit records. Only the position decides: no total is needed.
 SINGLE_SHARD_UNITS = 10_000
 UNIT_BYTES = 256 * 2**20
-# Loose images go into units of at most so many. The first units are small, so that all cores have work at once and labels
+# Maximum number of loose images in a unit. The first units are small, so that all cores have work at once and labels
 # come early; the last ones take a share of what is left, so that all cores end together.
 UNIT_IMAGES = 1_000
 LEAST_UNIT_IMAGES = 16
 UNIT_SHARE = 32
 SEGMENT_ROWS = 100_000
-# Segments that are fetched at a time: a plan that grew each day has hundreds, of some milliseconds each.
+# Segments that are fetched at a time: a plan that grew each day has hundreds, which take some milliseconds each.
 SEGMENTS_AHEAD = 4
 
 _UNITS = pa.schema(
@@ -72,9 +72,9 @@ class Plan:
         settings: What must be the same for a resume, by name.
         units: How many units.
         shards: How many slices of shards.
-        bytes: Of all input.
+        bytes: Bytes of all input.
         segments: SHA-256 of each segment file, by name, in order of units.
-        id: Of all that is above: two plans of one id are of the same units and settings.
+        id: Hash of all that is above: two plans with the same id have the same units and settings.
         earlier: The ids that it had before it grew, oldest first, with the number of units then. Written only if any.
         parts: Names of the part files of a prediction log, by unit; found by a listing, and never written.
     """
@@ -104,13 +104,13 @@ class Plan:
         return {name: value for name, value in values.items() if name != "parts" and (name != "earlier" or value)}
 
     def hashed(self) -> str:
-        """Return what `id` has to be."""
+        """Return the `id` that belongs to these values."""
         values = {name: value for name, value in self.values().items() if name not in ("id", "version")}
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) -> Iterator[Unit]:
-    """Group slices into units, by their number, order and sizes alone.
+    """Group slices into units by their number, order and sizes alone.
 
     Args:
         slices: In the source's order.
@@ -124,7 +124,7 @@ def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) 
     group: list[Slice] = []
     size = 0
     for piece in slices:
-        # A part of a file is one by itself: its size says nothing, as it is the whole file's.
+        # A part of a file is a unit by itself: its size says nothing, as it is the whole file's.
         is_part = piece.stop >= 0 or (bool(group) and group[-1].stop >= 0)
         if group and (number < SINGLE_SHARD_UNITS or is_part or size + piece.size > UNIT_BYTES):
             yield Unit(number, tuple(group))
@@ -137,7 +137,7 @@ def cut_units(slices: Iterable[Slice], *, images: bool = False, first: int = 0) 
 
 
 def _image_units(slices: Iterable[Slice], first: int) -> Iterator[Unit]:
-    """Group loose images; some ten thousand are looked at in advance."""
+    """Group loose images, reading UNIT_SHARE * UNIT_IMAGES of them ahead."""
     rest = iter(slices)
     known = deque(islice(rest, UNIT_SHARE * UNIT_IMAGES))
     number = first
@@ -161,15 +161,15 @@ def write_plan(dest: Storage, units: Iterable[Unit], settings: dict[str, Any]) -
 
 
 def extend_plan(dest: Storage, plan: Plan, units: Iterable[Unit]) -> Plan:
-    """Put units behind those of DEST's plan; where none come, nothing is written.
+    """Append units to DEST's plan; without new units nothing is written.
 
     Args:
         dest: DEST, held by this run.
-        plan: As it was read.
+        plan: DEST's plan as it was read.
         units: Numbered from `plan.units` on.
 
     Raises:
-        StorageError: DEST cannot be written, or its plan is not that one any more.
+        StorageError: DEST cannot be written, or its plan has changed since.
     """
     grown = _with_units(dest, plan, units)
     if grown.units == plan.units:
@@ -212,10 +212,10 @@ def read_plan(dest: Storage, *, logs: bool = False) -> Plan | None:
 
     Args:
         dest: DEST.
-        logs: Whether DEST may be a prediction log; of one only the head is read.
+        logs: Whether DEST may be a prediction log; only its head is read.
 
     Raises:
-        ConfigError: It is damaged, or of a version that this program does not know, or a prediction log.
+        ConfigError: It is damaged, has an unknown version, or is a prediction log.
     """
     if dest.stat(PLAN_FILE) is None:
         return None
@@ -225,8 +225,8 @@ def read_plan(dest: Storage, *, logs: bool = False) -> Plan | None:
             values["segments"] = dict.fromkeys(values["segments"], "")
         elif values["version"] == LOG_VERSION and not logs:
             raise ConfigError(
-                f"{dest.describe()} is a prediction log of `serve`, which has no SOURCE and is never begun anew; `report`, "
-                "`diff` and `verify` read it; give another folder"
+                f"{dest.describe()} is a prediction log of `serve`, which has no SOURCE and cannot start over; "
+                "`report`, `diff` and `verify` read it; give another folder"
             )
         elif values["version"] not in (PLAN_VERSION, GROWN_VERSION, LOG_VERSION):
             raise ConfigError(
@@ -237,7 +237,7 @@ def read_plan(dest: Storage, *, logs: bool = False) -> Plan | None:
     except (ValueError, TypeError, KeyError) as err:
         raise _damaged(dest, str(err)) from err
     if not isinstance(plan.units, int) or (plan.version > 1 and plan.id != plan.hashed()):
-        raise _damaged(dest, "it is not as it was written")
+        raise _damaged(dest, "its id does not match its content")
     return plan
 
 
@@ -257,13 +257,13 @@ def open_plan(dest: Storage, *, logs: bool = False) -> Plan:
 
 def _damaged(dest: Storage, how: str) -> ConfigError:
     return ConfigError(
-        f"{dest.describe(PLAN_FILE)} is damaged ({how}), so that nothing says which files are of that run; give another "
+        f"{dest.describe(PLAN_FILE)} is damaged ({how}), so the files of that run are not known; give another "
         "--output, or remove them by hand"
     )
 
 
 def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
-    """Yield the plan's units in order; few segments are in memory at a time. A part of a log is a unit, of no shard."""
+    """Yield the plan's units in order, with few segments in memory. Each part of a log is a unit without shards."""
     yield from (Unit(number, ()) for number in range(len(plan.parts)))
     contents = ahead(plan.segments.items(), lambda segment: _read_segment(dest, *segment), calls=SEGMENTS_AHEAD)
     files = (pq.ParquetFile(io.BytesIO(content)) for content in contents)
@@ -271,26 +271,26 @@ def iter_units(dest: Storage, plan: Plan) -> Iterator[Unit]:
 
 
 def units_table(units: Iterable[Unit]) -> pa.Table:
-    """Return units as a table with a row for each slice."""
+    """Return units as a table with one row per slice."""
     rows = ((unit.number, p.shard, p.size, p.etag, p.start, p.stop, p.limit) for unit in units for p in unit.slices)
     columns = zip(*rows, strict=True)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, _UNITS, strict=True)], schema=_UNITS)
 
 
 def units_of(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Unit]:
-    """Yield the units of such tables, which follow one another."""
+    """Yield the units of consecutive tables of this kind."""
     rows = (row for table in tables for row in zip(*(column.to_pylist() for column in table.columns), strict=True))
     for number, group in groupby(rows, key=itemgetter(0)):
         yield Unit(number, tuple(Slice(*values) for _, *values in group))
 
 
 def limited(slices: Iterable[Slice], images: int, count: Callable[[Slice, int], int]) -> Iterator[Slice]:
-    """Yield the slices that hold the first so many images, the last one cut.
+    """Yield the slices that hold the first `images` images, the last one cut.
 
     Args:
         slices: In the source's order.
         images: How many in all.
-        count: Counts a slice's samples, up to a number: reads it, for lack of an index.
+        count: Counts a slice's samples, up to a number, by reading it: there is no index.
     """
     for piece in slices:
         found = count(piece, images)
@@ -304,7 +304,7 @@ def _write_segment(dest: Storage, segments: dict[str, str], units: list[Unit], *
     buffer = io.BytesIO()
     pq.write_table(units_table(units), buffer, compression="zstd")
     digest = sha256(buffer.getvalue()).hexdigest()
-    # By its content where a plan grows: a driver that was thought dead writes over nothing that the plan now names.
+    # Named by content if a plan grows: a driver that was presumed dead overwrites nothing that the plan now names.
     name = f"units-{len(segments):05d}{f'-{digest[:16]}' if grows else ''}.parquet"
     dest.write_bytes(f"{PLAN_FOLDER}/{name}", buffer.getvalue())
     segments[name] = digest
@@ -314,7 +314,7 @@ def _read_segment(dest: Storage, name: str, digest: str) -> bytes:
     content = dest.read_bytes(f"{PLAN_FOLDER}/{name}")
     if digest and sha256(content).hexdigest() != digest:
         raise ConfigError(
-            f"{dest.describe(f'{PLAN_FOLDER}/{name}')} is damaged: its SHA-256 is not that of the plan; start anew with "
-            "--overwrite, or give another --output"
+            f"{dest.describe(f'{PLAN_FOLDER}/{name}')} is damaged: its SHA-256 differs from the plan's; start over "
+            "with --overwrite, or give another --output"
         )
     return content

@@ -1,8 +1,8 @@
-"""A prediction log: a DEST that any number of processes add part files to, at any time, and that is never finished.
+"""A prediction log: a DEST that is never finished, to which any number of processes add part files at any time.
 
-Each part file is published whole, under a name of its own (the time, and a random part, so that names sort by time), and
-says of itself what a commit record says of a unit's: so there are no records, nothing to resume, and nobody to wait for.
-Whoever reads one finds the plan of what was there when it looked.
+Each part file is published whole, under a unique name (the time and a random part, so that names sort by time). Its
+metadata hold what a commit record holds for a unit, so a log has no records, no resume and no lease. A reader gets a
+plan of the part files that were there when it listed them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.storage.location import FileStat
 from pipeline.storage.retries import retried
 from pipeline.storage.storage import Storage
 
-# Behind the columns of every output. `accepted` is null without a calibration, so that all part files have one schema.
+# After the columns of every output. `accepted` is null without a calibration, so that all part files have one schema.
 LOG_FIELDS = (
     pa.field("accepted", pa.bool_()),
     pa.field("request_id", pa.string()),
@@ -41,11 +41,11 @@ _PART = re.compile(r"part-[0-9]{8}T[0-9]{12}Z-[0-9a-f]{8}\.parquet")
 
 
 def begin_log(dest: Storage) -> None:
-    """Make a folder a prediction log; nothing happens where it is one.
+    """Make a folder a prediction log, unless it is one already.
 
     Raises:
         ConfigError: It holds the output of a run.
-        SourceError: It holds Parquet files of others.
+        SourceError: It holds foreign Parquet files.
         StorageError: It cannot be written.
     """
     plan = read_plan(dest, logs=True)
@@ -57,9 +57,9 @@ def begin_log(dest: Storage) -> None:
         return
     foreign = next((file.path for file in dest.list() if file.path.endswith(".parquet")), None)
     if foreign is not None:
-        raise SourceError(f"{dest.describe()} already holds {foreign}, and is no prediction log; give an empty folder")
+        raise SourceError(f"{dest.describe()} already holds {foreign}, but no prediction log; give an empty folder")
     plan = Plan({"kind": "prediction log"}, units=0, shards=0, bytes=0, version=LOG_VERSION)
-    # The same bytes whoever writes them: replicas may begin at once.
+    # Every writer writes the same bytes: replicas may begin at the same time.
     dest.create(PLAN_FILE, json.dumps(replace(plan, id=plan.hashed()).values(), indent=1).encode())
 
 
@@ -68,13 +68,13 @@ def write_part(dest: Storage, output: OutputSpec, batches: Sequence[pa.RecordBat
 
     Args:
         dest: A prediction log.
-        output: What the rows look like.
+        output: Layout of the rows.
         batches: The rows.
-        seconds: That they came in.
+        seconds: Time in which they came.
         size: Bytes of their images.
 
     Raises:
-        StorageError: It cannot be written; nothing of it is then seen.
+        StorageError: It cannot be written; readers then see nothing of it.
     """
     statuses = Counter(status for batch in batches for status in batch["status"].to_pylist())
     ok = statuses.pop(STATUS_OK, 0)
@@ -88,17 +88,17 @@ def write_part(dest: Storage, output: OutputSpec, batches: Sequence[pa.RecordBat
 
 
 def open_records(dest: Storage, blame: Callable[[str], None] | None = None) -> tuple[Plan, Iterator[Commit]]:
-    """Return the plan and the commit records of an output, or what stands for them in a prediction log.
+    """Return the plan and the commit records of an output, or their equivalents for a prediction log.
 
-    Of a log the footers are read; its settings say of which models its rows are, and which classes if all have the same.
+    For a log the footers are read. Its settings name the models of its rows, and their classes if all have the same.
 
     Args:
-        dest: Either.
-        blame: Told of part files of a log that cannot be read, which are then passed over; without it they are an error.
+        dest: An output or a prediction log.
+        blame: Called about each part file of a log that cannot be read, which is then skipped; if None, it is an error.
 
     Raises:
-        SourceError: There is neither.
-        ConfigError: The plan is damaged, or a part file is none of a log.
+        SourceError: It is neither.
+        ConfigError: The plan is damaged, or a part file does not belong to a log.
         StorageError: It cannot be read.
     """
     plan = open_plan(dest, logs=True)
@@ -120,14 +120,14 @@ def open_records(dest: Storage, blame: Callable[[str], None] | None = None) -> t
 
 
 def foreign_files(dest: Storage) -> list[str]:
-    """Return Parquet files beside those of a log: a reader of all would count them."""
+    """Return foreign Parquet files in a log: a reader of DEST/*.parquet would count them."""
     return [file.path for file in dest.list() if file.path.endswith(".parquet") and not _PART.fullmatch(file.path)]
 
 
 def _read_footer(
     dest: Storage, file: FileStat, blame: Callable[[str], None] | None
 ) -> tuple[Commit, dict[str, str]] | None:
-    """Return what a part file says of itself, and all of its metadata; None where it is to blame."""
+    """Return a part file's record and all of its metadata; None if it was reported to `blame`."""
 
     def read() -> pq.FileMetaData:
         with closing(dest.open_random(file.path)) as source:
@@ -143,6 +143,6 @@ def _read_footer(
             blame(f"{file.path}: {why}")
             return None
         raise StorageError(
-            f"{dest.describe(file.path)} is no part file of a prediction log, or damaged: {why}"
+            f"{dest.describe(file.path)} is not a part file of a prediction log, or is damaged: {why}"
         ) from err
     return Commit(0, file.path, rows=found.num_rows, size=file.size, sha256="", **record), metadata

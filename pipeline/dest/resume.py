@@ -1,4 +1,4 @@
-"""DEST before and after a run: what it was begun with, what is finished, and what killed runs left behind."""
+"""The state of DEST when a run begins: its plan, what is finished, and what killed runs left behind."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from pipeline.storage.storage import TEMPORARY_FOLDER, Storage
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """A plan, and how far it is done.
+    """A plan and its progress.
 
     Attributes:
-        plan: The whole.
-        done: bool of shape (units,): what there is nothing to do for.
-        log: Where records of further units go.
-        totals: Over the units that are finished.
-        new_units: That --append put into the plan now; None without it.
-        lost: Units that are not finished and cannot be: a shard of theirs is gone. By number, the shard.
+        plan: The plan.
+        done: bool of shape (units,): units with nothing left to do.
+        log: Takes the records of further units.
+        totals: Sums over the finished units.
+        new_units: Number of units that --append has just added to the plan; None without it.
+        lost: Unfinished units that can no longer be labelled: the shard that is gone, by unit.
     """
 
     plan: Plan
@@ -63,20 +63,20 @@ def prepare(
     count: Callable[[Slice, int], int],
     check: Callable[[], None] = lambda: None,
 ) -> ResumeState:
-    """Make the plan, or check that the one DEST has is of the same run, and extend it; read what is finished.
+    """Make the plan, or check that DEST's is of the same run and extend it; read which units are finished.
 
     Args:
-        config: Whether to start anew, or to extend the plan.
+        config: Whether to start over, or to extend the plan.
         dest: DEST, held by this run.
         settings: What must be the same for a resume; see `pipeline.dest.fingerprint.fingerprint`.
         source: SOURCE.
-        slices: Lists the source's slices anew at each call.
+        slices: Lists the source's slices again at each call.
         count: Counts a slice's samples, up to a number; for --limit.
-        check: Raises where this run holds DEST no more.
+        check: Raises if this run no longer holds DEST.
 
     Raises:
         ConfigError: DEST was begun with other settings, or its state is damaged.
-        SourceError: SOURCE changed since or is DEST, or DEST holds Parquet files of others.
+        SourceError: SOURCE has changed since or overlaps DEST, or DEST holds foreign Parquet files.
     """
     plan = before = begin(dest, (source,), check, overwrite=config.overwrite)
     gone: Iterator[tuple[int, Slice]] = iter(())
@@ -101,17 +101,17 @@ def prepare(
 
 
 def begin(dest: Storage, read: Iterable[Source], check: Callable[[], None], *, overwrite: bool) -> Plan | None:
-    """Return the plan that DEST has, or None where one is to be made: DEST is then empty of what readers see.
+    """Return DEST's plan, or None if one has to be made: DEST then holds nothing that readers see.
 
     Args:
         dest: DEST, held by this run.
-        read: What is read, of which nothing may lie in DEST.
-        check: Raises where this run holds DEST no more.
+        read: The sources to read, of which nothing may be in DEST.
+        check: Raises if this run no longer holds DEST.
         overwrite: Whether to remove what a run wrote to DEST.
 
     Raises:
         ConfigError: The plan is damaged.
-        SourceError: DEST holds Parquet files of others, or is what is read.
+        SourceError: DEST holds foreign Parquet files, or files to read.
     """
     plan = read_plan(dest)
     if plan is None or overwrite:
@@ -126,7 +126,7 @@ def begin(dest: Storage, read: Iterable[Source], check: Callable[[], None], *, o
 
 
 def load_state(dest: Storage, plan: Plan, check: Callable[[], None]) -> ResumeState:
-    """Read what is finished of a plan, and remove what killed runs left half written."""
+    """Read which units of a plan are finished, and remove partial files of killed runs."""
     _remove_temporaries(dest)
     log = CommitLog.of(dest, plan, check)
     done, totals = log.load()
@@ -142,10 +142,10 @@ def _compare(
     *,
     images: bool,
 ) -> tuple[Plan, Iterator[tuple[int, Slice]]]:
-    """Compare SOURCE with a plan in any order, and extend it where that is asked for.
+    """Compare SOURCE with a plan in any order, and extend the plan with --append.
 
     Returns:
-        (plan, gone): With what is new; and the planned slices that are no more, with the numbers of their units.
+        (plan, gone): The plan with what is new, and the planned slices that are gone, with their units' numbers.
     """
     planned = PlannedSlices(dest, plan)
     new = planned.new(slices, missing_ok=config.missing_ok)
@@ -161,8 +161,8 @@ def _compare(
 def clear(dest: Storage, plan: Plan) -> None:
     """Remove what the run of a plan wrote to DEST, and nothing else.
 
-    The records go first and the plan after the files that it names: cut short in between, DEST is a run of which less
-    is finished, and never files of which nothing says whose they are.
+    The records are removed first, and the plan after the files that it names: an interruption leaves a run with fewer
+    finished units, but never files that no plan names.
     """
     state = [file.path for file in dest.list(STATE_FOLDER, recursive=True)]
     parts = [file.path for file in dest.list() if _is_of(plan, file.path)]
@@ -179,7 +179,7 @@ def _is_of(plan: Plan | None, name: str) -> bool:
 
 
 def _refuse_foreign(dest: Storage, plan: Plan | None) -> None:
-    """Raise where DEST holds Parquet files that no plan accounts for: a reader would take them for ours.
+    """Raise if DEST holds Parquet files that no plan accounts for: a reader would take them for ours.
 
     Raises:
         SourceError: Names the first.
@@ -188,15 +188,15 @@ def _refuse_foreign(dest: Storage, plan: Plan | None) -> None:
     foreign = next((name for name in names if name.endswith(".parquet") and not _is_of(plan, name)), None)
     if foreign is not None:
         raise SourceError(
-            f"DEST {dest.describe()} already holds {foreign}, and no plan of a run that names it; it is not touched: "
+            f"DEST {dest.describe()} already holds {foreign}, which no plan of a run names; it is not touched: "
             "give an empty folder"
         )
 
 
 def _refuse_shared(dest: Storage, source: Source) -> None:
-    """Raise where SOURCE names files of DEST by a way that no name shows, such as a bucket mounted as a disk.
+    """Raise if SOURCE names files of DEST in a way that no name shows, such as a bucket mounted as a disk.
 
-    Only files that are called as a run's own are looked into: a file put into DEST tells whether it is also there.
+    Only folders of files that are named like a run's own are checked: does a probe file written to DEST show up there?
 
     Raises:
         SourceError: Names the folder.
@@ -217,13 +217,13 @@ def _refuse_shared(dest: Storage, source: Source) -> None:
         dest.delete(probe)
     if shared:
         raise SourceError(
-            f"{source.base.describe(shared[0])}, of which this run reads files, is DEST {dest.describe()}: a run must "
-            "not replace what it reads; give another --output"
+            f"{source.base.describe(shared[0])}, from which this run reads, is DEST {dest.describe()}: a run must not "
+            "replace what it reads; give another --output"
         )
 
 
 def _remove_temporaries(dest: Storage) -> None:
-    """Remove what killed runs left half written. Nobody else writes: DEST is held."""
+    """Remove partial files of killed runs. No other run writes: DEST is held."""
     if dest.is_local:
         for file in dest.list(TEMPORARY_FOLDER):
             if file.path.endswith(".tmp"):

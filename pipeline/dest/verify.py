@@ -22,9 +22,9 @@ from pipeline.storage.storage import Storage
 
 BoolArray = npt.NDArray[np.bool_]
 
-# Faults that a report names; the others are counted.
+# Maximum number of faults that a report names; the others are counted.
 MAX_FAULTS = 100
-# Reads of part files at a time: each waits on storage more than it computes.
+# Part files that are read at a time: each waits on storage more than it computes.
 READERS = 8
 
 
@@ -36,7 +36,7 @@ class Verification:
         units: In the plan; `finished` of them have a record.
         rows: In the part files that were read.
         faults: What is wrong, a sentence each, at most MAX_FAULTS.
-        num_faults: How many in all.
+        num_faults: Total number of faults.
     """
 
     units: int
@@ -79,20 +79,20 @@ def verify_dest(dest: Storage) -> Verification:
 
 
 def _verify_log(dest: Storage) -> Verification:
-    """Read every part file of a prediction log, and compare rows, schema and statuses with what it says of itself."""
+    """Read every part file of a prediction log, and compare rows, schema and statuses with its metadata."""
     result = Verification(units=0)
     plan, records = open_records(dest, result.blame)
     result.units = result.finished = plan.units
     _check_parts(dest, records, plan.units, result)
     for name in foreign_files(dest):
-        result.blame(f"{name}: is no part file of a prediction log; a reader of DEST/*.parquet reads it too")
+        result.blame(f"{name}: is not a part file of a prediction log; a reader of DEST/*.parquet reads it too")
     return result
 
 
 def _check_parts(dest: Storage, records: Iterator[Commit], units: int, result: Verification) -> BoolArray:
     """Compare each part with its record; return which units have one.
 
-    A run that was cut short while it merged leaves a second record of some: the part is of one of the two, or wrong.
+    A run that was killed during a merge leaves a second record of some units: the part must match one of the two.
     """
     done, right = np.zeros(units, np.bool_), np.zeros(units, np.bool_)
     wrong: dict[int, str] = {}
@@ -118,7 +118,7 @@ def _check_parts(dest: Storage, records: Iterator[Commit], units: int, result: V
 
 
 def _records(log: CommitLog, blame: Callable[[str], None]) -> Iterator[Commit]:
-    """Yield the records that can be read; of a file that cannot, say so once."""
+    """Yield the records that can be read; report a file that cannot once."""
     for name in log.names():
         try:
             yield from log.records([name])
@@ -133,10 +133,10 @@ def _check_part(dest: Storage, commit: Commit) -> pa.Schema | str:
     except StorageError as err:
         return f"{commit.part}: {err}"
     if commit.sha256 and sha256(content).hexdigest() != commit.sha256:
-        return f"{commit.part}: its SHA-256 is not that of its commit record ({len(content)} of {commit.size} bytes)"
+        return f"{commit.part}: its SHA-256 differs from its commit record's ({len(content)} of {commit.size} bytes)"
     try:
-        # Several parts are read at a time already: threads of Arrow's own would be more than there are cores. Nor
-        # `read_table`, which goes through a scanner: its threads were seen to abort the process as it ended.
+        # Several parts are read at a time already, so Arrow's own threads would exceed the cores. `read_table` goes
+        # through a scanner, whose threads were seen to abort the process as it ended.
         table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
         return _check_rows(commit, table)
     except (pa.ArrowException, OSError, KeyError) as err:
@@ -151,7 +151,7 @@ def _check_rows(commit: Commit, table: pa.Table) -> pa.Schema | str:
         return f"{commit.part}: holds {ok} rows with status ok, its commit record says {commit.ok}"
     keys = table.select(["shard", "key"]).cast(pa.schema([("shard", pa.string()), ("key", pa.string())]))
     distinct = keys.group_by(["shard", "key"]).aggregate([]).num_rows
-    # In a prediction log an image comes as often as it was asked for.
+    # A prediction log has an image as often as it was requested.
     if commit.sha256 and distinct != table.num_rows:
         return f"{commit.part}: {table.num_rows - distinct} keys come more than once"
     return table.schema.remove_metadata()

@@ -24,14 +24,14 @@ STATUS_OK = "ok"
 STATUSES = (STATUS_OK, "undecodable", "too_large", "unsupported", "empty", "unreachable")
 # A reader that wants a few columns, or a part of a large unit, skips by row group.
 ROW_GROUP_ROWS = 16_384
-# Rows that are put into one piece of memory; a row group is sixteen of them.
+# Rows in one contiguous chunk; a row group is sixteen chunks.
 CHUNK_ROWS = 1_024
-# Either ends earlier where its rows take so much: carried columns may hold anything. Writing a row group takes several times
-# its size. With 2,048 features a row it has 12,288 rows.
+# Chunks and row groups end earlier at these sizes: carried columns may hold anything. Writing a row group takes several
+# times its size. With 2,048 features a row it has 12,288 rows.
 CHUNK_BYTES = 16 * 2**20
 ROW_GROUP_BYTES = 96 * 2**20
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-# Columns that every output has; `accepted`, embeddings and carried columns come behind them.
+# Columns that every output has; `accepted`, embeddings and carried columns come after them.
 NUM_COLUMNS = 12
 
 
@@ -47,7 +47,7 @@ class Row:
         width: Of the image as stored, pixels, where known.
         height: Of the image as stored, pixels, where known.
         carried: Values of the carried columns.
-        carried_bytes: What these take, about.
+        carried_bytes: Approximate size of these values in bytes.
     """
 
     shard: str
@@ -62,14 +62,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What the output looks like beside the fixed columns.
+    """Layout of the output beyond the fixed columns.
 
     Attributes:
         labels: Name of each class, by class index.
         metadata: For the Parquet file's own metadata: version, model, artifact, precision, decode mode, ...
         embedding_size: Features per image, or None without embeddings.
         carried: Fields of the carried columns.
-        calibration: Decides on `accepted`; None for an output without that column.
+        calibration: Decides `accepted`; None for an output without that column.
     """
 
     labels: tuple[str, ...]
@@ -79,7 +79,7 @@ class OutputSpec:
     calibration: Calibration | None = None
 
     def schema(self, more: dict[str, str] | None = None) -> pa.Schema:
-        """Return the Arrow schema of the output, with more metadata where a file has some of its own."""
+        """Return the Arrow schema of the output, with `more` metadata of a single file."""
         fields = [
             pa.field("shard", _DICTIONARY),
             pa.field("key", pa.string()),
@@ -107,7 +107,7 @@ def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec,
     Args:
         rows: All samples of the batch, in order.
         predictions: One row for each of `rows` whose status is ok, in the same order.
-        spec: What the output looks like.
+        spec: Layout of the output.
         schema: `spec.schema()`, built once.
     """
     ok = np.fromiter((row.status == STATUS_OK for row in rows), np.bool_, len(rows))
@@ -150,7 +150,7 @@ def build_batch(rows: Sequence[Row], predictions: Predictions, spec: OutputSpec,
 
 @dataclass(slots=True)
 class UnitWriter:
-    """Write a unit's rows to a temporary local file, and count them. Same rows, same bytes, whatever batches they came in.
+    """Write a unit's rows to a temporary local file, and count them. The same rows give the same bytes in any batches.
 
     Use as a context manager: on an error the file is removed.
 
@@ -201,7 +201,7 @@ class UnitWriter:
             self._discard()
 
     def _discard(self) -> None:
-        # What closing says of a file that is thrown away would hide why it is.
+        # An error from closing a discarded file would hide why it is discarded.
         with suppress(OSError):
             self._writer.close()
         self.path.unlink(missing_ok=True)
@@ -216,14 +216,14 @@ class UnitWriter:
         self._cut()
 
     def _cut(self, *, last: bool = False) -> None:
-        """Make chunks of what lies loose, as long as there is a full one, and write full row groups."""
+        """Cut loose rows into chunks, as long as there is a full one, and write full row groups."""
         while self._loose:
             table = pa.Table.from_batches(self._loose)
             size = _extra_bytes(table)
             if not last and table.num_rows < CHUNK_ROWS and size <= CHUNK_BYTES:
                 return
             rows = CHUNK_ROWS
-            # By halves, so that where a chunk ends depends on its rows alone and not on how many lie here.
+            # By halves, so that where a chunk ends depends on its rows alone, not on how many are loose.
             while size > CHUNK_BYTES and rows > 1:
                 size = _extra_bytes(table.slice(0, rows)) if rows <= table.num_rows else size
                 rows = rows // 2 if size > CHUNK_BYTES else rows
@@ -251,7 +251,7 @@ class UnitWriter:
 
 
 def _extra_bytes(table: pa.Table) -> int:
-    """Return what rows take beside the columns that every output has: embeddings and carried columns."""
+    """Return the bytes of embeddings and carried columns: all but the columns that every output has."""
     return sum(map(_value_bytes, table.columns[NUM_COLUMNS:]))
 
 
@@ -263,7 +263,7 @@ def _value_bytes(column: pa.ChunkedArray) -> int:
 
 
 def _chunk(table: pa.Table) -> pa.Table:
-    """Return rows in one piece, with dictionaries of these rows alone: a file's pages tell either apart."""
+    """Return rows in one piece, with dictionaries of these rows alone: both change the bytes of a file."""
     table = table.combine_chunks()
     for index, column in enumerate(table.schema):
         if pa.types.is_dictionary(column.type):

@@ -1,4 +1,4 @@
-"""`shardlabel diff`: options in, tables, JSON, a page and pictures out."""
+"""`shardlabel diff`: takes options, writes tables, JSON, a page and pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 def diff(
-    old: Annotated[str, typer.Argument(help="A folder or URI that `label` or `relabel` wrote to, and finished.")],
+    old: Annotated[str, typer.Argument(help="A folder or URI with a finished `label` or `relabel` run.")],
     new: Annotated[str, typer.Argument(help="Another one, of the same images.")],
     output: Annotated[
         str | None,
@@ -23,13 +23,13 @@ def diff(
             help="Also write images whose label flipped, and flips.csv that lists them, into an empty folder."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: what differs as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the differences as JSON.")] = False,
 ) -> None:
-    """Compare what two runs say of the same images: labels that flipped, scores that shifted, rows in one only.
+    """Compare what two runs say about the same images: labels that flipped, scores that shifted, rows in one only.
 
-    Rows are joined by shard and key, whatever plans the runs had; those of a prediction log of `serve` by the SHA-256 of
-    the image, of which the last answer counts. Pictures are read from OLD's SOURCE. Exit code 0, also
-    where there are differences.
+    Rows are joined by shard and key, whatever plans the runs had; rows of a prediction log of `serve` are joined by the
+    SHA-256 of the image, and the last answer for an image counts. Pictures are read from OLD's SOURCE. The exit code is 0
+    even if there are differences.
 
     Examples:
         shardlabel diff labels-int8 labels-fp32 --output diff.html

@@ -1,4 +1,4 @@
-"""`shardlabel diff`: join two DESTs, and say what they differ in."""
+"""`shardlabel diff`: join two DESTs, and report how they differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.report.scan import reach
 
 PairT = TypeVar("PairT")
 
-# Pairs and classes that are named.
+# Pairs and classes that are listed.
 TOP_PAIRS = 20
 TOP_CLASSES = 20
 SHIFT_BINS = 40
@@ -26,7 +26,7 @@ QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
 @dataclass(frozen=True, slots=True)
 class ClassPair:
-    """Images whose best label was one class and is another; without numbers where those are not the same classes'."""
+    """Images whose best label changed from one class to another; without ids where the two number classes differently."""
 
     old_label: str
     new_label: str
@@ -46,13 +46,13 @@ class StatusPair:
 
 @dataclass(frozen=True, slots=True)
 class ClassShift:
-    """What became of the images of one class of OLD.
+    """How the images of one class of OLD changed.
 
     Attributes:
         label: The class.
-        images: That have it in OLD, and any label in NEW.
-        agreement: Percent of them that NEW labels alike.
-        mean_shift: Of their scores, NEW's less OLD's.
+        images: Images that have it in OLD, and any label in NEW.
+        agreement: Percent of them with the same label in NEW.
+        mean_shift: Mean change of their scores, NEW's less OLD's.
     """
 
     label: str
@@ -63,17 +63,17 @@ class ClassShift:
 
 @dataclass(frozen=True, slots=True)
 class DiffReport:
-    """What two DESTs differ in. Rates in percent, scores from 0 to 1.
+    """How two DESTs differ. Rates in percent, scores from 0 to 1.
 
     Attributes:
         old: OLD, as it was given.
         new: NEW, as it was given.
         old_model: Model, precision and decode mode.
         rows_old: Rows in OLD; `rows_new` in NEW, `both` in both by shard and key, `only_old` and `only_new` in one only.
-        repeats_old: With a prediction log, rows of OLD for whose image a later one counts; `repeats_new`: the same for NEW.
-        both_labelled: Rows of which both have a label.
-        same_label: Of those, with the same best label; `agreement` is their share, `flipped` the others.
-        same_top_k: Percent of those whose top k are the same classes; None where they cannot be compared.
+        repeats_old: With a prediction log, rows of OLD that a later row of the same image replaces; `repeats_new` in NEW.
+        both_labelled: Rows that have a label in both.
+        same_label: Those of them with the same best label; `agreement` is their share, `flipped` the others.
+        same_top_k: Percent of them whose top k are the same classes; None where they cannot be compared.
         flips: The most frequent pairs of classes, of `flip_pairs` in all.
         statuses: Rows whose status differs.
         score_shift: NEW's best score less OLD's: mean, mean_abs and quantiles (to a ten-thousandth).
@@ -111,13 +111,13 @@ class DiffReport:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A comparison, and what pages are made of beside it.
+    """A comparison, with what a page needs beside it.
 
     Attributes:
-        report: What differs.
+        report: The differences.
         shifts: (from, to, images) of bins of the score's shift.
         flips: Examples of each pair of `report.flips`, in that order.
-        source: OLD, from whose SOURCE pictures can be had.
+        source: OLD; pictures are read from its SOURCE.
     """
 
     report: DiffReport
@@ -130,7 +130,7 @@ def compare(old_location: str, new_location: str) -> Compared:
     """Compare two finished DESTs, row by row. Memory does not grow with the rows; temporary files may.
 
     Raises:
-        SourceError: One of them is no finished DEST, or they have no row in common.
+        SourceError: One of them is not a finished DEST, or they have no row in common.
         ConfigError: A plan or a record is damaged.
         StorageError: A part file cannot be read.
     """
@@ -139,15 +139,15 @@ def compare(old_location: str, new_location: str) -> Compared:
     texts = [dest.plan.settings.get("labels") for dest in (old, new)]
     if names[0] != names[1] and None not in texts and texts[0] != texts[1]:
         raise ConfigError(
-            f"{old.dest.describe()} writes as label a class's {texts[0]}, and {new.dest.describe()} its {texts[1]}: none "
-            "would be the same; label both with the same --labels"
+            f"{old.dest.describe()} writes a class's {texts[0]} as label, and {new.dest.describe()} its {texts[1]}, so no "
+            "label would be the same; label both with the same --labels"
         )
     found = Difference(by_name=names[0] != names[1] or names[0] is None, reach=_reach(old))
     for rows in join_rows(old, new):
         found.add(rows)
     if not found.both:
         raise SourceError(
-            f"{old.dest.describe()} and {new.dest.describe()} have no row in common by shard and key: they are of other "
+            f"{old.dest.describe()} and {new.dest.describe()} have no row in common by shard and key: they are of different "
             f"images ({_origin(old)} and {_origin(new)}), or SOURCE was named "
             "from another folder"
         )
@@ -170,10 +170,10 @@ def _origin(dest: FinishedDest) -> str:
 
 
 def _reach(old: FinishedDest) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return before which row of each unit pictures may be read: bounded by what has to be read for one."""
+    """Return for each unit the row before which pictures are read; this bounds the bytes read for a picture."""
     within = np.zeros(old.plan.units, np.int64)
     for unit in iter_units(old.dest, old.plan):
-        size = int(old.bytes_read[unit.number]) or unit.size  # a unit that was copied read nothing
+        size = int(old.bytes_read[unit.number]) or unit.size  # a copied unit read nothing
         within[unit.number] = reach(int(old.rows[unit.number]), size)
     return within
 

@@ -1,4 +1,4 @@
-"""What two DESTs say of the same images, counted as their rows come; memory does not grow with the rows."""
+"""Counts how two DESTs differ on the same images, as their rows come; memory does not grow with the rows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pipeline.report.scan import PlacedRow
 
 Int64Array = npt.NDArray[np.int64]
 
-# Shifts are counted in bins of a ten-thousandth, from -1 to 1.
+# Score shifts are counted in bins of a ten-thousandth, from -1 to 1.
 _BINS = 20_000
-# Flips that are remembered: of each pair of classes, and in all.
+# Flips that are remembered: for each pair of classes, and in all.
 FLIPS_OF_PAIR = 10
 FLIPS_KEPT = 20_000
-# Rows of one side alone whose keys are remembered.
+# Rows in one side only whose keys are remembered.
 KEYS_KEPT = 10
 _PAIR = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Flip(PlacedRow):
-    """An image of OLD whose best label is another one in NEW."""
+    """An image of OLD whose best label differs in NEW."""
 
     old_label: str
     old_score: float
@@ -38,23 +38,23 @@ class Difference:
     """Counts over joined rows.
 
     Args:
-        by_name: Classes are compared by name, as the models number theirs differently; else by number.
-        reach: int64 of shape (units of OLD,): rows before which flips are remembered, since their pictures can be had.
+        by_name: Compare classes by name, because the models number theirs differently; else by number.
+        reach: int64 of shape (units of OLD,): flips before this row are remembered, since their pictures can be read.
 
     Attributes:
-        pairs: Images of which both have a label, by OLD's class and NEW's.
-        shifts: Sum of NEW's score less OLD's, of those of each class of OLD.
-        shift_size: Sum of its sizes, over all.
-        flips: Some of each pair of classes that differ.
+        pairs: Images with a label in both, by OLD's class and NEW's.
+        shifts: Sum of NEW's score less OLD's, for each class of OLD.
+        shift_size: Sum of the absolute shifts, over all images.
+        flips: Examples for each pair of different classes.
         statuses: Images by OLD's status and NEW's.
         same_top: Images with the same classes among their top labels; None where those cannot be compared.
-        names: What each class is called.
+        names: Name of each class.
     """
 
     def __init__(self, *, by_name: bool, reach: Int64Array) -> None:
         self.by_name = by_name
         self._reach = reach
-        self._codes: dict[str, int] = {}  # of classes by name
+        self._codes: dict[str, int] = {}  # numbers of classes, by name
         self._kept = 0
         self._shift_bins = np.zeros(_BINS + 1, np.int64)
         self.both = self.only_old = self.only_new = 0
@@ -118,7 +118,7 @@ class Difference:
         return ids
 
     def _add_top(self, old: pa.ChunkedArray, new: pa.ChunkedArray) -> None:
-        """Count the rows whose top k are the same classes, in whatever order."""
+        """Count the rows whose top k are the same classes, in any order."""
         if self.same_top is None:
             return
         sides = [np.concatenate([chunk.flatten().to_numpy() for chunk in side.chunks]) for side in (old, new)]
@@ -141,7 +141,7 @@ class Difference:
                 self._kept += 1
 
     def label_names(self) -> dict[int, str]:
-        """Return what each class is called; with its number where another one is called so too."""
+        """Return the name of each class; with its number where another class has the same name."""
         often = Counter(self.names.values())
         return {number: f"{name} ({number})" if often[name] > 1 else name for number, name in self.names.items()}
 
@@ -151,7 +151,7 @@ class Difference:
         return round(int(np.searchsorted(until, share * until[-1])) * 2 / _BINS - 1, 4) if until[-1] else 0.0
 
     def shift_bins(self, bins: int) -> list[tuple[float, float, int]]:
-        """Return (from, to, images) of equal bins between the smallest and the largest shift."""
+        """Return (from, to, images) of equal bins, from minus to plus the largest shift."""
         filled = np.flatnonzero(self._shift_bins)
         if not len(filled):
             return []

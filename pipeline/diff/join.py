@@ -1,11 +1,11 @@
 """Rows of two DESTs, joined by shard and key, in bounded memory.
 
-Where both plans have a unit of the same shards, row n of its two part files is of one sample: they are read side by side,
-and their keys compared. What is left, as where the plans differ, is written to temporary files by a hash of the key, and
-joined file by file.
+Where both plans have a unit of the same shards, row n of its two part files is the same sample: the files are read side by
+side, and their keys compared. All other rows, such as those of different plans, are written to temporary files by a hash
+of the key, and joined file by file.
 
-A prediction log has an image as often as it was asked for, and names it by the SHA-256 of its bytes. So where one side is
-a log, both are joined by that: of the other it is the column `content_sha256`. The last row of an image counts.
+A prediction log has a row for each request, and names an image by the SHA-256 of its bytes. So if one side is a log, both
+are joined by that hash, which the other side has in column `content_sha256`. The last row of an image counts.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from pipeline.storage.retries import reason
 
 CONTENT = "content_sha256"
 COLUMNS = ("shard", "key", "label", "label_id", "score", "status", "top_ids")
-# Where a row stands in its DEST.
+# Place of a row in its DEST.
 UNIT, ROW = "_unit", "_row"
-# Rows that are compared at a time; smaller units are read whole, several ahead.
+# Rows compared at a time; smaller units are read whole, several ahead.
 CHUNK_ROWS = 65_536
-# Rows that lie in memory before they are written to the temporary files, and those that such a file should hold.
+# Rows in memory before they are written to the temporary files, and rows that such a file should hold.
 SPILL_ROWS = 131_072
 PARTITION_ROWS = 250_000
-# Each is two open files.
+# Each partition is two open files.
 MAX_PARTITIONS = 256
 LOCAL_UNITS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Rows of both, by COLUMNS; row i of `old` and of `new` are of one sample.
+    """Rows of both sides, with COLUMNS; row i of `old` and of `new` is the same sample.
 
     Attributes:
-        old: Of OLD, with UNIT and ROW.
-        new: Of NEW.
+        old: Rows of OLD, with UNIT and ROW.
+        new: Rows of NEW.
         only_old: Rows that NEW does not have.
         only_new: Rows that OLD does not have.
     """
@@ -60,7 +60,7 @@ class Joined:
 
 
 def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
-    """Yield all rows of both; each once.
+    """Yield all rows of both, each once.
 
     Raises:
         ConfigError: One is a prediction log, and the other an output without SHA-256.
@@ -86,7 +86,7 @@ def join_rows(old: FinishedDest, new: FinishedDest) -> Iterator[Joined]:
 
 
 def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, int | None]]:
-    """Yield the numbers of units that are of the same shards, and None beside those that are not."""
+    """Yield the numbers of units with the same shards as pairs, and other units with None beside them."""
 
     def held(unit: Unit) -> list[tuple[str, int, int, int]]:
         return [(piece.shard, piece.start, piece.stop, piece.limit) for piece in unit.slices]
@@ -102,15 +102,15 @@ def _work(old: FinishedDest, new: FinishedDest) -> Iterator[tuple[int | None, in
 
 
 Pair = tuple[pa.Table | None, pa.Table | None]
-# Gives rows the shard and key by which they are joined, where those are not their own.
+# Replaces the shard and key of rows where the join is by other values.
 _Name = Callable[[pa.Table], pa.Table] | None
 
 
 def _image_names(old: FinishedDest, new: FinishedDest) -> tuple[_Name, _Name]:
-    """Return what names the rows of each by image: key is its SHA-256, shard the model's name where a log has several.
+    """Return what names the rows of each side by image: key is its SHA-256, shard the model if a log has several.
 
     Raises:
-        ConfigError: One is an output without SHA-256.
+        ConfigError: One side is an output without SHA-256.
     """
     alone = all(side.plan.shards == 1 for side in (old, new) if side.plan.is_log)
 
@@ -118,14 +118,14 @@ def _image_names(old: FinishedDest, new: FinishedDest) -> tuple[_Name, _Name]:
         model = side.plan.settings.get("model")
         if not side.plan.is_log and CONTENT not in side.schema.names:
             raise ConfigError(
-                f"{side.dest.describe()} has no column {CONTENT}, which a prediction log is compared by; label its images "
-                "by a list of them (`label LIST.parquet --uri-column COLUMN`)"
+                f"{side.dest.describe()} has no column {CONTENT}, by which a prediction log is compared; label its images "
+                "from a list of them (`label LIST.parquet --uri-column COLUMN`)"
             )
 
         def name(table: pa.Table) -> pa.Table:
             if not side.plan.is_log:
                 table = table.set_column(table.schema.get_field_index("key"), "key", table[CONTENT])
-                table = table.filter(table["key"].is_valid())  # of an image that could not be had
+                table = table.filter(table["key"].is_valid())  # null: the image could not be fetched
             if alone or not side.plan.is_log:
                 shard = pa.array(["" if alone else model] * len(table), pa.string())
                 table = table.set_column(table.schema.get_field_index("shard"), "shard", shard)
@@ -139,7 +139,7 @@ def _image_names(old: FinishedDest, new: FinishedDest) -> tuple[_Name, _Name]:
 def _side_by_side(
     old: FinishedDest, new: FinishedDest, names: tuple[_Name, _Name], a: int | None, b: int | None
 ) -> Iterator[Pair] | list[Pair]:
-    """Return pieces of two units, of equal lengths as long as both have rows; read now where they are small."""
+    """Return pieces of two units, of equal lengths as long as both have rows; small units are read at once."""
     rows = max(0 if a is None else int(old.rows[a]), 0 if b is None else int(new.rows[b]))
     pairs = _lockstep(_rows(old, a, names[0]), _rows(new, b, names[1]))
     return list(pairs) if rows <= CHUNK_ROWS else pairs
@@ -158,7 +158,7 @@ def _lockstep(left: Iterator[pa.Table], right: Iterator[pa.Table]) -> Iterator[P
 
 
 def _rows(dest: FinishedDest, unit: int | None, name: _Name) -> Iterator[pa.Table]:
-    """Yield a unit's rows in pieces that are not empty."""
+    """Yield a unit's rows in pieces, none of them empty."""
     if unit is None:
         return
     part, start = dest.plan.part(unit), 0
@@ -200,7 +200,7 @@ class _Spill:
         self._count = 0
 
     def add(self, table: pa.Table | None) -> None:
-        """Take rows in."""
+        """Add rows."""
         if table is not None:
             self._waiting.append(table)
             self._count += len(table)
@@ -208,7 +208,7 @@ class _Spill:
                 self._write()
 
     def partitions(self) -> Iterator[pa.Table]:
-        """Yield what each file holds."""
+        """Yield the rows of each file."""
         if not self._writers:
             yield from self._divided()
             return
@@ -222,7 +222,7 @@ class _Spill:
 
     def _divided(self) -> Iterator[pa.Table]:
         table = pa.concat_tables([SCHEMA.empty_table(), *self._waiting])
-        # Python's own hash is the same for both sides, as both are of this process.
+        # Python's own hash is the same for both sides, since one process computes both.
         hashes = np.fromiter(map(hash, table["key"].to_pylist()), np.int64, len(table)) % len(self._paths)
         table = table.take(np.argsort(hashes, kind="stable"))
         edges = np.concatenate([[0], np.cumsum(np.bincount(hashes, minlength=len(self._paths)))])
@@ -240,13 +240,13 @@ class _Spill:
 
     def _close(self) -> None:
         for writer in self._writers:
-            with suppress(OSError):  # what was read is right, or another error is under way
+            with suppress(OSError):  # everything was read already, or another error is being raised
                 writer.close()
 
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Turn what the disk says into one of our errors."""
+    """Turn disk errors into StorageError."""
     try:
         yield
     except OSError as err:
@@ -260,7 +260,7 @@ def _last(table: pa.Table) -> pa.Table:
 
 
 def _joined(old: pa.Table, new: pa.Table) -> Joined:
-    """Join the rows of one file of each. Arrow joins places, as it joins no lists."""
+    """Join the rows of one file of each side. Arrow cannot join lists, so it joins their places."""
     left = old.select(["shard", "key"]).append_column("a", pa.array(np.arange(len(old))))
     right = new.select(["shard", "key"]).append_column("b", pa.array(np.arange(len(new))))
     places = left.join(right, ["shard", "key"], join_type="full outer")

@@ -1,4 +1,4 @@
-"""Which flips are shown, and their pictures: a bounded number, of few units."""
+"""Chooses the flips to show, and reads their pictures: a bounded number, from few units."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.diff.difference import Flip
 from pipeline.report.files import writing_to
 from pipeline.report.pictures import read_thumbnails
 
-# On a page; and in a folder of examples, which holds as many as are remembered of each pair.
+# Most flips on a page. A folder of examples holds as many as are remembered of each pair.
 PAGE_FLIPS = 48
 PAGE_OF_PAIR = 4
-# Each is read up to the last picture that is wanted.
+# Each unit is read up to its last wanted picture.
 MAX_UNITS = 32
 CSV_COLUMNS = ("file", "shard", "key", "old_label", "old_score", "new_label", "new_score")
 
 
 def chosen_flips(flips: list[list[Flip]], *, everything: bool = False) -> Iterator[Flip]:
-    """Yield flips of each pair in turn, of MAX_UNITS units at most.
+    """Yield flips of each pair in turn, from MAX_UNITS units at most.
 
     Args:
-        flips: Of each pair of classes.
-        everything: Whether to take all; else some for a page.
+        flips: Flips of each pair of classes.
+        everything: Whether to yield all; else some for a page.
     """
     units: set[int] = set()
     count = 0
@@ -43,10 +43,10 @@ def chosen_flips(flips: list[list[Flip]], *, everything: bool = False) -> Iterat
 
 
 def write_examples(folder: Path, found: Compared, flips: list[Flip]) -> tuple[dict[tuple[int, int], bytes], list[str]]:
-    """Write the images of flips as they are in SOURCE, and flips.csv that says what each is.
+    """Write the images of flips as they are in SOURCE, and flips.csv that describes each.
 
     Returns:
-        As `read_thumbnails`.
+        See `read_thumbnails`.
 
     Raises:
         StorageError: The folder cannot be written.

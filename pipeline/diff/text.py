@@ -1,4 +1,4 @@
-"""A comparison as tables for a terminal, and as a page: one HTML file with pictures that needs nothing else."""
+"""A comparison as tables for a terminal, and as one HTML page with pictures that needs no other file."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def print_diff(found: DiffReport, console: Console) -> None:
 
 
 def sentences(found: DiffReport) -> list[str]:
-    """Return what differs, in a few sentences."""
+    """Return the differences in a few sentences."""
     only = f"{count_text(found.only_old)} in OLD only, {count_text(found.only_new)} in NEW only"
     lines = [f"{many_text(found.both, 'row')} in both, {only}"]
     for side, repeats in (("OLD", found.repeats_old), ("NEW", found.repeats_new)):
         if repeats:
-            lines.append(f"of {side} {many_text(repeats, 'row')} left out: the last answer for an image counts")
+            lines.append(f"{many_text(repeats, 'row')} of {side} left out: the last answer for an image counts")
     for side, some in (("OLD", found.only_old_first), ("NEW", found.only_new_first)):
         if some:
-            lines.append(f"in {side} only, first {some[0]}")
+            lines.append(f"first row in {side} only: {some[0]}")
     if not found.both_labelled:
         return [*lines, "no row has a label in both"]
     by = " (compared by name: their classes are numbered differently)" if found.compared_by == "name" else ""
@@ -53,7 +53,7 @@ def sentences(found: DiffReport) -> list[str]:
         lines.append(f"{found.same_top_k:.2f} % have the same classes among their top labels")
     shift = found.score_shift
     lines.append(
-        f"scores shifted by {shift['mean']:+.4f} in the mean, {shift['median']:+.4f} in the median; 90 % of them from "
+        f"scores shifted by {shift['mean']:+.4f} (mean) and {shift['median']:+.4f} (median); 90 % of them from "
         f"{shift['p5']:+.4f} to {shift['p95']:+.4f}"
     )
     return lines
@@ -79,9 +79,9 @@ def build_page(
 
     Args:
         found: The comparison.
-        flips: That are shown.
+        flips: Flips to show.
         thumbnails: Their pictures, JPEG by unit and position.
-        problems: Why some are missing.
+        problems: Why some pictures are missing.
     """
     shifts = [(f"{low:+.3f} to {high:+.3f}", images) for low, high, images in found.shifts]
     ends = (f"{found.shifts[0][0]:+.2f}", "0", f"{found.shifts[-1][1]:+.2f}") if found.shifts else ()

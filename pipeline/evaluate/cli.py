@@ -1,4 +1,4 @@
-"""`shardlabel evaluate`: options in, tables, JSON and a page out."""
+"""`shardlabel evaluate`: takes options, writes tables, JSON, a page and a calibration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.options import options_of
 
 PRECISION_TARGET = 95.0
 _say = partial(typer.echo, err=True)
-_WAY = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
+_VARIANT = "a precision, a decode mode, a model, or these joined by ':' as in efficientnet-lite0:int8:exact"
 
 
 @options_of(LabelConfig, "model", "precision", "device", "decode", "format", "image_column", "limit", "calibration")
@@ -29,7 +29,8 @@ def evaluate(
         ),
     ],
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help=f"Compare two ways on the same images: each {_WAY}.")
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help=f"Compare two variants on the same images, each {_VARIANT}."),
     ] = None,
     label_field: Annotated[
         str | None, typer.Option(help="Key of .json members, or Parquet column, with the class. [default: found]")
@@ -38,7 +39,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Fit a calibration to half of the images, measure it on the other half, and write it as JSON, for "
+            help="Fit a calibration to half of the images, measure it on the other half, and write it as JSON for "
             "--calibration of `label` and `serve`.",
         ),
     ] = None,
@@ -46,8 +47,7 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="P",
-            help="With --fit: the precision that accepted labels are to have, percent. "
-            f"[default: {PRECISION_TARGET:g}]",
+            help=f"With --fit: precision that accepted labels should have, in percent. [default: {PRECISION_TARGET:g}]",
         ),
     ] = None,
     output: Annotated[
@@ -56,10 +56,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in one line, instead of tables.")] = False,
     **options: object,
 ) -> None:
-    """Measure top-1 and top-5 against the labels in SOURCE, beside what was reported for the model.
+    """Measure top-1 and top-5 against the labels in SOURCE, beside the figures reported for the model.
 
-    A class may be written as index, synset id or name. An image that cannot be decoded counts as wrong. Intervals are
-    Wilson's, for 95 %; the reported figures are of ImageNet's 50,000 validation images.
+    A class may be given as index, synset id or name. An image that cannot be decoded counts as wrong. Intervals are
+    Wilson's, for 95 %; the reported figures are for ImageNet's 50,000 validation images.
 
     Examples:
         shardlabel evaluate 'val/*.tar' --model efficientnet-lite0
@@ -70,7 +70,7 @@ def evaluate(
 
         shardlabel evaluate 'val/*.tar' --model efficientnet-lite0 --fit calibration.json --precision-target 98
     """
-    from pipeline.evaluate.evaluate import compare as compare_ways
+    from pipeline.evaluate.evaluate import compare as compare_variants
     from pipeline.evaluate.evaluate import evaluate_source
     from pipeline.evaluate.results import Comparison, Evaluation
 
@@ -84,7 +84,7 @@ def evaluate(
             raise ConfigError(f"{option} {path}: {what}")
     result: Evaluation | Comparison
     if compare:
-        result = compare_ways(config, *compare, _say, label_field=label_field)
+        result = compare_variants(config, *compare, _say, label_field=label_field)
     else:
         precision = None if fit is None else precision_target or PRECISION_TARGET
         result = evaluate_source(config, _say, label_field=label_field, precision=precision)
@@ -115,10 +115,10 @@ def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated
     if target is not None and not 0 < target < 100:
         raise ConfigError(f"--precision-target is in percent, above 0 and below 100, got {target:g}")
     if fit is not None and (compared or calibrated):
-        other = "--compare measures two ways" if compared else "--calibration has calibrated the scores already"
-        raise ConfigError(f"--fit is of one model as it is, and {other}: give one of them")
+        other = "--compare measures two variants" if compared else "--calibration has calibrated the scores already"
+        raise ConfigError(f"--fit is for one uncalibrated model, and {other}: give one of them")
     if compared and calibrated:
-        raise ConfigError("--calibration is of one way, and --compare measures two: give one of them")
+        raise ConfigError("--calibration is for one variant, and --compare measures two: give one of them")
 
 
 def _write(option: str, path: Path, text: str) -> None:

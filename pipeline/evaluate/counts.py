@@ -1,4 +1,4 @@
-"""What labelling the images came to, batch by batch: what was right, what was confused, and how two ways compare."""
+"""Counts of labelled images, batch by batch: what was right, what was confused, and how two variants compare."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Pair = tuple[Sample, int]
 
 @dataclass(slots=True)
 class Score:
-    """What one way got right. Memory: a few numbers per class, and one for each pair of classes that was confused.
+    """What one variant got right. Memory: a few numbers per class, and one for each confused pair of classes.
 
     Attributes:
-        images: With a label.
-        not_decoded: Of these; they count as wrong.
+        images: Images with a class.
+        not_decoded: Those of them that could not be decoded; they count as wrong.
         per_class: int64 of shape (n_classes, 3): images, right at first, right among five.
         confused: Images by (true class, best label), where these differ.
-        calibration: Scores against what was right.
+        calibration: Scores, with what was right.
         busy_s: Seconds of work, summed over threads.
         accepted: Images whose best label reaches its threshold, where there is a calibration.
-        accepted_right: Of these.
+        accepted_right: Those of them that are right.
     """
 
     per_class: Int64Array
@@ -72,16 +72,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one way made of a batch; rows of images that could not be decoded hold -1 and 0.
+    """Results of one variant for a batch; images that could not be decoded have id -1 and score 0.
 
     Attributes:
-        truth: int64 of shape (n_images,).
-        ids: int64 of shape (n_images, k).
+        truth: int64 of shape (n_images,), the true classes.
+        ids: int64 of shape (n_images, k), the labels, best first.
         scores: float32 of shape (n_images,), of the best label.
         decoded: bool of shape (n_images,).
         busy_s: Seconds of decoding and inference.
         accepted: bool of shape (n_images,); False without a calibration.
-        observed: What a calibration is fitted to, of the images that could be decoded; None where none is.
+        observed: Input of a calibration's fit, for the decoded images; None where none is fitted.
     """
 
     truth: Int64Array
@@ -100,13 +100,13 @@ class Batch:
 
 @dataclass(slots=True)
 class Paired:
-    """How two ways compare on the same images.
+    """How two variants compare on the same images.
 
     Attributes:
-        agree: Images to which both give the same best label.
-        only_a: Images that only the first is right about.
-        only_b: Images that only the second is right about.
-        changed: The first few images with different labels: key, true class, and what each says.
+        agree: Images with the same best label in both.
+        only_a: Images that only the first gets right.
+        only_b: Images that only the second gets right.
+        changed: The first few images with different labels: key, true class, and both labels.
     """
 
     agree: int = 0

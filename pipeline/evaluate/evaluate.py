@@ -1,4 +1,4 @@
-"""Measure a model's accuracy on labelled images, beside what was reported for it; or compare two ways of running."""
+"""Measure a model's accuracy on labelled images, beside the reported figures; or compare two variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.evaluate.counts import Score
 from pipeline.evaluate.fit import fit_calibration
 from pipeline.evaluate.labelled import LabelledSource
 from pipeline.evaluate.results import Accepted, ChangedImage, ClassAccuracy, Comparison, Confusion, Evaluation
-from pipeline.evaluate.scoring import Scored, Variant, open_way, score
+from pipeline.evaluate.scoring import Scored, Variant, open_variant, score
 from pipeline.evaluate.statistics import interval, mcnemar, percent
 from pipeline.evaluate.temperature import Collector
 from pipeline.storage.uris import without_secrets
@@ -30,57 +30,57 @@ def evaluate_source(
     """Label every image of SOURCE in this process, on all its cores, and compare with the labels there.
 
     Args:
-        config: What to read, and how to run what is measured.
-        say: Called with the line that tells what auto chose.
-        label_field: Key of .json members, or column of Parquet, that holds the class.
-        precision: Fit a calibration, with thresholds for this precision, percent.
+        config: What to read, and which variant to measure.
+        say: Called with the line that says what auto chose.
+        label_field: Key of .json members, or column of Parquet, that has the class.
+        precision: Fit a calibration with thresholds for this precision, percent.
 
     Raises:
-        SourceError: SOURCE cannot be read, or holds no labels, or too few to fit a calibration to.
-        ModelError: The model cannot be had or used.
-        ConfigError: The calibration is not of this model.
+        SourceError: SOURCE cannot be read, or has no labels, or too few to fit a calibration to.
+        ModelError: The model cannot be loaded or used.
+        ConfigError: The calibration is for another model.
     """
-    way = open_way(config)
-    say(f"shardlabel: {way.choice.reason}")
+    variant = open_variant(config)
+    say(f"shardlabel: {variant.choice.reason}")
     collector = None if precision is None else Collector()
-    labelled, scored = _run(config, label_field, (way,), say, collector)
-    found = _evaluation(way, scored.scores[0], labelled, scored, seconds=scored.seconds)
+    labelled, scored = _run(config, label_field, (variant,), say, collector)
+    found = _evaluation(variant, scored.scores[0], labelled, scored, seconds=scored.seconds)
     if collector is None or precision is None:
         return found
-    return replace(found, fit=fit_calibration(way, collector, precision))
+    return replace(found, fit=fit_calibration(variant, collector, precision))
 
 
 def compare(
     config: LabelConfig, a: str, b: str, say: Callable[[str], None], *, label_field: str | None = None
 ) -> Comparison:
-    """Measure two ways on the same images.
+    """Measure two variants on the same images.
 
     Args:
         config: What both have in common.
-        a: What tells the first: a precision, a decode mode, a model, or several of these joined by ":".
-        b: What tells the second.
-        say: Called with a line for each way.
-        label_field: As for `evaluate_source`.
+        a: The first variant: a precision, a decode mode, a model, or several of these joined by ":".
+        b: The second variant.
+        say: Called with a line for each variant.
+        label_field: See `evaluate_source`.
 
     Raises:
-        ConfigError: The two have other classes.
-        SourceError: SOURCE cannot be read, or holds no labels.
-        ModelError: A model cannot be had or used.
+        ConfigError: The two have different classes.
+        SourceError: SOURCE cannot be read, or has no labels.
+        ModelError: A model cannot be loaded or used.
     """
-    ways = []
+    variants = []
     for text in (a, b):
-        ways.append(open_way(_parse_way(text, config)))
-        say(f"shardlabel: {ways[-1].choice.reason}, {ways[-1].mode.value} decode")
-    first, second = ways
+        variants.append(open_variant(_parse_variant(text, config)))
+        say(f"shardlabel: {variants[-1].choice.reason}, {variants[-1].mode.value} decode")
+    first, second = variants
     if [(c.wnid, c.name) for c in first.classes] != [(c.wnid, c.name) for c in second.classes]:
         raise ConfigError(
-            f"--compare: {first.spec.name} and {second.spec.name} have other classes "
-            f"({len(first.classes)} and {len(second.classes)}), so that their labels cannot be compared"
+            f"--compare: {first.spec.name} and {second.spec.name} have different classes "
+            f"({len(first.classes)} and {len(second.classes)}), so their labels cannot be compared"
         )
     labelled, scored = _run(config, label_field, (first, second), say)
     found = [
-        _evaluation(way, one, labelled, scored, seconds=one.busy_s / scored.threads)
-        for way, one in zip(ways, scored.scores, strict=True)
+        _evaluation(variant, one, labelled, scored, seconds=one.busy_s / scored.threads)
+        for variant, one in zip(variants, scored.scores, strict=True)
     ]
     paired, names = scored.paired, first.classes
     return Comparison(
@@ -97,32 +97,32 @@ def compare(
     )
 
 
-def _parse_way(text: str, config: LabelConfig) -> LabelConfig:
-    """Read one of --compare; what it does not say is as in the other options."""
-    told: dict[str, object] = {}
+def _parse_variant(text: str, config: LabelConfig) -> LabelConfig:
+    """Parse a variant of --compare; the other options give what it does not name."""
+    given: dict[str, object] = {}
     for part in re.split(r":(?![/\\])", text):
         if part == "auto" or part in list(Precision):
-            told["precision"] = part
+            given["precision"] = part
         elif part in list(DecodeMode):
-            told["decode"] = DecodeMode(part)
+            given["decode"] = DecodeMode(part)
         elif part:
-            told["model"] = part
+            given["model"] = part
         else:
             raise ConfigError(
                 f"--compare takes a precision, a decode mode, a model, or these joined by ':', got {text!r}"
             )
-    return config.model_copy(update=told)
+    return config.model_copy(update=given)
 
 
 def _run(
     config: LabelConfig,
     label_field: str | None,
-    ways: tuple[Variant, ...],
+    variants: tuple[Variant, ...],
     say: Callable[[str], None],
     collector: Collector | None = None,
 ) -> tuple[LabelledSource, Scored]:
-    labelled = LabelledSource(config, ClassFinder(ways[0].classes), label_field)
-    scored = score(ways, islice(labelled, config.limit), say, collector)
+    labelled = LabelledSource(config, ClassFinder(variants[0].classes), label_field)
+    scored = score(variants, islice(labelled, config.limit), say, collector)
     if scored.scores[0].images == 0:
         kinds = {
             SourceFormat.WEBDATASET: "no .cls members, and no .json members with a class",
@@ -134,13 +134,15 @@ def _run(
     return labelled, scored
 
 
-def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float) -> Evaluation:
-    reported = way.spec.reported_for(way.choice.precision)
+def _evaluation(
+    variant: Variant, found: Score, labelled: LabelledSource, scored: Scored, *, seconds: float
+) -> Evaluation:
+    reported = variant.spec.reported_for(variant.choice.precision)
     first = reported[0] if reported else None
     return Evaluation(
-        model=way.spec.name,
-        precision=way.choice.precision.value,
-        decode=way.mode.value,
+        model=variant.spec.name,
+        precision=variant.choice.precision.value,
+        decode=variant.mode.value,
         images=found.images,
         not_decoded=found.not_decoded,
         without_label=labelled.without_label,
@@ -151,45 +153,45 @@ def _evaluation(way: Variant, found: Score, labelled: LabelledSource, scored: Sc
         reported_top1=first.top1 if first else None,
         reported_top5=first.top5 if first else None,
         reported=reported,
-        reported_note=way.spec.reported_note,
-        accepted=_accepted(way, found),
+        reported_note=variant.spec.reported_note,
+        accepted=_accepted(variant, found),
         calibration_error=round(100 * found.calibration.error, 3),
         mean_score=round(100 * found.calibration.mean_score, 3),
         calibration=found.calibration.bins(),
-        per_class=_per_class(way, found),
-        confusions=_confusions(way, found),
+        per_class=_per_class(variant, found),
+        confusions=_confusions(variant, found),
         incomplete=labelled.incomplete,
         seconds=round(scored.seconds, 3),
         images_per_s=round(found.images / seconds, 1),
     )
 
 
-def _accepted(way: Variant, found: Score) -> Accepted | None:
-    if way.calibration is None:
+def _accepted(variant: Variant, found: Score) -> Accepted | None:
+    if variant.calibration is None:
         return None
     count, right = found.accepted, found.accepted_right
     return Accepted(
-        target=way.calibration.precision_target,
+        target=variant.calibration.precision_target,
         coverage=percent(count, found.images),
         precision=percent(right, count) if count else None,
         precision_interval=interval(right, count),
     )
 
 
-def _per_class(way: Variant, found: Score) -> list[ClassAccuracy]:
+def _per_class(variant: Variant, found: Score) -> list[ClassAccuracy]:
     present: Iterable[int] = np.flatnonzero(found.per_class[:, 0]).tolist()
     rows = []
     for index in present:
         images, first, five = (int(value) for value in found.per_class[index])
-        one = way.classes[index]
+        one = variant.classes[index]
         rows.append(ClassAccuracy(index, one.wnid, one.name, images, percent(first, images), percent(five, images)))
     return rows
 
 
-def _confusions(way: Variant, found: Score, most: int = 50) -> list[Confusion]:
-    """Return the pairs that were confused most often; of equally many the lower class first."""
+def _confusions(variant: Variant, found: Score, most: int = 50) -> list[Confusion]:
+    """Return the most confused pairs, the most frequent first; of equal counts the lower class first."""
     ordered = sorted(found.confused.items(), key=lambda item: (-item[1], item[0]))[:most]
     return [
-        Confusion(true, way.classes[true].name, label, way.classes[label].name, count)
+        Confusion(true, variant.classes[true].name, label, variant.classes[label].name, count)
         for (true, label), count in ordered
     ]

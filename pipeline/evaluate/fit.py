@@ -1,4 +1,4 @@
-"""`evaluate --fit`: a calibration from labelled images; fitted to one half of them, and judged on the other."""
+"""`evaluate --fit`: a calibration from labelled images; fitted to one half of them, and measured on the other."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ MIN_IMAGES = 50
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A calibration, and what it came to on images that it was not fitted to. Rates in percent.
+    """A calibration, and its figures on images that it was not fitted to. Rates in percent.
 
     Attributes:
-        calibration: What the file holds.
-        before: Bins of scores against what is right, of the held-out half, without the calibration.
-        after: With it.
+        calibration: Content of the file.
+        before: Bins of scores, with the share that is right, of the held-out half, without the calibration.
+        after: The same bins with the calibration.
         coverage: Share of that half that is accepted.
         precision: Share of the accepted images that is right; None where none is accepted.
-        precision_interval: Of it: Wilson's, 95 %.
-        images_needed: That a class needs for a threshold of its own.
-        most_images: That were given one label, of the half that was fitted to.
-        seen: Images that could have been used; more than were kept, where there were very many.
+        precision_interval: Wilson's 95 % interval of the precision.
+        images_needed: Images that a class needs for its own threshold.
+        most_images: Most images of the fitted half that have the same best label.
+        seen: Images that could have been used; more than were kept if there were very many.
     """
 
     calibration: Calibration
@@ -52,15 +52,15 @@ class Fit:
         return {**values, "calibration": self.calibration.model_dump(mode="json"), "sha256": self.calibration.sha256}
 
     def sentences(self) -> list[str]:
-        """Return what a person should know of it, beside the figures."""
+        """Return the result in sentences, beside the figures."""
         return [self._temperature(), self._accepted(), self._thresholds(), *self._drawn()]
 
     def _temperature(self) -> str:
         temperature = self.calibration.temperature
         if temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE):
             return (
-                f"temperature {temperature:g} is the end of what is looked at: with few images, or where nearly all of them "
-                "are right or wrong, no temperature fits best; give more, and harder ones"
+                f"temperature {temperature:g} is an end of the range searched: with few images, or where nearly all of them "
+                "are right or wrong, no temperature fits best; give more and harder images"
             )
         sure = "less" if temperature > 1 else "more"
         return f"temperature {temperature:g}: scores become {sure} confident, and no label changes"
@@ -84,7 +84,7 @@ class Fit:
             return f"thresholds: no class shows the precision by itself; all classes {pooled}"
         if not c.classes:
             return (
-                f"too few images for thresholds by class: a class needs {self.images_needed} that are given its label, and "
+                f"too few images for thresholds by class: a class needs {self.images_needed} images with its label, and "
                 f"none has more than {self.most_images}; all classes {pooled}"
             )
         own = sum(one.threshold is not None for one in c.classes)
@@ -92,7 +92,7 @@ class Fit:
         return (
             f"thresholds: {many_text(own, 'class has its own', 'classes have their own')}, "
             f"{many_text(len(c.classes) - own, 'is', 'are')} never accepted, and the other {count_text(rest)}, whose images "
-            f"tell too little, {pooled}"
+            f"show too little, {pooled}"
         )
 
     def _drawn(self) -> list[str]:
@@ -103,17 +103,17 @@ class Fit:
 
     @property
     def judged(self) -> Judged:
-        """What the file says of the held-out half."""
+        """Figures of the held-out half, as in the file."""
         assert self.calibration.judged is not None, "fit_calibration judges it"
         return self.calibration.judged
 
 
-def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
+def fit_calibration(variant: Variant, collector: Collector, target: float) -> Fit:
     """Fit a calibration.
 
     Args:
-        way: The model, as it labelled the images.
-        collector: Has what was kept of them.
+        variant: The loaded variant that labelled the images.
+        collector: What was kept of the images.
         target: Precision among accepted images, percent.
 
     Raises:
@@ -121,26 +121,26 @@ def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
     """
     if collector.seen < MIN_IMAGES:
         raise SourceError(
-            f"--fit: SOURCE has {many_text(collector.seen, 'image')} with a class that can be decoded, and at least "
-            f"{MIN_IMAGES} are needed, half to fit to and half to judge; thresholds want hundreds"
+            f"--fit: SOURCE has {many_text(collector.seen, 'image')} with a class that can be decoded, but at least "
+            f"{MIN_IMAGES} are needed, half to fit to and half to measure on; thresholds need hundreds"
         )
     fitted, judging = collector.halves()
     temperature = fit_temperature(fitted)
     scores = np.exp(fitted.log_scores(temperature))
     pooled, classes = choose_thresholds(fitted.best, scores, fitted.right, target / 100)
     calibration = Calibration(
-        model=way.spec.name,
-        precision=way.choice.precision,
-        artifact_sha256=way.spec.artifact(way.choice.precision).sha256,
-        decode=way.mode,
-        preprocessing=way.spec.preprocessing_id,
-        num_classes=len(way.classes),
+        model=variant.spec.name,
+        precision=variant.choice.precision,
+        artifact_sha256=variant.spec.artifact(variant.choice.precision).sha256,
+        decode=variant.mode,
+        preprocessing=variant.spec.preprocessing_id,
+        num_classes=len(variant.classes),
         temperature=temperature,
         precision_target=target,
         fitted_on=len(fitted),
         pooled=pooled,
         classes=tuple(
-            ClassThreshold(id=one, label=way.classes[one].name, **found.model_dump()) for one, found in classes.items()
+            ClassThreshold(id=i, label=variant.classes[i].name, **found.model_dump()) for i, found in classes.items()
         ),
         created_by=f"shardlabel {version('shardlabel')}",
     )
@@ -159,7 +159,7 @@ def fit_calibration(way: Variant, collector: Collector, target: float) -> Fit:
 
 
 def _judge(calibration: Calibration, judging: Observed) -> tuple[Judged, Reliability, Reliability]:
-    """Return what a calibration comes to on images that it was not fitted to, and their scores before and after."""
+    """Return a calibration's figures on images that it was not fitted to, and their scores before and after it."""
     temperature = calibration.temperature
     before, after = Reliability(), Reliability()
     for found, at in ((before, 1.0), (after, temperature)):

@@ -1,4 +1,4 @@
-"""Images with their true class, from any source: `.cls` or `.json` members, a Parquet column, a folder's name."""
+"""Images with their true class, from any source: `.cls` or `.json` members, a Parquet column, or the folder's name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.sources.sample import Sample, ShardNotes
 from pipeline.sources.source import Source, open_source
 from pipeline.storage.storage import Storage
 
-# Tried in this order, as keys of a .json member and as columns of a Parquet file.
+# Keys of a .json member or columns of a Parquet file, tried in this order.
 LABEL_FIELDS = ("label_id", "class_id", "class_index", "cls", "label", "labels", "class", "wnid", "synset")
 
 
@@ -30,14 +30,14 @@ class LabelledSource:
     """SOURCE, read as pairs of a sample and its class index.
 
     Attributes:
-        config: Says what SOURCE is, and where a Parquet file has its images.
-        finder: Knows the classes of the model.
-        label_field: Key of .json members or column of Parquet that holds the class; None to look for the usual ones.
-        without_label: Samples passed over so far, since nothing says what they show.
-        incomplete: Shards that lost something so far, and what.
+        config: Says what SOURCE is, and which column of Parquet has the images.
+        finder: Finds the model's classes.
+        label_field: Key of .json members or column of Parquet that has the class; None to try the usual ones.
+        without_label: Samples skipped so far because SOURCE gives no class for them.
+        incomplete: Shards that could not be read completely so far, with the reason.
 
     Raises:
-        SourceError: Nothing is there, or formats are mixed.
+        SourceError: SOURCE is empty, or mixes formats.
     """
 
     config: LabelConfig
@@ -54,7 +54,7 @@ class LabelledSource:
         """Yield samples with their class.
 
         Raises:
-            SourceError: A class is none of the model's, or SOURCE cannot be read as it is.
+            SourceError: A class is not one of the model's, or SOURCE cannot be read.
             StorageError: Storage failed.
         """
         base, kind = self.source.base, self.source.format
@@ -65,9 +65,9 @@ class LabelledSource:
             columns, text_of = self._of_parquet()
         elif kind is SourceFormat.IMAGES:
             if self.label_field is not None:
-                raise ConfigError("--label-field is for .json members and Parquet; of loose images the folder tells")
+                raise ConfigError("--label-field is for .json members and Parquet; loose images use the folder's name")
             text_of = partial(_folder_name, base)
-            hint = "; a loose image has the class that its folder is named after"
+            hint = "; the folder of a loose image names its class"
         settings = ReadSettings(base, kind, ImageLimits(), columns, beside=True)
         for unit in cut_units(slices(self.source), images=kind is SourceFormat.IMAGES):
             for sample in read_unit(settings, unit, self._note):
@@ -86,14 +86,14 @@ class LabelledSource:
             self.incomplete.append(f"{shard}: {notes.missing}")
 
     def _of_parquet(self) -> tuple[ParquetColumns, Callable[[Sample], str | None]]:
-        """Settle the columns, by the first file that can be read, and how a cell names a class."""
+        """Choose the columns, from the first file that can be read, and how a cell names a class."""
         schema = first_schema(self.source)
         if schema is None:
             raise SourceError(f"none of the first {SCHEMA_TRIES} Parquet files can be read")
         name = self.label_field or next((one for one in LABEL_FIELDS if one in schema.names), None)
         if name is None:
             have = ", ".join(schema.names[:20])
-            raise ConfigError(f"no column holds the classes; name it with --label-field ({have})")
+            raise ConfigError(f"no column has the classes; name it with --label-field ({have})")
         columns = choose_columns(schema, self.config.image_column, None, (name,))
         if not is_key(kind := columns.carried[0].type):
             raise ConfigError(f"--label-field {name} holds {kind}; a class is an integer or a string")
@@ -110,13 +110,13 @@ class LabelledSource:
         return columns, text_of
 
     def _same_order(self, names: list[str]) -> bool:
-        """Tell whether a data set numbers its classes as the model does, as far as their names tell."""
+        """Tell whether a data set numbers its classes as the model does, as far as their names show."""
         if len(names) != len(self.finder.classes):
             return False
         return all(self.finder.find(name) in (None, index) for index, name in enumerate(names))
 
     def _member_label(self, sample: Sample) -> str | None:
-        """Return what the members beside an image say: `.cls` first, unless a field of `.json` is asked for."""
+        """Return the class in the members beside an image: `.cls` first, unless a field of `.json` is requested."""
         if self.label_field is None and "cls" in sample.beside:
             return sample.beside["cls"].decode("utf-8", "replace").strip()
         content = sample.beside.get("json")
@@ -125,7 +125,7 @@ class LabelledSource:
         try:
             values = json.loads(content)
         except ValueError as err:
-            raise SourceError(f"{sample.shard}: {sample.key}.json is no JSON: {err}") from err
+            raise SourceError(f"{sample.shard}: {sample.key}.json is not JSON: {err}") from err
         if not isinstance(values, dict):
             raise SourceError(f"{sample.shard}: {sample.key}.json must be an object, got {type(values).__name__}")
         found = (values.get(name) for name in ((self.label_field,) if self.label_field else LABEL_FIELDS))
@@ -138,7 +138,7 @@ def _folder_name(base: Storage, sample: Sample) -> str:
 
 
 def _huggingface_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Return the class names that a Hugging Face data set keeps of an integer column, by its own index."""
+    """Return the class names that a Hugging Face data set stores for an integer column, by class index."""
     with suppress(ValueError, KeyError, TypeError):
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]

@@ -1,4 +1,4 @@
-"""What an evaluation, and a comparison of two, came to: the figures, and how they look as JSON."""
+"""The figures of an evaluation, and of a comparison of two, and their form as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.evaluate.fit import Fit
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """One class of the model, as SOURCE has it. Rates in percent."""
+    """Accuracy for one class of the model on SOURCE. Rates in percent."""
 
     id: int
     wnid: str | None
@@ -23,7 +23,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Images of one class that were given the label of another."""
+    """Images of one class that were labelled as another."""
 
     id: int
     name: str
@@ -34,13 +34,13 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a calibration that was given accepts. Rates in percent.
+    """What a given calibration accepts. Rates in percent.
 
     Attributes:
         target: Precision that its thresholds are for.
         coverage: Share of the images that is accepted.
         precision: Share of the accepted images that is right; None where none is accepted.
-        precision_interval: Of it: Wilson's, 95 %.
+        precision_interval: Wilson's 95 % interval of the precision.
     """
 
     target: float
@@ -54,23 +54,23 @@ class Evaluation:
     """Accuracy of a model on a source. Rates in percent; intervals are Wilson's, 95 %.
 
     Attributes:
-        images: With a label, decodable or not; one that could not be decoded counts as wrong.
-        not_decoded: Of these.
-        without_label: Samples left out, since SOURCE gives no class for them.
+        images: Images with a class; one that could not be decoded counts as wrong.
+        not_decoded: Those of them that could not be decoded.
+        without_label: Samples left out because SOURCE gives no class for them.
         top1: Share of images whose best label is the true one.
         top5: Share of images whose true label is among the best five.
-        reported_top1: What the catalog's first source reports on ImageNet's validation images.
+        reported_top1: Top-1 on ImageNet's validation images that the catalog's first source reports.
         reported_top5: The same source's top-5.
         reported: Every reported pair, with its source.
         reported_note: Why the pairs differ, where there are several.
         calibration_error: Expected calibration error of the best label's score.
-        mean_score: Mean of that score: above top1, the model is too sure of itself.
-        calibration: The bins behind it.
-        per_class: Every class that SOURCE has images of.
+        mean_score: Mean of that score: if it is above top1, the model is overconfident.
+        calibration: The bins behind the calibration error.
+        per_class: Every class with images in SOURCE.
         confusions: Pairs of classes, most often confused first.
-        incomplete: Shards of which something could not be read.
-        accepted: What the calibration that was given accepts.
-        fit: The calibration that was fitted.
+        incomplete: Shards that could not be read completely.
+        accepted: What the given calibration accepts.
+        fit: The fitted calibration.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """What tells this way of running from others."""
+        """Name of the variant: model, precision and decode mode."""
         return f"{self.model} {self.precision}, {self.decode} decode"
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class ChangedImage:
-    """An image to which two ways give different labels."""
+    """An image to which two variants give different labels."""
 
     key: str
     true: str
@@ -124,14 +124,14 @@ class ChangedImage:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two ways of running on the same images. Rates in percent.
+    """Two variants on the same images. Rates in percent.
 
     Attributes:
         a: The first.
         b: The second.
-        agreement: Share of images to which both give the same best label.
-        only_a: Images that only the first is right about.
-        only_b: Images that only the second is right about.
+        agreement: Share of images with the same best label in both.
+        only_a: Images that only the first gets right.
+        only_b: Images that only the second gets right.
         mcnemar_p: Two-sided p value of McNemar's exact test that both are right equally often.
         changed: The first few images with different labels.
     """
@@ -145,7 +145,7 @@ class Comparison:
     changed: list[ChangedImage]
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values; the figures of both below "a" and "b"."""
+        """Return plain values; the figures of the two variants are in "a" and "b"."""
         a, b = self.a.as_json(), self.b.as_json()
         own = {name: getattr(self, name) for name in ("agreement", "only_a", "only_b", "mcnemar_p")}
         changed = [asdict(one) for one in self.changed]

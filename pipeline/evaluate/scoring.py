@@ -1,4 +1,4 @@
-"""Run one or two ways of labelling over the same labelled images, on all cores, and count what was right."""
+"""Run one or more variants over the same labelled images, on all cores, and count what was right."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAY_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of labelling: a model in a precision, with a decode mode; loaded."""
+    """A variant of labelling: a loaded model in a precision, with a decode mode."""
 
     spec: ModelSpec
     choice: DeviceChoice
@@ -50,12 +50,12 @@ class Variant:
     calibration: Calibration | None = None
 
 
-def open_way(config: LabelConfig) -> Variant:
-    """Load a model; fetches it where it is not here.
+def open_variant(config: LabelConfig) -> Variant:
+    """Load a model; download it if necessary.
 
     Raises:
-        ConfigError: The calibration is not of this model.
-        ModelError: It cannot be had or used.
+        ConfigError: The calibration is for another model.
+        ModelError: The model cannot be downloaded or used.
         SignatureError: It has another number of classes than its labels file.
     """
     spec = load_spec(config.model)
@@ -74,7 +74,7 @@ def open_way(config: LabelConfig) -> Variant:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of all ways, how the first two compare, and how long it took."""
+    """Scores of all variants, how two of them compare, and how long it took."""
 
     scores: tuple[Score, ...]
     paired: Paired
@@ -83,28 +83,28 @@ class Scored:
 
 
 def score(
-    ways: tuple[Variant, ...],
+    variants: tuple[Variant, ...],
     pairs: Iterable[Pair],
     say: Callable[[str], None],
     collector: Collector | None = None,
 ) -> Scored:
-    """Label all images in each way. Streams: a bounded number of batches is in memory.
+    """Label all images with each variant. Streams: a bounded number of batches is in memory.
 
-    Variants with one preprocessing and decode mode share the decoding, whose time counts for each.
+    Variants with the same preprocessing and decode mode share the decoding; its time counts for each.
 
     Args:
-        ways: Up to two; of more, only the first two are compared with each other.
+        variants: One variant or more; with two, they are also compared with each other.
         pairs: Samples with their class.
-        say: Called every few seconds with how far it is.
-        collector: Takes what a calibration of the one way is fitted to.
+        say: Called every few seconds with the progress.
+        collector: Takes the input of a calibration's fit.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    result = Scored(tuple(Score(np.zeros((len(way.classes), 3), np.int64)) for way in ways), Paired(), 0.0, cores)
-    size = max(BATCH_SIZE.get(way.choice.provider, 16) for way in ways)
+    result = Scored(tuple(Score(np.zeros((len(one.classes), 3), np.int64)) for one in variants), Paired(), 0.0, cores)
+    size = max(BATCH_SIZE.get(variant.choice.provider, 16) for variant in variants)
     started = said = time.perf_counter()
 
     def label(samples: list[Pair]) -> tuple[list[Pair], list[Batch]]:
-        return samples, _label(ways, samples, observed=collector is not None)
+        return samples, _label(variants, samples, observed=collector is not None)
 
     iterator = iter(pairs)
     pieces = iter(lambda: list(islice(iterator, size)), [])
@@ -122,47 +122,47 @@ def score(
     return Scored(result.scores, result.paired, time.perf_counter() - started, cores)
 
 
-def _label(ways: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:
-    """Label one batch in each way; `observed` keeps what a calibration is fitted to."""
+def _label(variants: tuple[Variant, ...], samples: list[Pair], *, observed: bool) -> list[Batch]:
+    """Label one batch with each variant; with `observed`, also keep the input of a calibration's fit."""
     truth = np.array([index for _, index in samples], np.int64)
     decoded: dict[tuple[str, DecodeMode], tuple[UInt8Array, BoolArray, float]] = {}
     batches = []
-    for way in ways:
+    for variant in variants:
         started = time.perf_counter()
-        key = (way.spec.preprocessing_id, way.mode)
+        key = (variant.spec.preprocessing_id, variant.mode)
         if key not in decoded:
-            pixels, ok = _decode(way, samples)
+            pixels, ok = _decode(variant, samples)
             decoded[key] = (pixels, ok, time.perf_counter() - started)
             started = time.perf_counter()
         pixels, ok, decode_s = decoded[key]
-        found = way.classifier.predict(pixels, probabilities=observed)
+        found = variant.classifier.predict(pixels, probabilities=observed)
         k = found.label_ids.shape[1]
         ids, scores = np.full((len(samples), k), -1, np.int64), np.zeros(len(samples), np.float32)
         ids[ok], scores[ok] = found.label_ids, found.scores[:, 0]
         kept = _observed(samples, ok, found) if observed else None
         accepted = np.zeros(len(samples), np.bool_)
-        if way.calibration is not None:
-            accepted[ok] = way.calibration.accepts(found.label_ids[:, 0], found.scores[:, 0])
+        if variant.calibration is not None:
+            accepted[ok] = variant.calibration.accepts(found.label_ids[:, 0], found.scores[:, 0])
         batches.append(Batch(truth, ids, scores, ok, decode_s + time.perf_counter() - started, accepted, kept))
     return batches
 
 
 def _observed(samples: list[Pair], ok: BoolArray, found: Predictions) -> Observed:
-    assert found.probabilities is not None, "they were asked for"
+    assert found.probabilities is not None, "they were requested"
     decoded = [pair for pair, is_ok in zip(samples, ok.tolist(), strict=True) if is_ok]
     truth = np.array([index for _, index in decoded], np.int32)
     return observe([sample for sample, _ in decoded], truth, found.label_ids[:, 0], found.probabilities)
 
 
-def _decode(way: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
-    """Decode a batch; returns the pixels of those that can be, and which these are."""
-    side = way.spec.preprocessing.crop
+def _decode(variant: Variant, samples: list[Pair]) -> tuple[UInt8Array, BoolArray]:
+    """Decode a batch; return the pixels of the images that can be decoded, and which these are."""
+    side = variant.spec.preprocessing.crop
     pixels = np.empty((len(samples), side, side, 3), np.uint8)
     ok = np.zeros(len(samples), np.bool_)
     limits, count = ImageLimits(), 0
     for row, (sample, _) in enumerate(samples):
         try:
-            decode_image(sample.data or b"", way.spec.preprocessing, way.mode, limits, out=pixels[count])
+            decode_image(sample.data or b"", variant.spec.preprocessing, variant.mode, limits, out=pixels[count])
         except InputError:
             continue
         ok[row] = True

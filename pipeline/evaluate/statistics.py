@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is: Wilson's interval, McNemar's exact test, and the calibration error."""
+"""How certain a measured accuracy is: Wilson's interval, McNemar's exact test, and the calibration error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CALIBRATION_BINS = 15
 
 
 def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
-    """Return the interval that holds the true rate, as two rates between 0 and 1 (Wilson, 1927).
+    """Return the interval that contains the true rate, as two rates between 0 and 1 (Wilson, 1927).
 
     Unlike the rate plus or minus its standard error it stays within 0 and 1, and has a width at 0 and at 1.
 
     Args:
-        right: Images that were right.
-        images: Of so many; 0 gives (0, 1).
+        right: Number of images that were right.
+        images: Number of images; 0 gives (0, 1).
         z: Quantile of the normal distribution; 1.96 for 95 %.
     """
     if images == 0:
@@ -35,7 +35,7 @@ def wilson(right: float, images: float, z: float = Z95) -> tuple[float, float]:
 def wilson_bounds(
     right: Float64Array | npt.NDArray[np.int64], images: Float64Array | npt.NDArray[np.int64], z: float = Z95
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the ends of many such intervals: float64 of the shape of `right` and `images`, which are at least 1."""
+    """Return the bounds of many Wilson intervals: float64 of the shape of `right` and `images`, which are at least 1."""
     rate, weight = right / images, z * z / images
     middle = (rate + weight / 2) / (1 + weight)
     half = z * np.sqrt(rate * (1 - rate) / images + weight / (4 * images)) / (1 + weight)
@@ -43,7 +43,7 @@ def wilson_bounds(
 
 
 def percent(part: float, whole: float) -> float:
-    """Return a share in percent, as JSON and pages have it."""
+    """Return a share in percent, rounded as in JSON and pages."""
     return round(100 * part / whole, 3)
 
 
@@ -54,13 +54,13 @@ def interval(right: int, images: int) -> tuple[float, float]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p value of McNemar's exact test: whether two ways are right equally often.
+    """Return the two-sided p value of McNemar's exact test: whether two variants are right equally often.
 
-    Of the images of which exactly one way is right, each is a toss of a fair coin if both are equally good.
+    Among the images that exactly one variant gets right, each is a toss of a fair coin if both are equally good.
 
     Args:
-        only_a: Images that only the first is right about.
-        only_b: Images that only the second is right about.
+        only_a: Images that only the first gets right.
+        only_b: Images that only the second gets right.
     """
     tosses = only_a + only_b
     return min(1.0, 2 * chance_of(max(only_a, only_b), tosses, 0.5)) if tosses else 1.0
@@ -71,9 +71,9 @@ class Reliability:
     """Whether a score of 0.8 is right 80 % of the time: images by the score of their best label, in equal bins.
 
     Attributes:
-        images: In each bin.
-        scores: Sum of the scores there.
-        right: How many were right.
+        images: Number of images in each bin.
+        scores: Sum of their scores.
+        right: Number of them that are right.
     """
 
     images: Float64Array = field(default_factory=lambda: np.zeros(CALIBRATION_BINS))
@@ -89,7 +89,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean distance of score and rate, weighted by images; between 0 and 1."""
+        """Expected calibration error: mean difference of score and rate, weighted by images; between 0 and 1."""
         total = self.images.sum()
         return float(np.abs(self.scores - self.right).sum() / total) if total else 0.0
 
@@ -100,7 +100,7 @@ class Reliability:
         return float(self.scores.sum() / total) if total else 0.0
 
     def bins(self) -> list[dict[str, float | int]]:
-        """Return each bin that holds images: its bounds, images, mean score, and share that is right."""
+        """Return each bin that has images: its bounds, images, mean score, and share that is right."""
         return [
             {
                 "from": round(index / CALIBRATION_BINS, 4),

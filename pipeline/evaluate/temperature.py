@@ -1,7 +1,7 @@
-"""The temperature: the one number that logits are divided by, so that scores are right as often as they say.
+"""The temperature: the number that logits are divided by, so that a score of 0.8 is right 80 % of the time.
 
-It is fitted after the images were labelled, when their probabilities are gone: of a million images with a thousand classes
-these would be 4 GB. So of each image the best label's score is kept at a few temperatures, and read off between them.
+It is fitted after labelling, when the probabilities are no longer in memory: those of a million images with a thousand
+classes would be 4 GB. So the best label's score of each image is kept at a few temperatures, and interpolated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipeline.sources.sample import Sample
 Float64Array = npt.NDArray[np.float64]
 UInt64Array = npt.NDArray[np.uint64]
 
-# The logarithm of a score is smooth in that of the temperature: from so many points it is known to 1e-6 in between.
+# The logarithm of a score is smooth in that of the temperature: this many points give it to 1e-6 in between.
 NUM_POINTS = 32
 _POINTS = chebyshev.chebpts1(NUM_POINTS)
 _MIDDLE = (math.log(MAX_TEMPERATURE) + math.log(MIN_TEMPERATURE)) / 2
 _HALF = (math.log(MAX_TEMPERATURE) - math.log(MIN_TEMPERATURE)) / 2
 _TEMPERATURES = np.exp(_MIDDLE + _HALF * _POINTS)
-# The least normal float32: where a probability is 0.
+# The least normal float32: used where a probability is 0.
 _TINY = float(np.finfo(np.float32).tiny)
-# 150 bytes each.
+# 150 bytes an image.
 MAX_IMAGES = 500_000
 _PIECE = 65_536
 
@@ -67,7 +67,7 @@ class Observed:
 
     @staticmethod
     def join(pieces: Sequence[Observed]) -> Observed:
-        """Put images behind one another."""
+        """Concatenate images."""
         return Observed(*(np.concatenate([getattr(one, field.name) for one in pieces]) for field in fields(Observed)))
 
     def log_scores(self, temperature: float) -> Float64Array:
@@ -81,7 +81,7 @@ class Observed:
         return np.asarray(np.minimum(-np.concatenate([np.empty(0), *pieces]), 0.0))
 
     def log_loss(self, temperature: float) -> float:
-        """Return the mean negative logarithm of the true class's probability at a temperature, nats."""
+        """Return the mean negative logarithm of the true class's probability at a temperature, in nats."""
         return float((self.truth_gaps / temperature - self.log_scores(temperature)).mean())
 
 
@@ -89,9 +89,9 @@ def observe(samples: Sequence[Sample], truth: Int32Array, best: Int32Array, prob
     """Return what is kept of a batch.
 
     Args:
-        samples: The images, for their names.
+        samples: The images; their names are hashed.
         truth: int32 of shape (n_images,), the true class of each.
-        best: int32 of shape (n_images,), its best label.
+        best: int32 of shape (n_images,), the best label of each.
         probabilities: float32 of shape (n_images, n_classes), at temperature 1.
     """
     logs = np.log(np.maximum(probabilities, _TINY), dtype=np.float64)
@@ -108,10 +108,10 @@ def _digest(sample: Sample) -> int:
 
 
 class Collector:
-    """Takes in what is kept of each batch; beyond `most` images those whose digest is in the lower half of what it was.
+    """Collects what is kept of each batch. Above `most` images it halves the range of digests that it keeps.
 
     Args:
-        most: Images that are kept at most, and of one batch more.
+        most: Most images that are kept, plus those of one batch.
 
     Attributes:
         seen: Images so far.
@@ -125,7 +125,7 @@ class Collector:
         self._kept = 0
 
     def add(self, observed: Observed) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         self.seen += len(observed)
         self._keep(observed)
         while self._kept > self._most:
@@ -142,9 +142,9 @@ class Collector:
             self._kept += len(observed)
 
     def halves(self) -> tuple[Observed, Observed]:
-        """Divide the images: of each class every second one, by their digests, to fit to, and the others to judge.
+        """Divide the images: every second one of each class, by their digests, to fit to, and the others to measure on.
 
-        The same images are divided in the same way, in whatever order they came.
+        The same images are always divided in the same way, whatever their order.
         """
         whole = Observed.join(self._pieces)
         order = np.lexsort((whole.digests, whole.truth))
@@ -159,10 +159,10 @@ class Collector:
 def fit_temperature(observed: Observed) -> float:
     """Return the temperature with the least log loss, to four decimals.
 
-    The loss is convex in one over the temperature, so there is one least, and halving the range finds it.
+    The loss is convex in one over the temperature, so it has one minimum, and narrowing the range finds it.
     """
     if observed.right.all():
-        return MIN_TEMPERATURE  # the surer the better
+        return MIN_TEMPERATURE  # the lower the temperature, the smaller the loss
     low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     while high - low > 1e-6:
         third = (high - low) / 3

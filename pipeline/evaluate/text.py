@@ -1,4 +1,4 @@
-"""What `evaluate` shows: tables for a terminal, no more than a person reads; and a page with plots, of one HTML file."""
+"""Output of `evaluate`: short tables for a terminal, and a page with plots in one HTML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.quantities import count_text
 WORST_CLASSES = 10
 WORST_PAIRS = 10
 CHANGED = 10
-# On the page.
+# Rows on the page.
 CLASSES = 60
 
 
@@ -41,7 +41,7 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
 
 
 def print_fit(found: Fit, console: Console) -> None:
-    """Print what a calibration came to."""
+    """Print the figures of a calibration."""
     c, judged = found.calibration, found.judged
     fitted = f"fitted to {count_text(c.fitted_on)} images and measured on {count_text(judged.images)} others"
     _say(console, [f"Calibration, {fitted}"])
@@ -68,21 +68,21 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 
 def compared(found: Comparison) -> list[str]:
-    """Return what the comparison came to, in sentences."""
+    """Return the result of a comparison in sentences."""
     a, b = found.a, found.b
     moved = b.top1 - a.top1
     word = "the same top-1" if moved == 0 else f"{abs(moved):.2f} points {'more' if moved > 0 else 'less'} top-1"
-    sure = "they differ by more than chance (p < 0.05)" if found.mcnemar_p < 0.05 else "chance alone would explain that"
+    sure = "they differ by more than chance (p < 0.05)" if found.mcnemar_p < 0.05 else "chance alone would explain it"
     speed = b.images_per_s / a.images_per_s if a.images_per_s else 0.0
     return [
         f"B has {word} {'than' if moved else 'as'} A, and {speed:.2f} times its images/s",
-        f"same label on {found.agreement:.2f} % of the images; only A is right about {found.only_a}, only B about "
+        f"same label on {found.agreement:.2f} % of the images; only A gets {found.only_a} right, only B gets "
         f"{found.only_b}: McNemar's exact test gives p = {found.mcnemar_p:.3g}, {sure}",
     ]
 
 
 def accepted_text(found: Accepted) -> str:
-    """Return what a calibration accepts, in a sentence."""
+    """Return in a sentence how much a calibration accepts."""
     if found.precision is None:
         return f"the calibration, for a precision of {found.target:g} %, accepts no image"
     low, high = found.precision_interval
@@ -117,7 +117,7 @@ def _range(interval: tuple[float, float]) -> str:
 def _remarks(found: Evaluation, *, both: bool = False) -> list[str]:
     lines = [f"({number}) {pair.source}" for number, pair in enumerate(found.reported, start=1)]
     if found.reported_note:
-        lines.append(f"why these differ: {found.reported_note}")
+        lines.append(f"why the reported figures differ: {found.reported_note}")
     if not both:
         how = "overconfident" if found.mean_score > found.top1 else "underconfident"
         lines.append(
@@ -129,7 +129,7 @@ def _remarks(found: Evaluation, *, both: bool = False) -> list[str]:
     if found.not_decoded:
         lines.append(f"{count_text(found.not_decoded)} images could not be decoded and count as wrong")
     if found.without_label:
-        lines.append(f"{count_text(found.without_label)} samples have no class beside them and were left out")
+        lines.append(f"{count_text(found.without_label)} samples without a class were left out")
     lines += [f"incomplete: {what}" for what in found.incomplete[:5]]
     return lines
 
@@ -152,18 +152,18 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
     """Return the page as HTML.
 
     Args:
-        found: What was measured.
+        found: The result.
         source: SOURCE, as it was given.
     """
     comparison = found if isinstance(found, Comparison) else None
-    ways = [found.a, found.b] if isinstance(found, Comparison) else [found]
-    reported = ways[0].reported
+    variants = [found.a, found.b] if isinstance(found, Comparison) else [found]
+    reported = variants[0].reported
     names = ("A", "B") if comparison else ("measured",)
-    marks = [(name, one.top1, one.top1_interval) for name, one in zip(names, ways, strict=True)]
+    marks = [(name, one.top1, one.top1_interval) for name, one in zip(names, variants, strict=True)]
     marks += [(f"reported ({number})", pair.top1, (pair.top1, pair.top1)) for number, pair in enumerate(reported, 1)]
     return pages.render(
         "evaluation.html",
-        ways=ways,
+        variants=variants,
         comparison=comparison,
         source=source,
         compared=compared(comparison) if comparison else [],
@@ -171,11 +171,11 @@ def build_page(found: Evaluation | Comparison, source: str) -> str:
         low=max(0.0, min(begin for _, _, (begin, _) in marks) - 2),
         high=min(100.0, max(end for _, _, (_, end) in marks) + 2),
         sources=[(f"({number})", pair.source) for number, pair in enumerate(reported, 1)],
-        bins=[_images_by_score(one) for one in ways],
-        spread=_classes_by_top1(ways[0]),
-        worst=_worst(*ways),
-        accepted=accepted_text(ways[0].accepted) if ways[0].accepted else "",
-        thresholds=_thresholds(ways[0].fit) if ways[0].fit else [],
+        bins=[_images_by_score(one) for one in variants],
+        spread=_classes_by_top1(variants[0]),
+        worst=_worst(*variants),
+        accepted=accepted_text(variants[0].accepted) if variants[0].accepted else "",
+        thresholds=_thresholds(variants[0].fit) if variants[0].fit else [],
     )
 
 
@@ -193,13 +193,13 @@ def _classes_by_top1(found: Evaluation) -> list[tuple[str, int]]:
 
 
 def _thresholds(found: Fit) -> list[ClassThreshold]:
-    """Return the classes with the highest thresholds of their own; first those that are never accepted."""
+    """Return the classes with the highest thresholds of their own, first those that are never accepted."""
     high = [(2.0 if one.threshold is None else one.threshold, one) for one in found.calibration.classes]
     return [one for _, one in sorted(high, key=lambda pair: (-pair[0], pair[1].id))[:CLASSES]]
 
 
 def _worst(found: Evaluation, other: Evaluation | None = None) -> list[tuple[ClassAccuracy, ClassAccuracy | None]]:
-    """Return the classes with the lowest top-1, beside what the other way has of them."""
+    """Return the classes with the lowest top-1, each with the other variant's figures."""
     second = {one.id: one for one in other.per_class} if other else {}
     wrong = (one for one in found.per_class if one.top1 < 100 or (other and second[one.id].top1 < 100))
     worst = sorted(wrong, key=lambda one: (one.top1, -one.images, one.id))[:CLASSES]

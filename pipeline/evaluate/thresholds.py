@@ -1,13 +1,13 @@
-"""From which score on a label is accepted, so that the precision among accepted images is what was asked for.
+"""The score from which a label is accepted, so that accepted images have the requested precision.
 
 A threshold is the lowest score at which Wilson's one-sided lower bound of the precision, for 95 %, is at least the target,
-on the images with that score or a higher one. Just comparing the rate itself would give a threshold whose true precision is
-below the target half of the time (docs/decisions.md).
+on the images with that score or a higher one. A threshold from the rate itself would have a true precision below the target
+half of the time (docs/decisions.md).
 
-A class speaks for itself where so many images were given its label that, were all of them right, the bound would reach the
-target: 52 for 95 %. Then it has a threshold of its own, if there is one. All other classes share the pooled threshold, which
-is chosen on their images; but where a class speaks for itself, and its images that the pooled threshold accepts refute the
-target (the upper bound is below it), it is never accepted.
+A class has enough images if the bound would reach the target with all of them right: 52 images with its label for 95 %.
+Such a class gets its own threshold, if there is one. All other classes share the pooled threshold, which is chosen on their
+images. But a class with enough images is never accepted if those that the pooled threshold accepts refute the target: the
+upper bound is below it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipeline.evaluate.statistics import Float64Array, wilson, wilson_bounds
 
 # One-sided, 95 %.
 Z95_ONE_SIDED = 1.6448536269514722
-# Digits of a threshold: more than two ways to compute one score differ by.
+# Digits of a threshold: its step is larger than the difference between two computations of one score.
 _DIGITS = 6
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 def images_needed(target: float) -> int:
-    """Return how many images, all of them right, show a precision.
+    """Return how many images, all of them right, are needed to show a precision.
 
     Args:
-        target: Between 0 and 1.
+        target: Precision, between 0 and 1.
     """
     return math.ceil(Z95_ONE_SIDED**2 * target / (1 - target))
 
@@ -41,16 +41,16 @@ def images_needed(target: float) -> int:
 def choose_thresholds(
     best: Int32Array, scores: Float64Array, right: BoolArray, target: float
 ) -> tuple[Threshold, dict[int, Threshold]]:
-    """Choose the threshold of each class, and the one that all others share.
+    """Choose the threshold of each class, and the pooled one that all others share.
 
     Args:
         best: int32 of shape (n_images,), the best label of each image.
         scores: float64 of shape (n_images,), its calibrated score.
         right: bool of shape (n_images,).
-        target: The precision wanted, between 0 and 1.
+        target: Requested precision, between 0 and 1.
 
     Returns:
-        The pooled threshold, and of the classes that have their own, by class index and in its order.
+        The pooled threshold, and those of the classes that have their own, by class index, in order.
     """
     least = images_needed(target)
     ids, counts = np.unique(best, return_counts=True)
@@ -71,12 +71,12 @@ def choose_thresholds(
 
 
 def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Threshold:
-    """Return the lowest score from which on images have the precision; with no threshold where there is none.
+    """Return the lowest score at or above which images have the precision; its `threshold` is None if there is none.
 
     Args:
         scores: float64 of shape (n_images,).
         right: bool of shape (n_images,).
-        target: Between 0 and 1.
+        target: Precision, between 0 and 1.
     """
     found = reached(scores, right, np.ones(len(scores)), target)
     if found is None:
@@ -94,19 +94,19 @@ def lowest_score(scores: Float64Array, right: BoolArray, target: float) -> Thres
 def reached(
     scores: Float64Array, right: BoolArray, weights: Float64Array, target: float
 ) -> tuple[float, int, float, float] | None:
-    """Return the lowest score from which on images have a precision, or None where no score does.
+    """Return the lowest score at or above which images have a precision, or None if there is none.
 
-    Images of unequal weight count as so many of a plain sample as would be as sure.
+    Images of unequal weight count as the number of images in a plain sample that is as certain.
 
     Args:
         scores: float64 of shape (n_images,).
         right: bool of shape (n_images,).
         weights: float64 of shape (n_images,).
-        target: Between 0 and 1.
+        target: Precision, between 0 and 1.
 
     Returns:
-        (score, images, precision, bound): and of the images that have it, how many, the share that is right, and its
-        lower bound.
+        (score, images, precision, bound): the score; and of the images at or above it the number, the share that is
+        right, and its lower bound.
     """
     scores = np.floor(scores * 10**_DIGITS) / 10**_DIGITS
     order = np.argsort(-scores, kind="stable")
@@ -114,7 +114,7 @@ def reached(
     total = np.cumsum(weights)
     precision, effective = np.cumsum(right * weights) / total, total**2 / np.cumsum(weights**2)
     lower, _ = wilson_bounds(precision * effective, effective, Z95_ONE_SIDED)
-    # Images of one score are accepted together.
+    # Images with equal scores are accepted together.
     is_last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]
     good = np.flatnonzero(is_last & (lower >= target))
     if not len(good):
@@ -124,7 +124,7 @@ def reached(
 
 
 def _refuted(rows: BoolArray, scores: Float64Array, right: BoolArray, pooled: float, target: float) -> Threshold | None:
-    """Return a threshold that accepts nothing, where a class's images that the pooled one accepts refute the target."""
+    """Return a threshold that accepts nothing, if the class's images that the pooled one accepts refute the target."""
     accepted = rows & (scores >= pooled)
     hits, count = int(right[accepted].sum()), int(accepted.sum())
     _, upper = wilson(hits, count, Z95_ONE_SIDED)

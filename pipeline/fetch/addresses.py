@@ -1,4 +1,4 @@
-"""Which addresses a row of a manifest may lead to: none of this machine, its network, or its cloud's own services."""
+"""Which addresses a manifest's rows may lead to: not this machine, its network, or its cloud's internal services."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from urllib.parse import unquote
 
 _LOCAL_NAMES = ("localhost", "localhost.localdomain")
-# All that is given out of IPv6 for the internet.
+# The IPv6 addresses that are allocated to the internet.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-# Of gateways from IPv6 to IPv4 (RFC 6052): the last 32 bits are the address that is meant.
-# Public by their numbers, or to an older Python, and yet a cloud's own (Azure's, Oracle's), or of relays.
+# Public by number, or to an older Python, but internal to a cloud (Azure, Oracle), or of relays.
 _OWN = tuple(map(ipaddress.IPv4Network, ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")))
+# Gateways from IPv6 to IPv4 (RFC 6052): the last 32 bits are the IPv4 address.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddressError(OSError):
-    """A host's address is one that rows may not lead to.
+    """A host's address is not allowed for rows.
 
-    Its text has no address, so that of a host with several such addresses one error remains.
+    Its text has no address, so that a host with several such addresses gives one error.
     """
 
     def __init__(self, address: str) -> None:
@@ -31,7 +31,7 @@ class PrivateAddressError(OSError):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one of the internet; IPv4 inside of IPv6 is looked at as what it is."""
+    """Tell whether an IP address is public; IPv4 inside IPv6 is judged as IPv4."""
     whole = ipaddress.ip_address(address)
     if isinstance(whole, ipaddress.IPv4Address):
         return _is_public(whole)
@@ -48,14 +48,14 @@ def _is_public(address: ipaddress.IPv4Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or is_own)
 
 
-def public_socket(found: Any) -> socket.socket:  # noqa: ANN401 (what getaddrinfo tells of one address)
-    """Return a socket to connect to an address with.
+def public_socket(found: Any) -> socket.socket:  # noqa: ANN401 (one result of getaddrinfo)
+    """Return a socket for connecting to a public address.
 
-    It is asked for each address just before that is connected to, whatever led there: a name that resolves to another
-    address a moment later (DNS rebinding) gains nothing.
+    It is called for each address just before connecting, whatever led there: a name that resolves to another address a
+    moment later (DNS rebinding) gains nothing.
 
     Raises:
-        PrivateAddressError: It is none of the internet.
+        PrivateAddressError: The address is not public.
     """
     family, kind, protocol, _, address = found
     if not is_public(address[0]):
@@ -64,10 +64,10 @@ def public_socket(found: Any) -> socket.socket:  # noqa: ANN401 (what getaddrinf
 
 
 def refuse_private_name(host: str) -> None:
-    """Refuse a host that is an address, in any way of writing it, or this machine; for proxies, which resolve names.
+    """Refuse a host that is a private address, however written, or this machine; for proxies, which resolve names.
 
     Raises:
-        PrivateAddressError: It is no address of the internet.
+        PrivateAddressError: The host is this machine, or its address is not public.
     """
     name = unquote(host).rstrip(".").lower()
     if name in _LOCAL_NAMES or name.endswith(".localhost"):

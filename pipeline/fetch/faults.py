@@ -1,4 +1,4 @@
-"""Why an image could not be had."""
+"""Why an image could not be fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class FetchError(Exception):
 
     Args:
         reason: Short; it becomes the row's error. Without the URI, which may hold a signature.
-        again: Whether the same may work in a moment.
+        again: Whether a retry may succeed.
         wait_s: How long the host asked to wait.
     """
 
@@ -19,11 +19,11 @@ class FetchError(Exception):
 
 
 class RefusedError(Exception):
-    """No try is made, or no other: of what it is, not of how the host does.
+    """An image is refused without a retry, because of what it is and not of the state of its host.
 
     Args:
-        status: Of the row.
-        reason: Its error.
+        status: Status of the row.
+        reason: Error of the row.
     """
 
     def __init__(self, status: str, reason: str) -> None:
@@ -32,5 +32,5 @@ class RefusedError(Exception):
 
 
 def too_large(size: int, most: int) -> RefusedError:
-    """Return what says that an image has too many bytes, as of all formats."""
+    """Return the error for an image with too many bytes, the same as for all formats."""
     return RefusedError("too_large", f"{size} bytes are more than the {most} allowed")

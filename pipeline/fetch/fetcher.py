@@ -1,4 +1,4 @@
-"""Fetch images by their URIs: many at a time in one thread, given back in order, while the caller does other things."""
+"""Fetch images by their URIs: many at a time in one thread, returned in order, while the caller does other work."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Images on their way, or waiting to be taken: enough that a slow host among them keeps no others waiting.
+# Images in flight, or waiting to be taken: enough that a slow host does not delay the others.
 AHEAD = 256
 AHEAD_BYTES = 64 * 2**20
 MAX_REDIRECTS = 5
 MAX_TRIES = 4
 FIRST_WAIT_S = 0.5
-# Name look-ups and files that are read.
+# Threads for name look-ups and file reads.
 _THREADS = 32
 _CLOSING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What became of one.
+    """The result of fetching one image.
 
     Attributes:
         data: The image's bytes, or None where status and error say why not.
@@ -57,12 +57,12 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches; a context manager, at whose end all connections are closed.
+    """Fetches images. Use as a context manager, which closes all connections at its end.
 
     Args:
-        settings: With what limits.
-        places: Tells what URIs name.
-        most: Bytes of one image.
+        settings: Limits of fetching.
+        places: Resolves URIs.
+        most: Maximum bytes of one image.
     """
 
     def __init__(self, settings: FetchSettings, places: Places, most: int) -> None:
@@ -89,9 +89,9 @@ class Fetcher:
             self._loop.close()
 
     def in_order(self, wanted: Iterable[tuple[T, str | None, int]]) -> Iterator[tuple[T, Fetched | None]]:
-        """Yield each item with what its URI led to, or with None where it has none; in order, some fetched ahead.
+        """Yield each item with what was fetched for it, or with None if it has no URI; in order, some fetched ahead.
 
-        What is on its way and what waits here has at most AHEAD_BYTES and one image, and the items as much and one item.
+        Images in flight or waiting take at most AHEAD_BYTES and one image; items take at most AHEAD_BYTES and one item.
 
         Args:
             wanted: An item, its URI, and the bytes that the item holds.
@@ -137,7 +137,7 @@ class Fetcher:
         self._memory.taken(number)
 
     async def _fetch(self, uri: str, job: Job) -> Fetched:
-        """Fetch one, and try again what may mend. Whatever goes wrong is a row, and not the end of the unit."""
+        """Fetch one image, with retries. Any failure becomes a row, and does not end the unit."""
         try:
             place = self._places.find(uri.strip())
             tries = 0
@@ -159,7 +159,7 @@ class Fetcher:
             job.release()
             return Fetched(None, "unreachable", str(err))
         except Exception as err:
-            logger.exception("fetching failed for a reason that is not known")
+            logger.exception("fetching failed with an unexpected error")
             job.release()
             return Fetched(None, "unreachable", f"unexpected {type(err).__name__}")
 
@@ -181,7 +181,7 @@ class Fetcher:
 
 
 async def _wait(err: FetchError, tries: int, job: Job) -> None:
-    """Wait before the next try; raise where there is to be none."""
+    """Wait before the next try; raise if there is to be none."""
     job.release()
     wait = err.wait_s or FIRST_WAIT_S * 2 ** (tries - 1) * (0.5 + random.random() / 2)
     if not err.again or tries == MAX_TRIES or wait >= job.left_s:

@@ -1,4 +1,4 @@
-"""Turns: how many requests a host gets at a time and a second, when it asked to be left alone, and when it is given up."""
+"""Limits per host: requests at a time and per second, the waits that it asked for, and when to give it up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.fetch.faults import FetchError, RefusedError
 from pipeline.fetch.job import NoRoomError
 from pipeline.fetch.settings import FetchSettings
 
-# Of one process, to all hosts together.
+# Connections of one process to all hosts together.
 CONNECTIONS = 64
-# To one bucket: what an object store gives to many, a web server does not.
+# Connections to one bucket: an object store serves more at a time than a web server.
 BUCKET_CONNECTIONS = 16
-# Tries that fail one after the other for the host's sake; then its other rows of the unit fail at once. Otherwise a
+# After so many tries in a row that fail because of the host, its other rows of the unit fail at once. Otherwise a
 # thousand rows of a host that drops packets would take an hour.
 MAX_FAILURES = 24
 
@@ -23,10 +23,10 @@ class Host:
     """One web host, or one bucket.
 
     Args:
-        connections: To it at a time.
-        requests_per_second: None without limit.
-        longest_wait_s: That it may ask for.
-        all_connections: To all hosts together.
+        connections: Maximum connections to it at a time.
+        requests_per_second: None for no limit.
+        longest_wait_s: Longest wait that it may ask for.
+        all_connections: Limits the connections to all hosts together.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Host:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether others wait for a turn, so that a connection is worth keeping."""
+        """Whether other requests wait for a turn, so that a connection is worth keeping."""
         return self._waiting > 0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, and see how the request fares.
+        """Wait for a turn, and note the outcome of the request.
 
         Raises:
-            FetchError: The host is given up.
+            FetchError: The host was given up.
         """
         self._waiting += 1
         try:
@@ -65,7 +65,7 @@ class Host:
         try:
             self._check()
             await self._pause()
-            self._check()  # what others met meanwhile
+            self._check()  # other requests may have failed meanwhile
             async with self._all:
                 try:
                     yield
@@ -104,7 +104,7 @@ class Host:
 
 
 class Hosts:
-    """All hosts that a unit names. Made within an event loop."""
+    """All hosts that a unit names. Create it within an event loop."""
 
     def __init__(self, settings: FetchSettings) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""One image on its way: the time that it has left, and the bytes that all on their way may hold together."""
+"""One image in flight: the time that it has left, and the bytes that all images in flight may hold together."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pipeline.fetch.faults import FetchError
 
 
 class NoRoomError(Exception):
-    """There is no memory for an image now: its connection is given back, and it is asked for again when there is."""
+    """There is no memory for an image now: its connection is released, and it is requested again when there is."""
 
 
 class Memory:
-    """Bounds the bytes of all images that are on their way or wait to be taken. Used in one event loop.
+    """Bounds the bytes of all images that are in flight or wait to be taken. Used in one event loop.
 
-    The image that is to be taken next always gets what it needs, and nobody waits for memory who holds a connection:
-    so none waits for ever. What is held is at most `budget` and one image.
+    The image to be taken next always gets what it needs, and none waits for memory while it holds a connection, so
+    there is no deadlock. The total is at most `budget` and one image.
 
     Args:
-        budget: In bytes.
+        budget: Maximum bytes.
     """
 
     def __init__(self, budget: int) -> None:
@@ -30,23 +30,23 @@ class Memory:
         self._changed = asyncio.Event()
 
     def has_room(self, number: int, size: int) -> bool:
-        """Tell whether an image, by its number, gets so many bytes more now."""
+        """Tell whether an image, by its number, may take `size` more bytes now."""
         return number <= self._next or self._held + size <= self._budget
 
     async def room(self, number: int, size: int) -> None:
-        """Wait until it does."""
+        """Wait until it may."""
         while not self.has_room(number, size):
             self._changed.clear()
             await self._changed.wait()
 
     def hold(self, size: int) -> None:
-        """Count bytes in, or out where negative."""
+        """Add bytes to the total; a negative size releases them."""
         self._held += size
         if size < 0:
             self._changed.set()
 
     def taken(self, number: int) -> None:
-        """Note that the image of a number was taken, and the next is wanted."""
+        """Note that an image, by its number, was taken, and that the next one is due."""
         self._next = number + 1
         self._changed.set()
 
@@ -56,9 +56,9 @@ class Job:
 
     Args:
         number: Its place in the order in which images are taken.
-        most: Bytes that it may have.
-        seconds: That it may take.
-        memory: Of all images.
+        most: Maximum bytes of the image.
+        seconds: Maximum time to fetch it.
+        memory: Shared by all images.
     """
 
     def __init__(self, number: int, most: int, seconds: float, memory: Memory) -> None:
@@ -67,13 +67,13 @@ class Job:
         self._seconds = seconds
         self._number = number
         self._memory = memory
-        self._held = 0  # counted in
+        self._held = 0  # bytes counted in the memory
         self._used = 0
-        self._wanted = 1  # when there was no room
+        self._wanted = 1  # bytes to wait for, after there was no room
 
     @asynccontextmanager
     async def timed(self) -> AsyncIterator[None]:
-        """Count the time of the block.
+        """Count the time of the block against the image's.
 
         Raises:
             FetchError: The time is up.
@@ -89,18 +89,18 @@ class Job:
             self.left_s = max(0.0, ends - now())
 
     async def begin(self) -> None:
-        """Wait, before a request, until there is room for what was wanted."""
+        """Wait, before a request, until there is room for the bytes that it needs."""
         self.release()
         await self._memory.room(self._number, self._wanted)
         self._memory.hold(self._wanted)
         self._held = self._wanted
 
     def hold(self, size: int, whole: int | None = None) -> None:
-        """Count in bytes that came.
+        """Count bytes that have arrived.
 
         Args:
             size: How many.
-            whole: Of the whole image, where that is known.
+            whole: Size of the whole image, if known.
 
         Raises:
             NoRoomError: There is no room for them.
@@ -114,11 +114,11 @@ class Job:
             self._held += more
 
     def settle(self) -> None:
-        """Give back what was counted in and did not come."""
+        """Release bytes that were counted and did not arrive."""
         self._memory.hold(self._used - self._held)
         self._held = self._used
 
     def release(self) -> None:
-        """Count all of it out."""
+        """Release all bytes of the image."""
         self._memory.hold(-self._held)
         self._held = self._used = 0

@@ -1,4 +1,4 @@
-"""What a row's URI names: an address of the web, an object in a bucket, or a file; and what a row may not name."""
+"""What a row's URI names: a web address, an object in a bucket, or a file; and what a row may not name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.stores import SCHEMES, split_location
 from pipeline.storage.uris import QUERY, URI
 
-# In these alone it is written into the address of a server: `bucket#` or `host:80#` would lead elsewhere.
+# Only these characters: a name becomes part of a server's address, where `bucket#` or `host:80#` would lead elsewhere.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?")
 _AZURE = ("az", "abfs", "abfss", "adl", "azure")
 
@@ -38,12 +38,12 @@ class Stored:
 
 
 class Places:
-    """Finds what URIs name.
+    """Resolves URIs.
 
     Args:
         base: The folder that the manifest's name is relative to.
-        manifest: That name. Paths are relative to its folder.
-        settings: With which endpoints.
+        manifest: The manifest's name. Paths are relative to its folder.
+        settings: The endpoints of object stores.
     """
 
     def __init__(self, base: Storage, manifest: str, settings: FetchSettings) -> None:
@@ -55,7 +55,7 @@ class Places:
         """Return what a URI names.
 
         Raises:
-            RefusedError: Nothing that is fetched.
+            RefusedError: It names nothing that may be fetched.
         """
         match = URI.match(uri)
         if match is None:
@@ -101,10 +101,10 @@ class Places:
         return Stored(self._bucket(bucket, root_uri), key)
 
     def _bucket(self, bucket: str, root_uri: str) -> Storage:
-        """Return a bucket; that of the manifest as the command line has it, keys and all."""
+        """Return a bucket; the manifest's own as the command line has it, with its credentials."""
         own = self._base.root_uri
         is_own = own.partition("://")[0] == root_uri.partition("://")[0] and self._base.root.partition("/")[0] == bucket
-        # A container's name is of its account, and none named is that of the environment.
+        # A container belongs to an account; without one in the URI, to that of the environment.
         if is_own and (not own.startswith("az://") or _account(root_uri) in ("", _account(own))):
             root_uri = own
         return Storage(bucket, bucket, root_uri)

@@ -1,4 +1,4 @@
-"""What fetching is told. Loads no client: the driver plans with it."""
+"""Settings of fetching. Loads no client, since the driver plans with them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class FetchSettings:
     """How images are fetched. Picklable.
 
     Attributes:
-        allow_private_hosts: Whether web addresses may lead to hosts of private, loopback and link-local networks.
-        connections_per_host: To one web host at a time, of one process.
-        requests_per_second: To one web host, of one process; None without limit.
-        timeout_s: What one image may take, tries and redirects included; not the wait for its turn.
-        storage_options: Query of the URIs of each kind of object store: its endpoint and region, as the driver's
-            environment names them. A row names none.
+        allow_private_hosts: Whether web addresses may lead to hosts on private, loopback and link-local networks.
+        connections_per_host: Maximum connections of one process to one web host at a time.
+        requests_per_second: Maximum requests of one process to one web host; None for no limit.
+        timeout_s: Maximum time for one image, with retries and redirects, without the wait for its turn.
+        storage_options: URI query for each kind of object store: the endpoint and region from the driver's environment.
+            A row cannot set them.
     """
 
     allow_private_hosts: bool = False
@@ -29,7 +29,7 @@ class FetchSettings:
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     def shared_by(self, processes: int) -> FetchSettings:
-        """Return what each of so many processes may do, so that all together keep to the limits of each host.
+        """Return the settings for each of so many processes, so that together they keep the limits per host.
 
         Each has at least one connection.
         """
@@ -41,10 +41,10 @@ class FetchSettings:
         )
 
 
-# Nothing asked for.
+# The defaults.
 ANY_FETCH = FetchSettings()
 
 
 def storage_options() -> dict[str, str]:
-    """Return what the environment of this process says of each kind of object store, for other processes."""
+    """Return the options of each kind of object store from this process's environment, for other processes."""
     return {scheme: split_location(f"{scheme}://bucket")[0].partition("?")[2] for scheme in _SCHEMES}

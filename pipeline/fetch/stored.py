@@ -1,4 +1,4 @@
-"""Read one object or one file whole, once, and never more of it than is allowed."""
+"""Read one object or one file whole, in one try, and never more of it than is allowed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ async def read_object(bucket: Storage, key: str, job: Job) -> bytes:
     """Read an object.
 
     Raises:
-        FetchError: It cannot be had.
+        FetchError: It cannot be read.
         RefusedError: It is too large.
         NoRoomError: There is no memory for it now.
     """
     try:
-        store, key = await asyncio.to_thread(bucket.object, key)  # its region may have to be asked for
+        store, key = await asyncio.to_thread(bucket.object, key)  # may have to ask for its region
         result = await store.get_async(key)
         size = result.meta["size"]
         if size > job.most:
@@ -57,7 +57,7 @@ async def read_file(path: str, job: Job) -> bytes:
 
 
 def _open(path: str) -> int:
-    # Without O_NONBLOCK a pipe would be waited for.
+    # Without O_NONBLOCK, opening a pipe would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -66,6 +66,6 @@ def _open(path: str) -> int:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    # Closed in this thread alone: who closes a file that is being read waits for that, and the event loop must not.
+    # Only this thread uses the file object: closing one waits for a read of it, and the event loop must not wait.
     with open(descriptor, "rb", closefd=False) as file:
         return file.read(size)

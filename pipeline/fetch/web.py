@@ -1,4 +1,4 @@
-"""One request to a web server: a redirect, or the bytes; bounded in size, and to addresses that rows may lead to."""
+"""One request to a web server: the bytes or a redirect, with a limit of size, and only to allowed addresses."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pipeline.fetch.job import Job
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_S = 20.0
-# A connection that nobody uses.
+# How long an idle connection is kept.
 KEPT_S = 2.0
-# What stands in a URI as it must be; anything else is escaped.
+# A URI of these characters alone is sent as it is written; in any other, characters are escaped.
 _ESCAPED = re.compile(r"[!-~]+")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {"User-Agent": "shardlabel", "Accept": "image/*, */*;q=0.1", "Accept-Encoding": "identity"}
-# The first that fits; by aiohttp's classes, of which some are of others.
+# Text and whether to retry, by aiohttp's classes. The first match counts: some of the classes derive from others.
 _REASONS: tuple[tuple[tuple[type[Exception], ...], str, bool], ...] = (
     (
         (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError),
@@ -46,19 +46,19 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, bool], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """Where the image is said to be."""
+    """Where a redirect leads."""
 
     url: URL
 
 
 class WebClient:
-    """Asks web servers. Made and used within one event loop; to be closed.
+    """Sends requests to web servers. Create and use it within one event loop, and close it.
 
-    The proxies of the environment (`HTTP_PROXY`, `NO_PROXY`, ...) are used: whoever runs the command has chosen them,
-    and it is they that resolve names then.
+    The proxies of the environment (`HTTP_PROXY`, `NO_PROXY`, ...) are used: the user who runs the command has chosen
+    them, and they then resolve names.
 
     Args:
-        allow_private: Whether any address will do.
+        allow_private: Whether any address is allowed.
     """
 
     def __init__(self, *, allow_private: bool) -> None:
@@ -71,16 +71,16 @@ class WebClient:
             await session.close()
 
     async def get(self, url: URL, job: Job, host: Host) -> bytes | Redirect:
-        """Ask once.
+        """Send one request.
 
         Args:
             url: http or https.
-            job: Told of the bytes as they come.
-            host: Its host; where nobody waits for it, the connection is not kept.
+            job: Counts the bytes as they arrive.
+            host: Its host; if no request waits for it, the connection is not kept.
 
         Raises:
-            FetchError: There was no answer, or one that is no image's.
-            RefusedError: It is too large, or packed.
+            FetchError: There was no answer, or not a successful one.
+            RefusedError: The answer is too large, or compressed.
             NoRoomError: There is no memory for it now.
         """
         proxy, auth = self._proxy(url)
@@ -96,9 +96,9 @@ class WebClient:
             raise _explain(err) from err
 
     def _session(self, *, is_checked: bool, is_kept: bool) -> aiohttp.ClientSession:
-        """Return one that checks addresses or not, and keeps connections or not: of ten thousand hosts none is kept."""
+        """Return a session with or without checks of addresses and kept connections: of ten thousand hosts none is kept."""
         if (is_checked, is_kept) not in self._sessions:
-            # How many connections there are is for `hosts` to say.
+            # `hosts` limits the number of connections.
             connect = partial(
                 aiohttp.TCPConnector, limit=0, ssl=_trusted(), socket_factory=public_socket if is_checked else None
             )
@@ -115,14 +115,14 @@ class WebClient:
 
     @staticmethod
     def _proxy(url: URL) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-        """Return the environment's proxy for a URL, if any, and its password."""
+        """Return the environment's proxy for a URL, if any, and its credentials."""
         text = str(url)
         proxy = requests.utils.select_proxy(text, requests.utils.get_environ_proxies(text, no_proxy=None))
         if not proxy:
             return None, None
         try:
             place = URL(proxy if "://" in proxy else f"http://{proxy}")
-        except ValueError:  # whose text holds the password
+        except ValueError:  # the error's text holds the password
             raise FetchError(
                 "the proxy of the environment is no address; its password may have to be escaped"
             ) from None
@@ -136,7 +136,7 @@ class WebClient:
 
 @lru_cache(maxsize=1)
 def _trusted() -> ssl.SSLContext:
-    """Return the system's certificates, an organisation's own among them; those of requests where there are none."""
+    """Return the system's certificates, with an organisation's own; those of requests if there are none."""
     paths = ssl.get_default_verify_paths()
     bundle = None if paths.cafile or paths.capath else requests.utils.DEFAULT_CA_BUNDLE_PATH
     return ssl.create_default_context(cafile=bundle)
@@ -163,10 +163,10 @@ async def _read(answer: aiohttp.ClientResponse, url: URL, job: Job) -> bytes | R
 
 
 def as_written(uri: str) -> URL:
-    """Return an address as it is written, where it can be sent so: what is signed must not be written otherwise.
+    """Return an address as it is written, if it can be sent so: a signed URL must not be changed.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a URL.
     """
     return URL(uri, encoded=_ESCAPED.fullmatch(uri) is not None)
 
@@ -182,7 +182,7 @@ def _joined(url: URL, location: str) -> URL:
 
 
 def _wait(answer: aiohttp.ClientResponse) -> float | None:
-    """Return the seconds that a host asked to wait; None where it did not."""
+    """Return the seconds that a host asked to wait; None if it did not."""
     text = answer.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -196,7 +196,7 @@ def _private(err: PrivateAddressError) -> FetchError:
 
 
 def _explain(err: Exception) -> FetchError | RefusedError:
-    """Say in a few words why there was no answer, or no more of it. Texts of aiohttp's repeat the URL."""
+    """Say in a few words why there was no answer, or no complete one. aiohttp's own texts repeat the URL."""
     if isinstance(err, aiohttp.ClientConnectorDNSError):
         number = getattr(err.os_error, "errno", None)
         return FetchError("the host's name cannot be resolved", again=number == socket.EAI_AGAIN)

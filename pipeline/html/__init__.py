@@ -1,1 +1,1 @@
-"""What the HTML pages are made with."""
+"""Templates of the HTML pages."""

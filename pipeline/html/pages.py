@@ -1,4 +1,4 @@
-"""Fill the templates beside this file: each page is one HTML file that needs no font, picture or script from outside."""
+"""Fill the templates beside this file. Each page is one HTML file that needs no font, picture or script from outside."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from markupsafe import Markup
 from pipeline.quantities import bytes_text, count_text, many_text, rate_text, share_text
 
 LONGEST = 300
-# Characters that HTML does not allow, and those that turn the direction of the text around them.
+# Characters that HTML does not allow, and those that change the direction of the text around them.
 _BAD = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), 65534, 65535), "�")
 _BAD |= dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), "�")
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page. Values are escaped, and cut where they are very long.
+    """Return a page. Values are escaped, and shortened if they are very long.
 
     Args:
-        template: Name of its file.
-        **values: What the template names.
+        template: File name of the template.
+        **values: Variables of the template.
     """
     return _environment().get_template(template).render(values)
 
 
 def cut(value: object, longest: int = LONGEST) -> str:
-    """Return a value as text that a page may hold; HTML that a template made stays as it is."""
+    """Return a value as text for a page; HTML made by a template is unchanged."""
     if isinstance(value, Markup):
         return value
     words = str(value).translate(_BAD)

@@ -1,5 +1,5 @@
 "use strict";
-// Takes answers, keeps them in the browser where it lets us, and saves them as the CSV that `review score` reads.
+// Takes answers, keeps them in the browser where that is allowed, and saves them as the CSV that `review score` reads.
 const data = document.getElementById("rows");
 const rows = JSON.parse(data.textContent);
 const kept = `shardlabel-review-${data.dataset.draw}`;

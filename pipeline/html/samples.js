@@ -1,5 +1,5 @@
 "use strict";
-// Shows the samples that the form asks for. Without script all are shown, and the form is not.
+// Shows the samples that match the form. Without script all samples are shown, and the form is hidden.
 const form = document.querySelector(".filter");
 const samples = [...document.querySelectorAll(".sheet li")];
 

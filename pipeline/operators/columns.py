@@ -1,4 +1,4 @@
-"""Which columns labelling takes from a dataset, and which it adds; checked before anything is decoded."""
+"""Which columns labelling takes from a dataset, and which it adds; checked before any image is decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.errors import ConfigError
 from pipeline.dest.writer import OutputSpec
 from pipeline.sources.parquet_columns import is_image, is_text, listed
 
-# Of `read_shards`: rows that could not be read say why in the last two.
+# Columns of `read_shards`: the last two say why a row could not be read.
 SHARD_COLUMNS = ("shard", "key", "bytes", "status", "error")
 # Pixels on the way from decoding to inference: uint8 [height, width, 3].
 PIXELS = "_shardlabel_pixels"
@@ -19,13 +19,13 @@ _ADOPTED = ("status", "error")
 
 @dataclass(frozen=True, slots=True)
 class LabelColumns:
-    """The columns of one `label`. Picklable.
+    """The columns of one call of `label`. Picklable.
 
     Attributes:
-        image: Holds the images.
-        prefix: Before each name that is added.
-        embeddings: Whether there is an `embedding`.
-        calibrated: Whether there is an `accepted`.
+        image: Name of the column that holds the images.
+        prefix: Prefix of the name of each added column.
+        embeddings: Whether there is an `embedding` column.
+        calibrated: Whether there is an `accepted` column.
     """
 
     image: str
@@ -42,10 +42,10 @@ class LabelColumns:
         return tuple(name for name in names if name not in ("shard", "key"))
 
     def check(self, schema: pa.Schema) -> None:
-        """Refuse a dataset that has no such images, or columns of the names that are added.
+        """Raise for a dataset without such images, or with columns that have the names of added ones.
 
         Raises:
-            ConfigError: Says which column, and which there are.
+            ConfigError: The message names the column, and the columns that there are.
         """
         if self.image not in schema.names:
             raise ConfigError(f"image_column {self.image!r}: there is no such column; there are {listed(schema)}")
@@ -59,14 +59,14 @@ class LabelColumns:
         clash = [self.prefix + name for name in self.added if self.prefix + name in kept]
         if clash:
             raise ConfigError(
-                f"the dataset has columns {', '.join(clash)} already, which labelling adds; give prefix=, or drop them"
+                f"the dataset already has columns {', '.join(clash)}, which labelling adds; give prefix=, or drop them"
             )
 
     def adopts(self, schema: pa.Schema) -> bool:
         """Tell whether `status` and `error` of the dataset say what `read_shards` could not read.
 
-        They do where `shard` and `key` stand beside them and all four are text: so that they are still known after
-        a filter or a map. `status` or `error` without those are columns like any other.
+        They do if there are also `shard` and `key` and all four are text, so they are recognised after a filter or a map
+        too. `status` or `error` without those are columns like any other.
         """
         names = [name for name in SHARD_COLUMNS if name != "bytes"]
         return all(name in schema.names and is_text(schema.field(name).type) for name in names)
@@ -77,5 +77,5 @@ class LabelColumns:
 
 
 def is_pixels(kind: pa.DataType) -> bool:
-    """Tell whether a column holds arrays, as `ray.data.read_images` and NumPy batches give."""
+    """Tell whether a column holds arrays, such as those of `ray.data.read_images` and NumPy batches."""
     return isinstance(kind, pa.BaseExtensionType) and "tensor" in kind.extension_name

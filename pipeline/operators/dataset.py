@@ -1,12 +1,12 @@
-"""The data path on Ray Data, in its two shapes, and what is done again where a process died.
+"""The data path on Ray Data, in its two shapes, and the retry of units whose process died.
 
 fused      units -> LabelUnits (an actor per core: reads, decodes, labels, publishes) -> commit records
 two-stage  units -> ReadDecode (actors on CPUs) -> rows with pixels -> Label (actors on GPUs) -> rows with labels
                  -> UnitAssembly (here, in the driver: publishes) -> commit records
 
-The first is for machines without a GPU. In the second batches fill across units. Blocks hold plain columns. Nothing is
-tried again by Ray: a task whose process died gives no result, and its units are done once more when all others are
-through, isolated from then on.
+The fused shape is for machines without a GPU. In the two-stage shape batches fill across units. Blocks hold plain columns.
+Ray retries nothing: a task whose process died gives no result. Its units are retried after all others, isolated from then
+on.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from pipeline.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-# The loss of a node is no attempt; but a run of which each pass loses one must come to an end.
+# The loss of a node does not count as an attempt, but a run that loses one in every pass must end.
 MAX_PASSES = 100
-# So many units that fail in one pass are given up at once: it is no matter of the units.
-MAX_TRIED_AGAIN = 100
+# Most failed units of one pass that are retried: where more fail, the units are not the cause.
+MAX_RETRIED_UNITS = 100
 # One batch is copied in, one computed, one copied out.
 GPU_IN_FLIGHT = 3
-# Units that a fused actor has at a time where a request takes long: while one waits for its first image, or until its
-# file is taken, another has the core. Those of loose images are small; of larger ones more would end unevenly.
+# Units that a fused actor works on at a time where requests are slow: while one waits for its first image or for its
+# upload, another has the core. Units of loose images are small; with more units of larger files the end would be uneven.
 REMOTE_UNITS = {SourceFormat.IMAGES: 4, SourceFormat.WEBDATASET: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """All that a pass over units needs.
+    """What a pass over units needs.
 
     Attributes:
-        settings: What to do.
-        model: With which model.
-        pools: How many actors of what kind.
+        settings: How to label.
+        model: Model to label with.
+        pools: Number and kind of the actors.
         state: Whether to stop.
-        say: Takes lines for the run's log: that GPUs are idle, and why.
+        say: Takes lines for the run's log, such as the warning that GPUs are idle.
     """
 
     settings: UnitSettings
@@ -70,11 +70,11 @@ class Labelling:
 
 
 def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[[], bool]) -> Iterator[Result]:
-    """Label units and yield what became of each, as they finish; of those left when a run is stopped nothing.
+    """Label units and yield the result of each as it finishes. Units left when a run is stopped have no result.
 
     Args:
-        labelling: What to do, and by what.
-        units: With which.
+        labelling: How to label, and with which actors.
+        units: Units to label.
         stopping: Tells whether the run is to stop.
     """
     one_pass = _staged if labelling.pools.decoders else _fused
@@ -87,12 +87,12 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
         failed = 0
         for result in one_pass(labelling, list(left.values()), isolate=attempts > 0):
             failed += bool(result.why)
-            again = result.why and not result.stops and labelling.pools.decoders and failed <= MAX_TRIED_AGAIN
+            again = result.why and not result.stops and labelling.pools.decoders and failed <= MAX_RETRIED_UNITS
             if again:
                 reasons[result.unit] = result.why
             elif left.pop(result.unit, None) is not None:
                 yield result
-        # Of a process that died Ray's error holds its actor in a circle, and that one its CPU: also after the run.
+        # The error of a lost task holds its actor in a reference cycle, and the actor a CPU, also after the run.
         gc.collect()
         if not left or stopping():
             return
@@ -101,7 +101,7 @@ def label_units(labelling: Labelling, units: Sequence[Unit], stopping: Callable[
             break
         for unit in left.values():
             metrics.begun(unit, attempts + 1)
-    lost = f"{attempts} processes ended while they had it, also with images isolated"
+    lost = f"{attempts} processes died while they labelled it, even with its images isolated"
     for number in left:
         yield Result(number, None, reasons.get(number, lost))
 
@@ -134,8 +134,8 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
     columns = staged_columns(job.settings)
     most = max(pools.decoders, pools.growth)
     handed_over = _handed_over(units, most, isolate=isolate)
-    # A piece goes on when it is decoded: Ray Data would wait for the next five to make a block of 128 MB. It cuts what
-    # is half as large again as this, so that full pieces go as they are.
+    # A decoded piece goes on at once: Ray Data would wait for the next five to make a block of 128 MB. Ray Data splits
+    # blocks of more than 1.5 times this size, so that full pieces stay whole.
     handed_over.context.target_max_block_size = int(0.7 * PIECE_ROWS) * 3 * job.settings.preprocessing.crop**2
     decoded = map_actors(
         handed_over,
@@ -176,20 +176,20 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
 
 
 def units_at_a_time(source: Storage, dest: Storage, kind: SourceFormat) -> int:
-    """Return how many units a fused actor has at a time: several where its core would wait for a store."""
+    """Return how many units a fused actor works on at a time: several where its core would wait for a store."""
     if source.is_local and dest.is_local:
         return 1
     return REMOTE_UNITS.get(kind, 1)
 
 
 def _handed_over(units: Sequence[Unit], workers: int, *, isolate: bool) -> Dataset:
-    """Return units as a dataset, of which a block is a task: one unit each where they are isolated."""
+    """Return units as a dataset with one block per task; isolated units have a task each."""
     tasks = [[unit] for unit in units] if isolate else in_tasks(units, workers)
     dataset = ray.data.from_blocks([units_table(task) for task in tasks])
-    # Of this dataset alone. What a task lost is missed, and done again in the next pass.
+    # For this dataset alone. Units of a failed task have no result, and are retried in the next pass.
     dataset.context.max_errored_blocks = -1
     dataset.context.execution_options.preserve_order = False
-    # It would look a task's memory up as it begins and ends: 2 % of the time of a stage of short ones.
+    # Ray Data would measure memory at the start and end of each task: 2 % of the time of a stage with short tasks.
     dataset.context.memory_usage_poll_interval_s = None
     return dataset
 

@@ -1,4 +1,4 @@
-"""The operator that decodes: a column of images to a column of pixels, and why where there are none."""
+"""The operator that decodes: a column of images to a column of pixels, with a status and error where that fails."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from pipeline.operators.stages import DecodeSettings, decode_sample, open_decode
 from pipeline.sources.parquet import column_images
 from pipeline.sources.sample import Sample
 
-# Images that go on together: 19 MB of pixels of 224 x 224.
+# Images that are decoded together: 19 MB of pixels of 224 x 224.
 PIECE_ROWS = 128
 
 Encoded = tuple[bytes | None, str | None, str | None]
-"""An image, or None and its status and error."""
+"""An image, or None with its status and error."""
 
 
 class DecodeImages:
     """Operator for `map_batches`: add pixels, and status, error, width and height. Rows in = rows out, in order.
 
-    An image that kills or hangs its process is no end of it: the actor is restarted by Ray, and from then on decodes in
-    a child process, where such an image costs a row.
+    An image that kills or hangs its process does not end the run: Ray restarts the actor, which from then on decodes in a
+    child process, where such an image costs only its row.
 
     Args:
-        settings: What to decode to.
-        columns: Where the images are.
+        settings: How to decode.
+        columns: Which column holds the images.
     """
 
     def __init__(self, settings: DecodeSettings, columns: LabelColumns) -> None:
         self._settings = settings
         self._columns = columns
-        self._decoder = open_decoder(settings, isolate=was_restarted())  # open as long as this is
+        self._decoder = open_decoder(settings, isolate=was_restarted())  # stays open as long as this object
         self._decode = self._decoder.__enter__()
         tune_malloc()
 
@@ -50,10 +50,10 @@ class DecodeImages:
         """Yield the rows in pieces of up to PIECE_ROWS; pixels of rows that are not ok are black.
 
         Raises:
-            ConfigError: The columns are not what they must be.
+            ConfigError: A column is missing, has a wrong type, or clashes.
         """
         if not table.num_columns:
-            return  # an empty block, of a dataset whose columns are not known yet
+            return  # an empty block of a dataset whose columns are not known yet
         self._columns.check(table.schema)
         for start in range(0, max(1, table.num_rows), PIECE_ROWS):
             yield self._piece(table.slice(start, PIECE_ROWS))
@@ -71,19 +71,19 @@ class DecodeImages:
         return table.append_column(PIXELS, ArrowTensorArray.from_numpy(pixels))
 
     def _images(self, table: pa.Table) -> Iterator[Encoded]:
-        """Yield each row's image, or what is known of it without."""
+        """Yield each row's image, or its status and error."""
         column = table[self._columns.image]
         images = encode_pixels(column) if is_pixels(column.type) else column_images(column, self._settings.limits)
         if not self._columns.adopts(table.schema):
             yield from images
             return
-        told = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
-        for image, (status, error) in zip(images, told, strict=True):
+        adopted = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+        for image, (status, error) in zip(images, adopted, strict=True):
             yield image if status in (None, STATUS_OK) else (None, status, error)
 
 
 def row_columns(rows: list[Row]) -> dict[str, pa.Array]:
-    """Return what decoding tells of each row, as columns."""
+    """Return the results of decoding as columns."""
     return {
         "status": pa.array([row.status for row in rows], pa.string()),
         "error": pa.array([row.error for row in rows], pa.string()),
@@ -93,7 +93,7 @@ def row_columns(rows: list[Row]) -> dict[str, pa.Array]:
 
 
 def encode_pixels(column: pa.ChunkedArray) -> Iterator[Encoded]:
-    """Yield pixels as bytes of a BMP, so that they are labelled as the file of a lossless format is."""
+    """Yield pixels as bytes of a BMP, so that they are labelled like a file of a lossless format."""
     for array in (array for chunk in column.chunks for array in chunk_arrays(chunk)):
         if array is None:
             yield None, "empty", "the image is null"
@@ -115,9 +115,9 @@ def chunk_arrays(chunk: Any) -> npt.NDArray[Any]:  # noqa: ANN401 (Ray's and Arr
 
 
 def was_restarted() -> bool:
-    """Tell whether Ray restarted this actor: its process died before, maybe of an image. False outside of an actor."""
+    """Tell whether Ray restarted this actor: its process died, maybe because of an image. False outside an actor."""
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60 warns of what this property uses itself
+        warnings.simplefilter("ignore")  # Ray 2.60 warns about something that this property itself uses
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)

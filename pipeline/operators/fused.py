@@ -1,4 +1,4 @@
-"""The one operator of the fused shape: an actor that takes whole units to their commit records."""
+"""The one operator of the fused shape: an actor that turns whole units into commit records."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class DecodingTurn(AbstractContextManager[None]):
-    """A lock for decoding, which takes what waiting for it costs from the seconds that the clock counts as decoding.
+    """A lock for decoding that subtracts the time spent waiting for it from the seconds counted as decoding.
 
     Args:
-        lock: Shared with what labels.
-        clock: Counts the time in which images come as decoding, and that holds the waiting.
+        lock: Shared with labelling.
+        clock: Counts the time until images come as decoding, which includes the waiting.
     """
 
     def __init__(self, lock: threading.Lock, clock: StageClock) -> None:
@@ -51,8 +51,8 @@ class LabelUnits:
     """Operator: reads, decodes, labels and publishes units; may be called by several threads at a time.
 
     Args:
-        settings: What to do.
-        model: With which model.
+        settings: How to label.
+        model: Model to label with.
         state: Whether to stop.
         isolate: Whether to decode and label in child processes that may die or hang.
     """
@@ -67,7 +67,7 @@ class LabelUnits:
         labeller = WatchedLabeller(
             model.loader()(), settings.preprocessing.crop, settings.batch_size, settings.image_timeout_s
         )
-        # Of several units at a time only one computes: memory is that of one image, and the core is one.
+        # Only one of several units computes at a time: memory is that of one image, and there is one core.
         turn = threading.Lock()
         self._turn = DecodingTurn(turn, self._clock)
         self._label: LabelBatches = label_here(labeller, self._clock, embeddings=settings.embeddings, turn=turn)
@@ -77,7 +77,7 @@ class LabelUnits:
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label each unit of the block; those that are not begun when the run is to stop are left out."""
+        """Label each unit of the block; when the run is to stop, skip the units that have not begun."""
         return results_table([self._do(unit) for unit in units_of([table]) if not self._stop.is_set()])
 
     def _do(self, unit: Unit) -> Result:

@@ -1,7 +1,7 @@
-"""Decode and label in a process of its own, for units that brought one down: what is at fault then costs a row.
+"""Decode and label in a child process, for units that killed theirs: the image at fault then costs only its row.
 
-`python -m pipeline.operators.isolated FD` is that process. It takes requests and gives answers by a socket to the worker
-that started it, and nobody else.
+`python -m pipeline.operators.isolated FD` is that process. It takes requests and answers them over a socket that only the
+worker that started it holds.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from models.parent import end_with_parent
 from models.spec import Preprocessing
 
 if TYPE_CHECKING:
-    # A child that decodes starts sooner without.
+    # A child that decodes starts sooner without this import.
     from models.inference.predictions import Labeller, Predictions, UInt8Array
 
-# Until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
+# Time until a child is ready: the largest models take minutes, and TensorRT may build its engine first.
 START_S = 900.0
 
 
 class ChildLostError(Exception):
-    """The child died, or took too long and was ended; the message says which."""
+    """The child died, or took too long and was killed; the message says which."""
 
 
 class Child:
-    """Call a function in a child process that may die or hang; it starts with the first call, and anew where it was lost.
+    """Calls a function in a child process that may die or hang; the first call starts it, and one after a loss restarts it.
 
     Args:
         make: Returns the function, in the child; picklable.
-        timeout_s: A call that takes longer ends the child. Its start is not counted.
+        timeout_s: A call that takes longer kills the child. Its startup is not counted.
     """
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]], timeout_s: float) -> None:
@@ -55,15 +55,15 @@ class Child:
         """Return what the function returns.
 
         Raises:
-            ChildLostError: It died or took too long.
-            ShardlabelError: As the function raised it, or `make`.
+            ChildLostError: The child died or took too long.
+            ShardlabelError: The function or `make` raised it.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
         return self._ask(argument, self.timeout_s)
 
     def end(self) -> None:
-        """End the process; the next call starts another."""
+        """Kill the process; the next call starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -98,7 +98,7 @@ class Child:
                 raise ChildLostError(f"took longer than {timeout_s:g} s")
             answer = self._connection.recv()
         except (EOFError, OSError):
-            self._connection.close()  # one that lives ends then
+            self._connection.close()  # a child that still lives ends then
             code = self._process.wait()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
             self.end()
@@ -109,12 +109,12 @@ class Child:
 
 
 class IsolatedDecoder(AbstractContextManager["IsolatedDecoder"]):
-    """Decode like `models.decode.decode.decode_image`, in a child process.
+    """Decodes like `models.decode.decode.decode_image`, in a child process.
 
     Args:
         preprocessing: How images become pixels.
         mode: fast or exact.
-        limits: On the size of an image.
+        limits: Limits on the size of an image.
         timeout_s: An image that takes longer is undecodable.
     """
 
@@ -128,7 +128,7 @@ class IsolatedDecoder(AbstractContextManager["IsolatedDecoder"]):
         """Decode one image into `out`.
 
         Raises:
-            InputError: As `decode_image`; UndecodableImageError too where the decoder died or took too long.
+            InputError: See `decode_image`; also UndecodableImageError where the decoder died or took too long.
         """
         try:
             pixels, width, height = self._child.call(data)
@@ -139,11 +139,11 @@ class IsolatedDecoder(AbstractContextManager["IsolatedDecoder"]):
 
 
 class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
-    """Label in a child process, and find the images that the model fails on.
+    """Labels in a child process, and finds the images that the model fails on.
 
     Args:
         load: Returns the labeller, in the child; picklable.
-        timeout_s: A batch that takes longer ends the child.
+        timeout_s: A batch that takes longer kills the child.
         embedding: Whether to return embeddings.
 
     Attributes:
@@ -157,16 +157,17 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
         self.child.end()
 
     def predict(self, images: UInt8Array) -> tuple[Predictions, dict[int, str]]:
-        """Label a batch, and where that fails each of its images alone.
+        """Label a batch; if that fails, label each of its images alone.
 
         Args:
             images: uint8 of shape (n_images, crop, crop, 3), HWC RGB.
 
         Returns:
-            (predictions, faults): of the images without a fault, in order; what happened to each other one, by its place.
+            (predictions, faults): predictions of the images without a fault, in order; the fault of each other image, by
+            its place.
 
         Raises:
-            ShardlabelError: The model does not load any more.
+            ShardlabelError: The model no longer loads.
             ChildLostError: The process that loads it dies.
         """
         from models.inference.predictions import Predictions
@@ -187,7 +188,7 @@ class IsolatedLabeller(AbstractContextManager["IsolatedLabeller"]):
         try:
             predictions: Predictions = self.child.call(images)
         except InferenceError:
-            # The next one begins with a black image: if that fails too, the fault is not the images'.
+            # The next child begins with a black image: if that fails too, the images are not the cause.
             self.child.end()
             raise
         return predictions

@@ -20,14 +20,14 @@ from pipeline.operators.watchdog import WatchedLabeller, patience
 
 
 class LabelImages:
-    """Operator for `map_batches`: replace the pixels that `DecodeImages` added by labels. Rows in = rows out, in order.
+    """Operator for `map_batches`: replace the pixels of `DecodeImages` by labels. Rows in = rows out, in order.
 
-    A batch that takes too long, or a GPU that is lost, ends the process: Ray starts it anew.
+    A batch that takes too long, or a lost GPU, ends the process, and Ray restarts it.
 
     Args:
-        model: Which one.
-        columns: What is added.
-        isolate: Whether to label in a child process, where an image that the model fails on costs its row alone.
+        model: The model.
+        columns: Which columns are added.
+        isolate: Whether to label in a child process, where an image that the model fails on costs only its row.
     """
 
     def __init__(self, model: ModelRef, columns: LabelColumns, isolate: bool = False) -> None:
@@ -49,10 +49,10 @@ class LabelImages:
         self._schema = self._output.schema()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label the rows whose status is ok; the others have null."""
+        """Label the rows whose status is ok; the other rows get nulls."""
         prefix = self._columns.prefix
-        told = (table[prefix + name].to_pylist() for name in ("status", "error", "width", "height"))
-        rows = [Row("", "", *values) for values in zip(*told, strict=True)]
+        decoded = (table[prefix + name].to_pylist() for name in ("status", "error", "width", "height"))
+        rows = [Row("", "", *values) for values in zip(*decoded, strict=True)]
         pixels = self._join([chunk_arrays(chunk) for chunk in table[PIXELS].chunks])
         is_ok = np.fromiter((row.status == STATUS_OK for row in rows), np.bool_, len(rows))
         pieces, faults = [self._nothing], dict[int, str]()
@@ -68,7 +68,7 @@ class LabelImages:
         return table
 
     def _join(self, arrays: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Put the pixels of a column's chunks behind one another, in memory that is used again; one chunk as it is."""
+        """Join the pixels of a column's chunks in memory that is reused; a single chunk is returned as it is."""
         if len(arrays) == 1:
             return arrays[0]
         rows = sum(map(len, arrays))
@@ -78,20 +78,20 @@ class LabelImages:
         return np.concatenate(arrays, out=kept[:rows])
 
     def _predict(self, pixels: npt.NDArray[np.uint8]) -> tuple[Predictions, dict[int, str]]:
-        """Return the labels of those that the model takes, and what is wrong with each other one, by its place."""
+        """Return the labels of the images that the model takes, and the error of each other image, by its place."""
         if self._labeller is None:
             return self._isolated.predict(pixels)
         return self._labeller.predict(pixels, embedding=self._columns.embeddings), {}
 
 
 class DecodeAndLabel:
-    """Operator for `map_batches`: both steps in one process, for machines without a GPU. Arguments as theirs."""
+    """Operator for `map_batches`: both steps in one process, for machines without a GPU. Takes the arguments of both."""
 
     def __init__(self, decode: DecodeSettings, label: ModelRef, columns: LabelColumns) -> None:
         self._decode = DecodeImages(decode, columns)
         self._label = LabelImages(label, columns)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield the rows, labelled, piece by piece."""
-        for piece in self._decode(table):  # Ray Data takes generators, and no other iterators
+        """Yield the labelled rows, piece by piece."""
+        for piece in self._decode(table):  # Ray Data accepts generators, but no other iterators
             yield self._label(piece)

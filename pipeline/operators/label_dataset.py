@@ -1,4 +1,4 @@
-"""`label`: the labels of any Ray Dataset's images, beside its own columns."""
+"""`label`: add labels to the images of any Ray Dataset, beside its own columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.operators.model_ref import ModelRef, load_model, model_file, settl
 from pipeline.operators.stages import DecodeSettings
 from pipeline.operators.tasks import map_actors
 
-# A block whose actor died so often fails the dataset: its images were decoded isolated, so that none of them did it.
+# A block whose actor died more often fails the dataset: its images were decoded isolated, so they are not the cause.
 MAX_RETRIES = 3
 
 
@@ -47,23 +47,23 @@ def label(  # noqa: PLR0913 (the options of the command)
     compute: Any = None,  # noqa: ANN401 (a ComputeStrategy, which Ray does not export)
     batch_size: int | None = None,
 ) -> Dataset:
-    """Add labels to a dataset of images. Lazy: the model is loaded now, and images are when the result is consumed.
+    """Add labels to a dataset of images. Lazy: the model is loaded now, images are labelled when the result is consumed.
 
-    Every row and column is kept, in order within a block; `label`, `label_id`, `score`, `top_labels`, `top_ids`,
-    `top_scores`, `width`, `height`, `status`, `error` (and `accepted`, `embedding`) are added, with the types and values
-    that `shardlabel label` writes for the same bytes. An image that cannot be labelled is a row with its status and error,
-    also one that kills or hangs the process that decodes it. No bytes are status `empty`.
+    Every row and column is kept, in order within a block. Added are `label`, `label_id`, `score`, `top_labels`, `top_ids`,
+    `top_scores`, `width`, `height`, `status`, `error` (and `accepted`, `embedding`), with the types and values that
+    `shardlabel label` writes for the same bytes. An image that cannot be labelled is a row with its status and error, even
+    if it kills or hangs the process that decodes it. An image without bytes has status `empty`.
 
-    `status` and `error` that `read_shards` gave are adopted: known by columns `shard`, `key`, `status` and `error` of
-    text. Any other column with a name that is added is an error, unless a prefix is given.
+    `status` and `error` of `read_shards` are adopted; they are recognised by text columns `shard`, `key`, `status` and
+    `error`. Any other column with the name of an added one is an error, unless you give a prefix.
 
-    Without GPUs each actor decodes and labels. With GPUs actors on CPUs decode, and batches for actors on GPUs fill
-    across blocks; pieces of a block may then come apart unless Ray Data is told to preserve order.
+    Without GPUs each actor decodes and labels. With GPUs, actors on CPUs decode, and the batches of actors on GPUs fill
+    across blocks; the pieces of a block may then be separated unless Ray Data is set to preserve order.
 
     Args:
-        dataset: From anywhere; it runs on the Ray that the caller has, whose settings are left alone.
+        dataset: Any dataset; it runs on the caller's Ray, whose settings are not changed.
         image_column: Binary, a struct with `bytes` (Hugging Face), or a uint8 tensor (height, width, 3), which is labelled
-            as a lossless file of these pixels is.
+            like a lossless file of these pixels.
         model: Name in the catalog, or path of an ONNX file.
         precision: auto, fp32, int8 or fp16.
         device: auto, cpu, cuda or tensorrt.
@@ -71,21 +71,21 @@ def label(  # noqa: PLR0913 (the options of the command)
         decode: fast, or exact as the model's reference.
         labels: Class names: name (the first), wnid, or all.
         embeddings: Whether to add the model's penultimate features.
-        calibration: Path or URI of what `shardlabel evaluate --fit` wrote: scores are calibrated, and `accepted` (bool, null
-            where status is not ok) is added, which says whether the label reaches the threshold of its class.
+        calibration: Path or URI of a file that `shardlabel evaluate --fit` wrote: scores are calibrated, and `accepted`
+            (bool, null where status is not ok) says whether the score reaches the threshold of its class.
         max_pixels: Larger images are rows with status too_large.
         max_image_bytes: Images of more bytes are rows with status too_large.
         image_timeout_s: An image that takes longer to decode is undecodable.
-        prefix: Before each name that is added.
-        num_gpus: Of each actor that holds the model, as `map_batches` has it; 1 on GPUs.
-        compute: Pool of the actors that hold the model, as `map_batches` has it. By default as many as Ray has CPUs (or
-            GPUs) now, which leave one CPU of a machine for reading.
+        prefix: Prefix of the name of each added column.
+        num_gpus: GPUs of each actor that holds the model, as in `map_batches`; 1 on GPUs.
+        compute: Pool of the actors that hold the model, as in `map_batches`. By default as many as Ray has CPUs (or GPUs)
+            now; on CPUs they leave one CPU of a machine for reading.
         batch_size: Images per inference; 16 on a CPU, 256 on a GPU.
 
     Raises:
-        ConfigError: An option cannot be; the columns clash, or there is no image column. Where the dataset's columns are
-            known only as it runs, Ray raises that text then.
-        ModelError: The model cannot be had or used.
+        ConfigError: An option is invalid; columns clash, or there is no image column. Where the dataset's columns are
+            known only at run time, Ray raises that message then.
+        ModelError: The model cannot be loaded or used.
     """
     options = {
         "model": model, "precision": precision, "device": device, "top_k": top_k, "decode": decode, "labels": labels,
@@ -95,11 +95,11 @@ def label(  # noqa: PLR0913 (the options of the command)
     config = build_config({"source": "dataset", "output": "dataset", **options})
     columns = LabelColumns(image_column, prefix, embeddings, calibrated=calibration is not None)
     schema = dataset.schema(fetch_if_missing=False)
-    if schema is not None and isinstance(schema.base_schema, pa.Schema):  # of pandas it tells no types yet
+    if schema is not None and isinstance(schema.base_schema, pa.Schema):  # a pandas schema has no Arrow types
         columns.check(schema.base_schema)
     decoding, labelling = _settings(config, num_gpus)
     pool, cpus = _cpu_pool()
-    # Rows in = rows out: a `limit` behind it reads and labels only so many.
+    # Rows in = rows out: a `limit` after it reads and labels only as many.
     kept: dict[str, Any] = {"retries": MAX_RETRIES, "udf_modifying_row_count": False}
     if labelling.choice.provider is Provider.CPU:
         both = (decoding, labelling, columns)
@@ -120,10 +120,10 @@ def label(  # noqa: PLR0913 (the options of the command)
 
 
 def _settings(config: LabelConfig, num_gpus: float | None) -> tuple[DecodeSettings, ModelRef]:
-    """Settle the model and load it once, so that one that cannot be had or run is told now."""
+    """Resolve the model and load it once, so that a model that is missing or cannot run fails now."""
     config, spec, texts = settle_model(config)
     if not ray.is_initialized():
-        ray.init()  # as Ray Data does by itself at its first use
+        ray.init()  # as Ray Data does itself on first use
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0 if num_gpus is None else num_gpus > 0
     choice = choose(spec, config.device, config.precision, has_gpu=has_gpu)
     if num_gpus and choice.provider is Provider.CPU:
@@ -142,10 +142,10 @@ def _gpu_share(choice: DeviceChoice, num_gpus: float | None) -> float:
 
 
 def _cpu_pool() -> tuple[ActorPoolStrategy, float]:
-    """Return a pool of an actor per CPU, and what part of a CPU each reserves: one CPU of a node is left over.
+    """Return a pool with one actor per CPU, and the part of a CPU that each reserves, so that each node has one CPU left.
 
-    Tasks that read and write want a whole CPU by default, and Ray Data waits for ever where actors hold all of them.
-    On nodes of one CPU actors reserve nothing. All cores are used either way, since reading takes little of them.
+    Tasks that read and write want a whole CPU by default, and Ray Data waits for ever where actors hold all CPUs. On
+    nodes with one CPU actors reserve nothing. All cores are used either way, since reading needs little of them.
     """
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     smallest = min((cpus for cpus in nodes if cpus >= 2), default=1.0)

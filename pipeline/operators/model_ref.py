@@ -1,4 +1,4 @@
-"""Which model a run is of, how the driver gets it, and how a worker loads it."""
+"""Which model a run uses, how the driver gets it, and how a worker loads it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from models.inference.simulated_gpu import SimulatedClassifier
 from models.labels import check_classes, label_texts, load_classes
 from models.session import GpuOptions
 from models.spec import ModelSpec
-from models.store.download import progress_printer
 from models.store.locate import locate
 from pipeline.config import DEFAULT_TOP_K, LabelConfig
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 
-# A hundred thousand classes with thresholds of their own make 17 MB.
+# A hundred thousand classes with a threshold each make 17 MB.
 MAX_CALIBRATION_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which model an actor holds, and how it comes to it. Picklable.
+    """The model of an actor, and how the actor gets it. Picklable.
 
     Attributes:
         spec: The model's entry.
-        choice: Which artifact, on what.
+        choice: Which artifact runs, and on which device.
         labels: Name of each class, by class index.
         top_k: Labels per image.
         batch_size: Images per inference.
-        gpu_share: Of a GPU, that each actor has; 0 on a CPU.
+        gpu_share: Part of a GPU that each actor has; 0 on a CPU.
         graph: Reference to the joined graph's bytes in Ray's object store: one copy travels to each node.
         cuda_graphs: Whether a GPU replays a recorded batch.
         image_timeout_s: A batch that takes longer ends its process; see `WatchedLabeller`.
-        calibration: Decides on `accepted`; its temperature is in the graph.
+        calibration: Decides `accepted`; its temperature is in the graph.
     """
 
     spec: ModelSpec
@@ -58,17 +57,17 @@ class ModelRef:
     calibration: Calibration | None = None
 
     def loader(self) -> Callable[[], Labeller]:
-        """Return what builds the labeller, in a process without Ray too; once per process."""
+        """Return what builds the labeller once per process; it also works in a process without Ray."""
         import ray
 
         return partial(build_labeller, replace(self, graph=None), bytes(ray.get(self.graph)))
 
 
 def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
-    """Build what labels batches on the device that was chosen.
+    """Build the labeller for the chosen device.
 
     Raises:
-        ShardlabelError: As `Classifier` does.
+        ShardlabelError: See `Classifier`.
     """
     m, provider = model, model.choice.provider
     if provider is Provider.SIMULATED:
@@ -81,12 +80,12 @@ def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
 
 
 def settle_model(config: LabelConfig) -> tuple[LabelConfig, ModelSpec, tuple[str, ...]]:
-    """Return the settings, the model's entry and what its classes are called, checked against each other.
+    """Return the settings, the model's entry and the names of its classes, checked against each other.
 
-    Of a model with fewer classes than an image gets labels by default, it gets all of them.
+    A model with fewer classes than the default top_k gives labels for all of them.
 
     Raises:
-        ConfigError: The model is not known, or cannot give what is asked for.
+        ConfigError: The model is unknown, or cannot give what the settings ask for.
         ArtifactError: Its labels cannot be read.
     """
     spec = load_spec(config.model)
@@ -103,12 +102,12 @@ def settle_model(config: LabelConfig) -> tuple[LabelConfig, ModelSpec, tuple[str
 def settle_calibration(
     place: str | None, spec: ModelSpec, choice: DeviceChoice, decode: DecodeMode
 ) -> Calibration | None:
-    """Return the calibration that is asked for, checked against the model that is to run; None where none is.
+    """Return the requested calibration, checked against the model that will run; None where none is requested.
 
     Args:
         place: Path or URI of the calibration, or None.
         spec: The model's entry.
-        choice: What runs it.
+        choice: What runs the model.
         decode: How images are decoded.
 
     Raises:
@@ -124,7 +123,7 @@ def settle_calibration(
     classes = len(load_classes(spec))
     if calibration.num_classes != classes:
         raise ConfigError(
-            f"--calibration {without_secrets(place)} is of {calibration.num_classes} classes, and {spec.name} has "
+            f"--calibration {without_secrets(place)} is for {calibration.num_classes} classes, but {spec.name} has "
             f"{classes}; make another with `shardlabel evaluate SOURCE --fit FILE`"
         )
     return calibration
@@ -134,7 +133,7 @@ def read_calibration(place: str) -> Calibration:
     """Read a calibration from a path or URI.
 
     Raises:
-        ConfigError: Nothing is there, or no calibration.
+        ConfigError: The file does not exist, or is no calibration.
         StorageError: Its storage failed.
     """
     name, file = without_secrets(place), open_storage(place)
@@ -150,9 +149,12 @@ def read_calibration(place: str) -> Calibration:
 
 
 def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
-    """Return the model's verified file, downloaded if need be; a simulated device needs none."""
+    """Return the path of the model's verified file, downloaded if necessary; None for a simulated device."""
     if choice.provider is Provider.SIMULATED:
         return None
+    # Not at the top: it loads an HTTP client, which no actor needs.
+    from models.store.download import progress_printer
+
     with progress_printer(spec.name) as progress:
         return locate(spec, choice.precision, progress=progress)
 
@@ -160,7 +162,7 @@ def model_file(spec: ModelSpec, choice: DeviceChoice) -> Path | None:
 def load_model(
     spec: ModelSpec, choice: DeviceChoice, path: Path | None, top_k: int, calibration: Calibration | None = None
 ) -> bytes:
-    """Return the joined graph; on a CPU also load it once, so that a model that cannot run is told before a pool is."""
+    """Return the joined graph; on a CPU also load it once, so that a model that cannot run fails before a pool starts."""
     if path is None:
         return b""
     graph = load_graph(spec, choice.precision, path, 1.0 if calibration is None else calibration.temperature)

@@ -1,4 +1,4 @@
-"""`read_shards`: SOURCE as a Ray Dataset, by a data source of Ray's own kind."""
+"""`read_shards`: SOURCE as a Ray Dataset, through a Ray Data datasource."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 
-# Of one block; Ray Data joins those that are smaller than it wants them.
+# Size of a block; Ray Data joins blocks that are smaller than its target.
 BLOCK_BYTES = 16 * 2**20
 BLOCK_ROWS = 1_024
 
@@ -44,30 +44,29 @@ def read_shards(  # noqa: PLR0913 (the options of the command)
     max_image_bytes: int = 64 * 2**20,
     override_num_blocks: int | None = None,
 ) -> Dataset:
-    """Read images as `shardlabel label` does, into columns `shard`, `key`, `bytes`, `status`, `error`, and those carried.
+    """Read images as `shardlabel label` does, into columns `shard`, `key`, `bytes`, `status`, `error` and carried ones.
 
-    The shards are listed now, and read when the dataset is consumed; the listing lies in the driver's memory, some 300
+    The shards are listed now, and read when the dataset is consumed. The listing stays in the driver's memory, some 300
     bytes a shard (`run` keeps none). A sample that has no bytes to decode (an empty one, a link, one that is too large) is
-    a row with null bytes, and its status and error say why; all others have status `ok`. What a bad shard loses (a
-    truncated tar, a Parquet file without a footer) are rows that are not there: a warning in the worker's log says of
-    which shard and what, and the rest is read. Storage that fails for longer than the retries ends the dataset's
-    execution.
+    a row with null bytes, and its status and error say why; all others have status `ok`. Samples that a bad shard loses (a
+    truncated tar, a Parquet file without a footer) have no row: a warning in the worker's log names the shard and the
+    reason, and the rest is read. Storage that fails for longer than the retries fails the dataset's execution.
 
     Args:
         source: Files, folders, globs, brace ranges or @list.txt; local paths or URIs.
         format: auto, webdataset, parquet or images.
-        image_column: Parquet: the column that holds the images, where that is not plain.
-        uri_column: Parquet: the column that holds the images' URIs, in place of images: they are fetched, and there are
-            columns `uri` and `content_sha256` too. One that cannot be had has status unreachable.
-        allow_private_hosts: Whether these may lead to hosts of private networks.
+        image_column: Parquet: column that holds the images, if it is ambiguous.
+        uri_column: Parquet: column that holds URIs of images, in place of images. The images are fetched, and columns `uri`
+            and `content_sha256` are added. An image that cannot be fetched has status unreachable.
+        allow_private_hosts: Whether these URIs may lead to hosts of private networks.
         key_column: Parquet: the column that becomes `key`; else the row's number.
-        carry: Parquet: columns copied along.
+        carry: Parquet: columns to copy.
         max_image_bytes: Larger images are not read, and are rows with status too_large.
-        override_num_blocks: As Ray Data's own readers have it.
+        override_num_blocks: As in Ray Data's own readers.
 
     Raises:
-        ConfigError: An option cannot be, or a column is not there.
-        SourceError: Nothing is there, or formats are mixed.
+        ConfigError: An option is invalid, or a column does not exist.
+        SourceError: SOURCE is empty, or mixes formats.
         StorageError: The storage cannot be listed.
     """
     options = {"source": source, "format": format, "carry": carry, "image_column": image_column}
@@ -85,7 +84,7 @@ def read_shards(  # noqa: PLR0913 (the options of the command)
 
 
 class ReadShards(ReadSettings):
-    """What a worker needs to know to read shards into blocks."""
+    """What a worker needs to read shards into blocks."""
 
     __slots__ = ()
 
@@ -96,7 +95,7 @@ class ReadShards(ReadSettings):
         return pa.schema([*zip(SHARD_COLUMNS, kinds, strict=True), *self.columns.added])
 
     def blocks(self, units: Sequence[Unit]) -> Iterator[pa.Table]:
-        """Read units, in order, into blocks of up to BLOCK_BYTES, or of one image where that is more."""
+        """Read units, in order, into blocks; see `in_blocks`."""
         schema = self.schema()
         for unit in units:
             for samples in in_blocks(read_unit(self, unit, _warn), BLOCK_ROWS):
@@ -104,10 +103,10 @@ class ReadShards(ReadSettings):
 
 
 class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
-    """Shards as Ray Data reads them: a task for each unit, or for neighbours where there are more than tasks.
+    """Shards as a Ray Data source: a read task for each unit, or for neighbours where there are more units than tasks.
 
     Args:
-        settings: Where and what.
+        settings: How to read.
         units: Shards, slices of large Parquet files, or groups of loose images.
     """
 
@@ -117,7 +116,7 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
         self._units = units
 
     def get_name(self) -> str:
-        """Return what the read tasks are called."""
+        """Return the name of the read tasks."""
         return "Shards"
 
     def estimate_inmemory_data_size(self) -> int:
@@ -127,7 +126,7 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """Return the read tasks, in order, none without a unit."""
+        """Return the read tasks, in order; each has at least one unit."""
         count = min(max(1, parallelism), len(self._units))
         edges = [len(self._units) * i // count for i in range(count + 1)]
         return [self._task(self._units[start:stop], per_task_row_limit) for start, stop in pairwise(edges)]
@@ -145,11 +144,11 @@ class ShardsDatasource(Datasource):  # type: ignore[misc]  # Ray is not typed
 
 def _warn(shard: str, notes: ShardNotes) -> None:
     if notes.missing is not None:
-        logger.warning("read_shards: of %s not all could be read: %s", shard, notes.missing)
+        logger.warning("read_shards: not all of %s could be read: %s", shard, notes.missing)
 
 
 def in_blocks(samples: Iterator[Sample], most_rows: int) -> Iterator[list[Sample]]:
-    """Yield samples in groups of up to so many that reach BLOCK_BYTES with their last one at most."""
+    """Yield groups of up to `most_rows` samples; a group ends with the sample that makes it reach BLOCK_BYTES."""
     group: list[Sample] = []
     size = 0
     for sample in samples:
@@ -163,7 +162,7 @@ def in_blocks(samples: Iterator[Sample], most_rows: int) -> Iterator[list[Sample
 
 
 def samples_table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
-    """Return samples as a table of `ReadShards.schema`."""
+    """Return samples as a table with the schema of `ReadShards.schema`."""
     columns: list[list[Any]] = [
         [sample.shard for sample in samples],
         [sample.key for sample in samples],
@@ -178,7 +177,7 @@ def samples_table(samples: Sequence[Sample], schema: pa.Schema) -> pa.Table:
 
 def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
     """Return Python values as a column."""
-    # Arrow makes no dictionary of Python values by itself with indices of a type that is told.
+    # Arrow cannot make a dictionary with a given index type from Python values by itself.
     if pa.types.is_dictionary(kind):
         return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
     return pa.array(values, kind)

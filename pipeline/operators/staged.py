@@ -1,10 +1,11 @@
-"""The two operators of the two-stage shape: units to rows with pixels on CPUs, and pixels to labels where the model is."""
+"""The operators of the two-stage shape: units to rows with pixels on CPUs, and pixels to labels where the model is."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ from pipeline.sources.unit import Unit
 
 logger = logging.getLogger(__name__)
 
-# Images that go on together, unless what is carried beside them is large: 38 MB of pixels of 224 x 224.
+# Images that go on together, unless their carried columns are large: 38 MB of pixels of 224 x 224.
 PIECE_ROWS = 256
-# A name that no carried column has.
+# No carried column has this name.
 _IMAGE = "_shardlabel_image"
 
 
 def staged_columns(settings: UnitSettings) -> LabelColumns:
-    """Return which columns go in and are added."""
+    """Return the columns that go in and those that are added."""
     calibrated = settings.output.calibration is not None
     return LabelColumns(_IMAGE, embeddings=settings.embeddings, calibrated=calibrated)
 
@@ -50,24 +51,24 @@ def staged_columns(settings: UnitSettings) -> LabelColumns:
 class ReadDecode:
     """Operator: slices of units (`units_table`) to rows with pixels, in pieces that fill across the units of a task.
 
-    The last row of a unit says that it ends; a unit without one, or that failed, has a row that is no sample's.
+    The last row of a unit marks its end; for an empty or failed unit it is a row that is no sample.
 
     Args:
-        settings: What to do.
+        settings: How to read and decode.
         state: Whether to stop.
         isolate: Whether to decode in a child process that may die or hang.
     """
 
     def __init__(self, settings: UnitSettings, state: RunState, isolate: bool) -> None:
         self._settings = settings
-        self._decoder = open_decoder(settings.decoding, isolate=isolate)  # open as long as this is
+        self._decoder = open_decoder(settings.decoding, isolate=isolate)  # stays open as long as this object
         self._decode = self._decoder.__enter__()
         self._stop = StopFlag(state)
         prepare_worker()
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield the rows of each unit; none of those that are not begun when the run is to stop."""
+        """Yield the rows of each unit; when the run is to stop, skip the units that have not begun."""
         clock, piece = StageClock(), _Piece(self._settings)
         for unit in units_of([table]):
             if self._stop.is_set():
@@ -81,7 +82,7 @@ class ReadDecode:
                     with clock.measured(Stage.DECODE):
                         piece.add(unit, decode_sample(sample, self._decode, piece.next), rows)
                     rows += 1
-                end = End(rows, notes.told())
+                end = End(rows, asdict(notes))
             except Exception as err:
                 logger.exception("unit=%d failed", unit.number)
                 why, stops = why_failed(err)
@@ -116,12 +117,12 @@ class _Piece:
 
     @property
     def next(self) -> npt.NDArray[np.uint8]:
-        """Where the next row's pixels go."""
+        """Memory for the next row's pixels."""
         pixels: npt.NDArray[np.uint8] = self._pixels[len(self.rows)]
         return pixels
 
     def add(self, unit: Unit, row: Row, place: int) -> None:
-        """Add a row, by its place in its unit."""
+        """Add a row; `place` is its place in its unit."""
         if row.status != STATUS_OK:
             self.next[:] = 0
         self.rows.append(row)
@@ -131,7 +132,7 @@ class _Piece:
         self.ends.append(None)
 
     def table(self, clock: StageClock) -> pa.Table:
-        """Return the rows as a table; what the clock has is divided among them."""
+        """Return the rows as a table; the clock's seconds are divided among them."""
         columns: dict[str, Any] = {
             "shard": pa.array([row.shard for row in self.rows], pa.string()),
             "key": pa.array([row.key for row in self.rows], pa.string()),
@@ -150,11 +151,11 @@ class _Piece:
 
 
 class Label:
-    """Operator: pixels of any units to labels. A unit that an error is of is told alone, in a row in place of its own.
+    """Operator: pixels of any units to labels. An error is traced to its unit, which gets a row that carries the error.
 
     Args:
-        model: Which one.
-        columns: What is added.
+        model: The model.
+        columns: Which columns are added.
         isolate: Whether to label in a child process that may die or hang.
     """
 
@@ -164,7 +165,7 @@ class Label:
         tune_malloc()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label a batch; where that fails, the rows of each unit apart."""
+        """Label a batch; if that fails, label the rows of each unit separately."""
         if not table.num_rows:
             return table
         began = time.perf_counter()
@@ -178,7 +179,7 @@ class Label:
     def _alone(self, rows: pa.Table) -> pa.Table:
         try:
             return self._label(rows)
-        except Exception as err:  # whatever it is, the driver must hear of it  # noqa: BLE001
+        except Exception as err:  # the driver must hear of any error  # noqa: BLE001
             why, stops = why_failed(err)
             row = rows.slice(0, 1)
             for name, text in (("status", NO_SAMPLE), (END, End(why=why, stops=stops).text())):

@@ -1,6 +1,6 @@
-"""The stages of labelling, as plain functions that know nothing of Ray: read, decode, label, publish.
+"""The stages of labelling as plain functions that know nothing of Ray: read, decode, label, publish.
 
-Both shapes of the pipeline are made of these, so both write the same bytes.
+Both shapes of the pipeline use them, so both write the same bytes.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from pipeline.storage.storage import Storage
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# Rows that become Arrow together; with embeddings 5 MB.
+# Rows that become one record batch: 5 MB with embeddings.
 BUILD_ROWS = 1_024
-# Fewer where they carry so many bytes.
+# Fewer rows where their carried columns have this many bytes.
 BUILD_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitSettings(ReadSettings):
-    """What a worker needs to know to label units. Picklable.
+    """What a worker needs to label units. Picklable.
 
     Attributes:
-        dest: DEST.
+        dest: Storage of DEST.
         preprocessing: How images become pixels.
         mode: fast or exact.
-        batch_size: Samples per inference; the same on every run, since sums in another order differ in the last bit.
-        output: Columns and metadata.
+        batch_size: Samples per inference; the same on every run, since the order of sums changes the last bit.
+        output: Columns and metadata of the output.
         embeddings: Whether to keep the penultimate features.
-        image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, brings its process
-            down, and is then done isolated.
-        token: By which the run holds DEST; see `pipeline.dest.lease`.
-        rows_id: Of the settings that rows depend on; see `pipeline.dest.fingerprint`.
-        relabelling: Which rows of an earlier output are labelled anew; the others are copied.
+        image_timeout_s: An image that takes longer to decode, or a batch that takes longer to label, ends its process and
+            is then retried isolated.
+        token: Token of the lease by which the run holds DEST; see `pipeline.dest.lease`.
+        rows_id: Id of the settings that rows depend on; see `pipeline.dest.fingerprint`.
+        relabelling: Which rows of an earlier output are labelled again; the others are copied.
     """
 
     dest: Storage
@@ -72,13 +72,13 @@ class UnitSettings(ReadSettings):
 
     @property
     def decoding(self) -> DecodeSettings:
-        """What decoding alone needs to know."""
+        """What decoding alone needs."""
         return DecodeSettings(self.preprocessing, self.mode, self.limits, self.image_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """What decoding alone needs to know; see `UnitSettings`. Picklable."""
+    """What decoding alone needs; see `UnitSettings`. Picklable."""
 
     preprocessing: Preprocessing
     mode: DecodeMode
@@ -88,18 +88,14 @@ class DecodeSettings:
 
 @dataclass(slots=True)
 class UnitNotes:
-    """What reading a unit came upon, by shard."""
+    """What reading a unit found, by shard."""
 
     incomplete: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     bytes_read: int = 0
 
-    def told(self) -> dict[str, Any]:
-        """Return them as a dictionary."""
-        return {"incomplete": self.incomplete, "skipped": self.skipped, "bytes_read": self.bytes_read}
-
     def add(self, shard: str, notes: ShardNotes) -> None:
-        """Take in a shard's notes."""
+        """Add a shard's notes."""
         if notes.missing is not None:
             self.incomplete[shard] = notes.missing
         for kind, count in notes.skipped.items():
@@ -121,24 +117,24 @@ class DecodedBatch:
 
 
 def read_samples(settings: UnitSettings, unit: Unit, notes: UnitNotes) -> Iterator[Sample]:
-    """Yield the unit's samples in input order, reading each shard once from front to back; of a relabelling those wanted.
+    """Yield the unit's samples in input order, reading each shard once from front to back; a relabelling reads only some.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries.
-        SourceError: It gives another number of samples than an earlier output has.
+        SourceError: A shard has another number of samples than the earlier output.
     """
     wanted = None if settings.relabelling is None else settings.relabelling.wanted(unit.part)
     yield from read_unit(settings, unit, notes.add, wanted)
 
 
 def count_samples(settings: UnitSettings, piece: Slice, at_most: int) -> int:
-    """Count a slice's samples, up to a number, by reading it; but of a manifest nothing is fetched for that."""
+    """Count a slice's samples, up to `at_most`, by reading it. The images of a manifest are not fetched."""
     if settings.columns.uri is not None:
         return min(count_rows(piece), at_most)
     return sum(1 for _ in islice(read_samples(settings, Unit(0, (piece,)), UnitNotes()), at_most))
 
 
-# What computes holds it meanwhile, where several units are done at a time on one core.
+# Held while computing, where one core works on several units at a time.
 Turn = AbstractContextManager[Any]
 ALONE: Turn = nullcontext()
 
@@ -146,13 +142,13 @@ ALONE: Turn = nullcontext()
 def decode_batches(
     settings: UnitSettings, samples: Iterable[Sample], *, isolate: bool = False, turn: Turn = ALONE
 ) -> Iterator[DecodedBatch]:
-    """Decode samples, batch by batch; one that cannot be decoded is a row with its status and error.
+    """Decode samples batch by batch; one that cannot be decoded becomes a row with its status and error.
 
     Args:
-        settings: What to decode to.
-        samples: Of one unit.
-        isolate: Decode in a process of its own: for units that were being done when a process died.
-        turn: Held while an image is decoded, and not while one is waited for.
+        settings: How to decode.
+        samples: Samples of one unit.
+        isolate: Decode in a child process: for units whose process died.
+        turn: Held while an image is decoded, but not while waiting for one.
     """
     iterator = iter(samples)
     side = settings.preprocessing.crop
@@ -161,7 +157,7 @@ def decode_batches(
             pixels = np.empty((settings.batch_size, side, side, 3), np.uint8)
             rows: list[Row] = []
             num_ok = 0
-            # One by one: a batch of the largest images that are allowed would be GB.
+            # One by one: a batch of the largest allowed images would take gigabytes.
             for sample in islice(iterator, settings.batch_size):
                 row = decode_sample(sample, decode, pixels[num_ok])
                 num_ok += row.status == STATUS_OK
@@ -175,12 +171,12 @@ Decode = Callable[[bytes, UInt8Array], DecodedImage]
 
 
 def open_decoder(settings: DecodeSettings, *, isolate: bool, turn: Turn = ALONE) -> AbstractContextManager[Decode]:
-    """Return what decodes images: in this process, or (`isolate`) in one of its own that may die or hang."""
+    """Return what decodes images: in this process, or (`isolate`) in a child process that may die or hang."""
     return _isolated_decode(settings) if isolate else _watched_decode(settings, turn)
 
 
 def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
-    """Decode one sample into `out`; one that cannot be decoded is a row with its status and error."""
+    """Decode one sample into `out`; one that cannot be decoded becomes a row with its status and error."""
     width: int | None = None
     height: int | None = None
     status, error = sample.status or "empty", sample.error
@@ -196,7 +192,7 @@ def decode_sample(sample: Sample, decode: Decode, out: UInt8Array) -> Row:
 
 @contextmanager
 def _watched_decode(settings: DecodeSettings, turn: Turn) -> Iterator[Decode]:
-    """Decode in this process; where an image takes too long, end the process. The next attempt is isolated."""
+    """Decode in this process, and end it if an image takes too long. The next attempt is isolated."""
     s, watchdog = settings, Watchdog(settings.image_timeout_s)
 
     def decode(data: bytes, out: UInt8Array) -> DecodedImage:
@@ -217,11 +213,11 @@ def _isolated_decode(settings: DecodeSettings) -> Iterator[Decode]:
 
 
 LabelBatches = Callable[[Iterator[DecodedBatch]], Iterator[tuple[DecodedBatch, Predictions]]]
-"""Labels decoded batches, in order; it may take some in advance of those that it gives."""
+"""Labels decoded batches, in order; may read some batches ahead."""
 
 
 def label_here(classifier: Labeller, clock: StageClock, *, embeddings: bool, turn: Turn = ALONE) -> LabelBatches:
-    """Return what labels each batch in this process, in its turn."""
+    """Return what labels each batch in this process, holding `turn` meanwhile."""
 
     def label(batches: Iterator[DecodedBatch]) -> Iterator[tuple[DecodedBatch, Predictions]]:
         for batch in batches:
@@ -239,8 +235,8 @@ def label_isolated(
 
     Args:
         loader: Returns what loads the model. Called for each unit: the model's bytes are not kept.
-        timeout_s: What a batch may take.
-        clock: Takes the seconds.
+        timeout_s: How long a batch may take.
+        clock: Counts the seconds.
         embeddings: Whether to keep the penultimate features.
     """
 
@@ -255,7 +251,7 @@ def label_isolated(
 
 
 def refused(rows: list[Row], faults: dict[int, str]) -> list[Row]:
-    """Return rows with the status of those that the model cannot take, which are known by their place among the ok ones."""
+    """Return rows with the status of those that the model refused, which `faults` names by place among the ok rows."""
     if not faults:
         return rows
     places = (place for place, row in enumerate(rows) if row.status == STATUS_OK)
@@ -275,18 +271,18 @@ def label_unit(
     clock: StageClock | None = None,
     turn: Turn = ALONE,
 ) -> Commit:
-    """Read and decode a unit, have it labelled, publish its Parquet file, and return its commit record.
+    """Read, decode and label a unit, publish its Parquet file, and return its commit record.
 
     Args:
-        settings: What to do.
-        unit: With which.
-        label: Labels batches, here or elsewhere.
+        settings: How to label.
+        unit: Unit to label.
+        label: Labels batches, in this process or another.
         isolate: See `decode_batches`.
-        clock: Takes the seconds of each stage.
+        clock: Counts the seconds of each stage.
         turn: See `decode_batches`.
 
     Raises:
-        StorageError: Input cannot be read, or output not be written.
+        StorageError: Input cannot be read, or output cannot be written.
         InferenceError: ONNX Runtime failed.
     """
     started = time.perf_counter()
@@ -304,7 +300,7 @@ def label_unit(
 
 
 def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[tuple[list[Row], Predictions]]:
-    """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, of however few rows."""
+    """Join batches to BUILD_ROWS or more: building a record batch takes 1 ms, however few its rows."""
     rows: list[Row] = []
     pieces: list[Predictions] = []
     carried = 0
@@ -320,14 +316,14 @@ def _gathered(labelled: Iterable[tuple[DecodedBatch, Predictions]]) -> Iterator[
 
 
 def open_writer(settings: UnitSettings, unit: Unit) -> UnitWriter:
-    """Return what writes a unit's file, whose metadata says of which settings and shards it is."""
+    """Return the writer of a unit's file, whose metadata has the id of its settings and shards."""
     return UnitWriter(
         settings.dest.temporary_path(), settings.output.schema({"shardlabel.unit_id": unit.id(settings.rows_id)})
     )
 
 
 def publish_unit(settings: UnitSettings, unit: Unit, writer: UnitWriter, notes: UnitNotes, started: float) -> Commit:
-    """Put a unit's finished file in its place, and return the commit record that is still to be written."""
+    """Publish a unit's finished file, and return its commit record, which the caller still has to write."""
     if settings.relabelling is not None:
         target = settings.dest.temporary_path()
         writer = settings.relabelling.merge(unit.part, writer.schema, writer.path, target)

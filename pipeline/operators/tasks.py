@@ -1,4 +1,4 @@
-"""Operators as pools of actors, and how many units go to an actor in one task."""
+"""Operators as pools of actors, and how many units a task has."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.sources.unit import Unit
 
-# Some 300 photographs: what a task costs the driver and the raylet, 6 ms of a core, is then a hundredth of it.
+# Some 300 photographs: a task costs the driver and the raylet 6 ms of a core, which is then a hundredth of its work.
 TASK_BYTES = 32 * 2**20
-# Tasks that each worker should still have before it, so that all end at the same time.
+# Tasks that each worker should still have ahead of it, so that all workers end at the same time.
 TASKS_AHEAD = 4
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
-    """Cut units into tasks: small ones together, but alone at the start and towards the end.
+    """Group units into tasks: small ones together, but single units at the start and towards the end.
 
-    What comes of a unit is recorded when its task ends, so that first results should come early; and a worker that has
-    nothing left to do should not watch another go through its units one by one.
+    A unit's result is recorded when its task ends, so the first results should come early. A worker with nothing left to do
+    should not wait while another goes through its units one by one.
 
     Args:
-        units: In the order in which they are begun.
-        workers: Actors that take tasks.
+        units: Units in the order in which they begin.
+        workers: Number of actors that take tasks.
 
     Yields:
         At least one unit each; several where they have no more than `TASK_BYTES` together.
@@ -41,14 +41,14 @@ def in_tasks(units: Sequence[Unit], workers: int) -> Iterator[Sequence[Unit]]:
 
 
 def pool(least: int, most: int, at_a_time: int = 1, *, isolate: bool) -> ActorPoolStrategy:
-    """Return how many actors an operator has, and how many tasks each of them.
+    """Return how many actors an operator has, and how many tasks each of them takes.
 
     Args:
-        least: Actors that it begins with.
-        most: Actors that it may grow to.
-        at_a_time: Tasks that an actor runs at a time. As many wait beside it: Ray Data adds actors where those that are
-            there have nearly twice as many tasks as they run, so that with fewer, nodes that join would stay idle.
-        isolate: Whether the death of an actor must take no other task with it: none waits then.
+        least: Number of actors at the start.
+        most: Number of actors that it may grow to.
+        at_a_time: Tasks that an actor runs at a time. As many more are queued: Ray Data adds actors only where the existing
+            ones have nearly twice as many tasks as they run. With fewer, nodes that join would stay idle.
+        isolate: Whether the death of an actor must not lose another task: then none is queued.
     """
     return ActorPoolStrategy(
         min_size=least,
@@ -67,9 +67,9 @@ def map_actors(
     retries: int,
     **options: Any,  # noqa: ANN401 (Ray's own)
 ) -> Dataset:
-    """Add an operator to a dataset: actors of a class, each task of which Ray tries again so often."""
+    """Add an operator to a dataset: a pool of actors; Ray retries each of their tasks `retries` times."""
     with warnings.catch_warnings():
-        # Of its removal in 2.64; in 2.60 nothing else tells how often an actor's task is tried again.
+        # The warning says that it is removed in 2.64; in 2.60 nothing else sets the retries of an actor's task.
         warnings.simplefilter("ignore", DeprecationWarning)
         return dataset.map_batches(
             operator,

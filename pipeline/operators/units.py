@@ -1,4 +1,4 @@
-"""Units as columns: what the driver hands over, what comes back, and units put together again from labelled rows."""
+"""Units as columns: what the driver hands over, what comes back, and the assembly of units from labelled rows."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from pipeline.session.stage_clock import Stage, StageClock
 from pipeline.sources.unit import Unit
 
 _RESULTS = pa.schema([("unit", pa.int64()), ("commit", pa.string()), ("why", pa.string()), ("stops", pa.bool_())])
-# Units that are published at a time: of an object store most of that is waiting.
+# Units published at a time: on an object store most of that is waiting.
 PUBLISHING = 8
-# Beside the rows' own columns: of which unit a row is, its place in it, what ends a unit, and the seconds of each stage.
+# Beside the rows' own columns: the row's unit, its place in the unit, what ends the unit, and the seconds of each stage.
 UNIT, ROW, END = "_unit", "_row", "_end"
-# Status of a row that is no sample's: of a unit that has none, or that failed. It is in no output.
+# Status of a row that is no sample: its unit is empty or failed. No output has it.
 NO_SAMPLE = "end"
 SPENT = {Stage.READ: "_read_s", Stage.DECODE: "_decode_s", Stage.LABEL: "_label_s"}
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a unit.
+    """The outcome of a unit.
 
     Attributes:
         unit: Its number.
-        commit: Of a finished unit.
-        why: It failed, where it did.
-        stops: Other units would fail too.
+        commit: Commit record of a finished unit.
+        why: Reason of a failure; "" where there is none.
+        stops: Whether other units would fail too.
     """
 
     unit: int
@@ -51,13 +51,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What is told of a unit with its last row; where it has none or failed, with a row that is no sample's.
+    """The end of a unit. Its last row carries it; a unit that is empty or failed has a row for it that is no sample.
 
     Attributes:
-        rows: Of its samples.
-        notes: What reading it came upon.
-        why: It failed, where it did.
-        stops: Other units would fail too.
+        rows: Number of the unit's samples.
+        notes: What reading the unit found.
+        why: Reason of a failure; "" where there is none.
+        stops: Whether other units would fail too.
     """
 
     rows: int = 0
@@ -71,7 +71,7 @@ class End:
 
 
 def why_failed(err: Exception) -> tuple[str, bool]:
-    """Return what to say of an error, and whether other units would meet it too: storage, a full disk, no model."""
+    """Return the words for an error, and whether other units would meet it too: storage, a full disk, no model."""
     text = str(err) if isinstance(err, ShardlabelError) else f"unexpected {type(err).__name__}: {err}"
     if isinstance(err, OSError):
         return text, err.errno is not None
@@ -85,18 +85,18 @@ def results_table(results: Sequence[Result]) -> pa.Table:
 
 
 def results_of(table: pa.Table) -> Iterator[Result]:
-    """Yield the results of such a table."""
+    """Yield the results of a `results_table`."""
     for row in table.to_pylist():
         yield Result(**{**row, "commit": row["commit"] and Commit(**json.loads(row["commit"]))})
 
 
 def with_seconds(table: pa.Table, stage: Stage, seconds: float) -> pa.Table:
-    """Add what a stage took, divided among the rows."""
+    """Add a stage's seconds, divided among the rows."""
     return table.append_column(SPENT[stage], pa.array(np.full(table.num_rows, seconds / table.num_rows, np.float32)))
 
 
 def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """Cut a table into runs of rows that follow one another in one unit."""
+    """Cut a table into runs of consecutive rows of one unit."""
     units, rows = table[UNIT].to_numpy(), table[ROW].to_numpy()
     edges = [0, *(np.flatnonzero((np.diff(units) != 0) | (np.diff(rows) != 1)) + 1).tolist(), len(units)]
     for start, stop in pairwise(edges):
@@ -106,7 +106,7 @@ def by_unit(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
 
 @dataclass(slots=True)
 class _Open:
-    """A unit of which rows have come."""
+    """A unit with some of its rows."""
 
     unit: Unit
     writer: UnitWriter
@@ -116,15 +116,15 @@ class _Open:
 
 
 class UnitAssembly:
-    """Puts units together from labelled rows that come in any order, and publishes each that is whole.
+    """Assembles units from labelled rows that come in any order, and publishes each complete one.
 
-    Use as a context manager. Rows are written to a local file as soon as those before them have come, so that memory
-    does not grow with a unit's size.
+    Use as a context manager. A row is written to a local file once all rows before it have come, so memory does not grow
+    with a unit's size.
 
     Args:
-        settings: What is written, and where.
-        units: Those whose rows come.
-        clock: Takes the seconds of each stage, of all processes.
+        settings: What to write, and where.
+        units: Units whose rows come.
+        clock: Takes the seconds of each stage, over all processes.
     """
 
     def __init__(self, settings: UnitSettings, units: Sequence[Unit], clock: StageClock) -> None:
@@ -146,7 +146,7 @@ class UnitAssembly:
             _discard(one.writer)
 
     def add(self, table: pa.Table) -> Iterator[Result]:
-        """Take rows in; yield what became of units that are published meanwhile, or that a row says failed."""
+        """Take rows; yield the outcome of units that were published meanwhile, or that failed according to a row."""
         for stage, name in SPENT.items():
             self._clock.add(stage, pc.sum(table[name]).as_py())
         for number, rows in by_unit(table):
@@ -164,7 +164,7 @@ class UnitAssembly:
         yield from self._published(at_most=2 * PUBLISHING)
 
     def rest(self) -> Iterator[Result]:
-        """Wait for those that are being published."""
+        """Wait for the units that are being published, and yield their outcome."""
         yield from self._published(at_most=0)
 
     def _write(self, number: int, rows: pa.Table, ends: list[End]) -> None:
@@ -193,7 +193,7 @@ class UnitAssembly:
         return Result(number, None, why, stops)
 
     def _published(self, *, at_most: int) -> Iterator[Result]:
-        """Yield what became of units that were published; wait until no more than so many are being published."""
+        """Yield the outcome of published units; wait until at most `at_most` units are being published."""
         while self._publishing:
             timeout = None if len(self._publishing) > at_most else 0
             done, _ = wait(self._publishing, timeout, return_when=FIRST_COMPLETED)

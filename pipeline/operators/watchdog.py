@@ -1,6 +1,6 @@
-"""End this process where native code takes too long: a thread that is inside of it cannot be stopped in any other way.
+"""End this process where native code takes too long: a thread inside it cannot be stopped in any other way.
 
-For processes of a pool, whose work is done again by another. Never for a caller's own.
+For pool processes only, whose work another process retries; never for a caller's process.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 from models.errors import DeviceLostError
 from models.inference.predictions import Labeller, Predictions, UInt8Array
 
-# Any nonzero codes will do: what was under way was noted before it began.
+# Any nonzero codes will do: work in progress was noted before it began.
 TOO_LONG_EXIT = 75
 LOST_GPU_EXIT = 76
-# So many times what the model takes by its own measure. A core that eight others want, a laptop that throttles and
+# A batch may take this many times the measured time. A core shared with eight others, a laptop that throttles and
 # memory that swaps slow it down by less.
 PATIENCE = 20
 
 
 class Watchdog(AbstractContextManager[None]):
-    """Use as a context manager around each piece of work, in any number of threads; 1 to 2 us each.
+    """Use as a context manager around each piece of work, in any number of threads; costs 1 to 2 us each.
 
     Args:
         timeout_s: A piece that takes longer ends the process.
@@ -44,7 +44,7 @@ class Watchdog(AbstractContextManager[None]):
         del self._began[threading.get_ident()]
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -55,7 +55,7 @@ class Watchdog(AbstractContextManager[None]):
 
 
 def patience(predict: Callable[[UInt8Array], object], side: int, batch_size: int, timeout_s: float) -> float:
-    """Return the seconds that a batch may take: at least so many, and more where a black image says the model is slow."""
+    """Return the seconds that a batch may take: `timeout_s`, or more where a black image shows that the model is slow."""
     seconds = []
     for _ in range(2):
         began = time.monotonic()
@@ -68,13 +68,13 @@ class WatchedLabeller:
     """A labeller whose process ends where a batch takes too long, or where its GPU is lost.
 
     Args:
-        labeller: Loaded; a black image is labelled twice now, to measure how long a batch takes.
-        side: Pixels, of the model's images.
-        batch_size: Images that it is given at most.
-        timeout_s: What a batch may take at least. A slow model may take PATIENCE times what it is measured to take.
+        labeller: A loaded labeller; it labels a black image twice now, to measure how long a batch takes.
+        side: Side of the model's images, in pixels.
+        batch_size: Most images in a batch.
+        timeout_s: Least time that a batch may take. A slow model may take PATIENCE times its measured time.
 
     Attributes:
-        timeout_s: What a batch may take.
+        timeout_s: How long a batch may take.
     """
 
     def __init__(self, labeller: Labeller, side: int, batch_size: int, timeout_s: float) -> None:
@@ -88,5 +88,5 @@ class WatchedLabeller:
             try:
                 return self._labeller.predict(images, probabilities=probabilities, embedding=embedding)
             except DeviceLostError:
-                # A CUDA context does not come back: a new process has a new one.
+                # A CUDA context cannot be restored in its process; a new process gets a new one.
                 os._exit(LOST_GPU_EXIT)

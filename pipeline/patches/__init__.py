@@ -1,4 +1,4 @@
-"""The one room of Ray's private parts: `patches.py` lists what of Ray is replaced and why, `looks_patches.py` what is read.
+"""The only place that touches Ray's private parts: `patches.py` lists what is replaced and why, `looks_patches.py` reads.
 
-Nothing outside of this folder touches a part of Ray whose name begins with an underscore; a test holds that.
+Nothing outside this folder uses a name of Ray that begins with an underscore; a test checks this.
 """

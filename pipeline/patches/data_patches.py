@@ -1,8 +1,8 @@
-"""Ray Data without the three actors that only a cluster needs, for a local Ray that lives as long as one command.
+"""Ray Data without three actors that only a cluster needs, for a local Ray that lives as long as one command.
 
-For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that bargains for nodes
-with the autoscaler, and one that notes which node an actor is on: three Python processes. A local Ray has no dashboard, no
-autoscaler and one node. Ray has no option to leave them out.
+For every execution Ray Data 2.60 keeps an actor that collects statistics for the dashboard, one that requests nodes from
+the autoscaler, and one that records the node of each actor: three Python processes. A local Ray has no dashboard, no
+autoscaler and one node. Ray has no option to leave these actors out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.patches.patches import DATA_AUTOSCALER, DATA_LOCATIONS, DATA_STATI
 
 @contextmanager
 def without_cluster_actors() -> Iterator[None]:
-    """Replace the three actors in this process, as far as the patches are on and fit."""
+    """Replace the three actors in this process, where their patches are switched on and fit."""
     with (
         DATA_STATISTICS.applied(lambda _: _NoStatistics),
         DATA_AUTOSCALER.applied(lambda _: _FixedCluster),
@@ -26,12 +26,12 @@ def without_cluster_actors() -> Iterator[None]:
         yield
 
 
-# What looks like an actor's method, and does nothing.
+# Looks like an actor's method, and does nothing.
 _IGNORED = SimpleNamespace(remote=lambda *args, **options: None)
 
 
 class _NoStatistics:
-    """In place of Ray Data's _StatsActor: nobody looks at its figures."""
+    """Replaces Ray Data's _StatsActor: nobody reads its statistics."""
 
     num_datasets = 0
 
@@ -40,7 +40,7 @@ class _NoStatistics:
 
     @property
     def gen_dataset_id(self) -> SimpleNamespace:
-        """Name a dataset, as the actor does."""
+        """Return the id of a dataset, like the actor."""
         import ray
 
         _NoStatistics.num_datasets += 1
@@ -48,19 +48,19 @@ class _NoStatistics:
 
 
 class _OneNode:
-    """In place of Ray Data's ActorLocationTracker. Picklable: actors report to it, in vain."""
+    """Replaces Ray Data's ActorLocationTracker. Picklable: actors report to it, without effect."""
 
     @property
     def update_actor_location(self) -> SimpleNamespace:
-        """Take an actor's node."""
+        """Ignore the node of an actor."""
         return _IGNORED
 
 
 def _all_here(logical_actor_ids: Sequence[str]) -> dict[str, str]:
-    """Say that all actors are on this node.
+    """Return this node as the location of all actors.
 
-    Not by way of the object store, as an actor's answer would come: a process that touches it after the raylet died is
-    ended at once, without a word.
+    The answer does not go through the object store, as an actor's would: a process that touches the store after the raylet
+    died is killed at once, without a message.
     """
     import ray
 
@@ -68,7 +68,7 @@ def _all_here(logical_actor_ids: Sequence[str]) -> dict[str, str]:
 
 
 class _FixedCluster:
-    """In place of Ray Data's cluster autoscaler: a cluster that is what it is."""
+    """Replaces Ray Data's cluster autoscaler: this cluster does not change."""
 
     def __init__(self, *args: object, **options: object) -> None:
         import ray
@@ -83,5 +83,5 @@ class _FixedCluster:
         """Do nothing."""
 
     def get_total_resources(self) -> Any:  # noqa: ANN401 (untyped library)
-        """Return what the node has, as ExecutionResources."""
+        """Return the resources of the node, as ExecutionResources."""
         return self._total

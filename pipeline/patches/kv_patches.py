@@ -1,6 +1,6 @@
-"""Ray's own key-value store: of the cluster, without a process of its own, gone with it.
+"""Ray's own key-value store: part of the cluster, without a process, and gone with it.
 
-Public Ray has an actor for that, which is a Python process more, and slower (docs/decisions.md).
+Ray's public way is an actor, which is another Python process, and slower (docs/decisions.md).
 """
 
 from __future__ import annotations

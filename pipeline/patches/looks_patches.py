@@ -1,6 +1,6 @@
-"""What is asked of Ray that it tells only by private ways.
+"""Reads what Ray tells only through private names.
 
-Nothing is changed by it, and nothing depends on it: where Ray differs, the answer is what stands for "unknown".
+It changes nothing, and nothing depends on it: where Ray differs, the answer is a value that means "unknown".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Look = TypeVar("Look", bound=Callable[..., Any])
 
 
 def _or(unknown: object) -> Callable[[Look], Look]:
-    """Return a value where Ray has not what a function looks at."""
+    """Return a value where Ray lacks what a function reads."""
 
     def decorate(look: Look) -> Look:
         @wraps(look)
@@ -34,7 +34,7 @@ def _or(unknown: object) -> Callable[[Look], Look]:
 
 @_or(None)
 def local_node() -> Any | None:  # noqa: ANN401 (Ray's own)
-    """Return the Ray that this process has started, to be compared and given to `dead_process`; None where there is none."""
+    """Return the Ray that this process has started, for comparison and for `dead_process`; None where there is none."""
     from ray._private import worker
 
     return worker._global_node
@@ -42,7 +42,7 @@ def local_node() -> Any | None:  # noqa: ANN401 (Ray's own)
 
 @_or(None)
 def dead_process(node: Any) -> str | None:  # noqa: ANN401 (Ray's own)
-    """Return which of a local Ray's two own processes has died; None where both live."""
+    """Return which of a local Ray's own two processes has died; None where both live."""
     for name in ("gcs_server", "raylet"):
         if any(info.process.poll() is not None for info in node.all_processes.get(name, [])):
             return name
@@ -51,7 +51,7 @@ def dead_process(node: Any) -> str | None:  # noqa: ANN401 (Ray's own)
 
 @_or({})
 def most_resources() -> dict[str, float]:
-    """Return what the cluster's autoscaler may make of each kind of resource; {} where it has none."""
+    """Return the most of each resource that the cluster's autoscaler may provide; {} where it has none."""
     from ray._private.state import state
 
     return state.get_max_resources_from_cluster_config() or {}
@@ -59,7 +59,7 @@ def most_resources() -> dict[str, float]:
 
 @_or(None)
 def serve_options() -> tuple[Any, Any] | None:
-    """Return the options of HTTP and gRPC that the cluster's Serve was started with; None where it does not run."""
+    """Return the HTTP and gRPC options that the cluster's Serve was started with; None where Serve does not run."""
     import ray
     from ray.serve.context import _get_global_client
 
@@ -69,7 +69,7 @@ def serve_options() -> tuple[Any, Any] | None:
 
 @_or(())
 def node_providers() -> tuple[str, ...]:
-    """Return the providers of nodes that `ray up` knows, in order; () where that is unknown."""
+    """Return the node providers that `ray up` knows, in order; () where that is unknown."""
     from ray.autoscaler._private.providers import _NODE_PROVIDERS
 
     return tuple(sorted(_NODE_PROVIDERS))

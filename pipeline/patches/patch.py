@@ -1,4 +1,4 @@
-"""What a patch of Ray is: named, checked against the Ray that is there before it replaces anything, undone afterwards."""
+"""A patch of Ray: named, checked against the installed Ray before it replaces anything, and undone afterwards."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from models.errors import ClusterError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Ray's release that the places were read in; its patch releases count as the same.
+# Ray's release for which the patches were written; its patch releases count as the same.
 MADE_FOR = "2.60"
 SWITCH_VARIABLE = "SHARDLABEL_RAY_PATCHES"
 
-# Takes what is there, and returns what is to be in its place.
+# Takes the present value, and returns its replacement.
 Wrap = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something of Ray's own, as it is in `MADE_FOR`.
+    """A part of Ray, as it is in `MADE_FOR`.
 
     Attributes:
-        module: Where it is looked up.
-        name: Of the attribute, with dots below a class; "" for the module itself.
-        parameters: Names that must be among a function's parameters, in this order; None where it is not looked at.
-        words: What the module's source must hold.
+        module: Module in which it is looked up.
+        name: Name of the attribute, with dots below a class; "" for the module itself.
+        parameters: Names that must be among a function's parameters, in this order; None to skip this check.
+        words: Text that the module's source must contain.
     """
 
     module: str
@@ -40,11 +40,11 @@ class Place:
     words: str = ""
 
     def find(self) -> tuple[Any, str, Any]:
-        """Return whose attribute it is, the attribute's own name, and its value.
+        """Return the object that has the attribute, the attribute's own name, and its value.
 
         Raises:
             ImportError: There is no such module.
-            AttributeError: It has no such attribute.
+            AttributeError: The module has no such attribute.
         """
         value: Any = import_module(self.module)
         owner, last = value, ""
@@ -53,31 +53,31 @@ class Place:
         return owner, last, value
 
     def difference(self) -> str | None:
-        """Say what is not as expected; None where all is."""
+        """Return how it differs from what is expected; None where it does not."""
         where = f"{self.module}.{self.name}".rstrip(".")
         try:
             _, _, value = self.find()
             if self.words and self.words not in inspect.getsource(value):
-                return f"{where} does not hold {self.words!r}"
+                return f"{where} does not contain {self.words!r}"
             if self.parameters is not None:
                 found = tuple(inspect.signature(value).parameters)
                 if tuple(name for name in found if name in self.parameters) != self.parameters:
                     return f"{where} takes ({', '.join(found)}), expected ({', '.join(self.parameters)})"
         except (ImportError, AttributeError, OSError, TypeError, ValueError) as err:
-            return f"{where} is not there, or cannot be looked at ({err})"
+            return f"{where} is missing or cannot be inspected ({err})"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One change of how Ray behaves in this process.
+    """One change to how Ray behaves in this process.
 
     Attributes:
-        name: By which it is switched off.
-        kind: "speed" and "words" (what Ray prints) are left out where they are switched off or Ray differs; "safety" is
-            never switched off, and refuses a Ray that differs.
-        why: It is there.
-        gain: As it was measured; docs/decisions.md says how.
+        name: Name that switches it off.
+        kind: "speed" and "words" (what Ray prints) are skipped where they are switched off or Ray differs; "safety" cannot
+            be switched off, and fails where Ray differs.
+        why: Reason for the patch.
+        gain: Measured gain; docs/decisions.md says how.
         places: What it replaces or relies on.
     """
 
@@ -88,10 +88,10 @@ class Patch:
     places: tuple[Place, ...]
 
     def fits(self) -> bool:
-        """Tell whether it is to be applied here: not switched off, and Ray is as expected. Says so in the log if not.
+        """Tell whether to apply it here: it is not switched off, and Ray is as expected. Logs why not.
 
         Raises:
-            ClusterError: It is for safety, and Ray is another than expected.
+            ClusterError: It is for safety, and Ray is not as expected.
         """
         if self.kind != "safety" and is_switched_off(self.name):
             logger.info("patch=%s is switched off", self.name)
@@ -101,17 +101,17 @@ class Patch:
             return True
         if self.kind == "safety":
             raise ClusterError(
-                f"Ray is another than expected, and `{self.name}` is needed for safety ({self.why}): {difference}; "
+                f"this Ray is not the expected one, and `{self.name}` is needed for safety ({self.why}): {difference}; "
                 f"install Ray {MADE_FOR}"
             )
-        logger.info("patch=%s is left out, Ray's own way is taken: %s", self.name, difference)
+        logger.info("patch=%s is skipped, Ray's own behaviour stays: %s", self.name, difference)
         return False
 
     def apply(self, *wraps: Wrap) -> Callable[[], None]:
-        """Replace the first places by what the wraps make of them, one each, if it fits; the others are only checked.
+        """Replace the first places, each by the result of its wrap, if the patch fits; other places are only checked.
 
         Returns:
-            What undoes it.
+            A function that undoes it.
         """
         found = [place.find() for place in self.places[: len(wraps)]] if self.fits() else []
         for (owner, name, value), wrap in zip(found, wraps, strict=False):
@@ -125,7 +125,7 @@ class Patch:
 
     @contextmanager
     def applied(self, *wraps: Wrap) -> Iterator[None]:
-        """Have it applied for a time; see `apply`."""
+        """Apply it for the body of a `with` statement; see `apply`."""
         undo = self.apply(*wraps)
         try:
             yield
@@ -140,7 +140,7 @@ def _switch() -> list[str]:
 def is_switched_off(name: str) -> bool:
     """Tell whether the environment's SHARDLABEL_RAY_PATCHES switches a patch off.
 
-    It is a list with commas, read from the left: `off` (all), `-NAME` (this one), `NAME` (this one is on after all).
+    It is a list with commas, read from the left: `off` (all), `-NAME` (this patch off), `NAME` (this patch on again).
     """
     is_off = False
     for word in _switch():
@@ -152,13 +152,13 @@ def is_switched_off(name: str) -> bool:
 
 
 def check_switch(patches: Iterable[Patch]) -> None:
-    """Raise ConfigError where SHARDLABEL_RAY_PATCHES has a word that is of no patch that can be switched."""
+    """Raise ConfigError where SHARDLABEL_RAY_PATCHES has a word that names no patch that can be switched off."""
     names = sorted(patch.name for patch in patches if patch.kind != "safety")
     for word in _switch():
         if word != "off" and word.removeprefix("-") not in names:
             raise ConfigError(
-                f"{SWITCH_VARIABLE}: expected `off`, NAME or -NAME, with commas between them, of {', '.join(names)}; got "
-                f"{word!r} (patches for safety stay on)"
+                f"{SWITCH_VARIABLE}: expected `off`, NAME or -NAME, separated by commas, with NAME one of "
+                f"{', '.join(names)}; got {word!r} (patches for safety stay on)"
             )
 
 

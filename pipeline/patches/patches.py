@@ -1,8 +1,8 @@
 """Every patch of Ray, in one list: its name, its reason, its gain, and what of Ray it relies on.
 
-The gains are the medians, with the least and the most, of what a run of 100 images takes more where the one patch is left
-out (`python -m benchmarks.ray_patches`, two quiet cores: first file after 5.2 s with all and 9.8 with none, 6.4 and 14.5 s
-of CPU). What has none is not here.
+A gain is the median, with the least and the most, of what a run of 100 images takes more when this patch alone is left out
+(`python -m benchmarks.ray_patches`, two quiet cores: first file after 5.2 s with all and 9.8 s with none, 6.4 and 14.5 s
+of CPU). A patch without a gain is not here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MONITORS = Patch(
     "monitors",
     "speed",
     "an autoscaler's monitor and a log monitor have nothing to do for one command; the agent's port is the same for every "
-    "Ray of a machine, and beside another one it is tried in vain for 3.4 s",
-    "two processes less: 0.9 s of CPU (0.0 to 1.1), exit 1.2 s sooner",
+    "Ray on a machine, and next to another Ray the attempts to open it take 3.4 s",
+    "two processes fewer: 0.9 s of CPU (0.0 to 1.1), exit 1.2 s sooner",
     (
         Place(
             "ray._private.parameter",
@@ -30,33 +30,33 @@ MONITORS = Patch(
 AGENTS = Patch(
     "agents",
     "speed",
-    "the dashboard's and the runtime environments' agents of a node serve nobody where there are neither",
-    "two processes less, with the API server that needs them three: 3.2 s of CPU (1.8 to 3.3), first file 3.1 s sooner",
+    "a node's agents for the dashboard and for runtime environments serve nobody where there are neither",
+    "two processes fewer, three with the API server that needs them: 3.2 s of CPU (1.8 to 3.3), first file 3.1 s sooner",
     (
         Place("ray._private.services", "start_ray_process", ("command", "process_type")),
-        # `uv run` would have the workers in an environment that an agent builds. They have this process's own.
+        # `uv run` would put the workers in an environment that an agent builds. They use this process's environment.
         Place(_CONSTANTS, "RAY_ENABLE_UV_RUN_RUNTIME_ENV"),
     ),
 )
 API_SERVER = Patch(
     "api_server",
     "speed",
-    "Ray starts the dashboard's server with include_dashboard=False too, and waits for it",
-    "a process less: 0.9 s of CPU (0.8 to 0.9), first file 1.0 s sooner",
+    "Ray starts the dashboard's server even with include_dashboard=False, and waits for it",
+    "one process fewer: 0.9 s of CPU (0.8 to 0.9), first file 1.0 s sooner",
     (Place("ray._private.node", "Node.start_api_server", ("self", "include_dashboard", "raise_on_failure")),),
 )
 DATA_STATISTICS = Patch(
     "data_statistics",
     "speed",
-    "an actor that collects figures for the dashboard, of which a local Ray has none",
-    "a process less: 1.0 s of CPU (0.9 to 2.2)",
+    "this actor collects statistics for the dashboard, which a local Ray does not have",
+    "one process fewer: 1.0 s of CPU (0.9 to 2.2)",
     (Place("ray.data._internal.stats", "get_or_create_stats_actor", ()),),
 )
 DATA_AUTOSCALER = Patch(
     "data_autoscaler",
     "speed",
-    "an actor that bargains for nodes: a local Ray is one, and stays so",
-    "a process less: 1.3 s of CPU (0.6 to 2.4)",
+    "this actor requests nodes, but a local Ray always has one",
+    "one process fewer: 1.3 s of CPU (0.6 to 2.4)",
     (
         Place(
             f"{_EXECUTION}.streaming_executor",
@@ -69,8 +69,8 @@ DATA_AUTOSCALER = Patch(
 DATA_LOCATIONS = Patch(
     "data_locations",
     "speed",
-    "an actor that notes on which node each actor is: a local Ray has one",
-    "a process less: 0.8 s of CPU (0.0 to 1.0)",
+    "this actor records the node of each actor, but a local Ray has one node",
+    "one process fewer: 0.8 s of CPU (0.0 to 1.0)",
     (
         Place(_ACTOR_POOL, "get_or_create_actor_location_tracker", ()),
         Place(_ACTOR_POOL, "get_actor_locations", ("logical_actor_ids",)),
@@ -79,21 +79,21 @@ DATA_LOCATIONS = Patch(
 SHORT_ERRORS = Patch(
     "short_errors",
     "words",
-    "Ray prints pages where a node dies, also with log_to_driver=False",
+    "Ray prints pages when a node dies, even with log_to_driver=False",
     "the death of a node is one line",
     (Place("ray._private.worker", "print_to_stdstream", ("data", "ignore_prefix")),),
 )
 LOOPBACK = Patch(
     "loopback",
     "safety",
-    "Ray's ports are to be reached from this machine alone",
-    "no port on other interfaces, where there were 11",
+    "Ray's ports must be reachable from this machine alone",
+    "no port on other interfaces, instead of 11",
     (Place(_CONSTANTS, "ENABLE_RAY_CLUSTER"),),
 )
 TOKEN = Patch(
     "token",
     "safety",
-    "who reaches a Ray runs code as whoever started it",
+    "anyone who can reach a Ray can run code as the user who started it",
     "a token for each run, in no file",
     (
         Place("ray._raylet", "AuthenticationTokenLoader.instance"),
@@ -104,7 +104,7 @@ TOKEN = Patch(
 COMMAND_LINE = Patch(
     "command_line",
     "safety",
-    "Ray shows the command line, with the keys in its URIs, to whoever sees its dashboard",
+    "Ray shows the command line, with the keys in its URIs, to everyone who sees its dashboard",
     "no secret in Ray's records",
     (Place("ray._private.utils", "get_entrypoint_name", ()),),
 )
@@ -114,10 +114,10 @@ GRPC = Patch(
     "Ray Serve's gRPC servers listen on every interface, and have no limits",
     "one address, and limits",
     (
-        # Of clients, and of other deployments: functions of a server and an address.
+        # For clients, and for other deployments: functions of a server and an address.
         Place("ray.serve._private.default_impl", "add_grpc_address", ("grpc_server", "server_address")),
         Place("ray.serve._private.replica", "add_port_to_grpc_server", ("server", "address")),
-        # Who calls them.
+        # Their callers.
         Place("ray.serve._private.grpc_util", words='address(server, f"[::]:'),
         Place("ray.serve._private.replica", words='server(self._server, "[::]:'),
         Place("ray.serve._private.constants", "DEFAULT_GRPC_SERVER_OPTIONS"),

@@ -1,8 +1,8 @@
 """A local Ray without the services that only a cluster or a person at a dashboard needs, and closed to others.
 
 `ray.init` starts five Python processes beside Ray's own two: the autoscaler's monitor, the log monitor, an API server
-whose coming up it waits for (even with `include_dashboard=False`), and the two agents of a node, for its dashboard and for
-runtime environments. For one command on one machine none of them does anything.
+that it waits for (even with `include_dashboard=False`), and the two agents of a node, for its dashboard and for runtime
+environments. For one command on one machine none of them does anything.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pipeline.patches.patches import AGENTS, API_SERVER, COMMAND_LINE, LOOPBACK,
 
 logger = logging.getLogger(__name__)
 
-# Whatever options the raylet adds: `cat` would refuse them, and the raylet ends with its agents.
+# `sh` accepts any options that the raylet adds, `cat` would refuse them; the raylet ends with its agents.
 _STAND_IN = 'sh -c "exec cat" agent'
 _AGENT_COMMANDS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
-# Files in which the agents say where they listen; the raylet waits for them.
+# Files in which the agents write their ports; the raylet waits for them.
 _AGENT_PORTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
-# By which somebody may ask for a runtime environment, which only its agent makes.
+# With these a user may request a runtime environment, which only its agent can make.
 _RUNTIME_ENV_VARIABLES = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-# As Ray announces the death of a node.
+# Ray's message on the death of a node.
 _LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
 
 
 @contextmanager
 def without_services() -> Iterator[None]:
-    """Have `ray.init` start nothing but Ray's own two processes, as far as the patches are on and fit."""
+    """Have `ray.init` start only Ray's own two processes, where the patches are switched on and fit."""
     with ExitStack() as stack:
         stack.enter_context(
             MONITORS.applied(
@@ -55,9 +55,9 @@ def without_services() -> Iterator[None]:
 
 
 def _without_agents(start_ray_process: Callable[..., Any]) -> Callable[..., Any]:
-    """Have the raylet start `cat` where it would start its node's two agents: it ends when the raylet does, as they do.
+    """Have the raylet start `cat` in place of its node's two agents: like them, it ends when the raylet does.
 
-    The raylet insists on a command, keeps a pipe to it, and waits to be told ports; at those given here nobody listens.
+    The raylet requires a command, keeps a pipe to it, and waits for ports; nobody listens at the ports given here.
     """
 
     def start(command: list[str], *args: Any, **options: Any) -> Any:  # noqa: ANN401 (Ray's own)
@@ -77,12 +77,12 @@ def _without_agents(start_ray_process: Callable[..., Any]) -> Callable[..., Any]
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Have Ray call its node 127.0.0.1, as it does on macOS and Windows: all of its processes listen there alone then.
+    """Have Ray use 127.0.0.1 for its node, as on macOS and Windows: all of its processes then listen there alone.
 
     Raises:
-        ClusterError: Ray is another than expected.
+        ClusterError: Ray is not the expected version.
     """
-    # The constant is this process's, which may have read the variable long ago; the variable is for those it starts.
+    # This process may have read the constant long ago; the variable is for the processes that it starts.
     of_user = os.environ.get(_LOOPBACK_VARIABLE)
     with LOOPBACK.applied(lambda _: False):
         os.environ[_LOOPBACK_VARIABLE] = "0"
@@ -97,16 +97,16 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def own_token() -> Iterator[None]:
-    """Have Ray take a new token from the environment, and afterwards whatever there was before.
+    """Have Ray take a new token from the environment, and afterwards restore the former settings.
 
     Raises:
-        ClusterError: Ray is another than expected.
+        ClusterError: Ray is not the expected version.
     """
     TOKEN.fits()
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     before = {name: os.environ.pop(name) for name in _AUTH_VARIABLES if name in os.environ}
-    # The mode is Ray's own default for a Ray that it starts; "disabled" is meant for other clusters.
+    # The mode is left at Ray's default for a Ray that it starts; "disabled" is meant for other clusters.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     AuthenticationTokenLoader.instance().reset_cache()
     try:
@@ -121,13 +121,13 @@ def own_token() -> Iterator[None]:
 
 @contextmanager
 def command_line_noted(without_secrets: Callable[[str], str]) -> Iterator[None]:
-    """Have Ray note this process's command line without the secrets of its URIs: its dashboard shows it to all.
+    """Have Ray record this process's command line without the secrets in its URIs: its dashboard shows it to all.
 
     Args:
-        without_secrets: Takes them out of a text.
+        without_secrets: Removes them from a text.
 
     Raises:
-        ClusterError: Ray is another than expected.
+        ClusterError: Ray is not the expected version.
     """
     with COMMAND_LINE.applied(lambda command_line: lambda: without_secrets(command_line())):
         yield
@@ -135,9 +135,9 @@ def command_line_noted(without_secrets: Callable[[str], str]) -> Iterator[None]:
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """Have the death of a node logged in a line, and what Ray says beside that only with --verbose: it prints pages.
+    """Log the death of a node in one line, and other messages of Ray only with --verbose: Ray prints pages.
 
-    `log_to_driver=False` does not cover them, and there is no option (2.60). Takes effect when Ray is joined.
+    `log_to_driver=False` does not suppress them, and Ray 2.60 has no option. Takes effect when Ray is joined.
     """
     with SHORT_ERRORS.applied(lambda _: _log_briefly):
         yield
@@ -147,6 +147,6 @@ def _log_briefly(data: dict[str, Any], ignore_prefix: bool = False) -> None:
     text = " ".join(str(line) for line in data.get("lines", ())).strip()
     lost = _LOST_NODE.search(text)
     if lost is not None:
-        logger.warning("node=%s (%s) is lost; what it had is done again by others", lost[1][:8], lost[2])
+        logger.warning("node=%s (%s) is lost; other nodes redo its work", lost[1][:8], lost[2])
     else:
         logger.info("Ray says: %s", text.partition("Possible reasons")[0].partition("\n")[0][:300])

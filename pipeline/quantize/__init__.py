@@ -1,1 +1,1 @@
-"""`shardlabel models quantize`: int8 from the user's own images."""
+"""`shardlabel models quantize`: an int8 model from the user's own images."""

@@ -1,4 +1,4 @@
-"""Variants of running a model, measured on the same images: accuracy, how far the probabilities moved, and speed."""
+"""Variants of a model, measured on the same images: accuracy, how far the probabilities moved, and throughput."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SPEED_REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way of running the model, measured on the images that had no part in making it. Rates in percent.
+    """A variant of the model, measured on the held-out images. Rates in percent.
 
     Attributes:
         name: "fp32", "int8 minmax", ...
-        precision: Of it.
-        top1: On those images.
-        top5: On those images.
+        precision: Its precision.
+        top1: Top-1 on those images.
+        top5: Top-5 on those images.
         agreement: Images with the same best label as fp32.
         divergence: Mean Kullback-Leibler divergence of its probabilities from those of fp32.
-        images_per_s: On the CPU, one thread; None of float16, which a CPU does not compute in.
-        speed_up: Over fp32, the two measured in turns.
-        size_bytes: Of the file.
+        images_per_s: On the CPU, one thread; None for float16, in which a CPU does not compute.
+        speed_up: Throughput relative to fp32, measured alternately.
+        size_bytes: Size of the file.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A candidate that was run over the images that judge; `probabilities` float32 of shape (n_images, n_classes)."""
+    """A candidate with its results on the held-out images; `probabilities` is float32 of shape (n_images, n_classes)."""
 
     candidate: Candidate
     classifier: Classifier
@@ -79,15 +79,15 @@ def measure(
     size: int,
     base: Run | None = None,
 ) -> Run:
-    """Run a joined graph over the images that judge.
+    """Run a joined graph over the held-out images.
 
     Args:
-        name: What tells it from others.
+        name: Name of the candidate.
         spec: The model.
-        precision: Of the graph.
-        graph: As of `models.graph.join.join_graph`.
-        images: Those that judge.
-        size: Of its file, bytes.
+        precision: Precision of the graph.
+        graph: A graph of `models.graph.join.join_graph`.
+        images: The held-out images.
+        size: Size of its file, bytes.
         base: fp32, to compare with; None for fp32 itself.
     """
     classifier = Classifier(spec, precision=precision, top_k=1, graph=graph)
@@ -120,7 +120,7 @@ def measure(
 
 
 def _speed(classifier: Classifier, base: Classifier, pixels: UInt8Array) -> tuple[float, float]:
-    """Return images/s, and how many times the base's: in turns, so that what else the machine does counts for both."""
+    """Return images/s, and their ratio to the base's; both are run alternately, so that other load affects both."""
     few = pixels[:SPEED_IMAGES]
     taken: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(SPEED_REPEATS):
@@ -135,7 +135,7 @@ def _speed(classifier: Classifier, base: Classifier, pixels: UInt8Array) -> tupl
 
 
 def line(found: Candidate, base: Candidate) -> str:
-    """Say in a line how a candidate did beside fp32."""
+    """Return a line that compares a candidate with fp32."""
     moved = "" if found is base else f", {found.top1 - base.top1:+.2f} points, {found.agreement:.1f} % same labels"
     rate = "" if found.images_per_s is None else f"; {found.images_per_s:.0f} images/s"
     times = "" if found is base or found.speed_up is None else f", {found.speed_up:.2f} times fp32"

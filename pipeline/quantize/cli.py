@@ -1,4 +1,4 @@
-"""`shardlabel models quantize`: it stands here, and not with the other commands on models, since it reads SOURCE."""
+"""`shardlabel models quantize`. It is here, and not with the other `models` commands, because it reads SOURCE."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ METHODS = ("minmax", "percentile", "entropy")
 
 @options_of(LabelConfig, "decode", "format")
 def quantize(  # noqa: PLR0913 (one argument an option)
-    name: Annotated[str, typer.Argument(help="A model of the catalog, or one that was added, that has fp32.")],
+    name: Annotated[str, typer.Argument(help="A model of the catalog, or one that you added, with fp32.")],
     calibration: Annotated[
         list[str], typer.Option(metavar="SRC", help="Labelled images, as for `evaluate`; may be given several times.")
     ],
-    max_drop: Annotated[float, typer.Option(help="Points of top-1 that may be lost on the images held out.")] = 0.5,
+    max_drop: Annotated[float, typer.Option(help="Points of top-1 that may be lost on the held-out images.")] = 0.5,
     calibration_images: Annotated[
         int,
         typer.Option(
@@ -31,20 +31,18 @@ def quantize(  # noqa: PLR0913 (one argument an option)
             help="How many images set the ranges of the activations; the others are held out to measure accuracy.",
         ),
     ] = 128,
-    limit: Annotated[int, typer.Option(min=1, help="Images to read at most; 150 kB of memory each.")] = 2000,
-    methods: Annotated[str, typer.Option(help="Variants of setting the ranges, of which the best is kept.")] = ",".join(
-        METHODS
-    ),
+    limit: Annotated[int, typer.Option(min=1, help="Most images to read; each takes 150 kB of memory.")] = 2000,
+    methods: Annotated[str, typer.Option(help="Methods to set the ranges; the best is kept.")] = ",".join(METHODS),
     fp16: Annotated[bool, typer.Option(help="Also measure float16, as it is made for GPUs.")] = True,
     label_field: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
     **options: object,
 ) -> None:
-    """Make an int8 of a model, measured on images of your own beside fp32 and fp16; register it if it loses little enough.
+    """Make an int8 model, measure it on your own images beside fp32 and fp16, and register it if it loses little enough.
 
     Static int8: QDQ, per channel, uint8 activations, int8 weights at scales that are right on every CPU. Some images of
-    SRC set the ranges; the others are held out. When top-1 falls there by more than --max-drop, nothing is registered,
-    and the exit code is 1. Afterwards --precision int8 (and auto, on a CPU) finds it; `models remove` undoes it.
+    SRC set the ranges; the others are held out. If top-1 on these falls by more than --max-drop, nothing is registered,
+    and the exit code is 1. Afterwards --precision int8 (and auto, on a CPU) uses it; `models remove` undoes it.
 
     Example:
         shardlabel models quantize resnet18-v2 --calibration 'val/*.tar'
@@ -56,7 +54,7 @@ def quantize(  # noqa: PLR0913 (one argument an option)
     if not chosen or set(chosen) - set(METHODS):
         raise ConfigError(f"--methods must be some of {', '.join(METHODS)}, got {methods!r}")
     config = build_config({**options, "source": calibration, "output": "none", "model": name, "limit": limit})
-    logging.getLogger("root").setLevel(logging.ERROR)  # ONNX Runtime's tools advise there, on what is done already
+    logging.getLogger("root").setLevel(logging.ERROR)  # there ONNX Runtime's tools advise steps that are done already
     wanted = QuantizeRequest(config, max_drop, calibration_images, chosen, fp16, label_field)
     result, refusal = run(wanted, partial(typer.echo, err=as_json))
     if as_json:
@@ -65,11 +63,11 @@ def quantize(  # noqa: PLR0913 (one argument an option)
         raise QuantizationError(refusal)
     if not as_json:
         typer.echo(
-            f"registered {' and '.join(result.chosen)}; on {result.images} images top-1 is known to "
+            f"registered {' and '.join(result.chosen)}; the uncertainty of top-1 on {result.images} images is "
             f"{result.uncertainty:.1f} points either way"
         )
 
 
 def register(models_app: typer.Typer) -> None:
-    """Add the command to those on models."""
+    """Add the command to the `models` commands."""
     models_app.command()(quantize)

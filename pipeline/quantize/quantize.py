@@ -1,8 +1,8 @@
-"""Quantise a model on labelled images of the user's own, and keep what holds the bar.
+"""Quantise a model on the user's own labelled images, and keep the result if it loses little enough accuracy.
 
-SOURCE is divided: some images set the ranges of the activations, all others are held out. Each way of setting the ranges is
-a candidate; of those the one with the best top-1 counts, of equal ones the one whose probabilities moved least. The same
-images choose and judge, which flatters the choice by as much as the candidates differ; the table shows it.
+SOURCE is divided: some images set the ranges of the activations, all others are held out. Each method of setting the ranges
+gives a candidate. The candidate with the best top-1 is chosen, and among equals the one whose probabilities moved least.
+The same images choose and measure it, which overstates its accuracy by up to the difference that the table shows.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from pipeline.storage.uris import without_secrets
 UInt8Array = npt.NDArray[np.uint8]
 
 MIN_IMAGES = 20
-# They stay float32: features are taken from the pools, and 8-bit scores would tie.
+# These stay float32: features are taken from the pools, and 8-bit scores would tie.
 FLOAT_OPS = frozenset({"ReduceMean", "GlobalAveragePool", "Softmax", "LogSoftmax", "LayerNormalization"})
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRequest:
-    """What to quantise, on what, and how good it has to be.
+    """What to quantise, on which images, and how accurate it has to be.
 
     Attributes:
-        config: Names the model, SOURCE, decode mode, and how many images are kept in memory, 150 kB each.
+        config: The model, SOURCE, decode mode, and how many images are kept in memory, 150 kB each.
         max_drop: Points of top-1 that may be lost.
-        calibration_images: How many set the ranges, evenly spaced in SOURCE.
-        methods: Variants of setting the ranges.
-        half: Whether to measure float16 too; it is made of fp32 at first use, and not registered.
-        label_field: As for `evaluate`.
+        calibration_images: How many images set the ranges, evenly spaced in SOURCE.
+        methods: Methods of setting the ranges.
+        half: Whether to measure float16 too; it is made from fp32 at first use, and not registered.
+        label_field: As in `evaluate`.
     """
 
     config: LabelConfig
@@ -58,14 +58,14 @@ class QuantizeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """What came of it.
+    """The result.
 
     Attributes:
-        model: Its name.
-        calibrated_on: Images that set the ranges.
-        images: Images that judged.
-        candidates: All that were measured, fp32 first.
-        chosen: Names of those that were registered.
+        model: Name of the model.
+        calibrated_on: Number of images that set the ranges.
+        images: Number of held-out images.
+        candidates: All measured candidates, fp32 first.
+        chosen: Names of the registered candidates.
         max_drop: Points of top-1 that could be lost.
         uncertainty: Half the width of the 95 % interval of fp32's top-1 on these images, points.
     """
@@ -80,19 +80,19 @@ class Quantised:
 
 
 def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quantised, str | None]:
-    """Make the candidates, measure them, and register the best that holds the bar.
+    """Make the candidates, measure them, and register the best if it loses no more than `max_drop`.
 
     Args:
-        wanted: What, and how good.
+        wanted: What to quantise, and how accurate it has to be.
         say: Called with a line about each step.
 
     Returns:
-        What was measured; and why nothing was registered, where the bar was not held.
+        The measurements; and why nothing was registered, or None.
 
     Raises:
-        ConfigError: The model cannot be quantised by name, or there is no fp32 of it.
+        ConfigError: The model was given as a file, or has no fp32.
         SourceError: SOURCE cannot be read, or has too few labelled images.
-        ModelError: The model cannot be had or used.
+        ModelError: The model cannot be loaded or used.
     """
     import onnx
 
@@ -103,7 +103,7 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
     spec = load_spec(wanted.config.model)
     if wanted.config.model.endswith(".onnx"):
         raise ConfigError(
-            f"register {wanted.config.model} first, with `shardlabel models add`, and quantise it by its name"
+            f"register {wanted.config.model} first with `shardlabel models add`, then quantise it by its name"
         )
     if Precision.FP32 not in spec.artifacts:
         raise ConfigError(f"{spec.name} has no fp32 to start from, only {', '.join(spec.artifacts)}")
@@ -121,7 +121,7 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
     base = reference.candidate
     say(line(base, base))
     if wilson(round(base.top1 * len(held_back.truth) / 100), len(held_back.truth))[0] <= 1 / len(finder.classes):
-        say(f"  note: {base.top1:.2f} % is no better than chance, so that no drop can be seen: are these its labels?")
+        say(f"  note: {base.top1:.2f} % is no better than chance, so no drop can be seen: are these its labels?")
     made: list[tuple[Candidate, bytes]] = []
     model = onnx.load_model_from_string(content)
     for method in wanted.methods:
@@ -159,7 +159,7 @@ def _read(wanted: QuantizeRequest, spec: ModelSpec, finder: ClassFinder) -> Imag
 
 
 def _batches(pixels: UInt8Array, spec: ModelSpec) -> Iterable[npt.NDArray[Any]]:
-    """Yield the calibration images as the model takes them, one batch at a time; of a fixed batch only whole ones."""
+    """Yield the calibration images as the model takes them, one batch at a time; a fixed batch size gives whole ones."""
     from models.inference.model_input import to_model_input
 
     size = spec.input.batch or 1
@@ -189,11 +189,11 @@ def _decide(
     if drop > wanted.max_drop:
         return result, (
             f"{spec.name}: the best int8 ({best[0].name.removeprefix('int8 ')}) loses {drop:.2f} points of top-1 on "
-            f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), at most {wanted.max_drop:g} are allowed; "
+            f"{judged_on} images ({base.top1:.2f} % to {best[0].top1:.2f} %), but at most {wanted.max_drop:g} are allowed; "
             "nothing was registered. Give more images, other --methods, or a larger --max-drop"
         )
     named = without_secrets(" ".join(wanted.config.source))
-    where = f"calibrated on {calibrated_on} images, judged on {judged_on} others of {named}"[:300]
+    where = f"calibrated on {calibrated_on} images, measured on {judged_on} others of {named}"[:300]
     note = f"{best[0].name} by `models quantize`, {where}: top-1 {best[0].top1:.2f} %, fp32 {base.top1:.2f} %"
     register_artifacts(spec, {Precision.INT8: (best[1], note)})
     return replace(result, chosen=(best[0].name,)), None

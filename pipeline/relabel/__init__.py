@@ -1,1 +1,1 @@
-"""`shardlabel relabel`: label some rows of a DEST anew, and copy the others."""
+"""`shardlabel relabel`: label some rows of a DEST again, and copy the others."""

@@ -1,4 +1,4 @@
-"""DEST before a relabelling: it lies apart from what is read, and its plan is OLD's units."""
+"""DEST before a relabelling: it must not overlap what is read, and its plan has OLD's units."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice, Unit
 from pipeline.storage.storage import Storage
 
-# Among the settings of a plan: the digest of OLD's rows.
+# Name of a setting in a plan: the digest of OLD's rows.
 ROWS_SETTING = "relabelled rows"
 
 
 def refuse_overlap(old: FinishedDest, source: Source, dest: Storage) -> None:
-    """Refuse a DEST that is OLD, of which one is a part of the other, or that SOURCE lies in; before it is written to.
+    """Raise, before anything is written, if DEST and OLD are the same or one contains the other, or DEST contains SOURCE.
 
     Raises:
-        SourceError: Says which.
+        SourceError: The message says which.
     """
     try:
         Overlap(old.dest, dest).refuse(PLAN_FILE)
-        # A reader of OLD and all below it would read both.
+        # A reader of OLD and everything below it would read both.
         Overlap(dest, old.dest).refuse(PLAN_FILE)
     except SourceError as err:
         raise SourceError(
-            f"OLD {old.dest.describe()} and DEST {dest.describe()} are one folder, or one lies in the other; OLD stays as "
-            "it is: give another --output"
+            f"OLD {old.dest.describe()} and DEST {dest.describe()} are the same folder, or one contains the other; OLD must "
+            "not change: give another --output"
         ) from err
     for _ in islice(_units(old, source, dest), 1):
         pass
@@ -49,19 +49,19 @@ def prepare(
     *,
     overwrite: bool,
 ) -> ResumeState:
-    """Take OLD's units for DEST's plan, or check that the plan it has is of the same run; read what is finished.
+    """Use OLD's units for DEST's plan, or check that DEST's plan is of the same run; read what is finished.
 
     Args:
         old: OLD.
         dest: DEST, held by this run.
         source: OLD's SOURCE.
-        settings: What must be the same for a resume.
-        check: Raises where this run holds DEST no more.
-        overwrite: Whether to start DEST anew.
+        settings: Settings that must be the same for a resume.
+        check: Raises if this run no longer holds DEST.
+        overwrite: Whether to start DEST from nothing.
 
     Raises:
         ConfigError: DEST was begun with other settings, or its state is damaged.
-        SourceError: DEST holds Parquet files of others, or what is read.
+        SourceError: DEST contains Parquet files from elsewhere, or files that are read.
     """
 
     def files() -> Iterator[Slice]:
@@ -83,12 +83,12 @@ def _check_old(old: FinishedDest, dest: Storage, plan: Plan, settings: dict[str,
     rows = plan.settings.get(ROWS_SETTING)
     if rows == settings[ROWS_SETTING]:
         return
-    what = "is of a run of `label`" if rows is None else f"was begun from other rows than {old.dest.describe()} has now"
+    what = "belongs to a run of `label`" if rows is None else f"was begun when {old.dest.describe()} had other rows"
     raise ConfigError(f"{dest.describe()} {what}; give another --output, or --overwrite")
 
 
 def _units(old: FinishedDest, source: Source, dest: Storage) -> Iterator[Unit]:
-    """Yield OLD's units; raise where a shard lies in DEST."""
+    """Yield OLD's units; raise if DEST contains one of their shards."""
     overlap = Overlap(source.base, dest)
     for unit in iter_units(old.dest, old.plan):
         for piece in unit.slices:

@@ -1,4 +1,4 @@
-"""`shardlabel relabel`: options in, exit code and text out."""
+"""`shardlabel relabel`: takes options, gives an exit code and text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from pipeline.config import LabelConfig
 from pipeline.options import options_of
 
-# Of `label`; what is not given is as OLD's.
+# Options of `label`; those that are not given are as in OLD.
 OPTIONS = (
     "output", "model", "precision", "device", "top_k", "labels", "embeddings", "batch_size", "preprocess_cpus", "actors",
     "gpus_per_actor", "cuda_graphs", "decode", "calibration", "max_pixels", "max_image_bytes", "image_timeout_s",
@@ -39,21 +39,21 @@ AS_OLD = dict.fromkeys(
 
 @options_of(LabelConfig, *OPTIONS, short={"output": "-o"}, defaults=AS_OLD)
 def relabel(
-    old: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, and finished.")],
+    old: Annotated[str, typer.Argument(help="A folder or URI with a finished run of `shardlabel label`.")],
     where: Annotated[
         str | None,
         typer.Option(
-            help="Which rows to label anew, by OLD's columns: comparisons, and, or, not, in, is null. [default: all]"
+            help="Which rows to label again, by OLD's columns: comparisons, and, or, not, in, is null. [default: all]"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the summary as JSON.")] = False,
     **options: object,
 ) -> None:
-    """Label rows of a finished run anew, from its own SOURCE, into another DEST; the other rows are copied.
+    """Label rows of a finished run again, from its own SOURCE, into another DEST; the other rows are copied.
 
-    What is not given is as it was in OLD. Of other rows than OLD's nothing is decoded, and only the shards that hold some
-    of them are read. A column `model` says which model each row is from. OLD is not changed. Run the same command again
-    after anything went wrong.
+    Options that are not given are as in OLD. Only the matching rows are decoded, and only the shards that hold some of
+    them are read. A column `model` says which model each row is from. OLD is not changed. Run the same command again after
+    any failure.
 
     Exit codes: as for `label`.
 

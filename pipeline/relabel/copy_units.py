@@ -1,4 +1,4 @@
-"""Which units of OLD hold rows to label anew, and how the others are copied: here, without Ray, several at a time."""
+"""Finds the units of OLD with rows to label again, and copies the others: without Ray, several at a time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.operators.stages import UnitNotes, UnitSettings, open_writer, publ
 from pipeline.sources.unit import Unit, part_name
 from pipeline.storage.listing import CALLS_AHEAD, ahead
 
-# Part files of a local disk that are worked on at a time; of a remote storage it is more, as most of it is waiting.
+# Part files on a local disk that are processed at a time; a remote storage has more, since most of the time is waiting.
 LOCAL_PARTS = 3
 
 
 def matching_rows(old: FinishedDest, relabelling: Relabelling, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Count the rows to label anew in each unit; reads the columns that the condition names, and no others.
+    """Count the rows to label again in each unit; reads only the columns that the condition names.
 
     Args:
         old: OLD.
-        relabelling: Which rows.
+        relabelling: Which rows to label again.
         wanted: bool of shape (units,): which units to look at.
 
     Returns:
-        int64 of shape (units,); 0 for those not looked at.
+        int64 of shape (units,); 0 for units that were not looked at.
 
     Raises:
-        StorageError: A part file cannot be read, or is not the one that OLD's record is of.
+        StorageError: A part file cannot be read, or does not match OLD's record.
     """
 
     def count(unit: int) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def matching_rows(old: FinishedDest, relabelling: Relabelling, wanted: npt.NDArr
         if len(found) != old.rows[unit]:
             raise StorageError(
                 f"{old.dest.describe(part_name(unit))} holds {len(found)} rows, its commit record says {old.rows[unit]}; "
-                "`shardlabel verify` says what else is wrong there"
+                "`shardlabel verify` lists everything that is wrong there"
             )
         return unit, int(found.sum())
 
@@ -59,10 +59,10 @@ def copy_units(
     """Copy units of OLD, and yield the commit record of each as it is published.
 
     Args:
-        settings: As for labelling.
+        settings: Settings for labelling.
         old: OLD.
         wanted: bool of shape (units,): which units to copy.
-        is_stopped: Asked before each; what is then under way is finished.
+        is_stopped: Asked before each unit; units in progress are finished.
     """
     relabelling = settings.relabelling
     assert relabelling is not None

@@ -1,4 +1,4 @@
-"""Label some rows of a finished DEST anew into another one, and copy the others. Exactly once, and safe to repeat."""
+"""Label some rows of a finished DEST again into another DEST, and copy the others. Exactly once, and safe to repeat."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ class _Asked:
 def relabel(
     location: str, options: Mapping[str, object], where: str | None = None, *, started: float | None = None
 ) -> RelabelReport:
-    """Label rows of a finished DEST anew, from its own SOURCE, into another DEST; copy the others.
+    """Label rows of a finished DEST again, from its own SOURCE, into another DEST; copy the others.
 
     Args:
         location: OLD: a folder or URI.
-        options: Settings by field of `LabelConfig`; what is not given, or None, is as OLD's. `output` is needed.
-        where: Which rows; see `pipeline.relabel.where`. All, without it.
+        options: Settings by field of `LabelConfig`; those missing or None are as in OLD. `output` is required.
+        where: Which rows; see `pipeline.relabel.where`. None for all.
         started: `time.perf_counter()` when the command began, for the report.
 
     Raises:
-        ConfigError: Settings that cannot be used, that OLD's rows do not go with, or that DEST was not begun with.
-        SourceError: OLD is no finished DEST, or lies in DEST; or it changed meanwhile.
-        ModelError: The model cannot be had or used.
+        ConfigError: Settings are invalid, do not go with OLD's rows, or differ from those that DEST was begun with.
+        SourceError: OLD is not a finished DEST, overlaps DEST, or changed during the run.
+        ModelError: The model cannot be loaded or used.
         StorageError: OLD cannot be read.
     """
     started = time.perf_counter() if started is None else started
@@ -138,7 +138,7 @@ def _settle_model(
 def _unit_settings(
     asked: _Asked, same: dict[str, Any], spec: ModelSpec, choice: DeviceChoice, labels: tuple[str, ...]
 ) -> UnitSettings:
-    """Return what workers need to know; add to what must be the same for a resume."""
+    """Return the settings for workers; add to `same` what must not change for a resume."""
     old, where = asked.old, asked.where
     settings = unit_settings(asked.config, asked.source, spec, choice, labels, asked.calibration)
     name, own, models = model_names(old, same)
@@ -155,10 +155,10 @@ def _unit_settings(
 
 
 def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> tuple[npt.NDArray[np.int64], int]:
-    """Count the rows to label anew in each unit that is not finished, and say how many there are.
+    """Count the rows to label again in each unfinished unit, and print how many there are.
 
     Returns:
-        (counts, bytes): int64 of shape (units,), and of SOURCE what the units take that have such rows.
+        (counts, bytes): int64 of shape (units,), and the size in SOURCE of the units with such rows.
     """
     old, left = asked.old, ~work.done
     assert settings.relabelling is not None
@@ -176,7 +176,7 @@ def _matching_rows(asked: _Asked, settings: UnitSettings, work: ResumeState) -> 
 def _copy_others(
     asked: _Asked, settings: UnitSettings, work: ResumeState, counts: npt.NDArray[np.int64], tally: Tally
 ) -> bool:
-    """Copy the units that hold no row to label; return whether it was stopped."""
+    """Copy the units without a row to label; return whether the run was stopped."""
     with stop_on_signal(lambda: None, tally.printer) as stopped, work.log, tally.printer.ticking(lambda: None):
         for commit in copy_units(settings, asked.old, ~work.done & (counts == 0), stopped.is_set):
             work.log.append(commit)
@@ -202,25 +202,25 @@ def _label_rest(
 
 
 def _check_embeddings(asked: _Asked, width: int, spec: ModelSpec, choice: DeviceChoice) -> None:
-    """Refuse a model whose embeddings are not as wide as OLD's."""
+    """Raise for a model whose embeddings do not have the width of OLD's."""
     graph = load_model(spec, choice, model_file(spec, choice), asked.config.top_k, asked.calibration)
     if width != (now := embedding_size(spec, choice, graph)):
         raise ConfigError(
-            f"the embeddings of {asked.old.dest.describe()} have {width} features, and those of {spec.name} {now}; use "
-            "`label` into a DEST of its own"
+            f"the embeddings of {asked.old.dest.describe()} have {width} features, but those of {spec.name} have {now}; use "
+            "`label` into another DEST"
         )
 
 
 def _check_unchanged(old: FinishedDest, location: str) -> None:
-    """Raise where OLD is not what it was when this run read its records."""
+    """Raise where OLD has changed since this run read its records."""
     try:
         is_same = open_finished(location).digest == old.digest
     except (SourceError, ConfigError):
         is_same = False
     if not is_same:
         raise SourceError(
-            f"{old.dest.describe()} was labelled anew while it was read, so that DEST holds rows of either; once it is "
-            "finished, start DEST anew with --overwrite"
+            f"{old.dest.describe()} was labelled again while it was read, so DEST mixes old and new rows; once it is "
+            "finished, repeat this run with --overwrite"
         )
 
 

@@ -1,4 +1,4 @@
-"""The settings of a relabelling: OLD's own, but for what was asked for otherwise, and what may not differ."""
+"""The settings of a relabelling: OLD's own, except those given, and the check of those that must not differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.sources.source import Source
 from pipeline.sources.unit import Slice
 from pipeline.storage.storage import open_storage
 
-# Of a plan's settings; what is not there is of a run without it.
+# Settings of a plan that must be the same; a missing one means that the run did not use it.
 SAME = (
     "top-k",
     "labels",
@@ -32,24 +32,24 @@ SAME = (
     "limit",
 )
 _DIFFERENT = {
-    "class names": "the model of now has other classes than OLD's",
-    "calibration": "OLD's scores are calibrated otherwise than those of now would be (--calibration takes OLD's file)",
+    "class names": "the present model has other classes than OLD's",
+    "calibration": "OLD's scores are calibrated differently (--calibration takes OLD's file)",
 }
 _NEEDED = ("source", "format", "model", "artifact", "precision", "decode", "top-k")
-# The first says what a file held, and not where it is. The second is for whoever runs the command to say.
+# The first says what a file contained, not where it is. The second is decided by the user of the command.
 _NOT_TAKEN = {"calibration", "allow-private-hosts"}
 MODELS_KEY = "shardlabel.models"
 
 
 def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig:
-    """Return the settings that OLD was labelled with, and in their place what is asked for.
+    """Return the settings that OLD was labelled with, overridden by the given ones.
 
     Args:
         old: OLD.
-        options: By field of `LabelConfig`; None means not given. `output` is needed.
+        options: Values by field of `LabelConfig`; None means not given. `output` is required.
 
     Raises:
-        ConfigError: A setting cannot be, or OLD's plan lacks what is needed.
+        ConfigError: A setting is invalid, or OLD's plan lacks a required one.
     """
     plan = old.plan.settings
     given = {name: value for name, value in options.items() if value is not None}
@@ -61,25 +61,25 @@ def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig
     missing = [name for name in _NEEDED if name not in plan]
     if missing:
         raise ConfigError(
-            f"the plan of {old.dest.describe()} does not say its {missing[0]}, as those of older versions; nothing can be "
-            "labelled anew by it: use `label` into a DEST of its own"
+            f"the plan of {old.dest.describe()} is from an older version and does not say its {missing[0]}, so it cannot be "
+            "relabelled; use `label` into another DEST"
         )
-    # Of another model, what there is of it; of OLD's, what was used.
+    # Another model runs in the precision that it has; OLD's model runs in OLD's.
     if "model" in given or taken.get("precision") not in list(Precision):
         taken.pop("precision", None)
     return LabelConfig(**{**taken, **given})
 
 
 def source_of(old: FinishedDest, config: LabelConfig) -> Source:
-    """Return OLD's SOURCE, as OLD's plan has it; it lists the first files that are still there.
+    """Return OLD's SOURCE, as in OLD's plan; it lists the first file of each unit, if that still exists.
 
     Raises:
-        SourceError: It is not there any more.
+        SourceError: It no longer exists.
     """
     base = open_storage(config.source[0])
     if base.can_list and not base.is_folder():
         raise SourceError(
-            f"{base.describe()}, which {old.dest.describe()} was labelled from, is not there: put it back, or "
+            f"{base.describe()}, which {old.dest.describe()} was labelled from, does not exist: restore it, or "
             "label from its new place with `label`"
         )
 
@@ -95,15 +95,15 @@ def source_of(old: FinishedDest, config: LabelConfig) -> Source:
 
 
 def check_like(old: FinishedDest, settings: Mapping[str, Any], *, is_same_model: bool) -> None:
-    """Refuse settings whose rows cannot stand beside OLD's.
+    """Raise where rows made by these settings cannot be mixed with OLD's.
 
     Args:
         old: OLD.
-        settings: What the rows are to be made by; see `pipeline.dest.fingerprint.fingerprint`.
-        is_same_model: Whether no other model was asked for.
+        settings: Settings of the new rows; see `pipeline.dest.fingerprint.fingerprint`.
+        is_same_model: Whether no other model was requested.
 
     Raises:
-        ConfigError: Names the first difference.
+        ConfigError: The message names the first difference.
     """
     plan, where = old.plan.settings, old.dest.describe()
     for name in SAME:
@@ -111,30 +111,30 @@ def check_like(old: FinishedDest, settings: Mapping[str, Any], *, is_same_model:
         if have != now:
             shown = _DIFFERENT.get(name, f"OLD has {json.dumps(have)}, and now it is {json.dumps(now)}")
             raise ConfigError(
-                f"the rows of {where} and new ones have to have the same {name}: {shown}; use `label` into a DEST of its own"
+                f"the rows of {where} and new ones must have the same {name}: {shown}; use `label` into another DEST"
             )
     if is_same_model and settings["precision"] == plan["precision"] and settings["artifact"] != plan["artifact"]:
         raise ConfigError(
             f"{where} was labelled with another file of {plan['model']} (SHA-256 {plan['artifact'][:8]}..., and now "
-            f"{settings['artifact'][:8]}...); give --model {plan['model']} to label with the one of now"
+            f"{settings['artifact'][:8]}...); give --model {plan['model']} to label with the present one"
         )
 
 
 def check_columns(old: FinishedDest, schema: pa.Schema) -> None:
-    """Refuse where new rows have other columns than OLD's.
+    """Raise where new rows have other columns than OLD's.
 
     Args:
         old: OLD.
-        schema: Of new rows, without the column `model`.
+        schema: Schema of new rows, without the column `model`.
 
     Raises:
-        ConfigError: Names the first difference.
+        ConfigError: The message names the first difference.
     """
     where = old.dest.describe()
     if MODEL_COLUMN in schema.names:
         raise ConfigError(
-            f"{where} carries a column {MODEL_COLUMN} of SOURCE, and that is what relabel calls its own; label it into a "
-            "DEST of its own"
+            f"{where} carries a column {MODEL_COLUMN} of SOURCE, but relabel adds a column of that name; use `label` into "
+            "another DEST"
         )
     before = {one.name: one.type for one in old.schema if one.name != MODEL_COLUMN or MODELS_KEY not in old.metadata}
     after = {one.name: one.type for one in schema}
@@ -142,15 +142,15 @@ def check_columns(old: FinishedDest, schema: pa.Schema) -> None:
         if before.get(name) != after.get(name):
             have, now = before.get(name, "missing"), after.get(name, "missing")
             raise ConfigError(
-                f"the rows of {where} and new ones have to have the same columns, and {name} is {have} in OLD and would "
-                f"be {now}; use `label` into a DEST of its own"
+                f"the rows of {where} and new ones must have the same columns, but {name} is {have} in OLD and would "
+                f"be {now}; use `label` into another DEST"
             )
 
 
 def model_names(old: FinishedDest, settings: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
-    """Return what the column `model` calls the model of now and OLD's own, and the artifact's SHA-256 by such a name.
+    """Return the names of the present model and of OLD's in column `model`, and the artifact's SHA-256 for each name.
 
-    A name is `model:precision:decode`. Where OLD has rows of another artifact of that name, `@` and the first digits of
+    A name is `model:precision:decode`. If OLD has rows of another artifact with that name, `@` and the first digits of
     the SHA-256 follow.
     """
     plan = old.plan.settings

@@ -1,4 +1,4 @@
-"""What a relabelling came to."""
+"""The report of a relabelling."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.summary import RunReport
 
 @dataclass(frozen=True, slots=True)
 class RelabelReport(RunReport):
-    """What a relabelling came to; of a `RunReport`, `images_per_s` is of the rows that were labelled anew.
+    """The report of a relabelling. Unlike in a `RunReport`, `images_per_s` counts only the rows that were labelled again.
 
     Attributes:
         old: OLD.
         where: The condition; None for all rows.
-        relabelled_now: Rows that this run labelled anew, in `relabelled_units_now` units.
+        relabelled_now: Rows that this run labelled again, in `relabelled_units_now` units.
         copied_now: Rows that this run copied.
-        source_bytes: Of all of SOURCE, of which `bytes_read` were read.
+        source_bytes: Size of SOURCE, of which `bytes_read` were read.
     """
 
     old: str = ""
@@ -28,18 +28,18 @@ class RelabelReport(RunReport):
     source_bytes: int = 0
 
     def sentences(self) -> str:
-        """Return what a person wants to read."""
-        # Not super(): a dataclass with slots is a class of its own.
+        """Return the report for a person."""
+        # Not super(): a dataclass with slots is a new class.
         lines = RunReport.sentences(self).split("\n")
         if self.status == "done" and self.units_now:
             of = "" if self.where is None else f" for which {self.where}"
             if self.relabelled_now:
                 first = (
-                    f"labelled {many_text(self.relabelled_now, 'image')}{of} anew in {self.seconds:.1f} s "
+                    f"relabelled {many_text(self.relabelled_now, 'image')}{of} in {self.seconds:.1f} s "
                     f"({rate_text(self.images_per_s)} images/s) with {self.model} {self.precision}"
                 )
             else:
-                first = f"there was no row to label{of}"
+                first = f"no row had to be labelled{of}"
             lines[0] = f"{first}, copied {many_text(self.copied_now, 'row')} of {self.old}"
             read, whole = bytes_text(self.bytes_read), bytes_text(self.source_bytes)
             lines.insert(1, f"read {read} of {whole} of SOURCE ({share_text(self.bytes_read, self.source_bytes)})")

@@ -1,4 +1,4 @@
-"""`--where`: a condition on the columns of the output, read into an Arrow expression. Nothing is evaluated by Python.
+"""`--where`: a condition on the columns of the output, parsed into an Arrow expression. Python evaluates nothing.
 
     condition  := and { "or" and }
     and        := not { "and" not }
@@ -7,7 +7,7 @@
                 | column ["not"] "in" "(" literal { "," literal } ")" | column "is" ["not"] "null"
     value      := column | literal
 
-As in SQL, a comparison with null is neither true nor false, and a row is meant where the whole is true.
+As in SQL, a comparison with null is neither true nor false, and a row matches where the whole condition is true.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from models.errors import ConfigError
 
 MAX_LENGTH = 10_000  # characters
-MAX_DEPTH = 100  # parentheses and nots within one another
+MAX_DEPTH = 100  # nested parentheses and nots
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -50,8 +50,8 @@ class _Token:
 
     Attributes:
         kind: text, quoted (a name), name, number, sign, word (a keyword), or end.
-        text: As it was written; a keyword in lower case.
-        place: Of its first character, from 1.
+        text: The text as written; a keyword in lower case.
+        place: Position of its first character, from 1.
     """
 
     kind: str
@@ -60,14 +60,14 @@ class _Token:
 
     @property
     def shown(self) -> str:
-        """What to call it in an error."""
+        """Its text in an error."""
         if self.kind == "end":
             return "the end"
         words = " ".join(self.text.split())
         return words if len(words) <= 40 else f"{words[:39]}…"
 
     def wrong(self, why: str) -> ConfigError:
-        """Return an error that names its place."""
+        """Return an error that gives its position."""
         return ConfigError(f"--where, character {self.place}: {why}")
 
 
@@ -76,8 +76,8 @@ class Where:
     """A condition, checked against a schema.
 
     Attributes:
-        text: As it was given, without white space around it.
-        expression: True for the rows that are meant, false or null for the others.
+        text: The condition as given, without surrounding white space.
+        expression: True for matching rows, false or null for the others.
     """
 
     text: str
@@ -85,7 +85,7 @@ class Where:
 
 
 class _Kind(StrEnum):
-    """What can be compared with one another."""
+    """Kinds of values; only values of one kind can be compared."""
 
     TEXT = "text"
     NUMBER = "a number"
@@ -102,17 +102,17 @@ class _Value:
 
 
 def parse_where(text: str, schema: pa.Schema) -> Where:
-    """Read a condition.
+    """Parse a condition.
 
     Args:
         text: The condition.
-        schema: Of the rows that it is asked about.
+        schema: Schema of the rows.
 
     Raises:
-        ConfigError: It is malformed, names a column that is not there or cannot be compared, or is too long or too deep.
+        ConfigError: It is malformed, names a column that does not exist or cannot be compared, or is too long or too deep.
     """
     if len(text) > MAX_LENGTH:
-        raise ConfigError(f"--where has {len(text)} characters, and at most {MAX_LENGTH} are allowed; shorten it")
+        raise ConfigError(f"--where has {len(text)} characters, but at most {MAX_LENGTH} are allowed; shorten it")
     parser = _Parser(_tokens_of(text), schema)
     expression = parser.condition(0)
     if parser.token.kind != "end":
@@ -127,7 +127,7 @@ def _tokens_of(text: str) -> list[_Token]:
         found = _TOKEN.match(text, place)
         if found is None:
             quote = {"'": "a text", '"': "a name"}.get(rest[0])
-            what = f"{quote} without its closing quote" if quote else f"{rest[0]!r} is not known there"
+            what = f"{quote} without its closing quote" if quote else f"{rest[0]!r} is not allowed there"
             raise _Token("", "", place + 1).wrong(f"{what}; expected {_KNOWN}")
         kind = str(found.lastgroup)
         word = found[kind]
@@ -139,7 +139,7 @@ def _tokens_of(text: str) -> list[_Token]:
 
 
 def _joined(join: Callable[[Any, Any], Any], terms: list[Any]) -> Any:  # noqa: ANN401 (Arrow's expression)
-    """Join terms in a balanced tree: what walks through the expression goes no deeper than it has to."""
+    """Join terms in a balanced tree, so that recursion over the expression stays as shallow as possible."""
     while len(terms) > 1:
         terms = [
             join(*pair) if len(pair) == 2 else pair[0] for pair in (terms[i : i + 2] for i in range(0, len(terms), 2))
@@ -161,7 +161,7 @@ class _Parser:
         raise self.token.wrong(f"expected {expected}, got {self.token.shown}")
 
     def _take(self, *texts: str) -> str | None:
-        """Go on where the next token is one of these keywords or signs."""
+        """Consume the next token if it is one of these keywords or signs, and return it."""
         if self.token.kind in ("word", "sign") and self.token.text in texts:
             self._next += 1
             return self._tokens[self._next - 1].text
@@ -185,7 +185,7 @@ class _Parser:
 
     def _not(self, depth: int) -> Any:  # noqa: ANN401
         if depth > MAX_DEPTH:
-            raise self.token.wrong(f"parentheses and nots are more than {MAX_DEPTH} deep; flatten it")
+            raise self.token.wrong(f"parentheses and nots nest more than {MAX_DEPTH} deep; simplify the condition")
         if self._take("not"):
             return ~self._not(depth + 1)
         if self._take("("):
@@ -220,7 +220,7 @@ class _Parser:
         if token.kind == "text":
             return _Value(_Kind.TEXT, None, token, token.text[1:-1].replace("''", "'"))
         if token.kind == "number":
-            is_short = len(token.text) <= 300  # Python reads 4,300 digits, and no more
+            is_short = len(token.text) <= 300  # Python parses at most 4,300 digits
             number = float(token.text) if re.search(r"[.eE]", token.text) or not is_short else int(token.text)
             if not is_short or not -1e300 < number < 1e300:
                 raise token.wrong("the number is too large")
@@ -235,11 +235,11 @@ class _Parser:
         name = token.text[1:-1].replace('""', '"') if token.kind == "quoted" else token.text
         self._next += 1
         if self.token.text == "(" and self.token.kind == "sign":
-            raise token.wrong(f"{token.shown}(...) is no part of a condition: it has {_KNOWN}")
+            raise token.wrong(f"{token.shown}(...) is not allowed in a condition; allowed are {_KNOWN}")
         if name not in self._schema.names:
             near = get_close_matches(name.lower(), self._schema.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._schema.names)}"
-            hint += " (text stands in 'single quotes')" if token.kind == "quoted" else ""
+            hint += " (put text in 'single quotes')" if token.kind == "quoted" else ""
             raise token.wrong(f"there is no column {token.shown}; {hint}")
         kind = self._schema.field(name).type
         found = _kind(kind)
@@ -255,7 +255,7 @@ class _Parser:
         if left.expression is None:
             left, right, sign = right, left, _SWAPPED.get(sign, sign)
         if left.expression is None:
-            raise right.token.wrong("two values are compared, and no column")
+            raise right.token.wrong("two values are compared; expected a column on one side")
         _check(left, right)
         if left.kind is _Kind.TRUTH and _COMPARE[sign] not in (operator.eq, operator.ne):
             raise right.token.wrong("true and false have no order; write = or !=")
@@ -281,7 +281,7 @@ class _Parser:
                 break
         self._need(")", "`,` or `)`")
         found, typed = _comparable(column, values)
-        # Arrow's own is false for null, and `not in` would be true.
+        # Arrow's own `isin` is false for null, so `not in` would be true.
         return pc.if_else(column.expression.is_valid(), found.isin(typed), pa.scalar(None, pa.bool_()))
 
 
@@ -296,11 +296,11 @@ def _kind(kind: pa.DataType) -> _Kind | None:
 
 def _check(left: _Value, right: _Value) -> None:
     if left.kind is not right.kind:
-        raise right.token.wrong(f"{left.token.shown} holds {left.kind}, and {right.token.shown} is {right.kind}")
+        raise right.token.wrong(f"{left.token.shown} holds {left.kind}, but {right.token.shown} is {right.kind}")
 
 
 def _comparable(column: _Value, values: list[Any]) -> tuple[Any, pa.Array]:
-    """Return a column's expression and values in one type: whole numbers exactly, others as float64."""
+    """Return a column's expression and values in one type: integers as they are, other numbers as float64."""
     if column.kind is not _Kind.NUMBER:
         return column.expression, pa.array(values, pa.bool_() if column.kind is _Kind.TRUTH else pa.string())
     if pa.types.is_integer(column.type) and all(isinstance(value, int) for value in values):

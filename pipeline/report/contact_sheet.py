@@ -1,6 +1,6 @@
-"""Choose samples of a run that are worth looking at, and fetch thumbnails of them from SOURCE.
+"""Choose samples of a run that are worth a look, and fetch thumbnails of them from SOURCE.
 
-The choice depends on nothing but the run. What it costs is bounded: a few units, and of each the first bytes.
+The choice depends only on the run. Its cost is bounded: it reads the first bytes of a few units.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ContactSheet:
 
     Attributes:
         groups: Rows of each group.
-        thumbnails: JPEG by (unit, position), where the picture could be had.
+        thumbnails: JPEG by (unit, position), for each picture that could be read.
         problems: Why pictures are missing, a sentence each.
     """
 
@@ -47,11 +47,11 @@ class ContactSheet:
 
 
 def build_sheet(dest: Storage, plan: Plan, units: UnitTable, counts: Counts) -> ContactSheet:
-    """Choose rows, and fetch what can be had of their pictures.
+    """Choose rows, and fetch their pictures as far as possible.
 
-    They are of units spread over the run, those with the lowest scores, and some without a label of each kind.
+    The rows are some that are spread over the run, those with the lowest scores, and some of each status other than ok.
     """
-    # In a small run most rows would be among the lowest; they are to be few.
+    # In a small run the lowest would be most of the rows, so they are at most a quarter.
     lowest = [(unit, position) for _, unit, position in counts.lowest][: max(1, int(counts.scores.sum()) // 4)]
     bad = _in_turn(counts.bad, SHEET_BAD)
     across = _spread(units, SHEET_SIZE - len(lowest) - len(bad), skip={*lowest, *bad})
@@ -71,7 +71,7 @@ def _in_turn(places: dict[str, list[Place]], count: int) -> list[Place]:
 
 
 def _spread(units: UnitTable, count: int, *, skip: set[Place]) -> list[Place]:
-    """Return places at equal distances: of SHEET_UNITS units, in each over the rows within reach."""
+    """Return `count` places spread evenly over SHEET_UNITS units, and in each over the rows within reach."""
     filled = np.flatnonzero(units.done & (units.rows > 0))
     if not len(filled):
         return []
@@ -81,7 +81,7 @@ def _spread(units: UnitTable, count: int, *, skip: set[Place]) -> list[Place]:
         share = (count - len(places)) // (len(chosen) - index)
         within = reach(int(units.rows[unit]), int(units.bytes_read[unit]))
         taken = {position for other, position in skip if other == unit}
-        # As many more as may be taken already, so that a small unit gives all it has.
+        # Extra places make up for those already taken, so that a small unit gives all its rows.
         even = np.unique(np.linspace(0, within, share + len(taken), endpoint=False).astype(int)).tolist()
         places += [(unit, position) for position in even if position not in taken][:share]
     return places

@@ -1,4 +1,4 @@
-"""Where pages and pictures go: a page is written whole or not at all, and a folder is empty before it is filled."""
+"""Where pages and pictures go: a page is written whole or not at all, and a folder must be empty at first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.storage.storage import open_storage
 
 
 def write_page(output: str, page: str) -> int:
-    """Write a page whole, or not at all, to a path or a URI; return its bytes.
+    """Write a page to a path or a URI, whole or not at all; return its size in bytes.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The page cannot be written.
     """
     content = page.encode("utf-8", "replace")
     if "://" in output:
@@ -30,7 +30,7 @@ def write_page(output: str, page: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
-    except (OSError, RuntimeError, ValueError) as err:  # the latter: nobody is called ~so, or it is no name
+    except (OSError, RuntimeError, ValueError) as err:  # the latter two: `~user` is unknown, or the name is invalid
         if isinstance(err, OSError) and temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -39,21 +39,21 @@ def write_page(output: str, page: str) -> int:
 
 
 def empty_folder(option: str, output: str) -> Path:
-    """Return the folder that an option names; refuse one that holds something, before anything is drawn or read.
+    """Return the folder that an option names, and check that it is empty before anything is drawn or read.
 
     Raises:
-        ConfigError: It is not empty, no folder, or no place on this machine.
+        ConfigError: It is not empty, not a folder, or not on this machine.
     """
     if "://" in output:
-        raise ConfigError(f"{option} must be a folder of this machine, where the images are looked at, got {output}")
+        raise ConfigError(f"{option} must be a folder on this machine, where you look at the images, got {output}")
     try:
         folder = Path(output).expanduser()
         is_file = folder.exists() and not folder.is_dir()
         is_empty = is_file or not folder.is_dir() or next(folder.iterdir(), None) is None
-    except (OSError, RuntimeError, ValueError) as err:  # the second: nobody is called ~so
+    except (OSError, RuntimeError, ValueError) as err:  # the second: `~user` is unknown
         raise ConfigError(f"{option} {output} cannot be used: {reason(err)}; give another folder") from err
     if is_file:
-        raise ConfigError(f"{option} {output} must be a folder, and is a file; give another {option}")
+        raise ConfigError(f"{option} {output} must be a folder, but is a file; give another {option}")
     if not is_empty:
         raise ConfigError(f"{option} {output} already holds files; give an empty folder")
     return folder
@@ -61,10 +61,10 @@ def empty_folder(option: str, output: str) -> Path:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Make the folder; turn what the disk says while it is written to into one of our errors.
+    """Make the folder; turn disk errors while writing to it into StorageError.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What was found in a DEST, finished or not; the report's page is made of nothing else."""
+"""What is in a DEST, finished or not. The report's page is made from nothing else."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a DEST holds; the page is made of nothing else.
+    """What a DEST holds.
 
     Attributes:
-        dest: Where it is, for people.
-        plan: What was to be done.
-        units: What is done.
-        counts: What is in the part files.
+        dest: Name of DEST in messages.
+        plan: The run's plan.
+        units: Figures of the finished units.
+        counts: Sums over the part files.
         examples: Rows of each status other than ok.
         sheet: Samples with their pictures.
-        summary: Of the last run, as in summary.json; {} where there is none.
+        summary: Summary of the last run, as in summary.json; {} where there is none.
     """
 
     dest: str
@@ -45,19 +45,19 @@ class Findings:
         return self.units.totals.units == self.plan.units
 
     def sentence(self) -> str:
-        """Return the counts in a line."""
+        """Return the counts in one line."""
         totals = self.units.totals
         errors = "".join(f", {count} {status}" for status, count in sorted(totals.errors.items()))
         return f"{totals.rows} images: {totals.ok} ok{errors}; {totals.units} of {self.plan.units} units are finished"
 
 
 def gather(dest: Storage) -> Findings:
-    """Look through a DEST. Memory does not grow with its rows; time does: some minutes for a billion.
+    """Read through a DEST. Memory does not grow with its rows; time does: some minutes for a billion.
 
     Raises:
-        SourceError: DEST holds no plan.
+        SourceError: DEST has no plan.
         ConfigError: The plan or a record is damaged.
-        StorageError: Plan or records cannot be read. A part file or SOURCE that cannot is noted instead.
+        StorageError: Plan or records cannot be read. A part file or SOURCE that cannot be read is only noted.
     """
     plan, records = open_records(dest)
     units = UnitTable(plan.units)

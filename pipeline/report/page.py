@@ -1,4 +1,4 @@
-"""`shardlabel report`: from what was found in a DEST to one HTML page that needs nothing else: no font, no connection."""
+"""`shardlabel report`: the findings of a DEST as one HTML page that needs no other file, font or connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DURATION_BINS = 20
 # Incomplete shards and unreadable files that the page names.
 NAMED = 50
 
-# Caption, (name, height) of each column, what stands below them, and the names of both as a table.
+# Caption; name and height of each column; marks below the columns; headings of both when shown as a table.
 Chart = tuple[str, list[tuple[str, float]], tuple[str, ...], tuple[str, str]]
 
 
@@ -32,11 +32,11 @@ def write_report(dest: str, output: str) -> str:
 
     Args:
         dest: A folder or URI that a run wrote to.
-        output: Where the page goes: a path, or a URI.
+        output: Path or URI of the page.
 
     Raises:
-        SourceError: DEST holds no plan.
-        StorageError: DEST cannot be read, or the page not be written.
+        SourceError: DEST has no plan.
+        StorageError: DEST cannot be read, or the page cannot be written.
     """
     storage = open_storage(dest)
     findings = while_run_goes_on(lambda: gather(storage))
@@ -45,7 +45,7 @@ def write_report(dest: str, output: str) -> str:
 
 
 def render(found: Findings) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     rates, totals = found.units.rates(), found.units.totals
     bins = found.counts.scores.tolist()
     kinds = sorted(totals.errors.items(), key=lambda item: (-item[1], item[0]))
@@ -61,7 +61,7 @@ def render(found: Findings) -> str:
         low_scores=share_text(sum(bins[: SCORE_BINS // 2]), sum(bins)),
         times=list(_times(found)),
         charts=list(_charts(found)),
-        asked=list(_asked(found)),
+        setting_rows=list(_setting_rows(found)),
         version=version("shardlabel"),
         now=f"{_time(datetime.now(UTC).timestamp())} UTC",
     )
@@ -70,7 +70,7 @@ def render(found: Findings) -> str:
 def _labels(found: Findings) -> list[tuple[str, int]]:
     labels = sorted(found.counts.labels.items(), key=lambda item: (-item[1][1], item[0]))
     names = [name for _, (name, _) in labels]
-    # Some models have two classes of one name: they stay apart, told by their number.
+    # Some models have two classes with the same name: their numbers keep them apart.
     return [
         (f"{name} ({label_id})" if names.count(name) > 1 else name, count)
         for label_id, (name, count) in labels[:TOP_LABELS]
@@ -102,9 +102,9 @@ def _times(found: Findings) -> Iterator[tuple[str, str]]:
     seconds, rates = units.seconds[units.done], units.rates()
     if not len(seconds):
         return
-    yield "Work in all", f"{duration_text(float(seconds.sum()))}, summed over units"
+    yield "Total work", f"{duration_text(float(seconds.sum()))}, summed over units"
     middle, late, most = map(duration_text, np.percentile(seconds, [50, 95, 100]))
-    yield "A unit", f"median {middle}, 95 % under {late}, longest {most}"
+    yield "Time per unit", f"median {middle}, 95 % under {late}, longest {most}"
     if len(rates):
         low, middle, high = map(rate_text, np.percentile(rates, [5, 50, 95]))
         yield "Images per second of a unit", f"median {middle}; 90 % of units from {low} to {high}"
@@ -112,12 +112,12 @@ def _times(found: Findings) -> Iterator[tuple[str, str]]:
         images, took = float(last["images_now"]), float(last["seconds"])
         per_s = rate_text(images / took)
         yield (
-            "Last run, with start-up",
+            "Last run, with startup",
             f"{many_text(images, 'image')} in {duration_text(took)}: {per_s} images per second",
         )
 
 
-def _asked(found: Findings) -> Iterator[tuple[str, str]]:
+def _setting_rows(found: Findings) -> Iterator[tuple[str, str]]:
     done, units = found.units.totals.units, found.plan.units
     yield "state", "finished" if found.finished else f"{done} of {units} units finished"
     names = {"artifact": "artifact SHA-256", "preprocessing": "preprocessing id"}
@@ -126,7 +126,7 @@ def _asked(found: Findings) -> Iterator[tuple[str, str]]:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield names.get(name, name.replace(".", ": ")), text
     yield "destination", found.dest
-    yield "labelled by shardlabel", ", ".join(sorted(found.counts.versions)) or "unknown"
+    yield "shardlabel version", ", ".join(sorted(found.counts.versions)) or "unknown"
 
 
 def _time(seconds: float) -> str:

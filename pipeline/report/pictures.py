@@ -1,7 +1,7 @@
-"""Read the pictures of some rows of a DEST from SOURCE, and turn them into what pages and browsers show.
+"""Read the pictures of some rows of a DEST from SOURCE, and convert them for pages and browsers.
 
-A tar has no index: a picture in it costs reading all that lies before it. Each shard is read once, from front to back,
-up to the last picture that is wanted; several shards at a time, and of each one picture in memory.
+A tar has no index: to reach a picture, everything before it must be read. Each shard is read once, from front to back, up
+to the last wanted picture. Several shards are read at a time, with one picture of each in memory.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pipeline.storage.storage import Storage, open_storage
 
 THUMBNAIL_SIDE = 128
 SHARDS_AHEAD = 4
-# Shards that storage did not answer for before the others are given up: each waits for minutes.
+# After this many shards for which storage did not answer, the others are given up: each waits for minutes.
 MAX_SILENT = 3
-# What browsers show as it is.
+# Formats that browsers show.
 _SHOWN = (ImageFormat.JPEG, ImageFormat.PNG, ImageFormat.GIF, ImageFormat.WEBP)
 JPEG_QUALITY = 85
 
@@ -48,12 +48,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Picture(Generic[RowT, T]):
-    """What became of one picture.
+    """The result for one picture.
 
     Attributes:
-        row: Whose it is.
-        saved: What `save` returned; None where it could not be had.
-        why: Then why not, in a few words.
+        row: Row of the picture.
+        saved: Result of `save`; None where the picture could not be read.
+        why: Why it could not be read, in a few words.
     """
 
     row: RowT
@@ -65,7 +65,7 @@ def reader_settings(dest: Storage, plan: Plan) -> ReadSettings:
     """Return the settings that DEST's run read SOURCE with.
 
     Raises:
-        SourceError: The plan does not say, or there is no SOURCE: a prediction log keeps no images.
+        SourceError: The plan does not have them, or there is no SOURCE: a prediction log keeps no images.
     """
     if plan.is_log:
         raise SourceError("a prediction log keeps no images")
@@ -86,7 +86,7 @@ def reader_settings(dest: Storage, plan: Plan) -> ReadSettings:
 
 
 def samples_at(settings: ReadSettings, unit: Unit, places: Sequence[int]) -> Iterator[Sample]:
-    """Yield a unit's samples; of a manifest only those at some places in it, as the others would be fetched.
+    """Yield a unit's samples; of a manifest only those at `places`, since the others would be fetched too.
 
     Raises:
         StorageError: A shard cannot be read, for good or for longer than the retries.
@@ -106,17 +106,17 @@ def fetch_pictures(
     *,
     most_bytes: int | None = None,
 ) -> Iterator[Picture[RowT, T]]:
-    """Read the pictures of rows from SOURCE and save each; yield what became of every one, in any order.
+    """Read the pictures of rows from SOURCE and save each; yield the result of each, in any order.
 
     Args:
         settings: How SOURCE is read.
-        units: The plan's, in order.
-        rows: Whose pictures are wanted.
-        save: Keeps a picture's bytes, and returns what of it is wanted. Called in threads.
-        most_bytes: Of images that are read of a shard, at most; of the others it is said then.
+        units: The plan's units, in order.
+        rows: Rows whose pictures are wanted.
+        save: Saves a picture's bytes; its result becomes `Picture.saved`. Called in threads.
+        most_bytes: Most bytes of images to read of a shard; pictures after them have a reason instead.
 
     Raises:
-        StorageError: A picture cannot be saved. SOURCE that cannot be read is a reason, and no error.
+        StorageError: A picture cannot be saved. SOURCE that cannot be read gives a reason, not an error.
     """
     silent: list[str] = []
 
@@ -136,14 +136,14 @@ def read_thumbnails(
     rows: Sequence[RowT],
     keep: Callable[[RowT, bytes], None] = lambda row, data: None,
 ) -> tuple[dict[Place, bytes], list[str]]:
-    """Read pictures for a page, within reach: see `pipeline.report.scan.reach`.
+    """Read pictures for a page, within reach; see `pipeline.report.scan.reach`.
 
     Args:
-        dest: DEST.
-        plan: Its plan.
-        metadata: Of a part file.
-        rows: Whose pictures are wanted.
-        keep: Takes each as it is in SOURCE. Called in threads.
+        dest: Storage of DEST.
+        plan: Plan of DEST.
+        metadata: Metadata of a part file.
+        rows: Rows whose pictures are wanted.
+        keep: Takes each picture as it is in SOURCE. Called in threads.
 
     Returns:
         (thumbnails, problems): JPEGs by unit and position; and why others are missing, a sentence each.
@@ -170,7 +170,7 @@ def read_thumbnails(
 
 
 def _shards(settings: ReadSettings, units: Iterable[Unit], rows: Iterable[RowT]) -> Iterator[tuple[Unit, list[RowT]]]:
-    """Yield the shards that hold wanted rows, or a unit's loose images, with those rows; the plan's rest is not read."""
+    """Yield the shards (or a unit's loose images) that hold wanted rows, with those rows; other units are not read."""
     wanted: dict[int, list[RowT]] = {}
     for row in rows:
         wanted.setdefault(row.unit, []).append(row)
@@ -196,9 +196,9 @@ def _read_shard(
     silent: list[str],
     most_bytes: int | None,
 ) -> Iterator[Picture[RowT, T]]:
-    """Yield the pictures of one shard; what storage did not answer for is put to `silent`."""
+    """Yield the pictures of one shard; if storage does not answer, append the error to `silent`."""
     left = {(row.shard, row.key): row for row in rows}
-    why, size = "it is not in its shard any more", 0
+    why, size = "it is no longer in its shard", 0
     try:
         for sample in samples_at(settings, shard, [row.position for row in rows]):
             row = left.pop((sample.shard, sample.key), None)
@@ -208,7 +208,7 @@ def _read_shard(
             if not left:
                 break
             if most_bytes is not None and size > most_bytes:
-                why = f"it lies behind the first {bytes_text(most_bytes)}"
+                why = f"it comes after the first {bytes_text(most_bytes)}"
                 break
     except StorageError as err:
         why = str(err)
@@ -228,7 +228,7 @@ def _saved(row: RowT, data: bytes | None, error: str | None, save: Callable[[Row
 
 
 def _thumbnails(metadata: dict[str, str], limits: ImageLimits) -> DecodeSettings:
-    """Return a preprocessing whose pixels are thumbnails, cut as the model sees images."""
+    """Return settings that decode thumbnails, cropped as the model sees images."""
     model = Preprocessing.model_validate_json(metadata["shardlabel.preprocessing"])
     small = Preprocessing(
         resize_shorter=round(THUMBNAIL_SIDE * model.resize_shorter / model.crop),
@@ -242,10 +242,10 @@ def _thumbnails(metadata: dict[str, str], limits: ImageLimits) -> DecodeSettings
 
 
 def thumbnail(data: bytes, settings: DecodeSettings) -> bytes:
-    """Return an image small, as JPEG.
+    """Return a thumbnail of an image, as JPEG.
 
     Raises:
-        InputError: It cannot be decoded.
+        InputError: The image cannot be decoded.
     """
     pixels = decode_image(data, settings.preprocessing, settings.mode, settings.limits).pixels
     buffer = io.BytesIO()
@@ -254,20 +254,20 @@ def thumbnail(data: bytes, settings: DecodeSettings) -> bytes:
 
 
 def for_browser(data: bytes, limits: ImageLimits) -> tuple[bytes, str]:
-    """Return a picture that browsers show, and the ending of its name: the same bytes where they do, else a JPEG.
+    """Return a picture for browsers, and its file extension: the same bytes if browsers show the format, else a JPEG.
 
     Raises:
-        InputError: It cannot be decoded.
+        InputError: The picture cannot be decoded.
     """
     kind = sniff_format(data)
     return (data, ENDINGS[kind]) if kind in _SHOWN else (as_jpeg(data, limits), ENDINGS[ImageFormat.JPEG])
 
 
 def as_jpeg(data: bytes, limits: ImageLimits, longest_side: int | None = None) -> bytes:
-    """Return a picture as JPEG, upright, made smaller where its longer side has more pixels.
+    """Return a picture as upright JPEG, reduced to `longest_side` pixels where it is larger.
 
     Raises:
-        InputError: It cannot be decoded.
+        InputError: The picture cannot be decoded.
     """
     kind = sniff_format(data)
     check_header(kind, data, limits)

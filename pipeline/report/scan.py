@@ -1,7 +1,7 @@
-"""Count what the part files of DEST hold, one row group in memory at a time; rows are read whole only where asked for.
+"""Count what the part files of DEST hold, with one row group in memory at a time. Few rows are read whole.
 
-A first pass over four columns gives the counts and, as positions, the few rows worth showing; `read_rows` then fetches
-those. So neither keys nor error texts of a billion rows are ever read.
+A first pass over four columns gives the counts and the positions of the few rows worth showing; `read_rows` then fetches
+those rows. So the keys and error texts of a billion rows are never read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
 
 SCORE_BINS = 20
-# Rows with each status other than ok that are remembered.
+# Rows remembered for each status other than ok.
 BAD_ROWS = 8
 LOWEST_ROWS = 12
-# Of a unit's input at most so much is read to show some of its images: rows behind that are not worth remembering.
+# Most bytes of a unit's input that are read to show some of its images; rows after them are not remembered.
 REACH_BYTES = 32 * 2**20
 # Part files read at a time: each waits on storage more than it computes.
 READERS = 4
@@ -63,7 +63,7 @@ class PlacedRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow(PlacedRow):
-    """A row, as far as a reader of the report wants to see it."""
+    """A row, with what a reader of the report wants to see."""
 
     label: str | None
     score: float | None
@@ -73,17 +73,17 @@ class LabelledRow(PlacedRow):
 
 @dataclass(slots=True)
 class Counts:
-    """What part files hold, in sum.
+    """Sums over part files.
 
     Attributes:
         labels: Name and count of each class that is the best of some image, by class index.
         scores: int64 of shape (SCORE_BINS,): ok rows by score, from 0 to 1.
-        score_sum: Of those.
+        score_sum: Sum of those scores.
         bad: The first rows of each status other than ok.
         lowest: (score, unit, position) of the rows with the lowest scores within reach, lowest first.
-        versions: Of shardlabel, that wrote the files.
-        metadata: Of the first file.
-        unreadable: Why, by name, for files that cannot be read.
+        versions: Versions of shardlabel that wrote the files.
+        metadata: Metadata of the first file.
+        unreadable: Reasons, by name, of files that cannot be read.
     """
 
     labels: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Counts:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: Counts) -> None:
-        """Take in another's counts; the order of the calls makes no difference to the sums and the rows kept."""
+        """Add another's counts; the order of the calls does not change the sums and the rows kept."""
         for label_id, (label, count) in other.labels.items():
             self.labels[label_id] = (label, self.labels.get(label_id, (label, 0))[1] + count)
         self.scores += other.scores
@@ -110,12 +110,12 @@ class Counts:
 
 
 def reach(rows: int, bytes_read: int) -> int:
-    """Return how many rows of a unit lie, by its mean, within REACH_BYTES of the beginning of its input."""
+    """Return how many rows of a unit, by its mean size, are within the first REACH_BYTES of its input."""
     return rows if bytes_read <= REACH_BYTES else max(1, rows * REACH_BYTES // bytes_read)
 
 
 def count_parts(dest: Storage, commits: Iterable[Commit]) -> Counts:
-    """Count over the part files of these records; one that cannot be read is noted, and the others count."""
+    """Count over the part files of these records; a file that cannot be read is noted, and the others count."""
     total = Counts()
     for counts in ahead(commits, lambda commit: _count_part(dest, commit), calls=READERS):
         total.add(counts)
@@ -145,7 +145,7 @@ def _count_rows(dest: Storage, commit: Commit) -> Counts:
 
 
 def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # noqa: ANN401 (pyarrow has no types)
-    """Count one row group whose first row is number `first` of its part."""
+    """Count one row group; `first` is the position of its first row in the part file."""
     counts = Counts()
     ok = table["label_id"].is_valid().to_numpy()
     ids, where, how_often = np.unique(table["label_id"].drop_null().to_numpy(), return_index=True, return_counts=True)
@@ -173,11 +173,11 @@ def _count_group(table: Any, unit: int, first: int, within: int) -> Counts:  # n
 def read_rows(dest: Storage, places: Iterable[Place], part: Callable[[int], str] = part_name) -> Iterator[LabelledRow]:
     """Yield the rows at these places, sorted; a part file that cannot be read gives none.
 
-    Cost: one row group for each group of neighbours.
+    Each group of neighbours costs reading one row group.
 
     Args:
-        dest: DEST.
-        places: Of the rows.
+        dest: Storage of DEST.
+        places: Places of the rows.
         part: Returns the name of a unit's part file.
     """
     by_unit: dict[int, list[int]] = {}

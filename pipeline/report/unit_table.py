@@ -1,4 +1,4 @@
-"""A few numbers of every finished unit, in arrays: some 30 bytes a unit, for hundreds of thousands of units."""
+"""A few numbers for each finished unit, in arrays: some 30 bytes a unit, for hundreds of thousands of units."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class UnitTable:
     """Commit records as arrays of shape (units,), and their sums.
 
     Args:
-        units: Of the plan.
+        units: Number of units in the plan.
 
     Attributes:
-        done: Whether the unit is finished; where not, the others hold 0.
-        rows: In its part file.
-        seconds: That it took.
-        bytes_read: Of input.
-        ended: When its part file was written, in seconds since 1970; NaN where that is not known.
+        done: Whether the unit is finished; if not, the other arrays hold 0.
+        rows: Rows in its part file.
+        seconds: Seconds that it took.
+        bytes_read: Bytes of its input.
+        ended: When its part file was written, in seconds since 1970; NaN where unknown.
         totals: Sums over the records.
         skipped: Members that gave no row, by kind.
     """
@@ -44,7 +44,7 @@ class UnitTable:
         self.skipped: Counter[str] = Counter()
 
     def add(self, commit: Commit) -> bool:
-        """Take a record in; return whether its unit is new. A merge that was cut short leaves some twice."""
+        """Add a record; return whether its unit is new. An interrupted merge of records leaves some twice."""
         unit = commit.unit
         if self.done[unit]:
             return False
@@ -62,9 +62,9 @@ class UnitTable:
         return np.asarray(self.rows[some] / self.seconds[some], np.float64)
 
     def images_over_time(self, bins: int) -> tuple[Float64Array, Float64Array] | None:
-        """Return (images, edges) of the run's span cut in equal bins, or None where the times are not known.
+        """Return (images, edges) of the run's time cut into equal bins, or None where the times are unknown.
 
-        A unit's images count in equal parts over the time that it took. The edges have shape (bins + 1,) and are
+        A unit's images are spread evenly over the time that it took. The edges have shape (bins + 1,) and are
         seconds since 1970.
         """
         some = self.done & (self.rows > 0)
@@ -81,7 +81,7 @@ class UnitTable:
 
 
 def iter_new(dest: Storage, plan: Plan, table: UnitTable) -> Iterator[Commit]:
-    """Yield each finished unit's record once, after filling it in the table."""
+    """Yield each finished unit's record once, after adding it to the table."""
     return (commit for commit in CommitLog.of(dest, plan).records() if table.add(commit))
 
 
@@ -95,10 +95,10 @@ def add_end_times(dest: Storage, plan: Plan, table: UnitTable) -> None:
 
 
 def while_run_goes_on(look: Callable[[], T]) -> T:
-    """Return what look returns, which reads commit records: a run that goes on may merge them meanwhile; then again.
+    """Return the result of `look`, which reads commit records. A run in progress may merge them meanwhile: then retry once.
 
     Raises:
-        StorageError: They, or what they name, cannot be read.
+        StorageError: The records, or files that they name, cannot be read.
     """
     try:
         return look()

@@ -1,1 +1,1 @@
-"""`shardlabel review`: which labels a person should look at, and what the answers say of all labels."""
+"""`shardlabel review`: which labels a person should review, and what the answers say about all labels."""

@@ -1,4 +1,4 @@
-"""Read what reviewers answered: `answers.csv`, or what Label Studio exports as CSV or JSON-MIN."""
+"""Read reviewers' answers: `answers.csv`, or Label Studio's export as CSV or JSON-MIN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.review.classes import Classes
 from pipeline.review.draws import Draw, DrawnRow
 
 WANTED = ("shard", "key", "label")
-# Of a field: Label Studio writes the picture, which its task holds, into its exports too.
+# Size of a field: Label Studio also exports the picture that a task contains.
 MAX_FIELD_BYTES = 128 * 2**20
 _DELIMITERS = ",;\t"
 
@@ -24,12 +24,12 @@ _Line = tuple[int, Place, str]  # line or task, place, answer
 
 @dataclass(slots=True)
 class Answers:
-    """What was answered.
+    """Answers of reviewers.
 
     Attributes:
         classes: The class that each image shows, by shard and key; NO_CLASS_ID where none fits.
         empty: Lines without an answer.
-        where: The file and line of each, for errors.
+        where: The file and line of each answer, for errors.
     """
 
     classes: dict[Place, int] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class Answers:
 
 
 def read_answers(files: Iterable[Path], draws: Iterable[Draw], classes: Classes) -> Answers:
-    """Read answers to images of these draws. Memory: that of the draws, and of one line.
+    """Read answers to images of these draws. Memory: the draws, and one line.
 
     Raises:
-        ConfigError: A file is not such a list, or an answer is to an image that was not drawn, names no class, or
-            contradicts another; the message names file and line.
+        ConfigError: A file is not such a list, or an answer is for an image that was not drawn, names no class, or
+            contradicts another; the message gives file and line.
     """
     drawn: dict[Place, DrawnRow] = {(row.shard, row.key): row for draw in draws for row in draw.rows}
     answers = Answers()
@@ -91,7 +91,7 @@ def _lines(file: Path) -> Iterator[_Line]:
     except OSError as err:
         raise ConfigError(f"{file} cannot be read: {err.strerror or err}; give the CSV file with the answers") from err
     except UnicodeDecodeError as err:
-        raise ConfigError(f"{file} must be UTF-8, and is not at byte {err.start}; save it anew as CSV UTF-8") from err
+        raise ConfigError(f"{file} must be UTF-8, but is not at byte {err.start}; save it again as CSV UTF-8") from err
     except (csv.Error, ValueError, RecursionError) as err:
         raise ConfigError(f"{file} cannot be read as {file.suffix.lstrip('.').upper() or 'CSV'}: {err}") from err
 
@@ -117,13 +117,13 @@ def _csv_lines(file: Path, text: TextIO) -> Iterator[_Line]:
 def _json_lines(file: Path, text: TextIO) -> Iterator[_Line]:
     tasks = json.load(text)
     if not isinstance(tasks, list):
-        raise ConfigError(f"{file} must be a list of tasks, as Label Studio's JSON-MIN, got {type(tasks).__name__}")
+        raise ConfigError(f"{file} must be a list of tasks, like Label Studio's JSON-MIN, got {type(tasks).__name__}")
     for number, task in enumerate(tasks, 1):
         values = task if isinstance(task, Mapping) else {}
         found = [values.get(name, "" if name == "label" else None) for name in WANTED]
         if not all(isinstance(value, str) for value in found):
             raise ConfigError(
-                f"{file}, task {number}: expected texts shard, key and label, as Label Studio's JSON-MIN has them"
+                f"{file}, task {number}: expected shard, key and label as text, like in Label Studio's JSON-MIN"
             )
         yield number, (found[0], found[1]), found[2]
 

@@ -1,4 +1,4 @@
-"""What the classes of a DEST are called: how a class is written for a reviewer, and which class an answer means."""
+"""Names of the classes of a DEST: how a class is shown to a reviewer, and which class an answer means."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from pipeline.review.draws import DrawnRow
 from pipeline.sources.unit import part_name
 from pipeline.storage.storage import Storage
 
-# Part files that are looked into for names of classes that no drawn image has: the k best of each row name many.
+# Part files to read for names of classes that no drawn image has: the k best labels of each row give many.
 PARTS = 8
-# An answer that says: not the predicted class, whatever else it may be.
+# An answer that means: not the predicted class, whatever else the image may show.
 NO_CLASS = "none"
 NO_CLASS_ID = -1
 _WITH_ID = re.compile(r"(.*) \((\d{1,9})\)", re.DOTALL)
 
 
 class Classes:
-    """The classes of a DEST, by index: those of its model where the catalog has it, else as its rows name them.
+    """The classes of a DEST, by index: those of its model if the catalog has it, else those that its rows name.
 
     Args:
-        plan: Of DEST.
-        rows: That were drawn; their labels come before all other names.
-        others: Names of further classes, where the catalog does not have the model.
+        plan: Plan of DEST.
+        rows: The drawn rows; their labels take precedence over all other names.
+        others: Names of other classes, if the catalog does not have the model.
 
     Attributes:
-        names: What each class is called in a question and in an answer; each name once.
+        names: Name of each class in questions and answers; all different.
     """
 
     def __init__(self, plan: Plan, rows: Iterable[DrawnRow], others: Mapping[int, str] | None = None) -> None:
@@ -47,13 +47,13 @@ class Classes:
         classes, labels = known or _of_rows(named)
         self._finder = ClassFinder(classes)
         self._labels = [drawn.get(index, label) for index, label in enumerate(labels)]
-        # Without the model a number that no row has may still be a class; it has no name.
+        # Without the model, a number that no row has may still be a class; it has no name.
         shown = range(len(labels)) if known else sorted(named)
         self.names = {index: self._unique_name(index) for index in shown}
 
     @classmethod
     def of(cls, dest: Storage, plan: Plan, rows: Sequence[DrawnRow]) -> Classes:
-        """Return the classes of a DEST, which is looked into for their names where the catalog does not have the model.
+        """Return the classes of a DEST; part files are read for their names if the catalog does not have the model.
 
         Raises:
             StorageError: A part file cannot be read.
@@ -68,7 +68,7 @@ class Classes:
         """Return the class that an answer means; NO_CLASS_ID for `none`.
 
         Raises:
-            ConfigError: It is no class of DEST; the message names some that are written like it.
+            ConfigError: It is no class of DEST; the message gives similar names.
         """
         text = text.strip()
         index = self._exact(text)
@@ -78,7 +78,7 @@ class Classes:
             return NO_CLASS_ID
         why = self._finder.explain(text).partition(": expected")[0].replace("of this model", "of DEST")
         like = difflib.get_close_matches(text, self.names.values(), 3) if "no class" in why else []
-        near = f"; near it are {', '.join(map(repr, like))}" if like else ""
+        near = f"; similar names are {', '.join(map(repr, like))}" if like else ""
         raise ConfigError(f"{why}{near}; expected a class's name or number, or {NO_CLASS!r} where no class fits")
 
     def _exact(self, text: str) -> int | None:
@@ -89,13 +89,13 @@ class Classes:
         return index
 
     def _unique_name(self, index: int) -> str:
-        """Return a class's label, with its number behind it where the label alone would not tell."""
+        """Return a class's label, followed by its number if the label alone is ambiguous."""
         label = self._labels[index]
         return label if self._finder.find(label) == index else f"{label} ({index})"
 
 
 def of_model(plan: Plan) -> tuple[list[ClassName], list[str]] | None:
-    """Return the classes of the plan's model and their labels, where the catalog has that very model."""
+    """Return the classes of the plan's model and their labels, if the catalog has exactly that model."""
     settings = plan.settings
     try:
         spec = load_spec(str(settings.get("model")))
@@ -107,13 +107,13 @@ def of_model(plan: Plan) -> tuple[list[ClassName], list[str]] | None:
 
 
 def _of_rows(labels: dict[int, str]) -> tuple[list[ClassName], list[str]]:
-    """Return the classes that rows name, with a name made up for those between them."""
+    """Return the classes that rows name, with placeholder names for those in between."""
     found = [labels.get(index, f"class {index}") for index in range(max(labels, default=-1) + 1)]
     return [ClassName(None, label) for label in found], found
 
 
 def _names_in(dest: Storage, part: str) -> dict[int, str]:
-    """Return the classes that are among the k best of a row of a part file's first row group."""
+    """Return the classes among the k best of the rows in a part file's first row group."""
     with open_part(dest, part) as source:
         file = pq.ParquetFile(source)
         if not file.num_row_groups:

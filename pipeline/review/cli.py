@@ -1,4 +1,4 @@
-"""`shardlabel review sample` and `review score`: options in, files, tables and JSON out."""
+"""`shardlabel review sample` and `review score`: takes options, writes files, tables and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Dest = Annotated[str, typer.Argument(help="A folder or URI that `shardlabel labe
 
 
 class Form(StrEnum):
-    """What a draw becomes."""
+    """Form in which a draw is written."""
 
     FOLDER = "folder"
     LABEL_STUDIO = "label-studio"
@@ -32,26 +32,26 @@ class Form(StrEnum):
 
 def sample(  # noqa: PLR0913 (one argument an option)
     dest: Dest,
-    output: Annotated[str, typer.Option("--output", "-o", help="A new or empty folder of this machine.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A new or empty folder on this machine.")],
     by: Annotated[
         By,
         typer.Option(
-            help="What is uncertain: a small margin between the best two scores, a high entropy of the top-k scores, or "
-            "a low best score. random: no uncertain stratum."
+            help="Measure of uncertainty: a small margin between the best two scores, a high entropy of the top-k scores, "
+            "or a low best score. random: no uncertain stratum."
         ),
     ] = By.MARGIN,
-    per_class: Annotated[int, typer.Option(min=1, help="Images of each predicted class: half at random.")] = 20,
+    per_class: Annotated[int, typer.Option(min=1, help="Images of each predicted class, half of them random.")] = 20,
     to: Annotated[Form, typer.Option(help="Pictures and a page, Label Studio's import, or only a list.")] = Form.FOLDER,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random order.")] = 0,
     again: Annotated[
-        int | None, typer.Option(min=1, metavar="DRAW", help="Write that earlier draw anew, and draw nothing.")
+        int | None, typer.Option(min=1, metavar="DRAW", help="Write an earlier draw again, and draw nothing.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: what was drawn, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line of output: the draw as JSON.")] = False,
 ) -> None:
-    """Draw images to look at, of each class that was predicted: some at random, and some that the model is unsure of.
+    """Draw images for review from each predicted class: some at random, and some of which the model is unsure.
 
-    Images that an earlier draw gave out do not come again: draws are recorded in DEST. Precision is known from the
-    random stratum alone; the uncertain images are those worth correcting.
+    Images of an earlier draw are not drawn again: draws are recorded in DEST. The precision is estimated from the random
+    stratum alone; the uncertain images are those worth correcting.
 
     Examples:
         shardlabel review sample labels --per-class 20 --output look
@@ -105,12 +105,12 @@ def _say_what(sampled: Sampled) -> None:
             err=True,
         )
     if not draw.rows:
-        typer.echo(f"nothing is left to draw: earlier draws had all of {count_text(sampled.labelled)} labelled images")
+        typer.echo(f"nothing is left to draw: earlier draws had all {count_text(sampled.labelled)} labelled images")
         return
     if sampled.behind:
         typer.echo(
-            f"shardlabel: DEST has grown since an earlier draw, and of {many_text(sampled.behind, 'class', 'classes')} the "
-            "random strata do not yet stand for what is new; draw again with the seed of the first draw",
+            f"shardlabel: DEST has grown, and the random strata of {many_text(sampled.behind, 'class', 'classes')} do not "
+            "yet cover it; draw again with the seed of the first draw",
             err=True,
         )
     classes = len({row.label_id for row in draw.shown})
@@ -121,12 +121,12 @@ def _say_what(sampled: Sampled) -> None:
     )
     if before := len(draw.rows) - len(draw.shown):
         typer.echo(
-            f"its random stratum has {many_text(before, 'more image')} that an earlier draw gave out: score both"
+            f"its random stratum has {many_text(before, 'more image')} of an earlier draw: score both draws together"
         )
 
 
 def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> int:
-    """Write a draw's files, and say what there is to do; return how many pictures are missing."""
+    """Write a draw's files, and print the next steps; return how many pictures are missing."""
     from pipeline.quantities import count_text
     from pipeline.review.label_studio import write_tasks
     from pipeline.review.output import write_draw, write_list, write_page
@@ -143,7 +143,7 @@ def _write(dest: Storage, plan: Plan, draw: Draw, to: Form, folder: Path) -> int
     if missing:
         first = missing[0]
         typer.echo(
-            f"shardlabel: {count_text(len(missing))} of {count_text(len(draw.shown))} pictures could not be had, named in "
+            f"shardlabel: {count_text(len(missing))} of {count_text(len(draw.shown))} pictures could not be read, see "
             f"{folder / 'missing.csv'}; the first is {first.row.key}: {first.why}",
             err=True,
         )
@@ -159,14 +159,14 @@ def score(
         typer.Argument(help="CSV with shard, key and label, of all draws; or Label Studio's CSV or JSON-MIN."),
     ],
     precision_target: Annotated[
-        float, typer.Option(metavar="PERCENT", help="Say from which score on labels are right to so many percent.")
+        float, typer.Option(metavar="PERCENT", help="Find the score from which this percentage of labels is right.")
     ] = 95.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in one line, instead of tables.")] = False,
 ) -> None:
-    """Say how many labels are right, from answers: per predicted class, and over DEST weighted by the classes' shares.
+    """Estimate how many labels are right, from answers: per predicted class, and over DEST weighted by class shares.
 
-    An answer is a class's name, number or synset id, or `none` where no class fits; an empty one is none. All figures
-    are from the random stratum; intervals are for 95 %, Wilson's for a class.
+    An answer is a class's name, number or synset id, or `none` where no class fits; an empty answer does not count. All
+    figures are from the random stratum; intervals are for 95 %, Wilson's for a class.
 
     Example:
         shardlabel review score labels look/answers.csv
@@ -190,8 +190,8 @@ def score(
 
 
 def register(root: typer.Typer) -> None:
-    """Add these commands to the console command."""
-    app = typer.Typer(no_args_is_help=True, help="Look at labels: draw images, and score what people say of them.")
+    """Add these commands to the `shardlabel` command."""
+    app = typer.Typer(no_args_is_help=True, help="Review labels: draw images, and score people's answers.")
     for command in (sample, score):
         app.command()(command)
     root.add_typer(app, name="review")

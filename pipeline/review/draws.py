@@ -1,4 +1,4 @@
-"""What was drawn: a Parquet file per draw in DEST, written once under the next number, so that no image comes twice."""
+"""Records of draws: a Parquet file per draw in DEST, written once under the next number, so no image is drawn twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.storage.storage import Storage
 
 REVIEWS_FOLDER = f"{STATE_FOLDER}/reviews"
 LOCK_FILE = f"{REVIEWS_FOLDER}/lock"
-# Another draw may take the number that this one would have.
+# Time to wait for another draw that is being recorded.
 LOCK_WAIT_S = 60.0
 _FILE = re.compile(r"draw-([0-9]{5,})\.parquet")
 _METADATA = b"shardlabel.review"
@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
 
 
 class Stratum(StrEnum):
-    """Why an image was drawn. Only the random stratum says anything of the images that were not drawn."""
+    """Why an image was drawn. Only the random stratum represents the images that were not drawn."""
 
     RANDOM = "random"
     UNCERTAIN = "uncertain"
@@ -59,8 +59,8 @@ class DrawnRow(PlacedRow):
     Attributes:
         label_id: The predicted class; `label` is its name, `score` its score.
         stratum: Why it was drawn.
-        is_shown: Whether this draw gave it out. Not where an earlier draw had done so for its uncertainty, and the
-            random order has now come to it: then it belongs to this draw's random stratum too, by its earlier answer.
+        is_shown: Whether this draw showed it. False if an earlier draw had shown it for its uncertainty, and the random
+            order has now reached it: it is in this draw's random stratum too, with its earlier answer.
     """
 
     label_id: int
@@ -75,14 +75,14 @@ class Draw:
     """One call of `review sample`.
 
     Attributes:
-        number: From 1.
-        by: What it ranked uncertain labels by.
-        per_class: Images per class that were asked for.
-        seed: Of its random order.
+        number: Number of the draw, from 1.
+        by: Measure that ranked uncertain labels.
+        per_class: Requested images per class.
+        seed: Seed of its random order.
         plan: The id of the plan then.
         units: Finished units then.
-        id: Its own, so that no two draws have the same bytes.
-        rows: By class; in each the random stratum first, then the uncertain, least sure first.
+        id: Unique id, so that no two draws have the same bytes.
+        rows: By class; in each the random stratum first, then the uncertain one, least certain first.
     """
 
     number: int
@@ -96,7 +96,7 @@ class Draw:
 
     @property
     def shown(self) -> list[DrawnRow]:
-        """The images that it gave out."""
+        """The images that it showed."""
         return [row for row in self.rows if row.is_shown]
 
 
@@ -106,10 +106,10 @@ def draw_file(number: int) -> str:
 
 
 def read_draws(dest: Storage, plan: Plan) -> tuple[list[Draw], int]:
-    """Read every draw from the images of a plan.
+    """Read every draw of a plan's images.
 
     Returns:
-        (draws, next_number): In order; draws of a plan that --overwrite did away with are not among them.
+        (draws, next_number): In order, without draws of a plan that --overwrite removed.
 
     Raises:
         ConfigError: A draw's file is damaged; the message names it.
@@ -122,7 +122,7 @@ def read_draws(dest: Storage, plan: Plan) -> tuple[list[Draw], int]:
 
 
 def record_draw(dest: Storage, draw: Draw) -> bool:
-    """Write a draw's file; False where another draw has taken its number meanwhile.
+    """Write a draw's file; return False if another draw has taken its number meanwhile.
 
     Raises:
         SourceError: DEST cannot be written.
@@ -160,7 +160,7 @@ def _read_draw(dest: Storage, number: int) -> Draw:
     except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as err:
         raise ConfigError(
             f"{dest.describe(name)} is damaged, or of a newer version of shardlabel: {' '.join(str(err).split())}; "
-            "restore it from a copy, or remove it, and images of that draw may come again"
+            "restore it from a copy, or remove it, but then images of that draw may be drawn again"
         ) from err
 
 
@@ -168,7 +168,7 @@ def find_draw(draws: Iterable[Draw], number: int) -> Draw:
     """Return a draw by its number.
 
     Raises:
-        ConfigError: There is none; the message says which there are.
+        ConfigError: There is none; the message lists the draws.
     """
     known = {draw.number: draw for draw in draws}
     if number not in known:

@@ -1,4 +1,4 @@
-"""From right and wrong answers to precision: per class, over all of DEST, and as a score from which on it is reached."""
+"""Precision from right and wrong answers: per class, over all of DEST, and the score from which it is reached."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The lowest score from which on the sample shows a precision.
+    """The lowest score at or above which the sample shows a precision.
 
     Attributes:
-        score: Labels with this score or a higher one.
-        images: Of the sample, that have it.
-        precision: Among those.
-        is_pooled: Whether it is of all classes together.
+        score: The lowest accepted score.
+        images: Images of the sample with this score or a higher one.
+        precision: Precision among these images.
+        is_pooled: Whether it is for all classes together.
     """
 
     score: float
@@ -38,14 +38,14 @@ class Threshold:
 
 
 def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
-    """Return the precision over classes of different sizes: the mean of theirs, weighted by their labels.
+    """Return the precision over classes of different sizes: their mean, weighted by their labels.
 
-    The interval is Wilson's for as many images of a plain sample as would be as sure (the effective sample size, as in
-    surveys). So that a class of few answers does not pass for sure, its spread is that of its answers and of two more
-    that are right as often as all.
+    The interval is Wilson's for the number of images in a plain sample that is as certain (the effective sample size, as in
+    surveys). To keep a class with few answers from seeming certain, its variance is computed with two extra answers that
+    are right as often as all.
 
     Args:
-        classes: Right answers, answers, and labels in DEST, of each class; at least one, each with an answer.
+        classes: Right answers, answers, and labels in DEST, of each class; at least one class, each with an answer.
     """
     right, answered, labels = (np.array(values, np.float64) for values in zip(*classes, strict=True))
     shares = labels / labels.sum()
@@ -57,13 +57,13 @@ def overall(classes: Sequence[tuple[int, int, int]]) -> Precision:
 
 
 def threshold(answers: Sequence[tuple[float, bool, float]], target: float) -> Threshold | None:
-    """Return the lowest score from which on the answers show a precision, or None where no score does.
+    """Return the lowest score at or above which the answers show a precision, or None if there is none.
 
-    By the rule of `pipeline.evaluate.thresholds`.
+    The rule is that of `pipeline.evaluate.thresholds`.
 
     Args:
         answers: Score, whether the label is right, and weight, of each image.
-        target: Below 1.
+        target: Precision, below 1.
     """
     if not answers:
         return None

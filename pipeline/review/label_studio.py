@@ -1,7 +1,7 @@
-"""A draw as Label Studio imports it: tasks with the pictures in them, pre-labelled, and the labelling configuration.
+"""A draw in Label Studio's import format: tasks that contain the pictures, pre-labelled, and the labelling configuration.
 
-A picture is a `data:` URI in its task, made smaller: such a file can be dropped on any project. By the other way, local
-files, the server has to be started with a document root, and each project to be given a local storage.
+A picture is a reduced `data:` URI in its task, so you can drop such a file on any project. The alternative, local files,
+needs a server started with a document root, and a local storage for each project.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.review.draws import DrawnRow
 from pipeline.review.output import Material, Pictures
 
 CONFIG_FILE = "labels.xml"
-# The column of answers in Label Studio's own exports is called so, and `review score` asks for `label`.
+# Label Studio's exports name the column of answers after this control, and `review score` reads column `label`.
 _CONTROL = "label"
-# What XML cannot hold.
+# Characters that XML does not allow.
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 LONGEST_SIDE = 1024
-# Label Studio takes uploads of 250 MB, and older ones 50 MB.
+# Label Studio accepts uploads of 250 MB, older versions 50 MB.
 MAX_FILE_BYTES = 40 * 10**6
-# Above, a list to search in stands in the place of buttons.
+# With more classes than this, a searchable list replaces the buttons.
 MAX_BUTTONS = 20
 
 
 def write_tasks(material: Material, folder: Path) -> tuple[Pictures, list[str]]:
-    """Write tasks and configuration; return what became of the pictures, and what to tell the user."""
+    """Write tasks and configuration; return the results for the pictures, and what to tell the user."""
     numbers = material.numbers
     with tempfile.TemporaryDirectory(dir=folder, prefix="pictures-") as aside:
 
@@ -81,7 +81,7 @@ def _task(material: Material, row: DrawnRow, jpeg: bytes) -> dict[str, Any]:
 
 
 def _write(folder: Path, tasks: Iterator[dict[str, Any]]) -> int:
-    """Write tasks to as many files as their size asks for, one task in memory at a time; return how many files."""
+    """Write tasks to files of up to MAX_FILE_BYTES, with one task in memory at a time; return the number of files."""
     number = size = 0
     for task in tasks:
         text = json.dumps(task)
@@ -101,7 +101,7 @@ def _append(folder: Path, number: int, text: str) -> int:
 
 
 def _config(names: list[str]) -> bytes:
-    """Return the labelling configuration: the picture, what was predicted, and a choice of one class or none."""
+    """Return the labelling configuration: the picture, the prediction, and a choice of one class or none."""
     view = Xml.Element("View")
     Xml.SubElement(view, "Image", name="image", value="$image")
     Xml.SubElement(view, "Text", name="about", value="$about")

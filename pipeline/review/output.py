@@ -1,4 +1,4 @@
-"""A recorded draw to files, any number of times: the list of answers to fill in, and a page or tasks with the pictures."""
+"""Write a recorded draw to files, as often as you like: a list of answers to fill in, and a page or tasks with pictures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ANSWERS_FILE = "answers.csv"
 MISSING_FILE = "missing.csv"
 PAGE_FILE = "index.html"
 ANSWERS_COLUMNS = ("shard", "key", "label", "predicted", "score", "stratum", "picture")
-# Images per class below which classes stand on the page without headings of their own.
+# With fewer images per class than this, the page has no heading for each class.
 SPARSE = 4
-# Of names of files and folders: at most 4 bytes a character, and file systems take 255 bytes.
+# Length of a file or folder name: a character takes at most 4 bytes, and file systems allow 255 bytes.
 _LONGEST_NAME = 48
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
@@ -40,7 +40,7 @@ Pictures = dict[Place, Picture[DrawnRow, str]]
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that a draw's files are made of."""
+    """What a draw's files are made from."""
 
     dest: Storage
     plan: Plan
@@ -49,7 +49,7 @@ class Material:
 
     @property
     def model(self) -> str:
-        """That labelled DEST."""
+        """Name of the model that labelled DEST."""
         return str(self.plan.settings.get("model", "unknown"))
 
     @property
@@ -58,10 +58,10 @@ class Material:
         return {row.place: number for number, row in enumerate(self.draw.shown, 1)}
 
     def fetch(self, save: Callable[[DrawnRow, bytes, ImageLimits], str]) -> Pictures:
-        """Fetch the pictures of what is shown; `save` keeps one, and returns where.
+        """Fetch the pictures of the shown rows; `save` stores one, and returns its path.
 
         Raises:
-            SourceError: SOURCE cannot be opened, by what DEST says of it.
+            SourceError: SOURCE cannot be opened from the settings in DEST.
         """
         shown = self.draw.shown
         try:
@@ -77,24 +77,24 @@ class Material:
 
 
 Write = Callable[[Material, Path], tuple[Pictures, list[str]]]
-"""Writes files to a folder; returns what became of the pictures, and what to tell the user."""
+"""Writes files to a folder; returns the results for the pictures, and what to tell the user."""
 
 
 def write_draw(
     write: Write, dest: Storage, plan: Plan, draw: Draw, folder: Path
 ) -> tuple[list[str], list[Picture[DrawnRow, str]]]:
-    """Write a draw's files; return what to tell the user, and the pictures that could not be had.
+    """Write a draw's files; return what to tell the user, and the pictures that could not be read.
 
     Args:
-        write: In which form.
-        dest: DEST.
-        plan: Its plan.
-        draw: As it is recorded.
-        folder: Where to; new or empty.
+        write: Writes the files in one form.
+        dest: Storage of DEST.
+        plan: Plan of DEST.
+        draw: The recorded draw.
+        folder: A new or empty folder.
 
     Raises:
-        SourceError: SOURCE cannot be opened, by what DEST says of it.
-        StorageError: The folder cannot be written, or DEST not be read.
+        SourceError: SOURCE cannot be opened from the settings in DEST.
+        StorageError: The folder cannot be written, or DEST cannot be read.
     """
     material = Material(dest, plan, draw, Classes.of(dest, plan, draw.rows))
     with writing_to(folder):
@@ -121,7 +121,7 @@ def write_list(material: Material, folder: Path, pictures: Pictures | None = Non
 
 
 def file_name(text: str) -> str:
-    """Return text as a part of a file's name: letters, digits and `_ - .` of its end, never a path.
+    """Return text as part of a file name: the letters, digits and `_ - .` at its end, never a path.
 
     >>> file_name("../../etc/passwd")
     'etc_passwd'
@@ -130,7 +130,7 @@ def file_name(text: str) -> str:
 
 
 def write_page(material: Material, folder: Path) -> tuple[Pictures, list[str]]:
-    """Write a folder of pictures per class, and a page on which a click is an answer."""
+    """Write a folder of pictures for each class, and a page on which a click is an answer."""
     numbers, names = material.numbers, material.classes.names
 
     def save(row: DrawnRow, data: bytes, limits: ImageLimits) -> str:
@@ -156,7 +156,7 @@ def _page(material: Material, pictures: Pictures) -> str:
     for row in draw.shown:
         by_class.setdefault(row.label_id, []).append(row)
     is_sparse = len(draw.shown) < SPARSE * len(by_class)
-    # As JSON: what is written in HTML is cut where it is very long, and a key must come back as it is.
+    # As JSON: long values in HTML are shortened, but a key must come back unchanged.
     rows = [(row.shard, row.key, names[row.label_id]) for row in draw.shown]
     return pages.render(
         "review.html",

@@ -1,7 +1,7 @@
 """Draw images: one pass over DEST, two strata of each class, and a record that keeps them from being drawn again.
 
-The pass reads four columns of numbers, a row group at a time, of several parts at once; keys and names are read only of
-what is drawn.
+The pass reads four columns of numbers, one row group at a time, from several parts at once. Keys and names are read only for
+drawn rows.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Wanted:
     """What to draw.
 
     Attributes:
-        by: What ranks the uncertain stratum.
+        by: Measure that ranks the uncertain stratum.
         per_class: Images per class.
-        seed: Of the random order.
+        seed: Seed of the random order.
     """
 
     by: By
@@ -46,23 +46,23 @@ class Wanted:
 
     @property
     def random(self) -> int:
-        """Images per class that are drawn at random: half, the odd one included, or all."""
+        """Random images per class: half, rounded up, or all."""
         return self.per_class if self.by is By.RANDOM else (self.per_class + 1) // 2
 
     @property
     def uncertain(self) -> int:
-        """Uncertain images per class that may be needed: some may turn out to be drawn at random as well."""
+        """Uncertain images per class that may be needed, since some may also be in the random stratum."""
         return 0 if self.by is By.RANDOM else self.per_class + self.random
 
 
 @dataclass(slots=True)
 class Selection:
-    """What one pass over DEST found.
+    """Result of one pass over DEST.
 
     Attributes:
-        units: What is finished.
-        random: Rows of each class that come next in the random order. Earlier draws' uncertain rows are among them.
-        uncertain: Rows of each class that are least sure, and were not drawn before.
+        units: Figures of the finished units.
+        random: Next rows of each class in the random order. Earlier draws' uncertain rows are among them.
+        uncertain: Least certain rows of each class that were not drawn before.
         labelled: How many rows have a label.
     """
 
@@ -74,13 +74,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A new draw, and what there is to say about it.
+    """A new draw, and what to say about it.
 
     Attributes:
-        draw: What was drawn; without rows where nothing was left.
+        draw: The draw; it has no rows if nothing was left.
         labelled: Labelled images in DEST.
         unfinished: Units of the plan that have no rows yet.
-        behind: Classes whose random stratum does not yet stand for all of a DEST that has grown; see `_behind`.
+        behind: Classes whose random stratum does not yet represent a DEST that has grown; see `_behind`.
     """
 
     draw: Draw
@@ -90,14 +90,14 @@ class Sampled:
 
 
 def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:
-    """Draw images that no earlier draw of DEST has given out, and record them there.
+    """Draw images that no earlier draw of DEST has shown, and record them there.
 
-    The random stratum of a class takes the next images in the random order, among them such as an earlier draw has
-    given out for their uncertainty: leaving these out would leave a sample that is surer than DEST is.
+    The random stratum of a class takes the next images in the random order, including those that an earlier draw has
+    shown for their uncertainty: without these the sample would be more certain than DEST is.
 
     Raises:
         SourceError: DEST has no labelled image, or cannot be written.
-        ConfigError: DEST's state is damaged, or keeps too few scores.
+        ConfigError: DEST's state is damaged, or it has too few scores.
         StorageError: A part file cannot be read.
     """
     while True:
@@ -109,18 +109,18 @@ def draw_sample(dest: Storage, plan: Plan, wanted: Wanted) -> Sampled:
         earlier = {row.place for draw in draws for row in draw.rows}
         rows = tuple(_with_keys(dest, list(_divide(found, wanted, earlier))))
         draw = Draw(number, wanted.by, wanted.per_class, wanted.seed, plan.id, totals.units, rows)
-        # Another draw that took the number may have drawn the same images.
+        # Another draw that took this number may have drawn the same images.
         if not rows or record_draw(dest, draw):
             behind = _behind(draws, draw, wanted.random)
             return Sampled(draw, found.labelled, plan.units - totals.units, behind)
 
 
 def _select(dest: Storage, plan: Plan, wanted: Wanted, draws: Sequence[Draw]) -> Selection:
-    """Look through the finished part files. Memory: what is drawn, and a row group of READERS parts.
+    """Read the finished part files. Memory: the drawn rows, and one row group of each of READERS parts.
 
     Raises:
-        ConfigError: The part files do not keep the scores that are to be compared.
-        StorageError: A part file cannot be read: a sample of the others would not be one of DEST.
+        ConfigError: The part files lack the scores to compare.
+        StorageError: A part file cannot be read: a sample without it would not represent DEST.
     """
     drawn = _by_unit(row for draw in draws for row in draw.rows)
     random = _by_unit(row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM)
@@ -158,7 +158,7 @@ def _by_unit(rows: Iterable[DrawnRow]) -> dict[int, list[int]]:
 
 
 def _candidates(table: Any, unit: int, first: int) -> Candidates:  # noqa: ANN401 (pyarrow has no types)
-    """Return the labelled rows of a row group whose first row is number `first` of its part; not ranked yet."""
+    """Return the labelled rows of a row group, not ranked yet; `first` is the position of its first row in the part."""
     ok = np.flatnonzero(table["label_id"].is_valid().to_numpy())
     rows = np.zeros(len(ok), CANDIDATE)
     rows["label_id"] = table["label_id"].drop_null().to_numpy()
@@ -169,7 +169,7 @@ def _candidates(table: Any, unit: int, first: int) -> Candidates:  # noqa: ANN40
 
 
 def _top_scores(table: Any, scores: npt.NDArray[np.float32], part: str) -> npt.NDArray[np.float32]:  # noqa: ANN401
-    """Return the scores that are kept of each labelled row; shape (rows, k)."""
+    """Return the stored scores of each labelled row; shape (rows, k)."""
     if "top_scores" not in table.column_names:
         return scores[:, None]
     kept = table["top_scores"].filter(table["label_id"].is_valid())
@@ -184,7 +184,7 @@ def _top_scores(table: Any, scores: npt.NDArray[np.float32], part: str) -> npt.N
 
 
 def _divide(found: Selection, wanted: Wanted, earlier: set[Place]) -> Iterator[_Picked]:
-    """Yield what is drawn: of each class the random stratum, then the least sure of the others up to per_class."""
+    """Yield the drawn rows: of each class the random stratum, then the least certain others up to per_class."""
     random, uncertain = _by_class(found.random.rows()), _by_class(found.uncertain.rows())
     for label_id in sorted(random.keys() | uncertain.keys()):
         taken, shown = set(), 0
@@ -199,13 +199,13 @@ def _divide(found: Selection, wanted: Wanted, earlier: set[Place]) -> Iterator[_
 
 
 def _by_class(rows: Candidates) -> dict[int, list[tuple[int, float, int, int, int, float]]]:
-    """Return rows, which are sorted by class, as tuples of their fields."""
+    """Return rows, which are sorted by class, as tuples of their fields, by class."""
     classes, first = np.unique(rows["label_id"], return_index=True)
     return {int(label_id): part.tolist() for label_id, part in zip(classes, np.split(rows, first[1:]), strict=False)}
 
 
 def _with_keys(dest: Storage, picked: list[_Picked]) -> Iterator[DrawnRow]:
-    """Yield what is drawn with shard, key and label, for which its row groups are read.
+    """Yield the drawn rows with shard, key and label, by reading their row groups.
 
     Raises:
         StorageError: A part file cannot be read.
@@ -224,10 +224,10 @@ def _with_keys(dest: Storage, picked: list[_Picked]) -> Iterator[DrawnRow]:
 
 
 def _behind(draws: Sequence[Draw], draw: Draw, count: int) -> int:
-    """Count the classes of which a DEST that has grown since earlier draws has random rows that come before theirs.
+    """Count the classes of a DEST that has grown whose random rows end, in the random order, before earlier draws' rows.
 
-    Where nothing was added the random strata of all draws are one sample, whatever their seeds. Where DEST has grown
-    they are one again as soon as the order of one seed has been followed, among what is new, as far as it was before.
+    If nothing was added, the random strata of all draws are one sample, whatever their seeds. If DEST has grown, they are
+    one sample again once the order of one seed has been followed among the new rows as far as it was before.
     """
     if all(earlier.units == draw.units for earlier in draws):
         return 0
@@ -239,7 +239,7 @@ def _behind(draws: Sequence[Draw], draw: Draw, count: int) -> int:
 
 
 def _last_in_order(draws: Sequence[Draw], seed: int) -> dict[int, tuple[int, int]]:
-    """Return of each class the highest place that a random stratum reaches in the random order, and its rows."""
+    """Return for each class the last place of its random stratum in the random order, and its number of rows."""
     found: dict[int, tuple[int, int]] = {}
     for row in (row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM):
         place = int(random_order(seed, row.unit, np.array([row.position]))[0])

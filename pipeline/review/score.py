@@ -1,4 +1,4 @@
-"""What answers say of DEST's labels: how many of each class are right, known from the random stratum alone."""
+"""What answers say about DEST's labels: how many of each class are right, estimated from the random stratum alone."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _Answered = tuple[DrawnRow, bool]  # and whether its label is right
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """What is known of the labels of a class.
+    """Estimate for the labels of a class.
 
     Attributes:
-        id: Of the class.
-        name: Of the class.
+        id: Index of the class.
+        name: Name of the class.
         labels: Images in DEST that have it.
-        answered: Of its random stratum.
-        right: Of those.
-        precision: With its interval; None without answers.
-        threshold: None where the wanted precision is not reached by any score.
+        answered: Answered images of its random stratum.
+        right: Those of them whose label is right.
+        precision: Precision with its interval; None without answers.
+        threshold: None where no score reaches the requested precision.
     """
 
     id: int
@@ -47,18 +47,18 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ReviewScore:
-    """What answers say of a DEST.
+    """What answers say about a DEST.
 
     Attributes:
         draws: Numbers of the draws that have answers.
         answered: Images with an answer.
-        empty: Lines without one.
-        random: Answers of the random stratum, which all estimates are made of.
-        set_aside: Other answers of the random stratum, which would make it surer or less sure than DEST is: those to
-            images that two draws share, of which the other's answers are missing.
+        empty: Lines without an answer.
+        random: Answers of the random stratum; all estimates are made from these.
+        set_aside: Other answers of the random stratum, which would bias the estimate. They are for images of a stratum
+            that two draws share, where the answers to the other draw are missing.
         uncertain: Answers of the uncertain strata; `uncertain_right` of them agree with the label.
         labels: Labelled images in DEST; `covered` of them are of classes with answers.
-        precision: Over the covered ones.
+        precision: Precision over the covered images.
         target: The precision that thresholds are for.
         pooled: The threshold over all classes.
         classes: Every class that occurs.
@@ -79,7 +79,7 @@ class ReviewScore:
     classes: list[ClassScore]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for `--json`; rates in percent, scores as they are."""
+        """Return it for `--json`; rates in percent, scores unchanged."""
         values = {**asdict(self), "target": percent(self.target, 1)}
         for one in (values, *values["classes"]):
             found = one["precision"]
@@ -91,12 +91,12 @@ class ReviewScore:
 
 
 def score_answers(dest: Storage, plan: Plan, files: Iterable[Path], target: float) -> ReviewScore:
-    """Compare answers with the labels that they are about.
+    """Compare answers with the labels of their images.
 
     Args:
-        dest: DEST.
-        plan: Its plan.
-        files: With the answers, to any of its draws.
+        dest: Storage of DEST.
+        plan: Plan of DEST.
+        files: Files with answers, to any draws of DEST.
         target: The precision that thresholds are for, below 1.
 
     Raises:
@@ -157,8 +157,8 @@ def _score(draws: Sequence[Draw], answers: Answers, classes: Classes, counts: Co
 def _nothing_to_go_by(random: int, answered: int) -> str:
     if random:
         return (
-            f"the {random} random answers do not stand for DEST: the rest of their strata was given out by other draws, and "
-            "has no answer here; give the answers of all draws"
+            f"the {random} random answers do not represent DEST: the other images of their strata are in other draws, and "
+            "have no answer here; give the answers of all draws"
         )
     return (
         f"none of the {answered} answers is for an image of the random stratum; answer some of the lines whose stratum is "
@@ -167,11 +167,11 @@ def _nothing_to_go_by(random: int, answered: int) -> str:
 
 
 def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered], int]:
-    """Return the answers to a class's random stratum of one draw that stand for it, and how many answers there are.
+    """Return the answers that represent a class's random stratum of one draw, and how many answers there are.
 
-    Some of the stratum was looked at before, for its uncertainty. Were more of that part answered than of the other,
-    the sample would be less sure than DEST is; were less, it would be surer. So both count to the same share, each in
-    the random order.
+    An earlier draw may have shown part of the stratum for its uncertainty. If more of that part were answered than of the
+    other, the sample would be less certain than DEST; if less, more certain. So the same share of both parts is used, each
+    in the random order.
     """
     parts, sizes, share = [], [], 1.0
     for is_shown in (True, False):
@@ -186,7 +186,7 @@ def _usable(rows: Sequence[DrawnRow], answers: Answers) -> tuple[list[_Answered]
 
 
 def _weighted(random: dict[int, list[_Answered]], counts: Counts) -> list[tuple[float, bool, float]]:
-    """Return every random answer, with the labels of its class that it stands for as its weight."""
+    """Return every random answer; its weight is the number of its class's labels that it represents."""
     return [
         (row.score, right, counts.labels.get(label_id, ("", 0))[1] / len(rows))
         for label_id, rows in random.items()
@@ -207,7 +207,7 @@ def _score_class(
 
 
 def _only_uncertain(draws: Iterable[Draw], answers: Answers) -> list[bool]:
-    """Return, of each answer to an image of no random stratum, whether its label is right."""
+    """Return, for each answer to an image that is in no random stratum, whether its label is right."""
     rows = {(row.shard, row.key): row for draw in draws for row in draw.rows if row.stratum is Stratum.UNCERTAIN}
     for row in (row for draw in draws for row in draw.rows if row.stratum is Stratum.RANDOM):
         rows.pop((row.shard, row.key), None)

@@ -1,4 +1,4 @@
-"""What `review score` prints on a terminal: tables, and no more of them than a person reads."""
+"""Terminal output of `review score`: short tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORST_CLASSES = 30
 
 
 def print_score(found: ReviewScore, console: Console) -> None:
-    """Print what answers say."""
+    """Print the estimates."""
     console.print(
         f"precision {_percents(found.precision)} of the labels of {share_text(found.covered, found.labels)} of the "
         f"images in DEST, from {many_text(found.random, 'random answer')}",
@@ -44,7 +44,7 @@ def _table(found: ReviewScore) -> Table:
 
 def _worst_first(one: ClassScore) -> tuple[float, int, int]:
     assert one.precision is not None
-    return one.precision.high, -one.labels, one.id  # known to be bad, and not only seen to be so once
+    return one.precision.high, -one.labels, one.id  # by the upper bound: surely bad, not bad by chance
 
 
 def _remarks(found: ReviewScore) -> Iterator[str]:
@@ -61,18 +61,18 @@ def _remarks(found: ReviewScore) -> Iterator[str]:
         yield f"no score shows {target} over all classes together: it takes {images_needed(found.target)} answers, all right"
     else:
         yield (
-            f"*: of all classes together, where one has fewer than {images_needed(found.target)} answers. A score stands "
-            f"where the answers from it on show {target}, with 95 % confidence; -: none does"
+            f"*: for all classes together, where a class has fewer than {images_needed(found.target)} answers. From a score "
+            f"on, the answers show {target} with 95 % confidence; -: no score does"
         )
     if found.uncertain:
         yield (
-            f"of the uncertain images {found.uncertain_right} of {found.uncertain} are right; they were chosen for their "
-            "doubt and are in no figure above"
+            f"of the uncertain images {found.uncertain_right} of {found.uncertain} are right; they were chosen because they "
+            "are uncertain, and are in no figure above"
         )
     if found.set_aside:
         yield (
-            f"{many_text(found.set_aside, 'random answer')} set aside: part of that random stratum was looked at in another "
-            "draw, whose answers are missing; give the answers of all draws"
+            f"{many_text(found.set_aside, 'random answer')} not used: part of that random stratum is in another draw, "
+            "whose answers are missing; give the answers of all draws"
         )
     if found.empty:
         yield f"{many_text(found.empty, 'image')} without an answer"

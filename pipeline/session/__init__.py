@@ -1,1 +1,1 @@
-"""Ray as it is joined or started, and what a run keeps in it."""
+"""Joins or starts Ray, and keeps a run's state in it."""

@@ -1,6 +1,6 @@
-"""What the driver and its workers must agree on while a run lasts: whether to stop.
+"""What the driver and its workers must agree on during a run: whether to stop.
 
-Kept in Ray's own key-value store: no process, no file, and gone with the cluster or at the end of the run.
+It is kept in Ray's own key-value store: it needs no process and no file, and ends with the cluster or the run.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from dataclasses import dataclass
 
 from pipeline.patches.kv_patches import RayStore
 
-# How often a worker looks whether to stop: each look is a round trip to the cluster's head.
+# How often a worker asks whether to stop: each look is a round trip to the cluster's head.
 LOOK_EVERY_S = 0.5
-# A unit fails that brought down its process so often, or raised something unexpected.
+# A unit fails after so many attempts that killed its process or raised something unexpected.
 MAX_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """State of one run, by its id. Picklable; needs a Ray that is connected.
+    """State of one run, by its id. Picklable; needs a connected Ray.
 
     Attributes:
-        run_id: Unlike any other's.
-        job: What people know it by: the submission id.
+        run_id: Unique to the run.
+        job: Name that people know the run by: the submission id.
     """
 
     run_id: str
     job: str = "local"
 
     def request_stop(self) -> None:
-        """Have workers pass over the units that they have not begun."""
+        """Have workers skip the units that they have not begun."""
         self._store().put("stop", b"1")
 
     def is_stopping(self) -> bool:
-        """Tell whether a stop was asked for."""
+        """Tell whether a stop was requested."""
         return self._store().get("stop") is not None
 
     def clear(self) -> None:
-        """Forget the run."""
+        """Delete the run's state."""
         self._store().clear()
 
     def _store(self) -> RayStore:
@@ -46,7 +46,7 @@ class RunState:
 
 
 class StopFlag:
-    """Whether a run is to stop, as a worker knows it; looked up twice a second at most."""
+    """Whether a run is to stop, as a worker sees it; looked up twice a second at most."""
 
     def __init__(self, state: RunState) -> None:
         self._state = state
@@ -54,7 +54,7 @@ class StopFlag:
         self._looked_at = -math.inf
 
     def is_set(self) -> bool:
-        """Tell whether a stop was asked for, up to LOOK_EVERY_S ago."""
+        """Tell whether a stop was requested, up to LOOK_EVERY_S ago."""
         now = time.monotonic()
         if not self._is_set and now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now

@@ -21,15 +21,15 @@ from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
 
-# How long resources may be in other hands before that is an error.
+# How long other jobs may use the needed resources before that is an error.
 WAIT_S = 60.0
-# After Ray's own processes died: time for the run to see it by itself and to close in order.
+# After Ray's own processes died: time for the run to notice by itself and to close in order.
 DEAD_RAY_GRACE_S = 5.0
-# How long nobody may answer at a cluster's address before that is an error.
+# How long a cluster's address may not answer before that is an error.
 ANSWER_S = 10.0
-# What others use is looked at for so long, since it may be just becoming free.
+# How long to wait for CPUs in use, which may be about to become free.
 SETTLE_S = 3.0
-# Units sent to a pool's actors, over those that they do at a time.
+# Tasks sent to a pool's actors, divided by the tasks that they run at a time.
 POOL_GROWS_AT = 1.25
 
 
@@ -38,11 +38,11 @@ class Cluster:
     """A Ray that this process is connected to.
 
     Attributes:
-        cpus: That Ray has in all.
-        gpus: That Ray has in all.
-        is_ours: Joined or started by this run, and left with it; not so in a notebook that has its own.
-        free_cpus: Those that nobody used when this process came; None for all.
-        may_grow: Nodes may come and go: it was there before this run.
+        cpus: All CPUs of Ray.
+        gpus: All GPUs of Ray.
+        is_ours: Whether this run joined or started Ray, and leaves it at its end; False in a notebook with its own Ray.
+        free_cpus: CPUs that nobody used when this process joined; None for all.
+        may_grow: Whether nodes may come and go: the cluster existed before this run.
     """
 
     cpus: float
@@ -52,10 +52,10 @@ class Cluster:
     may_grow: bool = False
 
     def wait_for(self, cpus: float, gpus: float) -> None:
-        """Wait until so much is free.
+        """Wait until so many CPUs and GPUs are free.
 
         Raises:
-            ConfigError: It was not for WAIT_S; the message says what is missing.
+            ConfigError: They were not free for WAIT_S; the message says what is missing.
         """
         import ray
 
@@ -75,30 +75,30 @@ class Cluster:
             time.sleep(0.2)
 
     def close(self) -> None:
-        """Leave; a local Ray is stopped."""
+        """Leave Ray; a local Ray is stopped."""
         if self.is_ours:
             stop_ray()
 
 
 def connect(address: str | None) -> Cluster:
-    """Join the cluster at an address, or start a local Ray; one that this process has already is used as it is.
+    """Join the cluster at an address, or start a local Ray. A Ray that this process already has is used as it is.
 
     Raises:
         ConfigError: Nothing answers at the address.
-        ClusterError: A local Ray does not come up.
+        ClusterError: A local Ray does not start.
     """
-    # Ray's workers import what the driver does: without their bytecode kept, a start takes 20 s instead of 8.
+    # Ray's workers import what the driver does: without cached bytecode a start takes 20 s instead of 8.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What a driver claims of a cluster is renewed every 10 s. What a killed one claimed is kept from the next for so long:
-    # by default three minutes, in which a pool does not grow.
+    # A driver renews its claim on a cluster every 10 s. The claim of a killed driver blocks the next one for this long: by
+    # default three minutes, in which a pool does not grow.
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     if address and address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{address} is a cluster's dashboard: from outside of the cluster run `shardlabel submit --address {address} "
-            "-- label ...`; --address of `label` itself is auto, or HOST:PORT of the cluster that this machine belongs to"
+            f"{address} is a cluster's dashboard: from outside the cluster run `shardlabel submit --address {address} "
+            "-- label ...`; `label --address` takes auto, or HOST:PORT of the cluster that this machine belongs to"
         )
     check_address(address)
     import ray
@@ -106,7 +106,7 @@ def connect(address: str | None) -> Cluster:
     is_ours = not ray.is_initialized()
     with start_errors(address):
         if is_ours:
-            stop_ray()  # one that somebody else has shut down leaves its patches
+            stop_ray()  # a Ray that somebody else has shut down leaves its patches
             until_left.enter_context(short_errors())
             with command_line_noted(without_secrets):
                 if address:
@@ -134,7 +134,7 @@ def start_errors(address: str | None) -> Iterator[None]:
         yield
     except ShardlabelError:
         raise
-    except Exception as err:  # Ray raises bare ones here
+    except Exception as err:  # Ray raises bare exceptions here
         why = " ".join(str(err).split())[:300]
         if address:
             raise ConfigError(f"cannot join the Ray cluster at {address}: {why}") from err
@@ -142,14 +142,14 @@ def start_errors(address: str | None) -> Iterator[None]:
 
 
 def check_address(address: str | None) -> None:
-    """See that somebody listens where a cluster should be: Ray itself tries for more than five minutes, and says nothing.
+    """Check that something listens at the address: Ray itself tries for more than five minutes, and says nothing.
 
     Raises:
-        ConfigError: Nobody does, for ANSWER_S: a cluster may be about to start.
+        ConfigError: Nothing listens, for ANSWER_S: a cluster may be about to start.
     """
     host, _, port = (address or "").rpartition(":")
     if not host or "/" in host or not port.isdecimal():
-        return  # "auto", and forms that Ray has its own words for
+        return  # "auto", and forms for which Ray has its own messages
     deadline = time.monotonic() + ANSWER_S
     while True:
         try:
@@ -165,12 +165,12 @@ def check_address(address: str | None) -> None:
 
 
 def _is_final(err: Exception) -> bool:
-    """Tell whether trying again is of no use: there is no such name, or no such port."""
+    """Tell whether a retry is useless: the name or the port does not exist."""
     return isinstance(err, OverflowError) or (isinstance(err, socket.gaierror) and err.errno != socket.EAI_AGAIN)
 
 
 def _free_cpus(cpus: float) -> float:
-    """Return how many CPUs are free, after the moment that the workers of a run that was just killed need to end."""
+    """Return how many CPUs are free, once the workers of a run that was just killed have had time to end."""
     import ray
 
     deadline = time.monotonic() + SETTLE_S
@@ -180,9 +180,9 @@ def _free_cpus(cpus: float) -> float:
 
 
 def _watch_local_ray() -> None:
-    """End this process where a local Ray's own processes died: Ray's client does so after a minute, without a word.
+    """End this process when a local Ray's own processes die: Ray's client does so after a minute, without a message.
 
-    Nothing is lost by that: a run may be killed at any moment, and its records are written as units finish.
+    This loses nothing: a run may be killed at any moment, and its records are written as units finish.
     """
     node = local_node()
     while node is not None and node is local_node():
@@ -197,14 +197,14 @@ def _watch_local_ray() -> None:
 
 
 def _quiet() -> None:
-    """Keep Ray Data's own bars and plans off the terminal: `--progress` is the run's one voice."""
+    """Keep Ray Data's own bars and plans off the terminal: `--progress` alone reports there."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False
-    # A pool grows where more is sent to its actors than they do at a time. Ray's own 1.75 is out of reach for actors that
-    # do two units at a time and are sent one more.
+    # A pool grows where its actors are sent more tasks than they run at a time. Ray's own 1.75 is out of reach for actors
+    # that run two units at a time and are sent one more.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = POOL_GROWS_AT
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,8 +1,8 @@
 """Start a local Ray for one command, without the services that only a cluster or a person at a dashboard needs.
 
-Who reaches a Ray runs code as whoever started it. So each has a token of its own, which only the environment of its
-processes holds (Ray's own is in a file that lasts, and that others can read where they can read the home folder), and
-lies in a folder that is closed to others (Ray's own are open to all for writing).
+Anyone who can reach a Ray can run code as the user who started it. So each local Ray has its own token, which only the
+environment of its processes holds: Ray's default token is in a file that lasts, and that others can read if they can read
+the home folder. Its folder is closed to others; Ray's default folders are writable by all.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from pipeline.patches.patch import check_switch
 from pipeline.patches.patches import PATCHES
 from pipeline.patches.start_patches import on_loopback, own_token, without_services
 
-# Ray lets a driver in when workers that it started in advance are there, and waits for ever where one of them dies first.
-# And nobody looks at the events of a local Ray's tasks.
+# Ray admits a driver once its prestarted workers are there, and waits for ever if one of them dies first.
+# Nobody looks at the task events of a local Ray.
 _SYSTEM_CONFIG = {"prestart_worker_first_driver": False, "task_events_report_interval_ms": 0}
-# Of a start that takes 2 s; a machine that is busy with ten others has been seen to take 20.
+# A start takes 2 s; on a machine busy with ten others it took 20.
 START_TIMEOUT_S = 120.0
 START_VARIABLE = "SHARDLABEL_RAY_START_S"
-# The name of a Unix socket has at most 103 bytes (107 on Linux), of which Ray's folders below ours take 66.
+# The path of a Unix socket has at most 103 bytes (107 on Linux); Ray's folders below ours take 66.
 _LONGEST_FOLDER = 37
 
-# What has to be undone once this process has left its Ray.
+# Undone once this process has left its Ray.
 until_left = ExitStack()
 
 
 def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa: ANN401 (ray.init's own)
-    """Start a Ray of this command's own, whatever others run on this machine; `stop_ray` ends it.
+    """Start a Ray for this command alone, whatever else runs on this machine; `stop_ray` ends it.
 
     Args:
-        library: Ray's library that is needed next, imported meanwhile.
-        options: For `ray.init`, which raises what it raises.
+        library: Ray library that is needed next; it is imported meanwhile.
+        options: Options of `ray.init`; its exceptions are passed on.
 
     Raises:
-        ConfigError: SHARDLABEL_RAY_PATCHES names no patch, or SHARDLABEL_RAY_START_S is no number.
-        ClusterError: Ray is not the one that this is made for, and would not be closed to others.
+        ConfigError: SHARDLABEL_RAY_PATCHES names no patch, or SHARDLABEL_RAY_START_S is not a number.
+        ClusterError: Ray is not the expected version, so it could not be closed to others.
     """
     check_switch(PATCHES)
     seconds = _start_timeout()
-    # Ray's processes take a second and a half to come up, in which this one has nothing else to do.
+    # Ray's processes take 1.5 s to start, in which this process has nothing else to do.
     warm_up = threading.Thread(target=import_module, args=(library,), name=f"import-{library}", daemon=True)
     warm_up.start()
     watchdog = threading.Timer(seconds, _give_up, (seconds,))
@@ -69,7 +69,7 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
 
 
 def stop_ray() -> None:
-    """Leave Ray; a local one ends, and nothing of it stays on disk or in the environment."""
+    """Leave Ray. A local Ray ends, and nothing of it stays on disk or in the environment."""
     import ray
 
     ray.shutdown()
@@ -94,19 +94,19 @@ def _start(options: dict[str, Any]) -> None:
         )
     if not ip_address(ray.util.get_node_ip_address()).is_loopback:
         ray.shutdown()
-        raise RuntimeError("it would listen on every interface of this machine, and not on loopback alone")
+        raise RuntimeError("it would listen on every interface of this machine, not on loopback alone")
 
 
 @contextmanager
 def _own_folder() -> Iterator[str]:
-    """Make a folder that is closed to others, where Ray would make its own, and remove it in the end."""
+    """Make a folder that is closed to others, where Ray would make its own, and remove it at the end."""
     place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = tempfile.mkdtemp(prefix="ray-", dir=place)
     if len(os.fsencode(folder)) > _LONGEST_FOLDER:
         Path(folder).rmdir()
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
-        # Not the folder itself: Ray opens to all what it is given.
+        # Not the folder itself: Ray opens the folder that it is given to all.
         yield f"{folder}/r"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -121,7 +121,7 @@ def _start_timeout() -> float:
 
 
 def _give_up(seconds: float) -> None:
-    """End this process: Ray waits for ever for some of its own that died while it came up."""
+    """End this process: Ray waits for ever for some of its own processes if they die during the start."""
     sys.stderr.write(f"shardlabel: error: Ray did not come up within {seconds:g} s; run the same command again\n")
     sys.stderr.flush()
     os._exit(1)

@@ -1,7 +1,7 @@
-"""What can be seen of a run while it goes: metrics through Ray, and log lines with job, unit and node.
+"""What you can see of a run in progress: metrics through Ray, and log lines with job, unit and node.
 
-Metrics are counted once a unit, never once an image. Each node offers those of its processes at its metrics port, as
-`ray_shardlabel_...`; counters end in `_total` there. Log lines go to the log of the process, and not to the terminal.
+Metrics are counted once per unit, never per image. Each node exports those of its processes at its metrics port, as
+`ray_shardlabel_...`; counters end in `_total` there. Log lines go to the log of the process, not to the terminal.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Name as it is scraped, labels beside `job`, and what it is. Dashboards are made of these.
+# Scraped name, labels beside `job`, and description. Dashboards use these names.
 COUNTERS = {
     "shardlabel_images": (("status",), "Images in finished units, by status."),
     "shardlabel_read_bytes": ((), "Bytes of input read for finished units."),
     "shardlabel_written_bytes": ((), "Bytes of Parquet written."),
     "shardlabel_stage_seconds": (("stage",), "Seconds of processes by stage: read, decode, label, write."),
-    "shardlabel_unit_retries": ((), "Units begun again after the process that had them was lost."),
-    "shardlabel_storage_retries": ((), "Storage operations tried again."),
+    "shardlabel_unit_retries": ((), "Units retried after their process was lost."),
+    "shardlabel_storage_retries": ((), "Retries of storage operations."),
 }
 GAUGES = {
     "shardlabel_units_done": ((), "Finished units, of this run and those before."),
     "shardlabel_units_left": ((), "Units that are not finished."),
-    "shardlabel_images_per_second": ((), "Over the last half minute or so."),
+    "shardlabel_images_per_second": ((), "Images per second over the last 30 s or so."),
 }
 RATE_OVER_S = 30.0
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def scraped_names() -> list[str]:
-    """Return the metrics' names as a node offers them."""
+    """Return the metrics' names as a node exports them."""
     return sorted([f"ray_{name}_total" for name in COUNTERS] + [f"ray_{name}" for name in GAUGES])
 
 
@@ -56,11 +56,11 @@ def job_name(environment: Mapping[str, str]) -> str:
 
 
 class UnitMetrics:
-    """Counts finished units of one process, and writes a line about each into its log.
+    """Counts the finished units of one process, and logs a line about each.
 
     Args:
         job: Name of the job.
-        clock: Of this process.
+        clock: Clock of this process.
     """
 
     def __init__(self, job: str, clock: StageClock) -> None:
@@ -76,13 +76,13 @@ class UnitMetrics:
         logging.getLogger("pipeline.storage.retries").addFilter(self._count_retry)
 
     def begun(self, unit: Unit, attempt: int) -> None:
-        """Count an attempt in."""
+        """Count an attempt."""
         if attempt > 1:
             self._add("unit_retries", 1)
-            logger.warning("job=%s unit=%d node=%s begun again attempt=%d", self._job, unit.number, self._node, attempt)
+            logger.warning("job=%s unit=%d node=%s retried attempt=%d", self._job, unit.number, self._node, attempt)
 
     def done(self, unit: Unit, commit: Commit) -> None:
-        """Count a finished unit in."""
+        """Count a finished unit."""
         for status, count in {"ok": commit.ok, **commit.errors}.items():
             self._add("images", count, status=status)
         self._add("read_bytes", commit.bytes_read)
@@ -102,17 +102,17 @@ class UnitMetrics:
         return True
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
-        # Ray's counters take no zero; a stage's share may come out below it where two threads count.
+        # Ray's counters refuse zero; a stage's share may be below zero where two threads count.
         if amount > 0:
             self._counters[f"shardlabel_{name}"].inc(amount, tags={"job": self._job, **labels})
 
 
 class RunGauges:
-    """What a driver knows of its run as a whole.
+    """Gauges of a run as a whole, set by its driver.
 
     Args:
         job: Name of the job.
-        units: In the plan.
+        units: Number of units in the plan.
     """
 
     def __init__(self, job: str, units: int) -> None:
@@ -124,7 +124,7 @@ class RunGauges:
         self._past: deque[tuple[float, int]] = deque()
 
     def show(self, totals: Totals) -> None:
-        """Set the gauges to how far the run is."""
+        """Set the gauges to the progress of the run."""
         now = time.monotonic()
         self._past.append((now, totals.rows))
         while now - self._past[0][0] > RATE_OVER_S and len(self._past) > 2:

@@ -1,4 +1,4 @@
-"""How many processes do what: from the resources that Ray has, and from what was asked for."""
+"""How many processes do what: from Ray's resources, and from the options."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from models.inference.classifier import DeviceChoice, Provider
 from pipeline.config import LabelConfig, Shape, batch_size
 from pipeline.session.connect import Cluster
 
-# Of one run, however large the cluster.
+# Limit for one run, however large the cluster.
 MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """How many of what.
+    """Number and kind of a run's processes.
 
     Attributes:
         actors: Least and most actors that hold the model.
-        actor_cpus: CPUs of each.
-        actor_gpus: GPUs of each, as Ray counts them: 0 for a simulated GPU, which is no resource of Ray's.
+        actor_cpus: CPUs of each actor.
+        actor_gpus: GPUs of each actor, as Ray counts them; 0 for a simulated GPU, which is no Ray resource.
         decoders: Processes that decode for the actors; 0 where actors decode.
         batch_size: Images per inference.
-        gpu_share: Of a GPU, that each actor has; 0 without GPUs.
+        gpu_share: Part of a GPU that each actor has; 0 without GPUs.
         cuda_graphs: Whether GPUs replay a recorded batch.
-        growth: Processes that take units, at most, on a cluster that grows; 0 where their number stays.
+        growth: Most processes that take units on a cluster that grows; 0 where their number is fixed.
     """
 
     actors: tuple[int, int]
@@ -39,11 +39,11 @@ class Pools:
 
     @property
     def readers(self) -> int:
-        """How many processes read SOURCE; on a cluster that grows, before it does."""
+        """How many processes read SOURCE; on a cluster that grows, before it grows."""
         return self.decoders or self.actors[1]
 
     def describe(self, cluster: Cluster) -> str:
-        """Say in one line what was chosen."""
+        """Return a line that says what was chosen."""
         low, high = self.actors
         count = f"{low}" if low == high else f"{low} to {high}"
         plural = "s" if high > 1 else ""
@@ -62,13 +62,13 @@ def plan_pools(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, *, p
     """Size the pools: one fused actor per CPU, or decoders on the CPUs that actors leave.
 
     Args:
-        config: What was asked for.
+        config: Settings of the run.
         choice: Whether actors need a GPU.
-        cluster: What Ray has.
+        cluster: Resources of Ray.
         pending: Units to do; more fused actors than that would be idle.
 
     Raises:
-        ConfigError: What was asked for does not fit; the message says what is missing.
+        ConfigError: The settings do not fit; the message says what is missing.
     """
     size = batch_size(config, choice)
     on_gpu = choice.provider is not Provider.CPU
@@ -80,12 +80,12 @@ def plan_pools(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, *, p
     elif on_gpu:
         share = config.gpus_per_actor or 1.0
         actors = _bounds(config, max(1, int(_gpus(choice, cluster) / share)))
-        # A GPU's actor computes little on its CPU, and waits the rest of the time: all CPUs can decode.
+        # An actor with a GPU computes little on its CPU, and mostly waits: all CPUs can decode.
         decoders = config.preprocess_cpus or max(1, min(int(cluster.cpus), pending))
         growth = 0 if config.preprocess_cpus else _growth(cluster, pending)
         pools = Pools(actors, 0, share * _is_real(choice), decoders, size, share, growth=growth)
     else:
-        # On a CPU inference takes several times what decoding does: a quarter of the CPUs keeps the actors fed.
+        # On a CPU inference takes several times as long as decoding: a quarter of the CPUs keeps the actors busy.
         decoders = config.preprocess_cpus or max(1, int(cluster.cpus) // 4)
         actors = _bounds(config, max(1, int(cluster.cpus) - decoders))
         pools = Pools(actors, actor_cpus=1, actor_gpus=0, decoders=decoders, batch_size=size)
@@ -95,13 +95,13 @@ def plan_pools(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, *, p
 
 def _fused(config: LabelConfig, choice: DeviceChoice, cluster: Cluster, pending: int, size: int) -> Pools:
     if choice.provider is Provider.CPU:
-        # On a cluster of several jobs: what is free is begun with.
+        # On a cluster with several jobs, start with the free CPUs.
         free = cluster.cpus if cluster.free_cpus is None else cluster.free_cpus
         actors = _bounds(config, max(1, min(int(free), pending)))
         growth = 0 if config.actors else _growth(cluster, pending)
         return Pools(actors, actor_cpus=1, actor_gpus=0, decoders=0, batch_size=size, growth=growth)
     actors = _bounds(config, max(1, min(int(cluster.cpus), pending)))
-    # Rounded down: actors that have a third of a GPU each must not need more than the GPU.
+    # Rounded down: three actors with a third of a GPU each must not need more than one GPU.
     share = config.gpus_per_actor or min(1.0, int(100 * _gpus(choice, cluster) / actors[1]) / 100)
     return Pools(actors, 1, share * _is_real(choice), 0, size, share)
 
@@ -125,12 +125,12 @@ def _bounds(config: LabelConfig, chosen: int) -> tuple[int, int]:
 
 
 def _growth(cluster: Cluster, pending: int) -> int:
-    """Return how many processes may take units at most. Ray starts no more than there is room for."""
+    """Return the most processes that may take units. Ray starts only as many as fit."""
     return min(pending, MOST_PROCESSES) if cluster.may_grow else 0
 
 
 def _check(pools: Pools, cluster: Cluster) -> None:
-    """Raise where Ray would wait for ever."""
+    """Raise ConfigError where Ray would wait for ever."""
     low = pools.actors[0]
     need = low * pools.actor_cpus + pools.decoders
     if need > cluster.cpus:

@@ -1,4 +1,4 @@
-"""On a cluster of several nodes: is a local folder the same one on each, or would each node read and write its own disk?"""
+"""On a cluster of several nodes: whether a local folder is the same one on each node, or a folder on the node's own disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pipeline.dest.plan import STATE_FOLDER
 from pipeline.session.connect import Cluster
 from pipeline.storage.storage import Storage
 
-# For one look on each node: a worker process has to start there first.
+# Limit for one look on each node: a worker process has to start there first.
 LOOK_S = 60.0
 
 
 def check_disks(cluster: Cluster | None, source: Storage, dest: Storage, *, is_shared: bool) -> None:
-    """Raise where local SOURCE or DEST is not what all nodes of the joined cluster see.
+    """Raise where local SOURCE or DEST is not the same folder on all nodes of the joined cluster.
 
-    With `is_shared` it is tried: DEST gets a file, and a task on each node looks for it, and for SOURCE's folder. Nodes
-    that join later are not looked at.
+    With `is_shared` this is tested: DEST gets a file, and a task on each node looks for it, and for SOURCE's folder. Nodes
+    that join later are not tested.
 
     Raises:
-        ConfigError: There are several nodes, and the folder is a node's own; the message says what to do.
+        ConfigError: There are several nodes, and each has its own folder; the message says what to do.
     """
     if cluster is None:
         return
@@ -34,7 +34,7 @@ def check_disks(cluster: Cluster | None, source: Storage, dest: Storage, *, is_s
     if not is_shared:
         raise ConfigError(
             f"{local[-1].describe()} is on a node's own disk, and the cluster has {len(nodes)} nodes: give an object "
-            "storage URI, or --shared-filesystem where all nodes see that folder under that name"
+            "storage URI, or --shared-filesystem if all nodes see that folder under that name"
         )
     name = f"{STATE_FOLDER}/seen-by-all-{uuid.uuid4().hex}"
     try:
@@ -54,7 +54,7 @@ def check_disks(cluster: Cluster | None, source: Storage, dest: Storage, *, is_s
 
 
 def _blind_nodes(nodes: dict[str, str], source: Storage, dest: Storage, name: str) -> dict[str, str]:
-    """Return the nodes that do not see a folder, with that folder."""
+    """Return the nodes that do not see a folder, each with that folder."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a process go, by stage: what a GPU waits for is told by it."""
+"""Where the seconds of a process go, by stage; this shows what a GPU waits for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage(StrEnum):
 
 
 class StageClock:
-    """Seconds by stage. Several threads may count at once."""
+    """Seconds by stage. Several threads may count at the same time."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(Stage, 0.0)
@@ -30,7 +30,7 @@ class StageClock:
         self._lock = threading.Lock()
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Count seconds in."""
+        """Count seconds."""
         with self._lock:
             self._seconds[stage] += seconds
             self._total[stage] += seconds
@@ -45,12 +45,12 @@ class StageClock:
             self.add(stage, time.perf_counter() - started)
 
     def timed(self, stage: Stage, values: Iterable[T], *, within: Stage | None = None) -> Iterator[T]:
-        """Pass values on, and count the time that each takes to come.
+        """Pass values on, and count the time until each comes.
 
         Args:
-            stage: That makes the values.
-            values: They.
-            within: A stage whose own values are made of these: what is counted here is not counted there.
+            stage: Stage that makes the values.
+            values: The values.
+            within: Stage that consumes these values to make its own: the time counted here is subtracted there.
         """
         iterator = iter(values)
         while True:
@@ -67,12 +67,12 @@ class StageClock:
             yield value
 
     def total(self) -> dict[Stage, float]:
-        """Return all that was counted so far."""
+        """Return everything counted so far."""
         with self._lock:
             return dict(self._total)
 
     def take(self) -> dict[Stage, float]:
-        """Return what was counted since the last call."""
+        """Return the seconds counted since the last call."""
         with self._lock:
             taken, self._seconds = self._seconds, dict.fromkeys(Stage, 0.0)
         return taken

@@ -10,13 +10,13 @@ from models.parent import end_with_parent
 
 
 def prepare_worker() -> None:
-    """Keep this worker's log in Ray's, and have it end with its raylet."""
+    """Send this worker's log to Ray's log, and end it with its raylet."""
     _log_to_stderr()
     _end_with_raylet()
 
 
 def _log_to_stderr() -> None:
-    """Have what this project logs written to standard error, which Ray keeps as the worker's log."""
+    """Write this project's log to standard error, which Ray keeps as the worker's log."""
     for name in ("pipeline", "models"):
         ours = logging.getLogger(name)
         if not ours.handlers:
@@ -29,7 +29,7 @@ def _log_to_stderr() -> None:
 def _end_with_raylet() -> None:
     """Have the kernel end this process when its raylet dies.
 
-    Ray's worker ends by itself then, but some hang in that for ever, each with its model's memory.
+    Ray ends a worker then too, but some hang for ever, and keep their model's memory.
     """
     if os.environ.get("RAY_RAYLET_PID") == str(os.getppid()):
         end_with_parent()

@@ -1,4 +1,4 @@
-"""Unpack gzip from front to back, in bounded pieces, as far as it can be unpacked, and say what was lost."""
+"""Unpack gzip from front to back, in bounded pieces, as far as possible, and note what was lost."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pipeline.sources.sample import ShardNotes
 from pipeline.storage.streams import FileForward, ForwardStream
 
 MAGIC = b"\x1f\x8b"
-# Unpacked at a time, whatever a bomb would like.
+# Bytes unpacked at a time, even from a zip bomb.
 PIECE_BYTES = 256 * 1024
-_GZIP = 31  # zlib's word for "with gzip's header and checksum"
+_GZIP = 31  # zlib's value for "with gzip's header and checksum"
 
 
 class GzipStream(ForwardStream):
-    """The contents of a gzip file. Several gzip members behind each other are one content.
+    """The contents of a gzip file. Several consecutive gzip members are one content.
 
     Args:
         packed: The file.
-        notes: Told what was lost.
-        head: What was read of the file already.
+        notes: Records what was lost.
+        head: Bytes already read from the file.
     """
 
     def __init__(self, packed: ForwardStream, notes: ShardNotes, head: bytes = b"") -> None:
@@ -61,7 +61,7 @@ class GzipStream(ForwardStream):
         return bytes(piece)
 
     def _salvage(self, unpacker: Any, packed: bytes, err: zlib.error) -> bytes:  # noqa: ANN401 (zlib has no types)
-        """Unpack byte by byte up to the one that is wrong: an error takes all of a call's output with it."""
+        """Unpack byte by byte up to the wrong one: an error discards all of a call's output."""
         piece = bytearray()
         try:
             for byte in packed:

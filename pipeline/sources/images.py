@@ -1,4 +1,4 @@
-"""Read loose image files: each file is a sample, several are asked for at a time, and they come in order."""
+"""Read loose image files: each file is a sample; several are requested at a time, and they come in order."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from pipeline.storage.listing import NO_UTF_8, ahead
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 
-# Requests under way at a time: at 30 ms each they bring an image every ms, and one is decoded in more.
+# Requests in flight: at 30 ms each they bring an image every ms, and decoding one takes longer.
 REMOTE_CALLS = 32
-# On a warm disk threads only cost, up to 40 us a file of 100 kB beside 60 to read and 3000 to decode it; a cold or a
-# network disk takes ms a file, and for several at once no longer.
+# On a warm disk threads only cost: up to 40 us per file of 100 kB, beside 60 us to read and 3000 us to decode it. A
+# cold disk or a network disk takes ms per file, and no longer for several at once.
 LOCAL_CALLS = 4
-# Of one unit: that the files under way, or waiting to be used, may have together; or one file alone.
+# Maximum bytes, in one unit, of the files in flight or waiting to be used; a larger file comes alone.
 AHEAD_BYTES = 16 * 2**20
 
 
 def read_images(storage: Storage, pieces: Iterable[Slice], notes: ShardNotes, limits: ImageLimits) -> Iterator[Sample]:
     """Yield a sample per file, in order.
 
-    A file that cannot be fetched by its key is a row, and one that went away since the run was planned, as one among
-    millions may; one that changed is an error, as for shards. A file over max_image_bytes is not read: its size is in
-    the plan.
+    A file whose key cannot be fetched becomes a row, and so does one that was deleted since the run was planned, as one
+    among millions may be. A changed file is an error, as for shards. A file over max_image_bytes is not read: its size
+    is in the plan.
 
     Args:
         storage: The folder that names are relative to.
         pieces: One file each.
-        notes: Told how many bytes were read.
-        limits: On the size of an image.
+        notes: Records how many bytes were read.
+        limits: Limits on the size of an image.
 
     Raises:
-        StorageError: Storage failed, or a file is another one than was planned.
+        StorageError: Storage failed, or a file differs from the planned one.
     """
 
     def read(piece: Slice) -> Sample:

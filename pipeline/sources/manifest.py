@@ -1,6 +1,6 @@
-"""Manifests: Parquet whose rows name images by URIs, which are fetched. A unit is a run of rows.
+"""Manifests: Parquet files whose rows name images by URIs, which are fetched. A unit is a run of rows.
 
-Memory: what reading Parquet takes, and what fetching ahead may hold (`pipeline.fetch.fetcher.AHEAD_BYTES` and one image).
+Memory: that of reading Parquet, plus what fetching ahead may hold (`pipeline.fetch.fetcher.AHEAD_BYTES` and one image).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pipeline.sources.unit import Slice
 from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import RandomFile
 
-# Of one unit: a manifest of a million images keeps a thousand processes busy, and a larger one has larger units, since
-# each reads its row group from the beginning. Fixed: a plan depends on them.
+# Rows of a unit: a manifest of a million images keeps a thousand processes busy. A larger one has larger units, since
+# each unit reads its row group from the beginning. Fixed: a plan depends on them.
 LEAST_ROWS = 1_000
 MOST_ROWS = 10_000
 USUAL_UNITS = 1_000
 # A footer may claim any number.
 MAX_MANIFEST_ROWS = 2_000_000_000
 _DIGEST_BYTES = 64
-# Keys that are looked at at a time.
+# Keys that are checked at a time.
 _KEY_ROWS = 16_384
 
 
@@ -54,22 +54,22 @@ def read_manifest(
 ) -> Generator[Sample, None, None]:
     """Yield a sample per row, in order; the images of the next rows are fetched while one is used.
 
-    An image that cannot be had is a sample with status `unreachable` and why.
+    An image that cannot be fetched gives a sample with status `unreachable` and the reason.
 
     Args:
         storage: The folder that the manifest's name is relative to.
-        piece: Rows of it.
+        piece: The rows to read.
         notes: Filled while reading.
-        limits: On the size of an image.
+        limits: Limits on the size of an image.
         columns: What to read; `carried` of the samples are the values of `columns.added`.
         fetch: Limits of fetching.
-        wanted: bool of shape (rows,), one for each row of the piece, in order: the others are not fetched, and give no
+        wanted: bool of shape (rows,), one for each row of the piece, in order: which rows are fetched and give a
             sample. None for all.
 
     Raises:
-        StorageError: Storage failed on the manifest, or it changed.
+        StorageError: The manifest cannot be read, or has changed.
     """
-    # It brings an HTTP client along, that others do without.
+    # These import an HTTP client, which other formats do not need.
     from pipeline.fetch.fetcher import Fetcher
     from pipeline.fetch.places import Places
 
@@ -83,7 +83,7 @@ def read_manifest(
         planned = rows if piece.limit < 0 else islice(rows, piece.limit)
         todo = planned if wanted is None else compress(planned, wanted)
         with Fetcher(fetch, Places(storage, piece.shard, fetch), limits.max_image_bytes) as fetcher:
-            # Of a row whose fate is settled nothing is fetched.
+            # A row that has a status already is not fetched.
             wants = ((one, None if one.status is not None else one.carried[-2], one.carried_bytes) for one in todo)
             for sample, got in fetcher.in_order(wants):
                 fetched += len(got.data or b"") if got else 0
@@ -99,7 +99,7 @@ def read_manifest(
 
 
 class _ManifestReader(ParquetReader):
-    """One manifest; its samples are still to be fetched, but for those whose status says that they cannot be.
+    """Reads one manifest; its samples still have to be fetched, except those that have a status.
 
     Raises:
         ValueError: Its footer claims too many rows; and as `ParquetReader`.
@@ -112,7 +112,7 @@ class _ManifestReader(ParquetReader):
         total_rows(self._parquet.metadata)
 
     def rows(self, start: int, stop: int) -> Iterator[list[Sample]]:
-        """Yield the samples of rows, by their numbers in the file, batch by batch."""
+        """Yield the samples of rows `start` to `stop` of the file, batch by batch."""
         if self._key is not None and start > 0:
             self._meet_keys(start, stop)
         for index, rows, number in self._runs(start, stop):
@@ -121,7 +121,7 @@ class _ManifestReader(ParquetReader):
             yield from self._row_group(index, rows, size, number, self._names, self._samples, self._notes)
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, range, int]]:
-        """Yield where rows lie: a row group, which rows of it, and the number of its first row in the file."""
+        """Yield where rows are: a row group, which rows of it, and the number of its first row in the file."""
         metadata = self._parquet.metadata
         number = 0
         for index in range(metadata.num_row_groups):
@@ -132,9 +132,9 @@ class _ManifestReader(ParquetReader):
             number += count
 
     def _meet_keys(self, start: int, stop: int) -> None:
-        """Take note of the keys before `start` that matter to those from there on, so that no key comes twice.
+        """Note the keys before `start` that may clash with those of this piece, so that no key comes twice.
 
-        A key that comes again has the same number in however many pieces a file is read.
+        A repeated key has the same number, in however many pieces a file is read.
         """
         here = [_plain_keys(keys) for keys, _ in self._key_column(start, stop)]
         if not here:
@@ -178,7 +178,7 @@ class _ManifestReader(ParquetReader):
 
 
 def _joined(pieces: Iterator[tuple[pa.Array, int]]) -> Iterator[tuple[pa.Array, int]]:
-    """Join keys that follow one another: of a column with a large dictionary few rows are read at a time."""
+    """Join consecutive keys: from a column with a large dictionary few rows are read at a time."""
     group: list[pa.Array] = []
     first = rows = 0
     for keys, number in pieces:
@@ -199,7 +199,7 @@ def _plain_keys(column: pa.Array) -> pa.Array:
 
 
 def _may_clash(keys: pa.Array, own: pa.Array) -> npt.NDArray[np.bool_]:
-    """Tell which keys may be, or become, one of `own`: those alike, numbered, cut, or made of the row's number."""
+    """Tell which keys may be, or become, one of `own`: those equal, numbered, cut, or made of the row's number."""
     plain = pc.replace_substring_regex(own, "(#[0-9]+)+$", "")
     masks = (
         pc.is_in(keys, value_set=own),
@@ -215,7 +215,7 @@ def _may_clash(keys: pa.Array, own: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def count_rows(piece: Slice) -> int:
-    """Return how many rows a piece of a manifest has; nothing is read."""
+    """Return how many rows a piece of a manifest has, without reading it."""
     return max(0, piece.stop - piece.start)
 
 
@@ -223,7 +223,7 @@ def total_rows(metadata: pq.FileMetaData) -> int:
     """Return the rows of all row groups.
 
     Raises:
-        ValueError: They are too many to be true.
+        ValueError: The footer claims more rows than MAX_MANIFEST_ROWS.
     """
     total: int = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if not 0 <= total <= MAX_MANIFEST_ROWS:

@@ -1,4 +1,4 @@
-"""Whether a file that SOURCE names lies in DEST, whatever either is called: a run may replace and delete files there."""
+"""Whether a file that SOURCE names is in DEST, whatever either is called: a run may replace and delete files there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from models.errors import SourceError
 from pipeline.sources.unit import part_number
 from pipeline.storage.storage import Storage
 
-# Links that lead to links; more are a circle.
+# Maximum number of links from one to the next; more are a loop.
 _MAX_LINKS = 40
 
 
 class Overlap:
-    """Tells which files of SOURCE lie in DEST.
+    """Tells which files of SOURCE are in DEST.
 
     Disks are compared by real paths, links followed. Object storage is compared by bucket and path alone: the same
-    bucket has many endpoints (a name, its address, a proxy), and keys and options say nothing. Where two buckets of one
-    name and two servers are meant, the folders within them have to differ.
+    bucket has many endpoints (a name, its address, a proxy), and credentials and options say nothing. If two servers
+    have buckets of one name, the folders in them have to differ.
 
     Args:
         base: The folder that names of SOURCE are relative to.
@@ -31,15 +31,15 @@ class Overlap:
     def __init__(self, base: Storage, dest: Storage) -> None:
         self._base = base
         self._shown = dest.describe()
-        self.passed_over = ""  # a clause about a file that was, for an error where nothing is left
+        self.passed_over = ""  # a clause about a skipped file, for the error if no file is left
         self._comparable = _kind(base) == _kind(dest)
         self._dest = (os.path.realpath(dest.root) if dest.is_local else _object(dest.root)).rstrip("/") + "/"
 
     def refuse(self, path: str) -> None:
-        """Raise where a file that SOURCE names lies in DEST.
+        """Raise if a file that SOURCE names is in DEST.
 
         Raises:
-            SourceError: It does; the message says what to do.
+            SourceError: It is; the message says what to do.
         """
         if self._within(path) is not None:
             raise SourceError(
@@ -48,19 +48,17 @@ class Overlap:
             )
 
     def is_output(self, path: str) -> bool:
-        """Tell whether a file that was come upon in a folder of SOURCE is named as a run's own; refuse others of DEST."""
+        """Tell whether a file found in a folder of SOURCE is a part file in DEST; refuse other files of DEST."""
         within = self._within(path)
         if within is None:
             return False
         if part_number(within) is None:
             self.refuse(path)
-        self.passed_over = (
-            f"; {path} is passed over, as it lies in DEST {self._shown}: give another --output to label it"
-        )
+        self.passed_over = f"; {path} is skipped, as it is in DEST {self._shown}: give another --output to label it"
         return True
 
     def _within(self, path: str) -> str | None:
-        """Return a file's name below DEST, or None where it lies elsewhere."""
+        """Return a file's name in DEST, or None if it is elsewhere."""
         if not self._comparable:
             return None
         whole = self._base.path(path)
@@ -76,15 +74,15 @@ def _kind(storage: Storage) -> str:
 
 
 def _object(path: str) -> str:
-    """Return bucket and path in the one form that is compared: servers differ in what `//` and `..` mean to them."""
+    """Return bucket and path in one form, to compare them: servers differ in what `//` and `..` mean to them."""
     bucket, _, name = path.partition("/")
     if name and "//" not in path and "/." not in path:
-        return f"{bucket.casefold()}/{name}"  # nearly all of millions
+        return f"{bucket.casefold()}/{name}"  # nearly all paths, of which there are millions
     return f"{bucket.casefold()}{posixpath.normpath('/' + name.lstrip('/'))}"
 
 
 def _places(path: str) -> Iterator[str]:
-    """Yield where a local file lies, and, of a link, each place that it leads over."""
+    """Yield where a local file is and, for a link, each place that it leads through."""
 
     def places(path: str) -> Iterator[str]:
         while True:
@@ -92,7 +90,7 @@ def _places(path: str) -> Iterator[str]:
             yield posixpath.join(_real(folder), name)
             try:
                 path = posixpath.join(_real(folder), os.readlink(path))  # noqa: PTH115 (of each of millions of files)
-            except OSError:  # it is no link
+            except OSError:  # it is not a link
                 return
 
     return islice(places(path), _MAX_LINKS)

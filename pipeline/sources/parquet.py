@@ -1,7 +1,7 @@
-"""Read images from Parquet: a binary column, or the Hugging Face struct {bytes, path}; and carry columns along.
+"""Read images from Parquet: a binary column, or the Hugging Face struct {bytes, path}; and the carried columns.
 
-Memory: two record batches of about 8 MiB, or one image where that is more, and a page of each column; never a whole row
-group. Whatever a file claims: see `parquet_pages`.
+Memory: two record batches of about 8 MiB, or one image if that is larger, and a page of each column; never a whole row
+group. That holds whatever a file claims: see `parquet_pages`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.storage.streams import one_ahead
 PIECE_BYTES = 256 * 2**20
 BATCH_BYTES = 8 * 2**20
 MAX_BATCH_ROWS = 1024
-# Of a footer; pyarrow makes up to 30 times as much of it. Ten thousand row groups of some columns have 10 MB.
+# pyarrow takes up to 30 times a footer's size in memory. Ten thousand row groups of a few columns have 10 MB.
 MAX_FOOTER_BYTES = 16 * 2**20
-# Read at a time of each column; without it pyarrow holds a whole row group's column.
+# Bytes read at a time from each column; without this pyarrow holds a whole row group's column.
 _BUFFER_BYTES = 4 * 2**20
 _PAGE_SLACK = 2**20
-# Behind a page that is refused; a footer may claim any number of them.
+# Maximum number of rows to give after a refused page; a footer may claim any number.
 _MAX_REFUSED_ROWS = MAX_BATCH_ROWS
-# pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, a string that is no UTF-8 a ValueError.
+# pyarrow's errors: ArrowInvalid is a ValueError, a broken page an OSError, invalid UTF-8 a ValueError.
 UNREADABLE = (OSError, ValueError, pa.ArrowException, EOFError, MemoryError)
 
 
@@ -42,7 +42,7 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
 
     Raises:
         StorageError: Storage failed.
-        ValueError, OSError: It is no Parquet that can be read.
+        ValueError, OSError: It is not a readable Parquet file.
     """
     file.most = MAX_FOOTER_BYTES
     try:
@@ -58,13 +58,13 @@ def open_parquet(file: RandomFile) -> pq.ParquetFile:
 def row_group_pieces(
     metadata: pq.FileMetaData, most: int | None = None, groups: range | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of row groups of up to `most` bytes, as they lie in the file; at least one each."""
+    """Yield (start, stop) of runs of row groups of up to `most` bytes, in file order; at least one each."""
     most = PIECE_BYTES if most is None else most
     groups = range(metadata.num_row_groups) if groups is None else groups
     start, size = groups.start, 0
     for index in groups:
-        # Before compression, which images know little of. (The sizes of columns tell it after; but asking pyarrow 26
-        # for a column of a damaged footer can end the process.)
+        # The size before compression, which hardly shrinks images. (The columns have the compressed size, but asking
+        # pyarrow 26 for a column of a damaged footer can end the process.)
         own = metadata.row_group(index).total_byte_size
         if index > start and size + own > most:
             yield start, index
@@ -85,16 +85,16 @@ def read_parquet(
 ) -> Iterator[Sample]:
     """Yield a sample per row, in the file's order.
 
-    What cannot be read is told in `notes`: a file without a footer gives nothing, a broken page costs the rest of its
-    row group, and a file of another schema than the first gives nothing.
+    `notes` records what cannot be read: a file without a footer gives nothing, a broken page costs the rest of its row
+    group, and a file with another schema than the first gives nothing.
 
     Args:
         file: The Parquet file.
         shard: Its name in the rows.
         notes: Filled while reading.
-        limits: On the size of an image.
+        limits: Limits on the size of an image.
         columns: What to read.
-        row_groups: First, and one behind the last; -1 for all.
+        row_groups: First, and one past the last; -1 for all.
         prefetch: Whether to read the next batch while this one is used; for remote storage.
 
     Raises:
@@ -115,27 +115,27 @@ def read_parquet(
 
 T = TypeVar("T")
 Make = Callable[[pa.RecordBatch, int], T]
-"""Makes something of a batch, given the number of its first row in the file."""
+"""Builds a result from a batch, given the number of its first row in the file."""
 
 
 class _RefusedPageError(ValueError):
-    """A page of the images claims too much, so that no more rows of its row group can be read."""
+    """A page of the image column claims too much, so the rest of its row group cannot be read."""
 
 
 class ParquetReader:
-    """One file, open, with its columns settled.
+    """An open file, whose columns are chosen.
 
     Args:
         file: The Parquet file.
         shard: Its name in the rows.
         notes: Filled while reading.
-        limits: On the size of an image.
+        limits: Limits on the size of an image.
         columns: What to read.
 
     Raises:
         ConfigError: It lacks a column, or has one of another type.
         StorageError: Storage failed.
-        OSError, ValueError: It is no Parquet that can be read; see `UNREADABLE`.
+        OSError, ValueError: It is not a readable Parquet file; see `UNREADABLE`.
     """
 
     def __init__(
@@ -153,21 +153,21 @@ class ParquetReader:
         for own, first in zip(chosen.carried, columns.carried, strict=True):
             if not may_become(own.type, first.type):
                 raise ConfigError(f"{own.name} holds {own.type}, not {first.type} as in the first file")
-        self._most_rows = MAX_BATCH_ROWS  # of a batch
-        # Of a manifest what stands for the images are their URIs.
+        self._most_rows = MAX_BATCH_ROWS  # per batch
+        # In a manifest, URIs take the place of the images.
         self._image, self._key, self._carried = chosen.uri or chosen.image, columns.key, columns.carried
-        # Rows of a page of images that must not be unpacked are rows all the same where nothing else is known of them.
+        # Rows of a refused page of images become rows of the output only if no other columns are needed.
         self._keeps_refused = not columns.added
         self._names = list(dict.fromkeys(name for name in (self._image, self._key, *names) if name is not None))
         repeats = any(may_repeat(schema.field(name).type) for name in self._names)
-        # Whatever can be an image that is allowed, with its length and levels, must be readable.
+        # Any image of an allowed size, with its length and levels, must be readable.
         self._watch = file.watch = PageWatch(limits.max_image_bytes + _PAGE_SLACK, repeats=repeats)
 
     @classmethod
     def opened(
         cls, file: RandomFile, shard: str, notes: ShardNotes, limits: ImageLimits, columns: ParquetColumns
     ) -> Self | None:
-        """Open a file; of one that cannot be read, note why, and return None."""
+        """Open a file; if it cannot be read, note why, and return None."""
         try:
             return cls(file, shard, notes, limits, columns)
         except ConfigError as err:
@@ -196,8 +196,8 @@ class ParquetReader:
                     yield self._refused(index, range(done, rows), number, str(err))
                     done = rows
             if self._key is not None and done < rows:
-                # Of rows before `start`, and of those that are lost, nothing but the keys: one that comes again has the
-                # same number in however many pieces the file is read.
+                # Read only the keys of rows before `start`, and of lost rows: a repeated key has the same number, in
+                # however many pieces the file is read.
                 left, key, unseen = range(done, rows), [self._key], ShardNotes()
                 deque(self._row_group(index, left, MAX_BATCH_ROWS, number, key, self._unique_keys, unseen), 0)
             number += rows
@@ -205,7 +205,7 @@ class ParquetReader:
     def _row_group(
         self, index: int, rows: range, size: int, number: int, names: list[str], make: Make[T], notes: ShardNotes
     ) -> Iterator[T]:
-        """Yield what is made of each batch of rows of a row group, whose first row is number `number` of the file."""
+        """Yield what `make` returns for each batch of a row group, whose first row is number `number` of the file."""
         done = rows.start
         while done < rows.stop:
             try:
@@ -221,9 +221,9 @@ class ParquetReader:
                 if self._file.failure is not None:
                     raise self._file.failure from None
                 if size > 1:
-                    # Once more: with as many as fit in memory, or row by row up to the broken one.
+                    # Retry with as many rows as fit in memory, or row by row up to the broken one.
                     if self._watch.fitting_rows < size:
-                        # The row groups to come are as this one: none is begun twice.
+                        # Later row groups are alike, and so begin with this size.
                         size = self._most_rows = self._watch.fitting_rows
                     else:
                         size = 1
@@ -237,7 +237,7 @@ class ParquetReader:
             notes.lose(f"row group {index}: {rows.stop - done} of {len(rows)} rows are not there")
 
     def _refused(self, index: int, left: range, number: int, error: str) -> list[Sample]:
-        """Make rows `too_large` of those that are left of a row group, whose images' page must not be unpacked."""
+        """Return the remaining rows of a row group as `too_large`: the page of their images must not be unpacked."""
         keys: list[tuple[str, str | None]] = [(str(number + row), None) for row in left]
         if self._key is not None:
             try:
@@ -266,7 +266,7 @@ class ParquetReader:
     def _samples(self, batch: pa.RecordBatch, number: int) -> list[Sample]:
         values, each = self._values(batch)
         images = list(column_images(batch.column(self._image), self._limits))
-        # Last, as nothing may fail behind it: rows that are read once more would find their own keys.
+        # Last, as nothing may fail after it: rows that are read again would find their own keys.
         keys = self._unique_keys(batch, number)
         return [
             Sample(
@@ -280,7 +280,7 @@ class ParquetReader:
         ]
 
     def _values(self, batch: pa.RecordBatch) -> tuple[list[tuple[Any, ...]], int]:
-        """Return what each row carries, and about how many bytes that takes."""
+        """Return the carried values of each row, and their approximate bytes per row."""
         if not self._carried:
             return [()] * batch.num_rows, 0
         columns = [_carried(batch.column(field.name), field.type) for field in self._carried]
@@ -288,7 +288,7 @@ class ParquetReader:
         return values, sum(column.nbytes for column in columns) // max(1, batch.num_rows)
 
     def _unique_keys(self, batch: pa.RecordBatch, number: int) -> list[tuple[str, str | None]]:
-        """Return the key of each row, and what to say where it was cut."""
+        """Return the key of each row, and an error if it was cut."""
         if self._key is None:
             return [(str(number + row), None) for row in range(batch.num_rows)]
         keys: list[tuple[str, str | None]] = []
@@ -320,16 +320,16 @@ def column_images(
 
 
 def _buffers(column: pa.Array) -> Iterator[pa.Buffer | None]:
-    """Yield the bytes of strings or binary values, not copied."""
+    """Yield the bytes of strings or binary values, without copying them."""
     coded = pa.types.is_dictionary(column.type)
     for value in column:
         yield (value.value if coded else value).as_buffer() if value.is_valid else None
 
 
 def texts(column: pa.Array) -> Iterator[tuple[str | None, int | None]]:
-    """Yield strings or integers as text; what is no UTF-8 stays visible, as in names of tar members.
+    """Yield strings or integers as text; invalid UTF-8 stays visible, as in names of tar members.
 
-    Of a text that is too long for a key, yield its beginning, and how many bytes it has.
+    For a text that is too long for a key, yield its beginning, and how many bytes it has.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
@@ -357,5 +357,5 @@ def _carried(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def words_of(err: BaseException) -> str:
-    """Make one short line of pyarrow's error."""
+    """Return pyarrow's error as one short line."""
     return " ".join(str(err).split())[:200] or type(err).__name__

@@ -1,4 +1,4 @@
-"""Which columns of a Parquet source are read: found in a schema, or told, and checked before anything runs."""
+"""Which columns of a Parquet source are read: found in a schema or given as options, and checked before the run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ParquetColumns:
     """Which columns are read. Picklable.
 
     Attributes:
-        image: Holds the images; None where no file could tell: then each file's own only candidate.
+        image: Holds the images; None if no file could be read: then each file's only candidate.
         key: Becomes the key; None for the row's number in its file.
         carried: Columns that are copied through.
-        uri: Of a manifest: holds the images' URIs, and there is no column of images.
+        uri: Holds the images' URIs, in a manifest; it has no column of images.
     """
 
     image: str | None = None
@@ -28,14 +28,14 @@ class ParquetColumns:
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
-        """The columns that the output has beside its own: those carried, and of a manifest MANIFEST_FIELDS."""
+        """The columns that the output has beyond its own: those carried, and for a manifest MANIFEST_FIELDS."""
         return (*self.carried, *(() if self.uri is None else MANIFEST_FIELDS))
 
 
-# Columns of a manifest's output: the URI as the manifest has it, by which rows are joined, and in hex what the bytes
-# were that were fetched; null where none were.
+# Columns of a manifest's output: the URI as the manifest has it, for joins, and the SHA-256 of the fetched bytes in
+# hex; null if nothing was fetched.
 MANIFEST_FIELDS = (pa.field("uri", pa.string()), pa.field("content_sha256", pa.string()))
-# Nothing asked for.
+# The defaults.
 ANY_COLUMNS = ParquetColumns()
 
 
@@ -48,18 +48,18 @@ def choose_columns(
     *,
     uri: str | None = None,
 ) -> ParquetColumns:
-    """Settle the columns from the first file's schema.
+    """Choose the columns by the first file's schema.
 
     Args:
-        schema: Of the first file that can be read.
-        image: The column asked for, or None to find it.
-        key: The column asked for, or None for row numbers.
+        schema: Schema of the first readable file.
+        image: The requested column, or None to find it.
+        key: The requested column, or None for row numbers.
         carry: Columns to copy.
         taken: Names that the output uses itself.
-        uri: Of a manifest, the column of URIs.
+        uri: The column of URIs, for a manifest.
 
     Raises:
-        ConfigError: One is missing or of a type that cannot be; says which, and what there is.
+        ConfigError: A column is missing or has an unsupported type; the message names it, and the columns there are.
     """
     if uri is not None:
         if not is_text(_field(schema, uri, "--uri-column").type):
@@ -147,7 +147,7 @@ def may_repeat(kind: pa.DataType) -> bool:
 
 
 def may_become(own: pa.DataType, first: pa.DataType) -> bool:
-    """Tell whether a later file's column can be read as the first one's type, its values permitting."""
+    """Tell whether a later file's column can be read as the first one's type, if its values allow it."""
     types = pa.types
     if own == first or types.is_null(own):
         return True

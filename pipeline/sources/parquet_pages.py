@@ -1,67 +1,67 @@
-"""Watch the page headers of a Parquet file as its bytes pass by, so that no page is unpacked that claims too much.
+"""Check the page headers of a Parquet file as its bytes are read, so that no page that claims too much is unpacked.
 
 pyarrow unpacks a page whole, and a batch of rows may take the same value of a dictionary a thousand times: a file of
 some kB can ask for GB. A page's header says beforehand what it will take, in Thrift's compact protocol
-(https://github.com/apache/parquet-format, PageHeader); what a footer says of its columns' sizes may be a lie.
+(https://github.com/apache/parquet-format, PageHeader); the sizes of columns in a footer may be false.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What the rows of a batch may take of one column.
+# Maximum bytes of one column in a batch of rows.
 BATCH_LIMIT = 64 * 2**20
-# A page may always unpack to so many times the bytes it has in the file: those are a size that somebody paid for.
-# Images are compressed already, so that their pages hardly shrink.
+# A page may always unpack to so many times its bytes in the file, so that a large claim needs a large file. Images are
+# compressed already, so their pages hardly shrink.
 MAX_EXPANSION = 4
-# pyarrow takes 16 MiB. Real ones are some ten bytes, and some kB with statistics.
+# pyarrow allows 16 MiB. Real headers have tens of bytes, and some kB with statistics.
 _MAX_HEADER = 2**20
-# Of nested structs; Thrift's own for a page's header is 3.
+# Maximum depth of nested structs; a page's header has 3.
 _MAX_DEPTH = 8
 
 _DICTIONARY_PAGE = 2
 _OF_DICTIONARY = (2, 8)  # encodings
 _DELTA_BYTE_ARRAY = 7
-# Fields of a PageHeader; by kind of page, the field that holds the header of data, and the encoding's field in that.
+# Fields of a PageHeader. By kind of page: the field that holds the header of its data, and the encoding's field in it.
 _TYPE, _UNPACKED, _PACKED = 1, 2, 3
 _DATA_HEADERS = {0: (5, 2), 3: (8, 4)}
 _NUM_VALUES = 1
-# Memory of a value of a list beside its bytes: levels, a validity bit, an offset, padding.
+# Memory per value of a list beside its bytes: levels, a validity bit, an offset, padding.
 _LIST_VALUE_BYTES = 16
 
 Fields = dict[int, "int | Fields"]
 
 
 class PageError(ValueError):
-    """A page claims more than it may, or has no header that can be read."""
+    """A page claims more than it may, or has no readable header."""
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """A column chunk as far as it passed by: its pages lie behind one another."""
+    """A column chunk as far as it was read: its pages follow one another."""
 
-    end: int  # of what passed by
+    end: int  # position up to which it was read
     header: int  # where the next page's header begins
     held: bytes = b""  # the beginning of a header that goes on in the next piece
     dictionary: int = 0  # bytes of its dictionary, unpacked
-    dictionary_claim: int = 0  # the same where it is MAX_EXPANSION times more than in the file
-    page_claim: int = 0  # the most that one of its other pages has
+    dictionary_claim: int = 0  # the same, if more than MAX_EXPANSION times its bytes in the file
+    page_claim: int = 0  # the largest such size of its other pages
 
 
 class PageWatch:
-    """Knows the pages of one row group from what is read of it: call it with each piece that is read.
+    """Follows the pages of one row group: call it with each piece that is read.
 
-    A column chunk is read front to back. A piece that goes on where another one ended is of the same chunk; any other
-    piece begins one.
+    A column chunk is read front to back. A piece that starts where another one ended belongs to the same chunk; any
+    other piece begins a new chunk.
 
     Args:
-        max_page: Bytes that any page may unpack to.
-        repeats: Whether one of the columns may hold several values in a row, so that values say nothing of rows.
+        max_page: Maximum bytes that a page may unpack to.
+        repeats: Whether a column may hold several values per row, so that the number of values says nothing of rows.
 
     Attributes:
-        fitting_rows: So many rows can be read at a time; less than `rows` once a page was refused for that only.
-        rows: That are read at a time.
-        refused: Why a page must not be unpacked at all; None as long as there is none.
+        fitting_rows: How many rows can be read at a time; less than `rows` once a page was refused for that only.
+        rows: How many rows are read at a time.
+        refused: Why a page must not be unpacked at all; None as long as there is no such page.
     """
 
     def __init__(self, max_page: int, *, repeats: bool) -> None:
@@ -72,13 +72,13 @@ class PageWatch:
         self.refused: str | None = None
 
     def begin(self, rows: int) -> None:
-        """Start anew: a row group is read from its beginning, in batches of `rows`."""
+        """Reset: a row group is read from its beginning, in batches of `rows`."""
         self._chunks = []
         self.rows = self.fitting_rows = rows
         self.refused = None
 
     def __call__(self, position: int, content: bytes) -> None:
-        """Look at the headers in a piece.
+        """Check the headers in a piece.
 
         Raises:
             PageError: A page must not be unpacked, or not by so many rows at a time.
@@ -86,7 +86,7 @@ class PageWatch:
         if not content:
             return
         going_on = [chunk for chunk in self._chunks if chunk.end == position]
-        # Where a chunk seems to begin inside another's page, against all order, both are looked at.
+        # If a chunk seems to begin inside another's page, which should not happen, both are checked.
         if not any(chunk.header == position for chunk in going_on) and (not going_on or _begins_page(content)):
             going_on.append(_Chunk(position, position))
             self._chunks.append(going_on[-1])
@@ -94,7 +94,7 @@ class PageWatch:
             self._follow(chunk, position, content)
 
     def _follow(self, chunk: _Chunk, position: int, content: bytes) -> None:
-        """Look at the headers of a chunk that begin in its next piece."""
+        """Check the headers of a chunk that begin in its next piece."""
         begin = position - len(chunk.held)
         content = chunk.held + content
         chunk.held = b""
@@ -125,13 +125,13 @@ class PageWatch:
                 raise PageError("a page header that does not say what it holds")
             weight = self._weight(chunk, unpacked, _number(data, _NUM_VALUES), _number(data, encoding))
             if self.rows > 1 and weight * self.rows > BATCH_LIMIT:
-                # At least by half, so that a file cannot ask for a start anew at each of its pages.
+                # At most half, so that a file cannot force a restart at each of its pages.
                 self.fitting_rows = max(1, min(BATCH_LIMIT // weight, self.rows // 2))
                 raise PageError(f"{self.rows} rows of up to {weight} bytes are too many at a time")
         return packed
 
     def _claim(self, chunk: _Chunk, unpacked: int, packed: int, kind: int) -> None:
-        """Add up what the open pages claim beyond what they are in the file."""
+        """Add up the pages whose claims exceed MAX_EXPANSION, and refuse them if they are too large together."""
         if kind == _DICTIONARY_PAGE:
             chunk.dictionary_claim = unpacked
         else:
@@ -146,7 +146,7 @@ class PageWatch:
         longest = {**dict.fromkeys(_OF_DICTIONARY, chunk.dictionary), _DELTA_BYTE_ARRAY: unpacked}.get(encoding, 0)
         if not self._repeats:
             return longest or unpacked // max(1, values)
-        # All the page's values may be of one row, which is known only once they are unpacked.
+        # All the page's values may belong to one row, which is known only after unpacking.
         if values * _LIST_VALUE_BYTES > MAX_EXPANSION * max(self._max_page, unpacked):
             raise PageError(f"a page of {unpacked} bytes claims to hold {values} values of lists")
         return longest + unpacked + values * _LIST_VALUE_BYTES
@@ -168,7 +168,7 @@ def _number(fields: Fields, key: int) -> int:
 
 
 class _Thrift:
-    """Read one struct of Thrift's compact protocol; IndexError where the bytes end first."""
+    """Read one struct of Thrift's compact protocol; IndexError if the bytes end first."""
 
     def __init__(self, content: bytes, at: int) -> None:
         self._content = content

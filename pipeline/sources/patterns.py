@@ -1,4 +1,4 @@
-"""Patterns in the names of SOURCE: brace ranges as in a shell, and globs of which `**` crosses folders."""
+"""Patterns in the names of SOURCE: brace ranges as in a shell, and globs in which `**` crosses folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-# Readers of folders pass such names over: DEST/_shardlabel, .DS_Store, _SUCCESS.
+# Readers of folders skip names that begin with these: DEST/_shardlabel, .DS_Store, _SUCCESS.
 HIDDEN = (".", "_")
 
 _GLOB = re.compile(r"[*?\[]")
@@ -16,7 +16,7 @@ _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 
 
 def is_hidden(path: str) -> bool:
-    """Tell whether readers of folders pass over a path: names in it begin with . or _ (`.` and `..` are no names)."""
+    """Tell whether readers of folders skip a path: a name in it begins with . or _ (`.` and `..` are not names)."""
     return any(_is_hidden(part) for part in path.split("/"))
 
 
@@ -48,7 +48,7 @@ def fixed_folder(path: str) -> str:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the names that a pattern stands for, lazily and in order; braces that are no range or list stay.
+    """Yield the names that a pattern stands for, lazily and in order; braces without a range or list stay.
 
     >>> list(expand_braces("{08..10}-{a,b}.tar"))[:3]
     ['08-a.tar', '08-b.tar', '09-a.tar']
@@ -67,7 +67,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _items(pattern: str, opening: int) -> tuple[Iterator[str], int] | None:
-    """Return what the brace at `opening` stands for, and the position behind it; None where it is only a brace."""
+    """Return what the brace at `opening` stands for, and the position after it; None if it is only a brace."""
     depth = 0
     cuts = [opening]
     for position in range(opening, len(pattern)):
@@ -103,7 +103,7 @@ def _span(first: int, last: int, step: int) -> range:
 
 
 def matches(parts: list[str], pattern: list[str]) -> bool:
-    """Tell whether a path matches a glob, both given part by part; no wildcard stands for a hidden name."""
+    """Tell whether a path matches a glob, both given part by part; wildcards do not match hidden names."""
     if not pattern:
         return not parts
     if pattern[0] == "**":

@@ -1,11 +1,11 @@
-"""Cut large shards into pieces that several workers read at a time, where there are few: tars, and Parquet files.
+"""Cut large shards into pieces that several workers read at a time, if there are few: tars and Parquet files.
 
-A tar is cut between two samples. Where a member begins is known only from the one before it: an image may hold a tar
-itself, whose headers look like any others. So all headers are read, in order, and nothing else: some us a member on a
-disk. Of an object store that would be a request a member, or the whole tar, and its tars stay whole; a gzip can be read
-only from its beginning.
+A tar is cut between two samples. Only the member before it shows where a member begins: an image may itself hold a tar,
+whose headers look like any others. So all headers are read, in order, and nothing else: some us per member on a disk.
+In an object store that would take a request per member, or the whole tar, so tars there stay whole. A gzip can only be
+read from its beginning.
 
-A Parquet file is cut between two row groups, which its footer tells; one of few row groups stays as it is.
+A Parquet file is cut between two row groups, which are in its footer; one with few row groups stays as it is.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 from pipeline.storage.streams import ForwardStream
 
-# Many shards keep all workers busy as they are.
+# More shards than this keep all workers busy without cuts.
 MOST_SHARDS = 32
-# A tar of so many bytes is a unit by itself: of 600 photographs, 3 s of one core.
+# A shard of up to so many bytes is not cut: a tar of 600 photographs, which take 3 s on one core.
 WHOLE_BYTES = 64 * 2**20
-# Others are cut into so many pieces, so that 16 workers end within 5 % of one another; none of less than some 40
-# photographs, beside which what a unit costs by itself is nothing.
+# Larger ones are cut into so many pieces, so that 16 workers end within 5 % of one another. No piece has fewer than
+# some 40 photographs, beside which the cost of a unit itself is nothing.
 PIECES = 64
 PIECE_BYTES = 4 * 2**20
 _HEADER_BYTES = 4096
@@ -43,10 +43,10 @@ Cut = Callable[[Iterator[Slice]], Iterator[Slice]]
 
 
 def cutter(config: LabelConfig, source: Source) -> Cut:
-    """Return what puts pieces in the place of SOURCE's large shards.
+    """Return the function that replaces SOURCE's large shards by pieces.
 
-    Not of manifests, which are in runs of rows already; nor with --limit, which is counted shard by shard; nor in an
-    object store where a column holds the keys: each piece asks for those of every row group before it.
+    It leaves alone manifests, which are in runs of rows already; shards with --limit, which is counted shard by shard;
+    and Parquet with a key column in an object store, as each piece would read the keys of every row group before it.
     """
     asks_for_keys = config.key_column is not None and not source.base.is_local
     if config.uri_column is not None or config.limit is not None or asks_for_keys:
@@ -55,11 +55,11 @@ def cutter(config: LabelConfig, source: Source) -> Cut:
 
 
 def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> Iterator[Slice]:
-    """Yield slices, and in the place of a large one its pieces; by the shards alone, so alike on every run.
+    """Yield slices, with pieces instead of large ones. They depend on the shards alone, so every run has the same.
 
     Args:
         storage: Holds the shards.
-        slices: Of all of SOURCE.
+        slices: All slices of SOURCE.
         kind: Their format; only tars and Parquet files of images are cut.
     """
     find_edges = _EDGES.get(kind)
@@ -75,7 +75,7 @@ def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> 
 
 
 def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
-    """Return the row groups at which a slice's pieces begin, and one behind its last."""
+    """Return the row groups at which a slice's pieces begin, and one past its last."""
     if storage.unreadable(piece.shard):
         return []  # the worker notes why
     try:
@@ -89,9 +89,9 @@ def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:
 
 
 def _tar_edges(storage: Storage, piece: Slice) -> list[int]:
-    """Return where a tar's pieces begin, and its end; nothing where its rows are to be had only from front to back.
+    """Return where a tar's pieces begin, and its end; [] if its rows can only be read from front to back.
 
-    So it is where it is damaged, where a key comes twice, and where a header is of all members that follow.
+    That is so if it is damaged, if a key comes twice, and if a header applies to all members that follow.
     """
     if not (storage.is_local and piece.is_tar and piece.stop < 0):
         return []
@@ -134,7 +134,7 @@ _EDGES: dict[SourceFormat, Callable[[Storage, Slice], list[int]]] = {
 
 
 class _HeaderStream(ForwardStream):
-    """A file of which little more is read than what is asked for."""
+    """A file of which little more is read than requested."""
 
     def __init__(self, file: StoredFile) -> None:
         super().__init__()

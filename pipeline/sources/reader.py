@@ -1,4 +1,4 @@
-"""One door for all formats: how SOURCE divides into slices, and how a unit's samples are read."""
+"""The entry point for all formats: how SOURCE divides into slices, and how a unit's samples are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.sources.webdataset import read_webdataset
 from pipeline.storage.listing import ahead
 from pipeline.storage.storage import Storage
 
-# Files that are looked into for a schema; broken ones before the first whole one are bad shards, not a bad source.
+# Files that are tried for a schema: broken ones before the first whole one are bad shards, not a bad source.
 SCHEMA_TRIES = 16
 
 Note = Callable[[str, ShardNotes], None]
@@ -35,15 +35,15 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """What a worker must know to read units. Picklable.
+    """What a worker needs to read units. Picklable.
 
     Attributes:
         source: The folder that shard names are relative to.
-        format: Of the shards.
-        limits: On the size of an image.
-        columns: Of Parquet: which columns are read.
-        fetch: Of manifests: limits of fetching.
-        beside: Of tars: whether to read the small members beside the images.
+        format: Format of the shards.
+        limits: Limits on the size of an image.
+        columns: For Parquet: which columns are read.
+        fetch: For manifests: limits of fetching.
+        beside: For tars: whether to read the small members beside the images.
     """
 
     source: Storage
@@ -55,7 +55,7 @@ class ReadSettings:
 
 
 def first_schema(source: Source) -> pa.Schema | None:
-    """Return the schema of the first Parquet file that can be read; None where it is none of the first few.
+    """Return the schema of the first readable Parquet file; None if none of the first SCHEMA_TRIES is readable.
 
     Raises:
         StorageError: Storage failed.
@@ -67,7 +67,7 @@ def first_schema(source: Source) -> pa.Schema | None:
 
 
 def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = ()) -> ParquetColumns:
-    """Settle which Parquet columns are read, by the schema of the first file that can be read.
+    """Choose which Parquet columns are read, by the schema of the first readable file.
 
     Args:
         source: SOURCE.
@@ -75,7 +75,7 @@ def columns_of(source: Source, config: LabelConfig, *, taken: tuple[str, ...] = 
         taken: Names of the output's own columns.
 
     Raises:
-        ConfigError: A column is missing or of the wrong type; or columns were named, and SOURCE is no Parquet.
+        ConfigError: A column is missing or of the wrong type; or columns were named, and SOURCE is not Parquet.
         StorageError: Storage failed.
     """
     if source.format is not SourceFormat.PARQUET:
@@ -111,13 +111,13 @@ def fetch_settings(config: LabelConfig) -> FetchSettings:
 
 
 def slices(source: Source, *, manifests: bool = False) -> Iterator[Slice]:
-    """Divide SOURCE, lazily and always alike: into shards, parts of large Parquet files, or loose images.
+    """Divide SOURCE, lazily and the same on every run: into shards, parts of large Parquet files, or loose images.
 
-    Of Parquet files only the footer is read, and only of those over PIECE_BYTES and of manifests.
+    Parquet files over PIECE_BYTES and manifests have their footers read; nothing else is read.
 
     Args:
         source: SOURCE.
-        manifests: Whether its Parquet files hold URIs: then a slice is a run of rows, and not of row groups.
+        manifests: Whether its Parquet files hold URIs: then a slice is a run of rows, not of row groups.
 
     Raises:
         SourceError: SOURCE cannot be used.
@@ -138,14 +138,14 @@ def read_unit(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
     """Yield a unit's samples in input order, reading each shard once.
 
     Args:
-        settings: Where and what.
+        settings: Where and how to read.
         unit: What to read.
-        note: Called after each shard with its name and what reading it came upon; also where reading is left early.
-        wanted: bool of shape (n_samples,): which of the unit's samples are yielded; all without it. Loose images that
-            are not wanted are not read, and those of manifests not fetched.
+        note: Called after each shard with its name and the notes from reading it; also if reading ends early.
+        wanted: bool of shape (n_samples,): which of the unit's samples to yield; None for all. Other loose images are
+            not read, and other images of manifests are not fetched.
 
     Raises:
-        StorageError: A shard cannot be read, for good or for longer than the retries, or is not the one planned.
+        StorageError: A shard cannot be read, even with retries, or is not the planned one.
         SourceError: The unit has another number of samples than `wanted`.
     """
     if wanted is None or settings.columns.uri is not None:
@@ -171,8 +171,8 @@ def _check_count(unit: Unit, count: int, expected: int) -> None:
     if count != expected:
         found = f"more than {expected}" if count > expected else str(count)
         raise SourceError(
-            f"{unit.slices[0].shard}: its unit gives {found} samples, and {expected} rows were made of it: it is not what "
-            "was labelled; label it into a DEST of its own, or leave its shards out by --where"
+            f"{unit.slices[0].shard}: its unit now gives {found} samples, and gave {expected} when it was labelled; "
+            "label it into another DEST, or exclude its shards with --where"
         )
 
 
@@ -187,7 +187,7 @@ def _read_all(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
     for piece in unit.slices:
         notes = ShardNotes()
         try:
-            # Closed before its notes are taken: a limit leaves it in the middle, and only then are they whole.
+            # Close it before its notes are taken: with a limit it stops in the middle, and closing completes the notes.
             with closing(_read_shard(settings, piece, notes, wanted)) as samples:
                 yield from samples if piece.limit < 0 else islice(samples, piece.limit)
         finally:
@@ -197,7 +197,7 @@ def _read_all(settings: ReadSettings, unit: Unit, note: Note, wanted: BoolArray 
 def _read_shard(
     settings: ReadSettings, piece: Slice, notes: ShardNotes, wanted: BoolArray | None = None
 ) -> Generator[Sample, None, None]:
-    """Yield a shard's samples; only a manifest, whose pieces are units by themselves, looks at `wanted`."""
+    """Yield a shard's samples; `wanted` counts only for a manifest, whose pieces are units by themselves."""
     if why := settings.source.unreadable(piece.shard):
         notes.lose(why)
         return

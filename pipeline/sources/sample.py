@@ -1,4 +1,4 @@
-"""What readers of every format give: samples, notes of what they came upon, and keys that are unique in their shard."""
+"""What readers of every format return: samples, notes on what was lost, and keys that are unique in their shard."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from models.decode.decode import ImageLimits
 
-# Of a key. Linux takes paths of 4 KiB.
+# Maximum bytes of a key. Linux accepts paths of 4 KiB.
 MAX_KEY_BYTES = 4096
-# Losses that a commit record tells in full of one shard; the rest is a count.
+# Losses of one shard that a commit record describes; the rest are counted.
 MAX_LOSSES = 3
 
 
@@ -23,11 +23,11 @@ class Sample:
         shard: The shard's URI relative to SOURCE.
         key: Unique within the shard.
         data: The encoded image, or None where there is none to decode; then status and error say why.
-        status: Set where the image cannot be labelled before anything is decoded.
-        error: What is wrong with it, where `status` is set.
-        beside: The sample's other small members by extension, where they were asked for.
+        status: Set if it is clear before decoding that the image cannot be labelled.
+        error: What is wrong with it, if `status` is set.
+        beside: The sample's other small members by extension, if requested.
         carried: Values of the columns that are copied through.
-        carried_bytes: What these take, about.
+        carried_bytes: Approximate size of these values in bytes.
     """
 
     shard: str
@@ -42,13 +42,13 @@ class Sample:
 
 @dataclass(slots=True)
 class ShardNotes:
-    """What reading a shard came upon.
+    """Notes from reading a shard.
 
     Attributes:
-        skipped: Members that are no files or have no key, by kind.
+        skipped: Number of members that are not files or have no key, by kind.
         bytes_read: How much of the shard was read.
-        losses: The first few things that were lost, in a sentence each.
-        more_losses: How many more there were.
+        losses: The first few losses, in a sentence each.
+        more_losses: How many more losses there were.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class ShardNotes:
 
     @property
     def missing(self) -> str | None:
-        """What was lost, in a line; None for a whole shard."""
+        """What was lost, in one line; None for a complete shard."""
         if not self.losses:
             return None
         more = f"; and {self.more_losses} more" if self.more_losses else ""
@@ -82,11 +82,11 @@ def too_large_error(size: int, limits: ImageLimits) -> str:
 
 
 def cut_key(key: str, size: int | None = None) -> tuple[str, str | None]:
-    """Return a key of MAX_KEY_BYTES at most, and what to say where it was longer; the status is `unsupported` then.
+    """Return a key of at most MAX_KEY_BYTES, and an error if it was longer; the status is then `unsupported`.
 
     Args:
-        key: The key, or as much of it as is at hand.
-        size: Bytes of the whole key, where that is more.
+        key: The key, or its beginning.
+        size: Bytes of the whole key, if `key` is its beginning.
     """
     if len(key) <= MAX_KEY_BYTES // 4 and size is None:  # a character has 4 bytes at most
         return key, None
@@ -99,13 +99,13 @@ def cut_key(key: str, size: int | None = None) -> tuple[str, str | None]:
 
 
 class UniqueKeys:
-    """Give a key that comes again in its shard a number, so that each row can be told from the others.
+    """Number the repeated keys of a shard, so that each row can be told from the others.
 
-    Memory: 16 to 32 bytes per key, whatever its length: a 50 GB tar of small images holds millions. The keys' hashes
-    stand for them; two keys of one hash (one in 10^7 shards of a million keys) cost a needless number, and no row.
+    Memory: 16 to 32 bytes per key, whatever its length: a 50 GB tar of small images holds millions. Only hashes are
+    kept; two keys with the same hash (one in 10^7 shards of a million keys) cost a needless number, and no row.
     """
 
-    # Keys that come so often get their next number from a dictionary, not by trying all before it.
+    # Keys repeated so often get their next number from a dictionary, not by trying all numbers before it.
     _OFTEN = 8
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class UniqueKeys:
         self._next: dict[int, int] = {}  # by the key's hash
 
     def unique(self, key: str) -> str:
-        """Return the key as it is when it is new, else with the first free number: `key#2`."""
+        """Return a new key as it is, a repeated one with the first free number: `key#2`."""
         if self._add(key):
             return key
         number = self._next.get(_hash(key), 2)
@@ -153,5 +153,5 @@ class UniqueKeys:
 
 
 def _hash(key: str) -> int:
-    # Python's own differs from process to process, and the same shard must give the same keys on every run.
+    # Python's own hash differs between processes, and the same shard must give the same keys on every run.
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1

@@ -30,7 +30,7 @@ from pipeline.storage.uris import display_uri, without_secrets
 class Source:
     """All of SOURCE: the folder that shard names are relative to, the format, and the shards.
 
-    `files()` lists anew at each call, lazily and always in the same order.
+    `files()` lists again at each call, lazily and always in the same order.
     """
 
     base: Storage
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
-    """One of SOURCE, taken apart: the text a user knows it by, its storage, and the path there."""
+    """One entry of SOURCE in parts: the text that a user knows it by, its storage, and the path there."""
 
     text: str
     root_uri: str
@@ -52,16 +52,16 @@ class _Spec:
 
 
 def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage | None = None) -> Source:
-    """Look at SOURCE, and settle base folder and format.
+    """Look up SOURCE, and determine its base folder and format.
 
     Args:
         specs: Each a file, a folder, a glob, a brace range, or @list.txt with one of the former per line. A path that
             exists as it is written is that file or folder, whatever characters are in it.
-        wanted: The format, or AUTO to tell it from the names.
-        exclude: DEST. What a run wrote there is passed over where it lies within SOURCE.
+        wanted: The format, or AUTO to infer it from the names.
+        exclude: DEST. Its part files are skipped if they are in a folder of SOURCE.
 
     Raises:
-        SourceError: Nothing is there, formats are mixed, or a file lies in DEST; the message says which and where.
+        SourceError: There are no files, formats are mixed, or a file is in DEST; the message says which and where.
         StorageError: The storage cannot be listed.
     """
     texts = tuple(specs)
@@ -73,7 +73,7 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
         return (Slice(file.path, file.size, file.etag) for text in texts for file in finder.find(text))
 
     def files() -> Iterator[Slice]:
-        # One path, glob or range of numbers names nothing twice.
+        # A single path, glob or range of numbers names nothing twice.
         alone = len(texts) == 1 and not texts[0].startswith("@") and "," not in texts[0]
         return listing() if alone else _each_once(listing)
 
@@ -84,13 +84,13 @@ def open_source(specs: Iterable[str], wanted: SourceFormat, *, exclude: Storage 
     kind = format_of(first.shard) if wanted is SourceFormat.AUTO else wanted
     if kind is None:
         raise SourceError(f"cannot tell the format of {first.shard}; give --format webdataset, parquet or images")
-    # The listing that has begun serves the first who asks.
+    # The first call continues the listing that has begun.
     waiting = [chain([first], begun)]
     return Source(finder.base, kind, lambda: _checked(waiting.pop() if waiting else files(), kind, wanted))
 
 
 def in_part(source: Source, number: int, parts: int) -> Source:
-    """Return SOURCE with one part of its files: each file is in one, by its name alone, whatever comes beside it.
+    """Return SOURCE with one part of its files. A file's part depends on its name alone, not on the other files.
 
     Args:
         source: All of it.
@@ -105,7 +105,7 @@ def in_part(source: Source, number: int, parts: int) -> Source:
 
 
 def format_of(name: str) -> SourceFormat | None:
-    """Tell a file's format from its name; None where the name tells nothing."""
+    """Tell a file's format from its name; None if it is unknown."""
     lower = name.lower()
     if lower.endswith(TAR_SUFFIXES):
         return SourceFormat.WEBDATASET
@@ -133,7 +133,7 @@ def _checked(files: Iterator[Slice], kind: SourceFormat, wanted: SourceFormat) -
 
 
 def _each_once(listing: Callable[[], Iterator[Slice]]) -> Iterator[Slice]:
-    """Pass files on, and raise at their end where one came twice. Memory: 8 bytes a file, 80 MB for 10 million."""
+    """Yield the files, and raise at their end if one came twice. Memory: 8 bytes a file, 80 MB for 10 million."""
     hashes = array("Q")
     for file in listing():
         hashes.append(_hash(file.shard))
@@ -162,13 +162,13 @@ def _hint(wanted: SourceFormat) -> str:
 
 
 def _specs(text: str) -> Iterator[_Spec]:
-    """Yield what one of SOURCE stands for: itself, or the lines of a list."""
+    """Yield what an entry of SOURCE stands for: itself, or the lines of a list."""
     for entry in _lines(text) if text.startswith("@") else (text,):
         yield _Spec(display_uri(entry), *split_location(entry))
 
 
 def _base(texts: tuple[str, ...]) -> Storage:
-    """Return the deepest folder above all that is named; of a list's entries, above the folders they stand in."""
+    """Return the deepest folder that holds everything named; lines of a list count by their folders."""
     common: list[str] | None = None
     root_uri = ""
     for spec, listed in ((spec, text[0] == "@") for text in texts for spec in _specs(text)):
@@ -193,7 +193,7 @@ def _shown(root_uri: str, path: str) -> str:
 
 
 def _folder(spec: _Spec, *, listed: bool) -> str:
-    """Return the folder that a spec's names are relative to; of a list's lines by their text, as there are millions."""
+    """Return the folder that a spec's names are relative to; for a list's millions of lines, by their text alone."""
     if listed:
         return patterns.fixed_folder(spec.path)
     place = Storage(spec.path, spec.text, spec.root_uri)
@@ -205,7 +205,7 @@ def _folder(spec: _Spec, *, listed: bool) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the entries of @list.txt; empty lines and # comments are passed over."""
+    """Yield the entries of @list.txt; empty lines and # comments are skipped."""
     root_uri, path = split_location(text[1:])
     folder, _, name = path.rpartition("/")
     storage = Storage(folder or "/", _shown(root_uri, folder), root_uri)
@@ -227,7 +227,7 @@ class _Finder:
         self._dest = None if exclude is None else Overlap(base, exclude)
 
     def find(self, text: str) -> Iterator[FileStat]:
-        """Yield the files that one of SOURCE names, in the order of a list, and of paths in folders and patterns."""
+        """Yield the files that an entry of SOURCE names: those of a list in its order, others in path order."""
         yield from self._find_specs(_specs(text))
 
     def _find_specs(self, specs: Iterator[_Spec]) -> Iterator[FileStat]:
@@ -279,7 +279,7 @@ class _Finder:
         return f"is no file, and {NO_FOLDER}" if is_odd else "does not exist"
 
     def _no_bucket(self) -> str:
-        """Say where it is the bucket that is missing."""
+        """Return a clause for the error if it is the bucket that is missing."""
         bucket = self.base.root.partition("/")[0]
         with suppress(StorageError):
             if not self.base.is_local and not Storage(bucket, bucket, self.base.root_uri).is_folder():
@@ -306,7 +306,7 @@ class _Finder:
         return kind is not None if self._wanted is SourceFormat.AUTO else kind is self._wanted
 
     def _glob(self, pattern: str) -> Iterator[FileStat]:
-        """List from the last folder without a wildcard on, and yield what matches; ** crosses folders."""
+        """List the last folder without a wildcard, and yield what matches below it; ** crosses folders."""
         folder = patterns.fixed_folder(pattern)
         parts = pattern[len(folder) :].lstrip("/").split("/")
         skip = len(folder) + 1 if folder else 0

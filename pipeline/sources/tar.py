@@ -1,8 +1,8 @@
-"""Read the members of a tar from front to back, whatever is wrong with it, and say what was lost.
+"""Read the members of a tar from front to back, whatever is wrong with it, and note what was lost.
 
-`tarfile` ends in silence at a broken header, and reads a PAX header of any size into memory. Here every end that is not
-the end mark is noted, reading goes on at the next header that holds, and nothing larger than MAX_HEADER_BYTES but what a
-caller asks for is ever in memory. Formats: v7, ustar, GNU (long names, sparse), PAX.
+`tarfile` ends silently at a broken header, and reads a PAX header of any size into memory. Here every end without an
+end mark is noted, and reading continues at the next valid header. Except for what a caller asks for, nothing larger
+than MAX_HEADER_BYTES is ever in memory. Formats: v7, ustar, GNU (long names, sparse), PAX.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pipeline.sources.sample import ShardNotes
 from pipeline.storage.streams import ForwardStream
 
 BLOCK = 512
-# Of a long name or a PAX header. Real ones are some hundred bytes.
+# Maximum size of a long name or a PAX header. Real ones have some hundred bytes.
 MAX_HEADER_BYTES = 2**20
-# A file without one header in so many bytes is no tar. Enough to get past a first member whose header is damaged.
+# A file without a header in its first so many bytes is not a tar. Enough to pass a first member with a damaged header.
 GIVE_UP_BYTES = 64 * 2**20
 
 _ZEROS = bytes(BLOCK)
 _CHECKSUM = slice(148, 156)
 _SPACES = sum(b" " * 8)
-# POSIX: 8^11 - 1 bytes is the most that 11 octal digits hold; more is in base 256, or in a PAX header.
+# Types of members that have no data, whatever their size says.
 _NO_DATA = frozenset(b"123456")
 _SPARSE = b"GNU.sparse."
 _RECORDS = frozenset((b"path", b"size", b"GNU.sparse.name"))
@@ -52,20 +52,20 @@ _KINDS = {
 
 @dataclass(slots=True)
 class Member:
-    """One member: its name, as it stands in the tar, its kind, and the bytes it has in the tar."""
+    """One member: its name as written in the tar, its kind, and the bytes that it has in the tar."""
 
     name: str
     kind: MemberKind
     size: int
 
 
-_MAX_DIGITS, _NO_SIZE = 18, 2**62  # a size of more digits, as a PAX header may have, is that of no tar
+_MAX_DIGITS, _NO_SIZE = 18, 2**62  # a PAX header may give a size with more digits, which no tar has
 _SHOWN = 200  # of a name, in notes
 
 
 @dataclass(slots=True)
 class _Header:
-    """One block that holds: checksum and numbers are right."""
+    """One valid header block: its checksum and numbers are right."""
 
     type: int
     size: int
@@ -74,13 +74,13 @@ class _Header:
 
 
 class TarReader:
-    """Iterate over a tar's members; `read` gives the bytes of the member that came last.
+    """Iterate over a tar's members; `read` returns the bytes of the latest member.
 
     Args:
-        stream: The tar's bytes, nothing read yet but `head`.
-        notes: Told what was lost.
-        head: What was read of it already.
-        goes_on: Whether the stream is a piece of a tar that ends between two members, and no end mark stands there.
+        stream: The tar's bytes, unread except for `head`.
+        notes: Records what was lost.
+        head: Bytes already read from the stream.
+        goes_on: Whether the stream is a piece of a tar that ends between two members, without an end mark.
     """
 
     def __init__(self, stream: ForwardStream, notes: ShardNotes, head: bytes = b"", *, goes_on: bool = False) -> None:
@@ -88,13 +88,13 @@ class TarReader:
         self._notes = notes
         self._head = head
         self._next = 0  # position of the next header
-        self._content_end = 0  # position behind the last member's bytes, before their padding
+        self._content_end = 0  # position after the last member's bytes, before their padding
         self._name = ""  # of the last member
-        self._held = False  # whether any header held
+        self._held = False  # whether any header was valid
         self.broken_off = False  # whether the tar ends inside a member, or without an end mark
-        self._ended = False  # whether the last block that is no damage was an end mark
+        self._ended = False  # whether the last undamaged block was an end mark
         self._damaged = 0  # bytes since then that are neither members nor end marks
-        self._interrupted = False  # whether anything stood between the last two headers
+        self._interrupted = False  # whether anything was between the last two headers
         self._goes_on = goes_on
         self._globals: dict[bytes, bytes] = {}
 
@@ -109,7 +109,7 @@ class TarReader:
             if header is None:
                 raise StopIteration
             if self._interrupted:
-                long_name, records = None, {}  # they were of a member that is lost
+                long_name, records = None, {}  # they belonged to a lost member
             kind = header.type
             if kind in b"xXgLK":
                 content = self._small(header)
@@ -128,16 +128,16 @@ class TarReader:
 
     @property
     def position(self) -> int:
-        """Where the next member's headers begin; what stands before them belongs to no member."""
+        """The position after the last member, where the headers of the next one begin unless there is damage."""
         return self._next
 
     @property
     def has_globals(self) -> bool:
-        """Whether a PAX header came that is of all members behind it."""
+        """Whether there was a PAX header that applies to all members after it."""
         return bool(self._globals)
 
     def read(self, member: Member) -> bytes | None:
-        """Return the member's bytes; None where the tar is truncated inside it, which is noted."""
+        """Return the member's bytes; None if the tar is truncated inside it, which is noted."""
         content = self._stream.read(member.size)
         if len(content) == member.size:
             return content
@@ -161,7 +161,7 @@ class TarReader:
             size = 0
         if header.type == b"S"[0]:
             self._skip_sparse_map(header.block)
-        # Bytes that are no UTF-8 stay visible, and two such names stay two: no Parquet string could hold them.
+        # Invalid UTF-8, which no Parquet string can hold, stays visible, and two such names stay different.
         self._name = raw.decode("utf-8", "backslashreplace")
         position = self._stream.tell()
         self._content_end = position + size
@@ -169,7 +169,7 @@ class TarReader:
         return Member(self._name, kind, size)
 
     def _header(self) -> _Header | None:
-        """Return the next header that holds; None at the end."""
+        """Return the next valid header; None at the end."""
         self._interrupted = False
         if self._next and (reached := self._stream.seek(self._next)) < self._next:
             if reached < self._content_end:
@@ -188,7 +188,7 @@ class TarReader:
                 self._ended = self._interrupted = True
                 self._stream.skip_zeros(BLOCK)
                 continue
-            # Behind damage a header must look like one: 8 checksum bytes alone may fit by chance.
+            # After damage a header must also say `ustar`: 8 checksum bytes alone may fit by chance.
             header = _parse(block) if not self._damaged or block[257:262] == b"ustar" else None
             if header is not None:
                 self._note_damage()
@@ -202,7 +202,7 @@ class TarReader:
                 return None
 
     def _small(self, header: _Header) -> bytes | None:
-        """Return the content of a header of a header; None where it is too long, or cut off."""
+        """Return the content of a long name or PAX header; None if it is too long or truncated."""
         position = self._stream.tell()
         self._content_end = self._next = position + _whole_blocks(header.size)
         if header.size > MAX_HEADER_BYTES:
@@ -231,7 +231,7 @@ class TarReader:
         self._ended = True
 
     def _end(self, block: bytes) -> None:
-        """Note an end that is none: the bytes stop, and `block` is what is left of them."""
+        """End the tar where its bytes end, and note what is missing; `block` is what is left of them."""
         self._ended |= self._goes_on and not block
         self.broken_off = not self._ended
         if block.strip(b"\0") and not self._ended and not self._damaged and self._held:
@@ -253,7 +253,7 @@ class TarReader:
 
 
 def _parse(block: bytes) -> _Header | None:
-    """Return the header that a block is; None where its checksum or its size is wrong."""
+    """Return a block as a header; None if its checksum or its size is wrong."""
     try:
         checksum = int(block[_CHECKSUM].strip(b" \0") or b"x", 8)
     except ValueError:
@@ -271,13 +271,13 @@ def _parse(block: bytes) -> _Header | None:
 
 
 def _signed_sum_is(checksum: int, block: bytes) -> bool:
-    """Tell whether an old tar summed its bytes as signed ones."""
+    """Tell whether a checksum is the sum of signed bytes, as in old tars."""
     total = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:])
     return total + _SPACES == checksum
 
 
 def _number(text: bytes) -> int | None:
-    """Return a number in octal, or in base 256 where the first bit says so; None where it is neither."""
+    """Return a number in octal (11 digits hold 8^11 - 1), or in base 256 if its first bit is set; None if neither."""
     if text[0] & 0x80:
         value = int.from_bytes(text, "big", signed=False) - (0x80 << 8 * (len(text) - 1))
         return value if text[0] == 0x80 and value < 2**62 else None
@@ -292,9 +292,9 @@ def _whole_blocks(size: int) -> int:
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
-    """Return the records that matter here, at most four; stops at one that is malformed.
+    """Return the records that matter here, at most four; stops at a malformed one.
 
-    They are `path`, `size`, `GNU.sparse.name`, and _SPARSE for all others of sparse files.
+    They are `path`, `size`, `GNU.sparse.name`, and _SPARSE for all other records of sparse files.
     """
     records: dict[bytes, bytes] = {}
     position = 0

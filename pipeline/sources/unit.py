@@ -16,9 +16,9 @@ class Slice:
     Attributes:
         shard: URI relative to the source's base.
         size: Bytes of the whole shard.
-        etag: Of the whole shard.
+        etag: ETag of the whole shard.
         start: First row group (Parquet), row (a manifest) or byte (a tar) that belongs to the unit.
-        stop: One behind the last; -1 for all.
+        stop: One past the last; -1 for all.
         limit: How many samples of it are taken, with --limit; -1 for all.
     """
 
@@ -31,12 +31,12 @@ class Slice:
 
     @property
     def planned(self) -> FileStat:
-        """What the whole shard was when it was planned."""
+        """The whole shard as it was planned."""
         return FileStat(self.shard, self.size, self.etag)
 
     @property
     def is_tar(self) -> bool:
-        """Whether it is a tar, or a part of one, and no gzip of it."""
+        """Whether it is an uncompressed tar, or a part of one."""
         return self.shard.lower().endswith(".tar")
 
 
@@ -54,18 +54,18 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Bytes of its shards, and of its pieces of tars; of row groups, whose bytes no plan tells, those of the file."""
+        """Bytes of its shards and pieces of tars; for row groups, whose bytes no plan holds, those of the file."""
         return sum(p.stop - p.start if p.stop >= 0 and p.is_tar else p.size for p in self.slices)
 
     @property
     def own_bytes(self) -> int:
-        """Bytes of its shards, so that sums are right: a shard in several units counts in the first alone."""
+        """Bytes of its shards, so that sums are right: a shard in several units counts in the first only."""
         return sum(piece.size for piece in self.slices if piece.start == 0)
 
     def id(self, rows_id: str) -> str:
         """Return a hash of its slices and of the settings that its rows depend on.
 
-        ETags are left out: what lies on a disk and in a bucket has the same id.
+        ETags are left out: a copy on a disk and one in a bucket have the same id.
         """
         slices = [replace(piece, etag="") for piece in self.slices]
         return sha256(json.dumps([rows_id, [astuple(piece) for piece in slices]]).encode()).hexdigest()[:32]
@@ -77,8 +77,8 @@ def part_name(unit: int) -> str:
 
 
 def part_number(name: str) -> int | None:
-    """Return the unit whose Parquet file is called so, or None: `part-0.parquet` is no unit's."""
+    """Return the unit whose Parquet file has this name, or None: `part-0.parquet` belongs to no unit."""
     number = name.removeprefix("part-").removesuffix(".parquet")
-    # Of ASCII digits, and few: `int` takes other scripts' too, and refuses thousands.
+    # ASCII digits only, and few: `int` accepts those of other scripts too, and refuses thousands.
     unit = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else None
     return unit if unit is not None and part_name(unit) == name else None

@@ -19,9 +19,9 @@ from pipeline.storage.streams import FileForward, ForwardStream, ReadsForward
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# Members beside an image (.cls, .json) are read only up to here: labels and captions, not other media.
+# Members beside an image (.cls, .json) are read only up to this size: labels and captions, not other media.
 MAX_SIDE_BYTES = 2**20
-# Of one sample: images, and their bytes, that wait for its end; and members beside them that are looked at.
+# Per sample: images that wait for its end, their bytes, and the members beside them that are considered.
 MAX_WAITING_IMAGES = 16
 MAX_WAITING_BYTES = 16 * 2**20
 MAX_SIDE_MEMBERS = 64
@@ -29,14 +29,14 @@ _MAX_EXTENSION = 256
 
 
 def split_key(name: str) -> tuple[str, str] | None:
-    """Split a member's path into key and extension (lower case); None where it has no key.
+    """Split a member's path into key and extension (lower case); None if it has no key.
 
     >>> split_key("train/0001.seg.png")
     ('train/0001', 'seg.png')
     """
     last = name.rfind("/") + 1
     dot = name.find(".", last)
-    # Names that begin with a dot are hidden: macOS puts a `._0001.jpg`, which is no image, beside each file.
+    # Names that begin with a dot are hidden: macOS puts a `._0001.jpg`, which is not an image, beside each file.
     return (name[:dot], name[dot + 1 :].lower()) if dot > last else None
 
 
@@ -56,16 +56,16 @@ def read_webdataset(
 ) -> Iterator[Sample]:
     """Yield a sample per image member, in the tar's order; a sample without an image is a row too.
 
-    Nothing is lost in silence: `notes` tell what could not be read. Memory: one image, up to 16 MiB of others with the
-    same key, and `samples.UniqueKeys`, however long the tar is.
+    Nothing is lost silently: `notes` says what could not be read. Memory: one image, up to 16 MiB of others with the
+    same key, and `sample.UniqueKeys`, however long the tar is.
 
     Args:
-        file: The tar, or a gzip of it: its first bytes tell, not its name.
+        file: The tar, or a gzip of it: its first bytes decide, not its name.
         shard: Its name in the rows.
         notes: Filled while reading.
         limits: A member over max_image_bytes is not read.
         beside: Whether to read the small members beside the images.
-        goes_on: Whether the file is a piece of a tar, behind which others come.
+        goes_on: Whether the file is a piece of a tar that others follow.
 
     Raises:
         StorageError: The file itself cannot be read.
@@ -93,7 +93,7 @@ def read_webdataset(
                 yield from group.add(extension, _read_image(tar, member, limits, group.too_long))
             else:
                 group.add_beside(extension, tar, member, read=beside)
-        # The image of a sample that the tar is truncated in may have been still to come: no row says that there is none.
+        # If the tar is truncated inside a sample, its image may have been still to come: no row says that it has none.
         if group.images or not tar.broken_off:
             yield from group.end(notes)
     finally:
@@ -105,7 +105,7 @@ _Image = tuple[bytes | None, str | None, str | None]
 
 
 def _read_image(tar: TarReader, member: Member, limits: ImageLimits, too_long: str | None) -> _Image | None:
-    """Read an image; None where the tar is truncated inside it."""
+    """Read an image; None if the tar is truncated inside it."""
     if too_long is not None:
         return None, "unsupported", too_long
     if member.kind is MemberKind.LINK:
@@ -120,7 +120,7 @@ def _read_image(tar: TarReader, member: Member, limits: ImageLimits, too_long: s
 
 @dataclass(slots=True)
 class _Group:
-    """The members with one key, as they come. A few images wait: only the end tells whether there is one or more."""
+    """Consecutive members with one key. A few images wait: only the end shows whether there is one or more."""
 
     name: str
     shard: str
@@ -137,7 +137,7 @@ class _Group:
         self.key, self.too_long = cut_key(self.name)
 
     def add(self, extension: str, image: _Image | None) -> Iterator[Sample]:
-        """Take an image in; yield those that need not wait any longer."""
+        """Add an image; yield those that need not wait any longer."""
         if image is None:
             return
         self.images += 1
@@ -148,7 +148,7 @@ class _Group:
             yield from self._samples()
 
     def add_beside(self, extension: str, tar: TarReader, member: Member, *, read: bool) -> None:
-        """Take another member in."""
+        """Add another member."""
         if len(self.others) < MAX_SIDE_MEMBERS:
             self.others.add(extension)
             if read and member.kind is MemberKind.FILE and member.size <= MAX_SIDE_BYTES:
@@ -161,7 +161,7 @@ class _Group:
         if self.images:
             yield from self._samples()
         elif self.others and self.key in self.keys:
-            # The labels of a sample that stand apart from its image, as in a tar of all images and then all labels.
+            # The labels of a sample are apart from its image, as in a tar of all images and then all labels.
             notes.skip("apart_from_image")
         elif self.others:
             error = f"the sample has no image, only {', '.join(sorted(self.others))}"

@@ -1,1 +1,1 @@
-"""Bytes on a disk or in an object store: listed, read and written, and retried."""
+"""Bytes on a disk or in an object store: listed, read and written, with retries."""

@@ -1,4 +1,4 @@
-"""List folders in the order of their paths, and look files up by name, with few calls and little memory."""
+"""List folders in path order, and look up files by name, with few calls and little memory."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from pipeline.storage.storage import Storage
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Calls to remote storage that are under way at a time.
+# Calls to remote storage in flight.
 CALLS_AHEAD = 8
-# Files of one remote folder that are looked up one by one, before all of it is listed.
+# Files of one remote folder that are looked up one by one, before the whole folder is listed.
 SINGLE_LOOKUPS = 8
-# Files whose listings are kept while a list hops between folders: some 200 MB.
+# Files in the listings that are kept while a list jumps between folders: some 200 MB.
 FILES_KEPT = 500_000
 _LOOKUP_BATCH = 256
-# In the place of an ETag: the file's name is not UTF-8, and stands in the plan as it can be shown.
+# Instead of an ETag: the file's name is not UTF-8, and is escaped in the plan.
 NO_UTF_8 = "not UTF-8"
 
 
 def visible_name(name: str) -> str:
-    r"""Return the name of a local file with each byte that is no UTF-8 as in `caf\xe9.jpg`."""
+    r"""Return the name of a local file with each byte of invalid UTF-8 escaped, as in `caf\xe9.jpg`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(storage: Storage, folder: str = "", *, enter: Callable[[str], bool] = lambda path: True) -> Iterator[FileStat]:
-    """Yield every file below a folder in the order of paths. Lazy.
+    """Yield every file below a folder in path order. Lazy.
 
     Args:
         storage: Paths are relative to its folder.
         folder: Where to begin.
-        enter: Whether to list the folder of that path. On remote storage not asked for folders further down.
+        enter: Whether to list the folder of that path. On remote storage it is not called for folders further down.
     """
     if storage.is_local:
         yield from _LocalWalk(storage, folder, enter).below(folder)
@@ -60,7 +60,7 @@ class _LocalWalk:
         self._storage = storage
         self._enter = enter
         self._real = os.path.realpath(storage.path(folder) or "/")
-        # Folders that are walked from: by their true path, the one by which they were reached.
+        # Folders where a walk begins: the path by which each was reached, by its real path.
         self._begun = {self._real: folder}
         self._followed: set[tuple[int, int]] = set()  # those that were entered through a link
 
@@ -87,7 +87,7 @@ class _LocalWalk:
                 yield from self.below(path, above | {own})
 
     def _is_new(self, entry: os.DirEntry[str], path: str, own: tuple[int, int]) -> bool:
-        """Tell whether a folder is listed nowhere else: at its own place, or through another link."""
+        """Tell whether a folder is listed nowhere else, at its own place or through another link."""
         if own in self._followed:
             return False
         if entry.is_symlink():
@@ -99,7 +99,7 @@ class _LocalWalk:
         return True
 
     def _is_entered(self, real: str) -> bool:
-        """Tell whether a folder lies below one that is walked, and is not passed over there."""
+        """Tell whether a folder is below one that is walked, and is not skipped there."""
         parts: list[str] = []
         while real not in self._begun:
             real, _, last = real.rpartition("/")
@@ -126,14 +126,14 @@ def ahead(
     weight: Callable[[S], int] = lambda item: 0,
     budget: int = 0,
 ) -> Iterator[T]:
-    """Yield work(item) of each item, in order, with some calls under way at a time.
+    """Yield work(item) of each item, in order, with several calls in flight.
 
     Args:
         items: Taken as they are needed.
         work: Called in threads.
-        calls: How many at a time.
-        weight: Of an item; those under way weigh no more than budget together, unless one alone does.
-        budget: See weight.
+        calls: Maximum number in flight.
+        weight: Weight of an item; those in flight together weigh no more than `budget`, unless one alone does.
+        budget: See `weight`.
     """
     iterator = iter(items)
     pool = ThreadPoolExecutor(calls, thread_name_prefix="storage")
@@ -157,9 +157,9 @@ def ahead(
 
 
 class Lookup:
-    """Find files by name. On remote storage through their folders' listings: one call a folder, not one a file.
+    """Find files by name. Remote storage is asked for listings of their folders: one call per folder, not per file.
 
-    Where the names hop between so many folders that their listings cannot be kept, the rest is looked up one by one,
+    If the names jump between so many folders that their listings cannot be kept, the rest is looked up one by one,
     several at a time.
     """
 
@@ -185,7 +185,7 @@ class Lookup:
                 yield path, looked_up[path] if listing is None else listing.get(path.rpartition("/")[2])
 
     def _list(self, folders: list[str]) -> None:
-        """List those of the folders that enough files were asked of."""
+        """List those of the folders from which enough files were requested."""
         self._singles.update(folder for folder in folders if folder not in self._listings)
         often = [folder for folder in dict.fromkeys(folders) if self._singles[folder] > SINGLE_LOOKUPS]
         wanted = [folder for folder in often if is_path(self._storage.key(folder))]

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pipeline.storage.location import FileStat
 
-# What a killed process left in the machine's own temporary folder is removed once it is so old.
+# Age from which files that a killed process left in the machine's temporary folder are removed.
 _STALE_S = 24 * 3600
 
 Listing = tuple[list[FileStat], list[str]]
 
 
 def stat_file(name: str, path: str) -> FileStat | None:
-    """Return a file's size and the time of its last write, or None where there is no such file."""
+    """Return a file's size and the time of its last write, or None if there is no such file."""
     try:
         found = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -35,7 +35,7 @@ def stat_file(name: str, path: str) -> FileStat | None:
 
 
 def list_folder(name: str, path: str) -> Listing:
-    """List the files and the folders of a folder, each sorted; empty where there is none."""
+    """List the files and the folders of a folder, each sorted; empty if there is no such folder."""
     files, folders = [], []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
         for entry in entries:
@@ -63,7 +63,7 @@ def put_in_place(temporary: Path, target: Path) -> None:
 
 @cache
 def remove_stale() -> None:
-    """Remove what killed processes left in the temporary folder a day ago or longer. Once per process."""
+    """Remove what killed processes left in the temporary folder at least a day ago. Runs once per process."""
     for path in Path(tempfile.gettempdir()).glob("shardlabel-*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:

@@ -1,4 +1,4 @@
-"""A place in a storage, and a file there, as all of `pipeline.storage` knows them."""
+"""A place in a storage, and a file there: the types that all of `pipeline.storage` uses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FileStat:
     Attributes:
         path: Relative to the storage's folder.
         size: In bytes; -1 for a broken link.
-        etag: What changes when the content does: an object's ETag, the time of the last write in ns on a disk.
-        modified_s: When it was written last, in s since 1970.
+        etag: Changes when the content does: an object's ETag, or the time of the last write in ns on a disk.
+        modified_s: Time of the last write, in s since 1970.
     """
 
     path: str
@@ -29,18 +29,18 @@ class FileStat:
 
 
 def etag_of(meta: Mapping[str, Any]) -> str:
-    """Return what changes when an object does, in one form for listings and answers: they quote it, or do not."""
+    """Return an object's ETag, or what else changes with it, without the quotes that only some responses have."""
     tag = meta.get("e_tag") or meta.get("version")
     return str(tag).removeprefix("W/").strip('"') if tag else f"{int(meta['last_modified'].timestamp()):x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What an object store calls one state of an object, for a write that wants to find it so.
+    """One state of an object in an object store, for a write on condition that it is still the same.
 
     Attributes:
-        e_tag: As the store writes it.
-        version: Of stores that count versions (GCS).
+        e_tag: The ETag as the store writes it.
+        version: The version number, from stores that have one (GCS).
     """
 
     e_tag: str | None
@@ -48,7 +48,7 @@ class Version:
 
     @classmethod
     def of(cls, found: Any) -> Version:  # noqa: ANN401 (obstore's metadata, or the result of a PUT)
-        """Take what an answer says."""
+        """Return the version in a response."""
         return cls(found["e_tag"], found["version"])
 
 
@@ -60,8 +60,8 @@ class Location:
 
     Attributes:
         root: The folder: absolute, or beginning with the bucket.
-        uri: The same, as a user knows it; without keys.
-        root_uri: The storage (see `stores.split_location`); "" for local disks. May hold keys.
+        uri: The same, as a user knows it; without credentials.
+        root_uri: The storage (see `stores.split_location`); "" for local disks. May hold credentials.
     """
 
     root: str
@@ -80,7 +80,7 @@ class Location:
 
     @property
     def can_list(self) -> bool:
-        """Whether it can say what is in a folder: a web server cannot."""
+        """Whether it can list a folder: a web server cannot."""
         return not self.root_uri.startswith("http")
 
     def path(self, name: str = "") -> str:
@@ -90,14 +90,14 @@ class Location:
         return f"{self.root.rstrip('/')}/{name}" if self.root else name
 
     def key(self, name: str = "") -> str:
-        """Return a name as the bucket knows it."""
+        """Return a name as a key of the bucket."""
         return self.path(name).partition("/")[2]
 
     def object(self, name: str) -> tuple[Any, str]:
-        """Return the obstore store to ask for an object, and the object's key there.
+        """Return the obstore store that has an object, and the object's key there.
 
         Raises:
-            SourceError: It cannot be asked for.
+            SourceError: The key cannot be requested.
         """
         if why := self.unreadable(name):
             raise SourceError(f"{self.describe(name)} cannot be used: {why}")
@@ -106,7 +106,7 @@ class Location:
         return store_behind_empty_segment(self.root_uri, key) if is_odd else (self.store, key)
 
     def unreadable(self, name: str) -> str | None:
-        """Say why a file cannot be fetched, whatever the storage answers; None where it can."""
+        """Say why a file cannot be fetched, whatever the storage answers; None if it can."""
         return None if self.is_local else unreadable(self.key(name))
 
     def describe(self, name: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The objects of a store, page by page, in the store's order: begun anew where it breaks off, whatever their names are."""
+"""List the objects of a store page by page, in the store's order, resuming after errors, whatever their names are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_one_folder(place: Location, folder: str) -> tuple[list[Meta], list[str]
 
 
 def _is_of_a_name(err: BaseError) -> bool:
-    """Tell whether a page failed for a name in it: one that is no path, or none that XML can hold."""
+    """Tell whether a page failed because of a name in it: one that is not a path, or that XML cannot hold."""
     return isinstance(err, InvalidPathError) or "character is not permitted in XML" in str(err)
 
 
@@ -47,7 +47,7 @@ class ObjectListing:
     Args:
         place: The bucket.
         folder: The folder's key; "" for all of the bucket.
-        most: Objects of a piece at most.
+        most: Maximum objects of a piece.
     """
 
     def __init__(self, place: Location, folder: str, most: int) -> None:
@@ -55,18 +55,18 @@ class ObjectListing:
         self._folder = folder
         self._most = most
         self._is_relayed = False
-        # Azure cannot begin behind a name.
+        # Azure cannot begin after a name.
         self._has_offsets = not place.root_uri.startswith("az")
-        self._offset: str | None = None  # the last name that can be begun behind
+        self._offset: str | None = None  # the last name after which a listing can begin
         self._last: str | None = None
         self._stream: Iterator[Sequence[Meta]] | None = None
 
     def page(self) -> Sequence[Meta]:
-        """Return the next objects, () at the end. After an error a call begins behind what came last.
+        """Return the next objects, () at the end. After an error the next call continues after the last object.
 
         Raises:
             BaseError: obstore's own.
-            StorageError: What came last is gone, so that it cannot be told where to go on.
+            StorageError: The last object is gone, so the listing cannot continue.
         """
         try:
             page = self._next()
@@ -102,4 +102,4 @@ class ObjectListing:
                 yield from chain(filter(None, [page[names.index(last) + 1 :]]), pages)
                 return
         shown = self._place.describe(self._folder)
-        raise StorageError(f"cannot list {shown}: {last} is gone while it was listed; run the command again")
+        raise StorageError(f"cannot list {shown}: {last} was deleted during the listing; run the command again")

@@ -1,9 +1,9 @@
 r"""Keys that object stores allow and paths do not: `a//b.jpg`, `a/../b.jpg`, `a\x01.jpg`.
 
-obstore reads the names of a listing as paths, and refuses a whole page for one that is none. So where it does, the pages
-come through a relay (`relay.py`), which writes such a name's segments so that they pass, and here they are written back.
-A key with an empty segment can be fetched: from the address of the folder that it ends. One with a segment that means
-another folder to every web client, or with a control character, cannot, and `unreadable` says so.
+obstore reads the names of a listing as paths, and refuses a whole page for a name that is not one. Such pages come
+through a relay (`relay.py`), which encodes segments of such names so that obstore accepts them; this module decodes
+them. A key with an empty segment can be fetched from the address of the folder before it. A key with a segment that
+means another folder to every web client, or with a control character, cannot be fetched; `unreadable` says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote
 from pipeline.storage.stores import build_store, is_true, region_of_bucket
 from pipeline.storage.uris import URI
 
-# Begins a segment that stands for another one, in hexadecimal: a character of the area for private use.
+# Begins a segment that is encoded in hexadecimal: a character of the private use area.
 _MARK = "\uf6d1"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DOTS = (".", "..")
@@ -28,9 +28,9 @@ NO_FOLDER = (
 
 
 def unreadable(key: str) -> str | None:
-    """Say why the object of a key cannot be fetched; None where it can."""
+    """Say why the object of a key cannot be fetched; None if it can."""
     if key.isprintable() and "/." not in key and not key.startswith("."):
-        return None  # nearly all of millions
+        return None  # nearly all keys, of which there are millions
     if found := _CONTROL.search(key):
         return f"its key has a control character ({visible(found[0])}), and cannot be fetched; rename the object"
     if dots := [segment for segment in key.split("/") if segment in _DOTS]:
@@ -39,14 +39,14 @@ def unreadable(key: str) -> str | None:
 
 
 def visible(text: str) -> str:
-    r"""Return a text with each character that is none to be shown as in `a\x01.jpg`."""
+    r"""Return a text with its control characters escaped, as in `a\x01.jpg`."""
     if text.isprintable():
         return text
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def passable(key: str) -> str:
-    """Write a key so that obstore takes it for a path; `original` is the way back. A `/` at an end is left to obstore."""
+    """Encode a key so that obstore accepts it as a path; `original` decodes it. A `/` at an end is left to obstore."""
     if key in ("", "/"):
         return key
     first, last = key.startswith("/"), key.endswith("/")
@@ -61,7 +61,7 @@ def _passable_segment(segment: str) -> str:
 
 
 def original(path: str) -> str:
-    """Return the key that `passable` made a path of."""
+    """Return the key that `passable` encoded."""
     if _MARK not in path:
         return path
     return "/".join(
@@ -71,27 +71,27 @@ def original(path: str) -> str:
 
 
 def is_path(key: str) -> bool:
-    """Tell whether obstore takes a key for a path, and for no other one."""
+    """Tell whether obstore accepts a key as a path, and does not change it."""
     return passable(key) == key and not key.endswith("/")
 
 
 def store_behind_empty_segment(root_uri: str, key: str) -> tuple[Any, str]:
-    """Return an obstore store of the folder before the last `//` of a key, and what the object is called there.
+    """Return an obstore store of the folder before the last `//` of a key, and the object's name there.
 
-    Of `a//b.jpg` it is `b.jpg`, in `a/`.
+    For `a//b.jpg` it is `b.jpg`, in `a/`.
     """
     folder, _, name = key.rpartition("//")
     return _folder_store(root_uri, folder), name
 
 
-# Beside the bucket's own stores, which none of many such folders is to displace.
+# A cache beside that of the buckets' own stores, so that many such folders do not evict those.
 @lru_cache(maxsize=64)
 def _folder_store(root_uri: str, folder: str) -> Any:  # noqa: ANN401 (obstore's stores have no common class)
     return build_store(root_uri, address=f"{bucket_address(root_uri)}/{quote(folder)}/")
 
 
 def bucket_address(root_uri: str) -> str:
-    """Return the URL of a bucket (container), as obstore asks for it."""
+    """Return the URL of a bucket (container), as obstore requests it."""
     match = URI.match(root_uri)
     assert match is not None
     kind, bucket = match[1], quote(match[2].rpartition("@")[2])
@@ -101,7 +101,7 @@ def bucket_address(root_uri: str) -> str:
         host = options.get("blob_storage_authority", "")
         if not host:
             return f"https://{account}.blob.core.windows.net/{bucket}"
-        # Of an emulator the account stands in the path.
+        # An emulator has the account in the path.
         host = host if "/" in host else f"{host}/{account}"
         return f"{options.get('blob_storage_scheme', 'https')}://{host}/{bucket}"
     scheme, host = options.get("scheme", "https"), options.get("endpoint_override", "")

@@ -1,8 +1,8 @@
-"""A relay between obstore and an object store, for listings with names that obstore does not take.
+"""A relay between obstore and an object store, for listings with names that obstore does not accept.
 
-It listens on this machine alone, for as long as the process lives, and passes on what obstore asks for: with its
-signature (GCS, Azure), or signed by obstore once more for the address that is meant (S3, where the address is part of
-what is signed). In the answers it writes keys so that obstore takes them (`odd_keys.py`).
+It listens on this machine alone, for as long as the process lives, and forwards obstore's requests: with their
+signature (GCS, Azure), or signed by obstore again for the real address (S3, which signs the address too). In the
+responses it encodes keys so that obstore accepts them (`odd_keys.py`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.storage.retries import reason
 from pipeline.storage.stores import CONNECT_TIMEOUT_S, SILENCE_S, build_store, is_true
 from pipeline.storage.uris import URI
 
-# From path, query and headers of obstore's request to the URL and the headers of the one that is meant; None to refuse.
+# From path with query and headers of obstore's request to the URL and headers of the real one; None to refuse.
 Forward = Callable[[str, Mapping[str, str]], tuple[str, dict[str, str]] | None]
 
 _SIGNED_FOR = timedelta(minutes=5)
-# Of one connection, and not of the request.
+# Headers of a connection, not of the request.
 _OF_A_CONNECTION = frozenset({"host", "connection", "accept-encoding", "transfer-encoding", "proxy-connection"})
 _NAME = re.compile(rb"<(Key|Name|Prefix)( [^>]*)?>([^<]*)</\1>")
 _REFERENCE = re.compile(r"&#(?:x([0-9a-fA-F]+)|([0-9]+));")
@@ -46,7 +46,7 @@ def relayed_store(root_uri: str) -> Any:  # noqa: ANN401 (obstore's stores have 
     assert match is not None
     options = dict(parse_qsl(match[3].lstrip("?"), keep_blank_values=True))
     is_s3 = match[1] == "s3"
-    # Who does not know this name gets nothing signed.
+    # Only requests with this name are signed.
     secret = f"/{secrets.token_hex(16)}"
     forward = _signed_anew(root_uri, address, secret, options) if is_s3 else _as_it_came(address)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -62,7 +62,7 @@ def _as_it_came(address: str) -> Forward:
     place = urlsplit(address)
 
     def forward(path: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
-        # Of this bucket alone: `@host/` behind the host would be another one.
+        # This bucket alone: `@host/` after the host would lead to another one.
         if unquote(path.partition("?")[0]).rstrip("/") != unquote(place.path).rstrip("/"):
             return None
         kept = {name: value for name, value in headers.items() if name.lower() not in _OF_A_CONNECTION}
@@ -79,7 +79,7 @@ def _signed_anew(root_uri: str, address: str, secret: str, options: Mapping[str,
         url = f"{address}?{query}&encoding-type=url"
         if is_true(options.get("anonymous") or os.environ.get("AWS_SKIP_SIGNATURE", "")):
             return url, {}
-        # obstore signs objects alone. S3 passes over parameters that begin with x-, so that this names none.
+        # obstore signs only addresses of objects. S3 ignores parameters that begin with x-, so this names no object.
         store = build_store(root_uri, address=f"{url}&x-id=")
         return obstore.sign(store, "GET", "ListObjectsV2", _SIGNED_FOR), {}
 
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             url, headers = forwarded
             timeout = (CONNECT_TIMEOUT_S, SILENCE_S)
             answer = requests.get(url, headers=headers, timeout=timeout, verify=server.certificates)
-        except (BaseError, SourceError, requests.RequestException) as err:  # obstore tries again
+        except (BaseError, SourceError, requests.RequestException) as err:  # obstore retries
             # The text of the latter holds the signed address.
             said = type(err).__name__ if isinstance(err, requests.RequestException) else reason(err)
             text = f"<Error><Code>Relay</Code><Message>{escape(said)}</Message></Error>"
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def with_passable_names(listing: bytes) -> bytes:
-    """Write the names in a page of a listing (XML of S3, GCS or Azure) so that obstore takes them for paths."""
+    """Encode the names in a page of a listing (XML of S3, GCS or Azure) so that obstore accepts them as paths."""
     is_quoted = b"<EncodingType>url</EncodingType>" in listing
 
     def rewrite(found: re.Match[bytes]) -> bytes:
@@ -130,7 +130,7 @@ def with_passable_names(listing: bytes) -> bytes:
         text = unescape(text, {"&quot;": '"', "&apos;": "'"})
         if is_quoted:
             text = unquote_plus(text)
-        elif b"Encoded" in (found[2] or b""):  # Azure's, of a name that XML cannot hold
+        elif b"Encoded" in (found[2] or b""):  # Azure encodes a name that XML cannot hold
             text = unquote(text)
         return b"<%b>%b</%b>" % (found[1], escape(passable(text)).encode(), found[1])
 

@@ -1,7 +1,7 @@
-"""Which storage errors may mend by themselves, and trying again until they do or the patience is used up.
+"""Which storage errors are transient, and retries until they pass or the time for them is used up.
 
-obstore tries a request again itself, for a second or two, where it was throttled, reset or cut off. What is here has the
-patience for minutes, says why a run waits, and makes one line of an error.
+obstore itself retries a request for a second or two if it was throttled, reset or cut off. This module retries for
+minutes, says why a run waits, and shortens an error to one line.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 class Fault(Enum):
-    """What an error says about trying again."""
+    """What an error says about retries."""
 
     PERMANENT = "permanent"  # wrong keys, no such bucket, full disk: the same every time
     TRANSIENT = "transient"  # throttling, resets, stalls
-    UNREACHABLE = "unreachable"  # nobody answers there: a server that restarts, or a wrong address
+    UNREACHABLE = "unreachable"  # no server answers: it restarts, or the address is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class RetryPolicy:
     Attributes:
         attempts: Tries in all. Each request among them is itself tried up to 4 times within a second or two.
         first_wait_s: Longest wait after the first failure; it doubles each time, with full jitter.
-        longest_wait_s: Cap of one wait.
-        budget_s: No new try once this much time has gone by.
-        unreachable_s: The same where nobody answers at all: a wrong address must not cost minutes.
+        longest_wait_s: Maximum of one wait.
+        budget_s: No new try once this much time has passed.
+        unreachable_s: The same if no server answers at all: a wrong address must not cost minutes.
     """
 
     attempts: int = 12
@@ -55,24 +55,24 @@ class RetryPolicy:
 
 
 DEFAULT_RETRY = RetryPolicy()
-# From here on a user who waits should know what for.
+# From this try on the user should know why the run waits.
 _LOUD_ATTEMPT = 3
 
-# obstore's errors have an exception's name for the common ones, and for the others the text of its Rust crate: one line,
-# and then the error's parts by name.
+# Common errors of obstore have exceptions of their own; the others have the text of its Rust crate: one line, and then
+# the error's parts by name.
 _DEBUG = "\n\nDebug source:"
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-# Azure's goes on with lines that name the request.
+# Azure's continues with lines that name the request.
 _MESSAGE = re.compile(r"<Message>([^<]*?)(?:\s+RequestId:[^<]*)?</Message>")
 _HTTP_TRANSIENT = frozenset({"408", "425", "429"})
-# A 400 from S3 whose request came too slowly.
+# A 400 from S3 for a request that came too slowly.
 _CODE_TRANSIENT = frozenset({"RequestTimeout"})
 _NO_CONNECTION = "kind: Connect,"
 _CERTIFICATE = re.compile(r"InvalidCertificate|InvalidMessage|certificate|Tls", re.IGNORECASE)
 _NO_REQUEST = "kind: Builder"
 _BROKEN = ("HTTP error:", "Got invalid list response")
-# What the system said, in the innermost of the parts.
+# The system's message, in the innermost part.
 _CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
 _ERRNO_UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN})
 _ERRNO_TRANSIENT = frozenset(
@@ -82,7 +82,7 @@ _ERRNO_TRANSIENT = frozenset(
 
 
 def classify(err: BaseException) -> Fault:
-    """Tell what an error of a storage says about trying again; unknown ones are permanent."""
+    """Classify a storage error by what it says about retries; unknown errors are permanent."""
     if isinstance(err, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return Fault.PERMANENT
     if isinstance(err, GenericError):
@@ -108,23 +108,23 @@ def _classify_text(text: str) -> Fault:
 
 
 def status_of(err: BaseException | None) -> str:
-    """Return the HTTP status that an error of obstore's tells of; "" where there is none."""
+    """Return the HTTP status in an error of obstore's; "" if there is none."""
     found = _STATUS.search(str(err).partition(_DEBUG)[0])
     return found[1] if found else ""
 
 
 def is_missing(err: BaseException | None) -> bool:
-    """Tell whether an error says that a file, or the bucket that is listed, is not there."""
+    """Tell whether an error says that a file, or the bucket that is listed, does not exist."""
     return isinstance(err, FileNotFoundError) or status_of(err) == "404"
 
 
 def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT_RETRY) -> T:
-    """Run a storage operation, again after errors that may mend.
+    """Run a storage operation, and retry it after transient errors.
 
     Args:
         what: The operation and its path, for messages: "read s3://bucket/a.tar".
         operation: Safe to repeat.
-        policy: How often.
+        policy: How often and how long to retry.
 
     Raises:
         StorageError: It failed for good, or for longer than the policy allows; the cause is the last error.
@@ -143,7 +143,7 @@ def retried(what: str, operation: Callable[[], T], policy: RetryPolicy = DEFAULT
                 raise StorageError(f"cannot {what}: {reason(err)} ({attempt} tries in {spent:.0f} s)") from err
             wait = min(policy.longest_wait_s, policy.first_wait_s * 2 ** (attempt - 1)) * random.random()
             level = logging.WARNING if attempt >= _LOUD_ATTEMPT else logging.INFO
-            logger.log(level, "cannot %s yet, trying again: %s attempt=%d", what, reason(err), attempt)
+            logger.log(level, "cannot %s yet, retrying: %s attempt=%d", what, reason(err), attempt)
             time.sleep(min(wait, max(0.0, budget - spent)))
     raise AssertionError("unreachable")
 
@@ -160,7 +160,7 @@ _HINTS = {
 
 
 def reason(err: BaseException) -> str:
-    """Make one short line of a storage error."""
+    """Return a storage error as one short line."""
     if isinstance(err, OSError) and err.errno == errno.ENOSPC:
         return "no space left on the device"
     line, _, parts = str(err).partition(_DEBUG)

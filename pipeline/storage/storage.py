@@ -25,14 +25,14 @@ from pipeline.storage.uris import display_uri
 
 T = TypeVar("T")
 
-# Below DEST, so that a rename never crosses from one disk to another; readers skip names that begin with "_".
+# In DEST, so that a rename never crosses from one disk to another; readers skip names that begin with "_".
 TEMPORARY_FOLDER = "_shardlabel/tmp"
 # An upload that is slower than this has stalled.
 _SLOWEST_UPLOAD = 2**20  # bytes a second
 _LARGE_UPLOAD_S = 600.0
-# How often an object is looked at anew that others write meanwhile.
+# How often to try to replace an object that others write meanwhile.
 _REPLACEMENTS = 5
-# Objects of a listing that are looked at at a time, and by one request.
+# Objects of a page of a listing, which one request brings.
 _PAGE = 1000
 
 
@@ -41,7 +41,7 @@ class Storage(Location):
     """A storage and a folder in it, to list, read and write. Paths given to its methods are relative to that folder."""
 
     def stat(self, name: str = "") -> FileStat | None:
-        """Return a file's size and ETag, or None where there is no such file."""
+        """Return a file's size and ETag, or None if there is no such file."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: stat_file(name, self.path(name)))
         if not self.key(name) or self.unreadable(name):
@@ -57,13 +57,13 @@ class Storage(Location):
         return retried(f"look up {self.describe(name)}", look)
 
     def is_folder(self, name: str = "") -> bool:
-        """Tell whether a folder (or, on object storage, any object below the name) is there."""
+        """Tell whether a folder (or, on object storage, any object below the name) exists."""
         if self.is_local:
             return retried(f"look up {self.describe(name)}", lambda: Path(self.path(name)).is_dir())
         return is_path(self.key(name)) and any(True for _ in self.pages(name, most=1))
 
     def list(self, name: str = "", *, recursive: bool = False) -> list[FileStat]:
-        """List the files of a folder, sorted by path; [] where there is no such folder. All are in memory at once."""
+        """List the files of a folder, sorted by path; [] if there is no such folder. All are in memory at once."""
         if recursive and not self.is_local:
             return [file for page in self.pages(name) for file in page]
         files, folders = self.list_folder(name)
@@ -86,10 +86,10 @@ class Storage(Location):
         return sorted(files, key=lambda file: file.path), sorted(folders)
 
     def pages(self, name: str = "", *, most: int = _PAGE) -> Iterator[Sequence[FileStat]]:
-        """Yield the objects below a folder of an object store, in the order of paths, in pieces of at most so many.
+        """Yield the objects below a folder of an object store, in path order, at most `most` at a time.
 
         Raises:
-            SourceError: The folder's name is no path.
+            SourceError: The folder's name is not a path.
             StorageError: It cannot be listed.
         """
         if not self.can_list:
@@ -100,7 +100,7 @@ class Storage(Location):
             yield [_stat_object(meta["path"][below:], meta) for meta in page]
 
     def _listed(self, name: str, operation: Callable[[], T]) -> T | None:
-        """Call what lists; None where there is no such bucket."""
+        """Run a listing operation; return None if there is no such bucket."""
         if not is_path(self.key(name)):
             raise SourceError(f"cannot list {self.describe(name)}: {NO_FOLDER}")
         try:
@@ -115,7 +115,7 @@ class Storage(Location):
         return self.read_version(name)[0]
 
     def read_version(self, name: str) -> tuple[bytes, Version | None]:
-        """Read a small file whole, and the version that it is; None on a local disk."""
+        """Read a small file whole, with its version, which is None on a local disk."""
         if self.is_local:
             with closing(StoredFile(self, name)) as file:
                 return file.read_at(0, file.size), None
@@ -138,7 +138,7 @@ class Storage(Location):
         """Open a file for reading from front to back, or only the bytes of a span; see `RetryingStream`.
 
         Raises:
-            StorageError: It cannot be read, or has other size or ETag than expected.
+            StorageError: It cannot be read, or its size or ETag is not the expected one.
         """
         return RetryingStream(self, name, expected=expected, span=span, policy=policy)
 
@@ -147,7 +147,7 @@ class Storage(Location):
         return RandomFile(StoredFile(self, name, expected=expected))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a small file: after this a reader sees all of it, and before it what was there, or nothing."""
+        """Write a small file in one step: a reader sees all of it or, before that, what was there or nothing."""
         if not self.is_local:
             self._put(name, content, "overwrite")
             return
@@ -163,7 +163,7 @@ class Storage(Location):
         """Write a small file that is not there yet.
 
         Raises:
-            StorageError: It cannot be written; in an object store also where it is there, and has other content.
+            StorageError: It cannot be written; in an object store also if it exists with other content.
         """
         if self.is_local:
             self.write_bytes(name, content)
@@ -171,21 +171,21 @@ class Storage(Location):
             raise StorageError(f"cannot write {self.describe(name)}: another run has just written it")
 
     def put_if(self, name: str, content: bytes, before: Version | None) -> Version | None:
-        """Write an object only where it is as it was: compare and swap.
+        """Write an object only if it has not changed: compare and swap.
 
         Args:
-            name: On an object store.
-            content: After a lost answer it tells whether this was written; equal content of another writer passes for it.
-            before: What must be there; None for nothing.
+            name: Its name; on an object store only.
+            content: After a lost response, equal content counts as written, even if another writer wrote it.
+            before: The version that must be there; None for no object.
 
         Returns:
-            What is there now; None where somebody else was first.
+            The version that is there now; None if another writer was first.
         """
         mode = "create" if before is None else {name: tag for name, tag in asdict(before).items() if tag is not None}
         try:
             return self._put(name, content, mode)
         except StorageError as err:
-            # An object that was to be replaced may be gone; where one was to be made it is the bucket that is missing.
+            # An object to be replaced may be gone; for a new object, it is the bucket that is missing.
             is_gone = before is not None and isinstance(err.__cause__, FileNotFoundError)
             if not is_gone and not isinstance(err.__cause__, (AlreadyExistsError, PreconditionError)):
                 raise
@@ -198,7 +198,7 @@ class Storage(Location):
         return version if there == content else None
 
     def temporary_path(self) -> Path:
-        """Return a path on a local disk for a file that `publish` then puts in its place."""
+        """Return a path on a local disk for a file that `publish` then moves to its place."""
         if not self.is_local:
             remove_stale()
             return Path(tempfile.gettempdir()) / f"shardlabel-{uuid.uuid4().hex}.tmp"
@@ -210,13 +210,13 @@ class Storage(Location):
         return folder / f"{uuid.uuid4().hex}.tmp"
 
     def publish(self, temporary: Path, name: str, check: Callable[[], None] = lambda: None) -> None:
-        """Put a finished local file in its place, in one step, and remove it where it was.
+        """Move a finished local file to its place, in one step.
 
         Args:
             temporary: See `temporary_path`.
             name: Its place.
-            check: Raises where this process may not write any more. An object that is there is only replaced as it was
-                before the check: what another writes after it stays.
+            check: Raises if this process may no longer write. An existing object is replaced only if it is as it was
+                before the check: what another process writes later stays.
         """
         try:
             check()
@@ -236,7 +236,7 @@ class Storage(Location):
                 return
             before = self._version(name)
             check()
-        raise StorageError(f"cannot write {self.describe(name)}: others write it again and again")
+        raise StorageError(f"cannot write {self.describe(name)}: other processes keep writing it")
 
     def _version(self, name: str) -> Version | None:
         def look() -> Version | None:
@@ -247,7 +247,7 @@ class Storage(Location):
         return retried(f"look up {self.describe(name)}", look)
 
     def delete(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file, if it exists."""
 
         def remove() -> None:
             with suppress(FileNotFoundError):
@@ -266,7 +266,7 @@ class Storage(Location):
         return key
 
     def _put(self, name: str, content: bytes, mode: Any) -> Version:  # noqa: ANN401 (obstore's PutMode)
-        """Write an object by one PUT: it appears when all of it is there."""
+        """Write an object with one PUT: it appears only when it is complete."""
         is_small = len(content) <= SILENCE_S * _SLOWEST_UPLOAD
         store = self.store if is_small else open_store(self.root_uri, _LARGE_UPLOAD_S)
 
@@ -281,7 +281,7 @@ def _stat_object(name: str, meta: Any) -> FileStat:  # noqa: ANN401 (obstore's O
 
 
 def open_storage(uri: str) -> Storage:
-    """Open a local path or a URI: s3://, gs://, az:// (abfss://), file://, and http(s)://, which is only read.
+    """Open a local path or a URI: s3://, gs://, az:// (abfss://), file://, and http(s)://, which is read-only.
 
     `s3://` honours AWS_ENDPOINT_URL, the usual credentials, and the query options of pyarrow's URI form. Nothing is
     looked up yet.
@@ -296,9 +296,9 @@ def open_storage(uri: str) -> Storage:
 
 
 def iter_lines(storage: Storage, name: str) -> Iterator[str]:
-    """Yield the lines of a text file, one at a time, without their ends; reads it in pieces.
+    """Yield the lines of a text file, one at a time, without line ends; reads it in pieces.
 
-    Bytes that are no UTF-8 become surrogates, as in Python's own file names.
+    Invalid UTF-8 becomes surrogates, as in Python's own file names.
     """
     rest = b""
     first = True

@@ -1,4 +1,4 @@
-"""Read a stored file at any place, retried where it stood, and never from two versions of it."""
+"""Read a stored file at any position, with retries from there, and never from two versions of it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.storage.retries import DEFAULT_RETRY, RetryPolicy, retried, status
 
 
 class StoredFile:
-    """One version of a stored file, read at any place. Transient errors are retried; another version is an error.
+    """One version of a stored file, read at any position. Transient errors are retried; another version is an error.
 
     Args:
         storage: Where it is.
         name: The file.
-        expected: Size and ETag that it was planned with. An object's are compared with its first answer, which saves the
-            request that would ask for them.
-        policy: How often to try.
+        expected: Size and ETag that it was planned with. An object's are compared with its first response, which saves
+            a request for them.
+        policy: How often and how long to retry.
 
     Raises:
-        StorageError: It cannot be read, or has changed; says which file, and why.
+        StorageError: It cannot be read, or has changed; the message says which file, and why.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StoredFile:
         self._planned = expected
         self._known: FileStat | None = None
         self._descriptor: int | None = None  # of a local file
-        self._condition: dict[str, str] = {}  # that another version of an object does not meet
+        self._condition: dict[str, str] = {}  # a request's condition, which another version of an object does not meet
         self.retries = 0
         if storage.is_local or expected is None or not expected.size:
             retried(f"read {self._shown}", self._look, policy)
@@ -50,12 +50,12 @@ class StoredFile:
         return found.size
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Read size bytes from offset on; fewer only where the file ends."""
+        """Read size bytes from offset on; fewer only at the end of the file."""
         size = max(0, min(size, self.size - offset))
         return retried(f"read {self._shown}", lambda: self._read(offset, size), self._policy) if size else b""
 
     def pieces(self, offset: int, size: int) -> Iterator[bytes]:
-        """Yield an object from offset to its end in pieces of at least size bytes, but for the last; by one request."""
+        """Yield an object from offset to its end in pieces of at least size bytes, but for the last; one request."""
         stream: Iterator[bytes] | None = None
 
         def more() -> bytes:
@@ -111,7 +111,7 @@ class StoredFile:
 
     def _changed(self, was: int, now: int) -> NoReturn:
         when = "changed while it was read" if self._known else "has changed since the run was planned"
-        how = f"its size was {was} bytes and is {now}" if was != now else "it was written anew"
+        how = f"its size was {was} bytes and is {now}" if was != now else "it was rewritten"
         raise StorageError(f"{self._shown} {when}: {how}")
 
     def _get(self, range_: object) -> Any:  # noqa: ANN401 (obstore's GetResult cannot be imported)
@@ -126,7 +126,7 @@ class StoredFile:
         return result
 
     def _explain(self, err: Exception) -> None:
-        """Raise what says so where a request failed since another version is there."""
+        """If a request failed because the object has changed, raise an error that says so."""
         if status_of(err) in ("412", "416") or isinstance(err, PreconditionError):  # condition, range
             self._look()
             self._changed(self.size, self.size)
@@ -157,18 +157,18 @@ def _read_local(descriptor: int, offset: int, size: int) -> bytes:
 
 
 class RandomFile:
-    """A stored file for readers that jump about, as Parquet's: what pyarrow asks of a Python file."""
+    """A stored file for random access, as by readers of Parquet: what pyarrow needs of a Python file."""
 
     def __init__(self, file: StoredFile) -> None:
         self._file = file
         self._position = 0
         self.closed = False
         self.bytes_read = 0
-        # pyarrow may wrap what `read` raises in an error of its own, which would pass for a damaged file.
+        # pyarrow may wrap what `read` raises in an error of its own, which would look like a damaged file.
         self.failure: StorageError | None = None
-        # Bytes that one read may ask for.
+        # Maximum bytes of one read.
         self.most: int | None = None
-        # Called with the position and the bytes of each read, before anybody else sees them.
+        # Called with the position and the bytes of each read, before the caller gets them.
         self.watch: Callable[[int, bytes], None] | None = None
 
     def read(self, size: int = -1) -> bytes:

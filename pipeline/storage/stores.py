@@ -1,7 +1,7 @@
 """From a path or URI to an object store and the place in it. One store per process and storage.
 
-A storage is known by a `root_uri`: scheme, bucket, and what is needed to reach it from any process. Keys and tokens come
-from the environment, profiles and the machine's identity, as obstore finds them, unless the URI itself has them.
+A storage is identified by a `root_uri`: scheme, bucket, and what is needed to reach it from any process. Credentials
+come from the environment, profiles and the machine's identity, as obstore finds them, unless the URI itself has them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipeline.storage.uris import QUERY, URI, display_uri, is_cut_secret
 # A server that is silent for so long has stalled.
 SILENCE_S = 15
 CONNECT_TIMEOUT_S = 5
-# Of one request, within a second or two: resets, lost answers, throttling. `retried` has the patience for more.
+# obstore's retries of one request, within a second or two: resets, lost responses, throttling. `retried` takes longer.
 _REQUEST_RETRIES = 3
-# For a whole request, however large: SILENCE_S is what ends one that stalls.
+# Maximum time of a whole request, however large: SILENCE_S ends one that stalls.
 _LONGEST_REQUEST = timedelta(days=1)
 _AZURE = ("az", "abfs", "abfss", "adl", "azure")
 _GCS = ("gs", "gcs")
@@ -61,7 +61,7 @@ def split_location(uri: str) -> tuple[str, str]:
     _check_remote(uri, scheme, authority, rest)
     path, query = (*QUERY.split(rest, maxsplit=1), "")[:2]
     if scheme.startswith("http"):
-        # Of an address with a signature, say: the query belongs to each file of it.
+        # For example a signature: the query belongs to each file of the address.
         return f"{scheme}://{authority}" + (f"?{query}" if query else ""), f"{authority}{unquote(path)}".rstrip("/")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if scheme in _AZURE:
@@ -82,24 +82,24 @@ def _check_remote(uri: str, scheme: str, authority: str, rest: str) -> None:
         raise SourceError(f"{display_uri(uri)}: expected one of {', '.join(SCHEMES)}, or file, got {scheme}://")
     if is_cut_secret(authority, rest):
         raise SourceError(
-            f"{display_uri(uri)}: what stands before the @ is cut at a slash; write a secret's / as %2F, "
-            "or better put it into the environment (AWS_SECRET_ACCESS_KEY)"
+            f"{display_uri(uri)}: the secret before the @ has a slash in it; write the slash as %2F, "
+            "or better put the secret into the environment (AWS_SECRET_ACCESS_KEY)"
         )
     if not authority.rpartition("@")[2]:
         raise SourceError(f"{display_uri(uri)} names no bucket")
     if scheme.startswith("http") and "@" in authority:
         raise SourceError(
-            f"{display_uri(uri)}: a name and a password are not taken from the address; expected https://HOST/PATH"
+            f"{display_uri(uri)}: the address must not have a user name or password; expected https://HOST/PATH"
         )
 
 
 def absolute(path: str) -> str:
-    """Return a local path from the root on; `..` goes where the operating system goes, through links too."""
+    """Return a local path as an absolute one; `..` follows links, as in the operating system."""
     if path.startswith("/") and "/." not in path and "//" not in path:
         return path.rstrip("/") or "/"  # most paths, and a list may hold millions
     try:
         whole = Path(path).expanduser().absolute()
-    except RuntimeError:  # ~nobody: a name that begins so
+    except RuntimeError:  # ~nobody: not a user, but a file's name
         whole = Path(path).absolute()
     parts = whole.parts
     if ".." in parts:
@@ -119,12 +119,12 @@ def build_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "", 
 
     Args:
         root_uri: See `split_location`.
-        silence_s: How long its server may say nothing. Of an upload that counts from its beginning.
-        address: A URL to be asked in place of the bucket's own: that of a folder in it, or of a relay (`odd_keys.py`).
-        past_proxies: Whether no proxy of the environment is to see what is asked.
+        silence_s: How long its server may be silent. For an upload this counts from its beginning.
+        address: A URL to request instead of the bucket's own: that of a folder in it, or of a relay (`odd_keys.py`).
+        past_proxies: Whether to bypass the proxies of the environment.
 
     Raises:
-        SourceError: An option is unknown, or what the URI or the environment says cannot be used.
+        SourceError: An option is unknown, or the URI or the environment has a value that cannot be used.
     """
     match = URI.match(root_uri)
     assert match is not None
@@ -144,7 +144,7 @@ def build_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "", 
         "read_timeout": timedelta(seconds=silence_s),
         "timeout": _LONGEST_REQUEST,
     }
-    if past_proxies:  # obstore has no other way than a proxy that is for nobody
+    if past_proxies:  # obstore offers no other way than a proxy that excludes the only host
         client |= {"proxy_url": address, "proxy_excludes": urlsplit(address).hostname or ""}
     backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1), "base": 2}
     more = {
@@ -156,7 +156,7 @@ def build_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "", 
         return builder(root_uri, user, place, options | ({"address": address} if address else {}), more)
     except SourceError:
         raise
-    except Exception as err:  # noqa: BLE001 (obstore's and those of the libraries that find credentials)
+    except Exception as err:  # noqa: BLE001 (errors of obstore, and of the libraries that find credentials)
         # Not `from err`: the text of the cause may hold a key, and a log would show it.
         raise SourceError(f"cannot open {display_uri(root_uri)}: {_without(root_uri, reason(err))}") from None
 
@@ -164,13 +164,13 @@ def build_store(root_uri: str, silence_s: float = SILENCE_S, address: str = "", 
 def _s3(root_uri: str, user: str, bucket: str, options: dict[str, str], more: dict[str, Any]) -> Any:  # noqa: ANN401
     from obstore.store import S3Store
 
-    # Of one object, DELETE does, and needs no right that is of its own; not every server knows the other.
+    # For one object a plain DELETE is enough and needs no extra permission; not every server supports the bulk request.
     config: dict[str, Any] = {"disable_bulk_delete": True, "region": options.get("region") or region_of_bucket(bucket)}
     if endpoint := options.get("endpoint_override"):
         config["endpoint"] = f"{options.get('scheme', 'https')}://{endpoint}"
     if is_true(options.get("force_virtual_addressing", "")):
         config["virtual_hosted_style_request"] = True
-    if address := options.get("address"):  # taken as it is where the bucket is said to stand in it
+    if address := options.get("address"):  # the virtual-hosted style leaves it as it is
         config |= {"endpoint": address, "virtual_hosted_style_request": True}
     if certificate := options.get("tls_ca_file_path"):
         more["client_options"]["root_certificate"] = Path(certificate).read_text()
@@ -191,7 +191,7 @@ def _gcs(root_uri: str, user: str, bucket: str, options: dict[str, str], more: d
     if endpoint := options.get("endpoint_override"):
         scheme = options.get("scheme", "https")
         config["base_url"] = f"{scheme}://{endpoint}"
-        if scheme == "http":  # an emulator: it asks for no token, and Google would be asked for one
+        if scheme == "http":  # an emulator needs no token, but obstore would ask Google for one
             config["bearer_token"] = "emulator"
     if user == "anonymous" or is_true(options.get("anonymous", "")):
         config["skip_signature"] = True
@@ -205,7 +205,7 @@ def _azure(root_uri: str, user: str, container: str, options: dict[str, str], mo
 
     config: dict[str, Any] = {name: options[name] for name in ("account_name", "account_key") if name in options}
     if host := options.get("blob_storage_authority"):
-        # Of an emulator the account stands in the path.
+        # An emulator has the account in the path.
         account = "" if "/" in host else options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
         config["endpoint"] = f"{options.get('blob_storage_scheme', 'https')}://{host}/{account}".rstrip("/")
     if is_true(options.get("anonymous", "")):
@@ -225,12 +225,12 @@ _BUILDERS: dict[str, Callable[..., Any]] = {"s3": _s3, "gs": _gcs, "az": _azure}
 
 
 def is_true(text: str) -> bool:
-    """Tell whether an option is set."""
+    """Tell whether an option's value means true."""
     return text.lower() in ("true", "1", "yes")
 
 
 def _add_s3_defaults(options: dict[str, str]) -> None:
-    """Name endpoint and region where the environment has them, so that other processes find them in the URI."""
+    """Add the environment's endpoint and region, if any, so that other processes find them in the URI."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     _add_endpoint(options, endpoint, "endpoint_override", "scheme")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -239,7 +239,7 @@ def _add_s3_defaults(options: dict[str, str]) -> None:
 
 
 def _add_endpoint(options: dict[str, str], found: str | None, host: str, scheme: str) -> None:
-    """Put an endpoint of the environment among the options, and take apart one that is written as a URL."""
+    """Add an endpoint of the environment to the options, and split one that is written as a URL."""
     if found:
         options.setdefault(host, found if "://" in found else f"http://{found}")
     before, separator, rest = options.get(host, "").partition("://")
@@ -250,7 +250,7 @@ def _add_endpoint(options: dict[str, str], found: str | None, host: str, scheme:
 
 @lru_cache(maxsize=64)
 def region_of_bucket(bucket: str) -> str:
-    """Ask AWS where a bucket lies; it says so to anyone. us-east-1 where it does not answer."""
+    """Ask AWS for a bucket's region, which is public; us-east-1 if it does not answer."""
     import requests
 
     try:
@@ -261,7 +261,7 @@ def region_of_bucket(bucket: str) -> str:
 
 
 def _aws_profile(root_uri: str) -> Any:  # noqa: ANN401 (boto3 may not be there)
-    """Return what asks boto3 for the keys of a profile, SSO included; None where the environment has keys, or there is none.
+    """Return boto3's credentials of a profile, SSO included; None if the environment has keys, or there is no profile.
 
     Raises:
         SourceError: AWS_PROFILE is set and boto3 is missing.
@@ -310,12 +310,12 @@ def _no_container(uri: str) -> NoReturn:
     raise SourceError(f"{display_uri(uri)} names no container; expected az://CONTAINER/PATH")
 
 
-# Shorter values of a URI's options may stand in an error: a region, a scheme.
+# Shorter values of a URI's options may be in an error: a region, a scheme.
 _SHORTEST_SECRET = 8
 
 
 def _without(root_uri: str, text: str) -> str:
-    """Return a text without what a URI has in it beside its place, in whatever pieces the text repeats it."""
+    """Return a text without a URI's credentials and options, in whatever pieces the text repeats them."""
     uri = URI.match(root_uri)
     user = uri[2].rpartition("@")[0] if uri else ""
     options = [value for _, value in parse_qsl(uri[3].lstrip("?"))] if uri else []

@@ -1,6 +1,6 @@
 """Read stored files from front to back, in pieces, without ever holding more than two of them.
 
-Memory: a local stream holds 1 MiB; a remote one two pieces of 4 MiB, one that is read and one that is on its way.
+Memory: a local stream holds 1 MiB; a remote one two pieces of 4 MiB, one that is read and one in flight.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.storage.stored_file import StoredFile
 
 T = TypeVar("T")
 
-# All pieces come by one request, which waits while nobody reads.
+# All pieces come from one request, which waits while nothing is read.
 REMOTE_PIECE_BYTES = 4 * 2**20
-# To pass over fewer costs more than to read them: a request of its own, and the wait for it.
+# To skip fewer bytes costs more than to read them: a new request, and the wait for it.
 SKIPPED_BYTES = 8 * 2**20
 LOCAL_PIECE_BYTES = 2**20
 
@@ -44,7 +44,7 @@ class ForwardStream:
         raise NotImplementedError
 
     def _skip(self, size: int) -> int:
-        """Pass over bytes behind the piece without reading them; return how many."""
+        """Skip bytes after the piece without reading them; return how many."""
         return 0
 
     def read(self, size: int = -1) -> bytes:
@@ -69,7 +69,7 @@ class ForwardStream:
         """Go forward; return the position reached, which is less only at the end.
 
         Raises:
-            SourceError: It is behind the current one.
+            SourceError: It is before the current one.
         """
         if position < self.tell():
             raise SourceError(f"cannot go back from byte {self.tell()} to {position}")
@@ -88,7 +88,7 @@ class ForwardStream:
         return self._start + self._at
 
     def skip_zeros(self, step: int) -> int:
-        """Pass over whole steps of zero bytes, as far as they are at hand; return how many bytes."""
+        """Skip whole steps of zero bytes in the current piece; return how many bytes."""
         rest = self._piece[self._at :]
         zeros = (len(rest) - len(rest.lstrip(b"\0"))) // step * step
         self._at += zeros
@@ -104,7 +104,7 @@ class ForwardStream:
         self.close()
 
     def _advance(self) -> bool:
-        """Replace the used-up piece by the next; False at the end."""
+        """Replace the used piece by the next; False at the end."""
         piece = self._more()
         if piece:
             self._start, self._piece, self._at = self.tell(), piece, 0
@@ -123,17 +123,17 @@ class FileForward(ForwardStream):
 
 
 class RetryingStream(ForwardStream):
-    """A stored file from front to back. From remote storage the next piece comes while this one is used.
+    """A stored file from front to back. Remote storage sends the next piece while this one is used.
 
-    No rows are made of two versions: an object's answers are all of one, and the end of a local file is reached only if
-    it is still the one that was opened.
+    No rows are made of two versions: all of an object's responses are of one version, and the end of a local file is
+    reached only if it is still the file that was opened.
 
     Args:
         storage: Holds it.
-        name: Of the file.
+        name: Name of the file.
         expected: Size and ETag that it was planned with.
-        span: Its first byte, and one behind its last; -1 for the file's end. Positions count from the file's beginning.
-        policy: How often to try.
+        span: Its first byte, and one past its last; -1 for the file's end. Positions count from the file's beginning.
+        policy: How often and how long to retry.
     """
 
     def __init__(
@@ -159,11 +159,11 @@ class RetryingStream(ForwardStream):
 
     @property
     def retries(self) -> int:
-        """How often the file had to be opened anew."""
+        """How often the file had to be reopened."""
         return self._file.retries
 
     def close(self) -> None:
-        """Release the file; a request under way ends by itself."""
+        """Release the file; a request in flight ends by itself."""
         self._forget()
         self._file.close()
 
@@ -181,7 +181,7 @@ class RetryingStream(ForwardStream):
     def _skip(self, size: int) -> int:
         size = min(size, self._stop - self._next)
         if not self._is_local and size < SKIPPED_BYTES:
-            return 0  # it is on its way
+            return 0  # it is in flight
         self._forget()
         self._next += size
         return size
@@ -193,7 +193,7 @@ class RetryingStream(ForwardStream):
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yield items while a thread makes the next one: reading goes on while the last read is used."""
+    """Yield items while a thread makes the next one: reading continues while the last item is used."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
     try:
         coming = thread.submit(lambda: list(islice(items, 1)))

@@ -1,4 +1,4 @@
-"""Paths and URIs as text: where their parts end, and how they are shown and kept without the secrets in them."""
+"""Paths and URIs as text: where their parts end, and how they are shown and stored without their secrets."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import re
 URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)$", re.DOTALL)
 # A `?` begins the query only where a name and `=` follow: `s3://b/0?.tar` is a glob.
 QUERY = re.compile(r"\?(?=[A-Za-z_][\w-]*=)")
-# Up to a blank, a quote, a comma behind which another begins, or the sentence's own punctuation.
+# A URI in a text, up to a blank, a quote, a comma before the next URI, or the sentence's punctuation.
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?!,[a-z][a-z0-9+.-]*://)[^\s'\"`<>])+(?<![.,:;)])")
-# In these a name before the @ is a container or an account, or no secret (gs://anonymous@); a secret comes behind a colon.
+# In these a name before the @ is a container or an account, or not secret (gs://anonymous@); a secret follows a colon.
 _NAMED = ("abfs", "az", "adl", "gs", "gcs")
-# Of pyarrow's URI forms, of signed URLs of S3, GCS and Azure.
+# Options of pyarrow's URI forms, and of signed URLs of S3, GCS and Azure.
 _SECRET_OPTION = re.compile(
     r"[?&#;](?:[\w-]*(?:key|token|secret|passw|signature|credential)[\w-]*|sig)=", re.IGNORECASE
 )
 
 
 def display_uri(uri: str) -> str:
-    """Return a path or URI without credentials and options, as it may be shown and kept."""
+    """Return a path or URI without credentials and options, so that it may be shown and stored."""
     match = URI.match(uri)
     if match is None:
         return uri
     scheme, authority, rest = match[1], match[2], QUERY.split(match[3], maxsplit=1)[0]
     name, at, host = authority.rpartition("@")
-    if is_cut_secret(
-        authority, match[3]
-    ):  # s3://KEY:sec/ret@bucket/x: a slash of the secret's own, that is not escaped
+    if is_cut_secret(authority, match[3]):  # s3://KEY:sec/ret@bucket/x: an unescaped slash in the secret
         host, rest = "...", (rest.rpartition("@")[2] if "@" in rest else "")
         return f"{scheme}://{host}{'@' if rest else ''}{rest}"
     if scheme.lower().startswith(("http", "ws")):
@@ -42,7 +40,7 @@ def without_secrets(text: str) -> str:
 
 
 def has_secrets(uri: str) -> bool:
-    """Tell whether a URI holds credentials: keys or a password before the host, or an option that is called so."""
+    """Tell whether a URI holds credentials: keys or a password before the host, or an option with such a name."""
     match = URI.match(uri)
     if match is None:
         return False
@@ -54,7 +52,7 @@ def has_secrets(uri: str) -> bool:
 
 
 def is_cut_secret(authority: str, rest: str) -> bool:
-    """Tell whether what stands before the first slash is a key and the beginning of its secret, and no host:port."""
+    """Tell whether the text before the first slash is a key and the beginning of its secret, not host:port."""
     _, colon, port = authority.rpartition(":")
     is_port = port.isdigit() or (not port and "@" not in rest)
     return bool(colon) and "@" not in authority and not is_port and not authority.endswith("]")

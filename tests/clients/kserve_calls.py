@@ -1,8 +1,8 @@
 """Call an endpoint with the unmodified KServe Python client, over REST and gRPC; print what it gave as one JSON object.
 
-    python kserve_calls.py HTTP_HOST:PORT GRPC_HOST:PORT MODEL IMAGE SIDE
+    python kserve_calls.py HTTP_HOST:PORT GRPC_HOST:PORT MODEL IMAGE SIDE [CERTIFICATE]
 
-Runs in `.venv-clients`; knows nothing of this project.
+With a certificate both are spoken to by TLS. Runs in `.venv-clients`; knows nothing of this project.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import sys
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def labels(response) -> list[str]:
     return [label if isinstance(label, str) else label.decode() for label in found]
 
 
-async def over_rest(base: str, model: str, image: bytes, side: int) -> dict[str, object]:
-    client = InferenceRESTClient(RESTConfig(protocol="v2"))
+async def over_rest(
+    base: str, model: str, image: bytes, side: int, trusted: ssl.SSLContext | bool
+) -> dict[str, object]:
+    client = InferenceRESTClient(RESTConfig(protocol="v2", verify=trusted))
     as_json = await client.infer(base, image_request(model, image, binary=False), model_name=model)
     as_binary = await client.infer(
         base,
@@ -44,7 +47,9 @@ async def over_rest(base: str, model: str, image: bytes, side: int) -> dict[str,
     wanted = [RequestedOutput("labels", parameters={"binary_data": True})]
     one = await client.infer(base, image_request(model, image, binary=True, request_outputs=wanted), model_name=model)
     pixels = InferInput("", [1, 3, side, side], "FP32")
-    pixels._name = (await httpx.AsyncClient().get(f"{base}/v2/models/{model}-tensor")).json()["inputs"][0]["name"]
+    async with httpx.AsyncClient(verify=trusted) as browser:
+        metadata = (await browser.get(f"{base}/v2/models/{model}-tensor")).json()
+    pixels._name = metadata["inputs"][0]["name"]
     pixels.set_data_from_numpy(np.full((1, 3, side, side), 0.5, np.float32), binary_data=True)
     own = await client.infer(base, InferRequest(f"{model}-tensor", [pixels]), model_name=f"{model}-tensor")
     try:
@@ -67,8 +72,8 @@ async def over_rest(base: str, model: str, image: bytes, side: int) -> dict[str,
     return result
 
 
-async def over_grpc(url: str, model: str, image: bytes) -> dict[str, object]:
-    client = InferenceGRPCClient(url)
+async def over_grpc(url: str, model: str, image: bytes, cert: str | None) -> dict[str, object]:
+    client = InferenceGRPCClient(url, use_ssl=cert is not None, root_certificates=cert)
     answer = await client.infer(image_request(model, image, binary=True))
     typed = InferInput("image", [1], "BYTES", data=[image])
     by_contents = await client.infer(InferRequest(model_name=model, infer_inputs=[typed]))
@@ -90,13 +95,17 @@ async def over_grpc(url: str, model: str, image: bytes) -> dict[str, object]:
     return result
 
 
-async def main(http_url: str, grpc_url: str, model: str, image: bytes, side: int) -> dict[str, object]:
+async def main(
+    http_url: str, grpc_url: str, model: str, image: str, side: str, cert: str | None = None
+) -> dict[str, object]:
+    content = Path(image).read_bytes()
+    trusted = True if cert is None else ssl.create_default_context(cafile=cert)
     return {
-        "rest": await over_rest(f"http://{http_url}", model, image, side),
-        "grpc": await over_grpc(grpc_url, model, image),
+        "rest": await over_rest(f"{'https' if cert else 'http'}://{http_url}", model, content, int(side), trusted),
+        "grpc": await over_grpc(grpc_url, model, content, cert),
     }
 
 
 if __name__ == "__main__":
-    answer = asyncio.run(main(*sys.argv[1:4], Path(sys.argv[4]).read_bytes(), int(sys.argv[5])))
+    answer = asyncio.run(main(*sys.argv[1:]))
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -111,8 +111,8 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(tmp_path, tiny_m
         (tmp_path / "none.json", {}, "there is no such file"),
         (tmp_path, {}, "there is no such file"),
         (tmp_path / "text.json", {}, "it is not JSON"),
-        (for_int8, {}, "was made for model efficientnet-lite0, and what is to run has model tiny"),
-        (bulk.file, {"decode": "exact"}, "was made for decode mode fast"),
+        (for_int8, {}, "was fitted for model efficientnet-lite0, but this run uses model tiny"),
+        (bulk.file, {"decode": "exact"}, "was fitted for decode mode fast"),
         (bulk.file, {"device": "simulated:100"}, "a simulated device makes up its scores"),
     ]
     for file, options, message in cases:
@@ -209,5 +209,5 @@ def test_a_calibration_of_another_number_of_classes_is_refused(tmp_path, tiny_mo
     values = json.loads(bulk.file.read_text())
     (tmp_path / "c.json").write_text(json.dumps({**values, "num_classes": 1000}))
 
-    with pytest.raises(ConfigError, match="is of 1000 classes, and tiny has 3"):
+    with pytest.raises(ConfigError, match="is for 1000 classes, but tiny has 3"):
         label(bulk.source, tmp_path / "out", tiny_model, calibration=tmp_path / "c.json")

@@ -208,7 +208,7 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
         world.line.cut()
         first.wait_for("the connection is lost")
         world.line.mend()
-        first.wait_for("connected again")
+        first.wait_for("reconnected")
         world.gate.open_shards = SHARDS
         code = first.end()
     again = subprocess.run(
@@ -226,7 +226,7 @@ def test_a_job_on_three_nodes_writes_what_a_local_run_does_over_a_cut_connection
     assert all('job="ok"' in line for lines in seen.values() for line in lines.splitlines())
     assert re.search(r"job=ok unit=\d+ node=[0-9a-f]{8} done rows=20 ok=20", logs)
     assert left == 130
-    assert "goes on; to attach: shardlabel submit" in second.text
+    assert "keeps running; to attach: shardlabel submit" in second.text
     assert again.returncode == 0
     assert json.loads(again.stdout.splitlines()[-1])["images"] == SHARDS * SAMPLES
 
@@ -238,7 +238,7 @@ def test_a_killed_driver_is_started_anew_then_stopped_and_then_finished_under_on
         eventually(lambda: len(world.parts("again")) >= 3)
         (driver,) = [pid for pid, line in world.nodes.nodes[0].pids().items() if "cluster.cli label" in line]
         os.kill(driver, signal.SIGKILL)
-        run.wait_for("starting the job anew, time 1 of 1")
+        run.wait_for("restarting the job, retry 1 of 1")
         finished = len(world.parts("again"))
         world.gate.asked.clear()
         run.text = ""
@@ -258,9 +258,9 @@ def test_a_killed_driver_is_started_anew_then_stopped_and_then_finished_under_on
     assert finished >= 3
     assert len(read_again) <= SHARDS - finished + 1  # one may have been published, and not yet been recorded
     assert stopped == 4, run.text
-    assert "was stopped; the same command does the rest" in run.text
+    assert "was stopped; run the same command again to resume" in run.text
     assert done.returncode == 0, done.stderr
-    assert "stopped before, and is started anew" in done.stderr
+    assert "stopped before, and is restarted" in done.stderr
     assert world.parts("again") == world.expected
 
 
@@ -278,7 +278,7 @@ def test_the_time_is_up_and_a_lost_node_costs_nothing_but_its_work(world):
         extra = world.nodes.add(cpus=1)
         eventually(lambda: any("LabelUnits" in line for line in extra.pids().values()), 120)
         extra.kill()
-        run.wait_for("is lost; what it had is done again by others")
+        run.wait_for("is lost; other nodes redo its work")
         world.gate.open_shards = SHARDS
         code = run.end(150)
 
@@ -328,7 +328,7 @@ def test_other_code_is_sent_and_a_failure_says_why(world, tmp_path):
 
 def test_a_cluster_that_cannot_be_used_is_one_line_in_seconds(world, tmp_path):
     cases = {
-        "wants a token": ({"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}, world.arguments("x")),
+        "needs a token": ({"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}, world.arguments("x")),
         "does not accept the token": ({"RAY_AUTH_TOKEN": "wrong"}, world.arguments("x")),
         "a node's own disk": ({}, ["label", f"s3://{BUCKET}/in", "--output", str(tmp_path / "out"),
                                    "--model", str(world.model), "--top-k", "3"]),

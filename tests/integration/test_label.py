@@ -193,7 +193,7 @@ def test_parts_of_a_source_hold_each_shard_once_and_a_part_is_resumed_as_itself_
     with pytest.raises(ConfigError, match="begun with part 1/5, and now it is 2/5"):
         label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/5")
     empty = next(tmp_path / f"{n}" for n, report in enumerate(reports, 1) if not report.units)
-    with pytest.raises(SourceError, match=r"is of a part of SOURCE that has no shards"):
+    with pytest.raises(SourceError, match=r"labels a part of SOURCE without shards"):
         open_finished(str(empty))  # as relabel and diff do
 
 
@@ -248,7 +248,7 @@ def test_a_folder_with_parquet_of_others_is_refused(tmp_path, tiny_model):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.parquet").write_bytes(b"")
 
-    with pytest.raises(SourceError, match=r"already holds mine\.parquet, and no plan"):
+    with pytest.raises(SourceError, match=r"already holds mine\.parquet, which no plan"):
         label(tmp_path / "in", tmp_path / "out", tiny_model)
 
 

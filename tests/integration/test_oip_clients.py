@@ -522,6 +522,18 @@ def test_tritonclient_grpc_over_tls(encrypted, cat):
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
+def test_kserve_client_over_tls(encrypted, cat):
+    server, cert, _ = encrypted
+
+    got = run_client("kserve_calls.py", server.http, server.grpc, server.model, cat, server.side, cert)
+
+    assert got["rest"]["json"][0] == "tiger cat"
+    assert got["rest"]["json"] == got["grpc"]["raw"] == got["grpc"]["typed"]
+    assert got["rest"]["own"] == [1, 1000]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
 def test_huggingface_and_openai_clients_over_tls(encrypted, cat):
     server, cert, _ = encrypted
 

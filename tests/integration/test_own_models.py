@@ -61,7 +61,7 @@ def test_labels_of_another_number_of_classes_stop_a_run_before_it_writes(tmp_pat
     model = build_tiny_model(tmp_path / "model")
     (tmp_path / "model" / "colours.txt").write_text("red\ngreen\nblue\nmauve\n")
 
-    with pytest.raises(SignatureError, match=r"tiny gives 3 classes, and its labels file colours\.txt names 4"):
+    with pytest.raises(SignatureError, match=r"tiny has 3 classes, but its labels file colours\.txt names 4"):
         label(tmp_path / "in", tmp_path / "out", model)
 
     assert not list((tmp_path / "out").glob("*.parquet"))

@@ -87,7 +87,7 @@ def test_a_users_own_dataset_keeps_its_rows_columns_and_order_and_is_written_by_
         pq.write_table(table, tmp_path / "in" / f"{part}.parquet")
     dataset = ray.data.read_parquet(str(tmp_path / "in"))
 
-    with pytest.raises(ConfigError, match="columns label already, which labelling adds; give prefix="):
+    with pytest.raises(ConfigError, match="already has columns label, which labelling adds; give prefix="):
         label(dataset, image_column="image", model=str(tiny_model), top_k=3)
     label(dataset, image_column="image", model=str(tiny_model), top_k=3, prefix="our_").write_parquet(
         str(tmp_path / "out")

@@ -114,7 +114,7 @@ def test_what_a_user_reads_from_draw_to_score(tmp_path, tiny_model):
     _, said = run("sample", dest.root, "--per-class", 100, "--to", "csv", "--output", tmp_path / "b")
     assert "draw 2: 12 images" in said
     _, said = run("sample", dest.root, "--output", tmp_path / "c")
-    assert "nothing is left to draw: earlier draws had all of 24 labelled images" in said
+    assert "nothing is left to draw: earlier draws had all 24 labelled images" in said
     assert not (tmp_path / "c").exists()
 
     found, _ = run("sample", dest.root, "--again", 1, "--output", tmp_path / "d", "--json")
@@ -140,7 +140,7 @@ def test_pictures_that_are_gone_are_said_and_the_draw_can_be_written_again(tmp_p
 
     found, said = run("sample", dest.root, "--per-class", 100, "--output", tmp_path / "a", "--json")
     assert found["missing"] == 6
-    assert "6 of 12 pictures could not be had, named in" in said
+    assert "6 of 12 pictures could not be read, see" in said
 
     aside.rename(shard)
     found, _ = run("sample", dest.root, "--again", 1, "--output", tmp_path / "b", "--json")

@@ -152,7 +152,7 @@ def test_an_object_that_changes_between_requests_is_an_error_that_names_it(proxy
     proxy.rule = change
     with (
         place.storage.open_stream("a.tar") as stream,
-        pytest.raises(StorageError, match=rf"{place.uri}/a\.tar changed while it was read: it was written anew"),
+        pytest.raises(StorageError, match=rf"{place.uri}/a\.tar changed while it was read: it was rewritten"),
     ):
         stream.read()
 

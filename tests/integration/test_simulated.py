@@ -51,7 +51,7 @@ def test_a_gpu_that_idles_is_told_in_the_runs_log_with_what_starves_it(tmp_path,
 
 
 def test_embeddings_of_a_simulated_gpu_are_refused(tmp_path, tiny_model):
-    with pytest.raises(ConfigError, match="embeddings cannot be had of a simulated device"):
+    with pytest.raises(ConfigError, match="a simulated device gives no embeddings"):
         label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:50", embeddings=True)
 
 
@@ -101,7 +101,7 @@ def test_a_gpu_that_is_lost_again_and_again_fails_the_run_and_does_not_hang_it(t
     report = label(tmp_path / "in", tmp_path / "out", tiny_model, device="simulated:10000")
 
     assert (report.status, report.failed_units) == ("failed", 2)
-    assert all("4 processes ended while they had it" in why for why in report.failed.values())
+    assert all("4 processes died while they labelled it" in why for why in report.failed.values())
 
 
 @pytest.mark.long

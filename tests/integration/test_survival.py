@@ -242,7 +242,7 @@ def test_the_loss_of_a_node_is_no_attempt_and_the_death_of_a_process_is(
     assert is_free_again()
     if not lost_with_its_node:
         assert list(report.failed) == ["unit 1 (shard-001.tar)"]
-        assert "4 processes ended while they had it" in report.failed["unit 1 (shard-001.tar)"]
+        assert "4 processes died while they labelled it" in report.failed["unit 1 (shard-001.tar)"]
         assert report.units_done == 3
 
 

@@ -24,8 +24,8 @@ async def request(
 ) -> Response:
     """Send one request.
 
-    Underscores in the names of headers stand for dashes. The body is sent in messages of `chunk` bytes; where the
-    client is `gone`, it never ends.
+    Underscores in header names stand for dashes. The body is sent in messages of `chunk` bytes; if `gone`, the client
+    disconnects before its end.
     """
     parts = [body[i : i + chunk] for i in range(0, len(body), chunk)] if chunk else [body]
     messages = [

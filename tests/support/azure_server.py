@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's own emulator of Azure's Blob storage, with one container."""
+"""Azurite, Microsoft's emulator of Azure Blob Storage, with one container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.object_server import BUCKET, ObjectServer, end, free_port, wa
 
 # `make test` installs it here.
 _AZURITE = Path(__file__).parents[2] / ".azurite" / "node_modules" / ".bin" / "azurite-blob"
-# Known to everybody: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
+# The emulator's public credentials: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -29,7 +29,7 @@ class AzureServer(ObjectServer):
 
     @cached_property
     def client(self) -> Any:
-        """Return Microsoft's client of the container, past every proxy."""
+        """Return Microsoft's client for the container, which bypasses every proxy."""
         from azure.storage.blob import ContainerClient
 
         return ContainerClient(
@@ -62,13 +62,13 @@ class AzureServer(ObjectServer):
 
 
 def azurite() -> str | None:
-    """Return the emulator's command; None where it is not installed."""
+    """Return the emulator's command; None if it is not installed."""
     return str(_AZURITE) if _AZURITE.exists() and shutil.which("node") else shutil.which("azurite-blob")
 
 
 @contextmanager
 def running_azure(folder: Path) -> Iterator[AzureServer]:
-    """Serve Azure until the block ends; what lies in `folder/BUCKET` is in the container from the start."""
+    """Run the emulator until the block ends; the container starts with the files of `folder/BUCKET`."""
     folder.mkdir(parents=True, exist_ok=True)
     command, port = azurite(), free_port()
     assert command is not None, "azurite is missing"

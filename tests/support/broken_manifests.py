@@ -1,4 +1,4 @@
-"""Manifests with one fault each, made from rendered good ones."""
+"""Manifests with one fault each, made from valid rendered ones."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "text where a number is expected": (
         "rayjob", put("spec", "backoffLimit", to="2"),
         "spec.backoffLimit", "expected a whole number, got '2'; write it without quotes"),
-    "a list where a table is expected": (
+    "a list where a mapping is expected": (
         "rayjob", put(*GPU_POD, "securityContext", to=[]),
-        "spec.securityContext", "expected a table, got a list"),
-    "memory in no unit of Kubernetes": (
+        "spec.securityContext", "expected a mapping, got a list"),
+    "memory in an unknown unit": (
         "rayjob", put(*GPU_BOX, "resources", "limits", "memory", to="26GB"),
         "resources.limits.memory", "expected a quantity"),
     "memory with a line break behind it": (
@@ -66,7 +66,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", put("spec", "submissionMode", to="SidecarMode"), "spec.submitterPodTemplate", "no submitter pod"),
     "submitter that is restarted": (
         "rayjob", put("spec", "submitterPodTemplate", "spec", "restartPolicy", to="Always"),
-        "submitterPodTemplate.spec.restartPolicy", "a Kubernetes Job refuses it"),
+        "submitterPodTemplate.spec.restartPolicy", "a Kubernetes Job refuses"),
     "kept after the end, but never shut down": (
         "rayjob", put("spec", "shutdownAfterJobFinishes", to=False),
         "spec.ttlSecondsAfterFinished", "shutdownAfterJobFinishes: true"),
@@ -88,39 +88,39 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", put(*HEAD, "serviceType", to="LoadBalancer"), "headGroupSpec.serviceType", "expected 'ClusterIP'"),
     "dashboard that KubeRay cannot ask": (
         "rayjob", put(*HEAD, "rayStartParams", "dashboard-host", to="127.0.0.1"),
-        "rayStartParams.dashboard-host", "KubeRay asks the dashboard"),
+        "rayStartParams.dashboard-host", "KubeRay polls the dashboard"),
     "misspelt option of ray start": (
         "rayjob", rename(*HEAD, "rayStartParams", "num-cpus", to="num-cpu"),
         "rayStartParams.num-cpu", "did you mean 'num-cpus'?"),
-    "more GPUs told than there are": (
-        "rayjob", put(*GPU, "rayStartParams", "num-gpus", to="2"), "rayStartParams.num-gpus", "the pod's limit is 1"),
-    "least above most": (
+    "more GPUs than the pod's limit": (
+        "rayjob", put(*GPU, "rayStartParams", "num-gpus", to="2"), "rayStartParams.num-gpus", "nvidia.com/gpu (1)"),
+    "minimum above maximum": (
         "rayjob", put(*GPU, "minReplicas", to=9), "workerGroupSpecs[0].minReplicas", "at most maxReplicas (4), got 9"),
-    "now outside least and most": (
+    "replicas outside minimum and maximum": (
         "rayjob", put(*GPU, "replicas", to=7), "workerGroupSpecs[0].replicas", "expected 1 to 4"),
     "two groups of one name": (
         "rayjob", put(*JOB, "workerGroupSpecs", 1, "groupName", to="gpu"),
-        "workerGroupSpecs[1].groupName", "two groups are called 'gpu'"),
+        "workerGroupSpecs[1].groupName", "two groups have the name 'gpu'"),
     "no memory limit": (
         "rayjob", drop(*GPU_BOX, "resources", "limits", "memory"), "resources.limits", "missing key 'memory'"),
     "request above the limit": (
         "rayjob", put(*GPU_BOX, "resources", "requests", "memory", to="64Gi"),
         "resources.requests.memory", "requests 64Gi are above the limit of 26Gi"),
-    "GPU in the requests alone": (
+    "GPU only in the requests": (
         "rayjob", drop(*GPU_BOX, "resources", "limits", "nvidia.com/gpu"),
         "resources.limits", "missing key 'nvidia.com/gpu'"),
-    "mount of a volume that is not there": (
+    "mount of a volume that does not exist": (
         "rayjob", put(*GPU_BOX, "volumeMounts", 0, "name", to="model"),
-        "volumeMounts[0].name", "no volume of the pod is called 'model'; did you mean 'models'?"),
+        "volumeMounts[0].name", "the pod has no volume 'model'; did you mean 'models'?"),
     "a secret in the open": (
         "rayjob", put(*GPU_BOX, "env", 0, to={"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}),
         "env[0].value", "AWS_SECRET_ACCESS_KEY is given in plain text"),
     "head on a spot node": (
         "rayjob", put(*HEAD, "template", "spec", "nodeSelector", to={"cloud.google.com/gke-spot": "true"}),
-        "nodeSelector['cloud.google.com/gke-spot']", "the head on a spot node"),
+        "nodeSelector['cloud.google.com/gke-spot']", "the head is on a spot node"),
     "two volumes of one name": (
         "rayjob", put(*GPU_POD, "volumes", to=[{"name": "models", "emptyDir": {}}] * 2),
-        "volumes[1]", "name 'models' is there twice"),
+        "volumes[1]", "name 'models' is given twice"),
     "options of an autoscaler that is off": (
         "rayjob", put(*JOB, "enableInTreeAutoscaling", to=False), "autoscalerOptions", "has no effect"),
     "misspelt option of label": (
@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", replace("spec", "entrypoint", old="shardlabel label", new="shardlabel lable"),
         "spec.entrypoint", "did you mean 'label'?"),
     "a quote that does not end": (
-        "rayjob", replace("spec", "entrypoint", old="tar'", new="tar"), "spec.entrypoint", "the shell cannot read it"),
+        "rayjob", replace("spec", "entrypoint", old="tar'", new="tar"), "spec.entrypoint", "the shell cannot parse it"),
     "credentials in the entrypoint": (
         "rayjob", replace("spec", "entrypoint", old="s3://my-bucket/labels", new="s3://KEYID:W0RD@my-bucket/labels"),
         "spec.entrypoint", "--output: expected no credentials, got some in s3://my-bucket/labels"),
@@ -145,12 +145,12 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "spec.entrypoint", "expected shared storage"),
     "more actors than GPUs": (
         "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 1:5"),
-        "spec.entrypoint", "5 actors of 1 CPUs and 1 GPUs each do not fit, 4 do"),
+        "spec.entrypoint", "5 actors of 1 CPUs and 1 GPUs each do not fit, there is room for 4"),
     "more actors at least than GPUs at the start": (
         "rayjob", replace("spec", "entrypoint", old="--actors 1:4", new="--actors 2:4"),
-        "spec.entrypoint", "with the least workers (minReplicas) 2 actors"),
+        "spec.entrypoint", "with the minimum of workers (minReplicas), 2 actors"),
     "no GPU at the start": (
-        "rayjob", put(*GPU, "minReplicas", to=0), "spec.entrypoint", "with the least workers (minReplicas) 1 actors"),
+        "rayjob", put(*GPU, "minReplicas", to=0), "spec.entrypoint", "with the minimum of workers (minReplicas), 1 actors"),
     "no GPU at all": (
         "rayjob", drop(*GPU), "spec.entrypoint", "expected workers with GPUs"),
     "misspelt key of the runtime environment": (
@@ -166,12 +166,12 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", put("spec", "runtimeEnvYAML", to="env_vars: {A: '1'\n"), "spec.runtimeEnvYAML", "is not YAML"),
     "port of Serve that KubeRay does not find": (
         "rayservice", drop(*SERVICE, "headGroupSpec", "template", "spec", "containers", 0, "ports", 3),
-        "containers[0].ports", "no port is called 'serve'"),
+        "containers[0].ports", "there is no port 'serve'"),
     "Serve on another port than the head says": (
         "rayservice", inside(SERVE, put("http_options", "port", to=8080)),
         "containers[0].ports", "expected 8080 as the port 'serve', got 8000"),
     "head without a port for its dashboard": (
-        "rayjob", put(*HEAD_BOX, "ports", 1, "name", to="dash"), "containers[0].ports", "no port is called 'dashboard'"),
+        "rayjob", put(*HEAD_BOX, "ports", 1, "name", to="dash"), "containers[0].ports", "there is no port 'dashboard'"),
     "misspelt key of Serve": (
         "rayservice", inside(SERVE, rename("http_options", to="http_option")),
         "spec.serveConfigV2 http_option", "did you mean 'http_options'?"),
@@ -216,11 +216,11 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "applications[0].args.min_replicas", "greater than or equal to 0"),
     "more replicas than GPUs": (
         "rayservice", inside(SERVE, put("applications", 0, "args", "max_replicas", to=5)),
-        "applications[0].args.max_replicas", "5 replicas of 7 CPUs and 1 GPUs each do not fit, 4 do"),
+        "applications[0].args.max_replicas", "5 replicas of 7 CPUs and 1 GPUs each do not fit, there is room for 4"),
     "more replicas at least than workers at the start": (
         "rayservice", inside(SERVE, put("applications", 0, "args", "min_replicas", to=3)),
-        "applications[0].args.min_replicas", "with the least workers (minReplicas) 3 replicas"),
-    "gRPC function that is not there": (
+        "applications[0].args.min_replicas", "with the minimum of workers (minReplicas), 3 replicas"),
+    "gRPC function that does not exist": (
         "rayservice",
         inside(SERVE, put("grpc_options", "grpc_servicer_functions", 0, to="serve.oip.grpc.service:add_to_servers")),
         "grpc_options.grpc_servicer_functions[0]", "did you mean 'add_to_server'?"),
@@ -240,7 +240,7 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
     "unknown key of a node type": (
         "ray-up", put("available_node_types", "gpu", "max_worker", to=4),
         "available_node_types.gpu.max_worker", "did you mean 'max_workers'?"),
-    "head of a type that is not there": (
+    "head of a type that does not exist": (
         "ray-up", put("head_node_type", to="heads"), "head_node_type", "did you mean 'head'?"),
     "unknown provider": ("ray-up", put("provider", "type", to="awss"), "provider.type", "did you mean 'aws'?"),
     "dashboard on every interface": (
@@ -250,8 +250,8 @@ BROKEN: dict[str, tuple[str, Change, str, str]] = {
         "ray-up", put("docker", "run_options", to=[]), "docker.run_options", "token authentication is off"),
     "head on a spot instance": (
         "ray-up", put("available_node_types", "head", "node_config", "InstanceMarketOptions", to={"MarketType": "spot"}),
-        "available_node_types.head", "the head on a spot instance"),
-    "fewer workers in all than at least": (
+        "available_node_types.head", "the head is on a spot instance"),
+    "maximum of all workers below the minimum": (
         "ray-up", put("max_workers", to=0), "max_workers", "expected at least 1"),
     "half a GPU of a node": (
         "ray-up", put("available_node_types", "gpu", "resources", "GPU", to=0.5),

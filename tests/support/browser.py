@@ -99,12 +99,17 @@ class Browser:
             self.call("Input.dispatchDragEvent", type=kind, x=300, y=500, data=data)
 
     def look(
-        self, *, width: int = 1280, height: int = 800, scheme: str = "light", motion: str = "no-preference"
+        self,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        scale: int = 1,
+        scheme: str = "light",
+        motion: str = "no-preference",
     ) -> None:
-        """Set the window's size in CSS pixels, the colour scheme and the wish for motion."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        """Set the window's size in CSS pixels, device pixels per CSS pixel, the colour scheme and the wish for motion."""
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         features = [
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": motion},

@@ -1,4 +1,4 @@
-"""Calibrations as `evaluate --fit` writes them, with numbers that a test chooses."""
+"""Calibrations in the form that `evaluate --fit` writes, with numbers chosen by a test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_calibration(
     classes: Mapping[int, float | None] | None = None,
     precision: Precision = Precision.FP32,
 ) -> Calibration:
-    """Return a calibration of a model, with these thresholds."""
+    """Return a calibration for a model, with the given thresholds."""
     names = load_labels(spec)
     return Calibration(
         model=spec.name,
@@ -53,6 +53,6 @@ def build_calibration(
 
 
 def write_calibration(path: Path, model: Path | str, **more: Any) -> Path:
-    """Write a calibration of a model."""
+    """Write a calibration for a model, and return its path."""
     path.write_text(build_calibration(load_spec(str(model)), **more).to_text())
     return path

@@ -1,4 +1,4 @@
-"""Certificates that sign themselves, for servers of the loopback interface."""
+"""Self-signed certificates for servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cryptography.x509.oid import NameOID
 def write_certificate(
     folder: Path, name: str = "localhost", *, days: tuple[float, float] = (-1, 1), passphrase: bytes | None = None
 ) -> tuple[Path, Path]:
-    """Write `cert.pem` and `key.pem` of a new key into a folder, and return them.
+    """Write `cert.pem` and `key.pem` of a new key into a folder, and return their paths.
 
     Args:
-        folder: Where to.
-        name: Whom it is for, beside localhost and 127.0.0.1.
-        days: When it begins and ends to hold, from now.
-        passphrase: Of the key.
+        folder: The folder.
+        name: The common name, in addition to localhost and 127.0.0.1.
+        days: Start and end of the validity, in days from now.
+        passphrase: Encrypts the key.
     """
     folder.mkdir(exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())

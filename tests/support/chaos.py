@@ -1,13 +1,13 @@
-"""Kill a labelling run at random moments, run it again, and compare with a run that nobody disturbed.
+"""Kill a labelling run at random moments, run it again, and compare the result with an undisturbed run.
 
     python -m tests.support.chaos --kills 30
     python -m tests.support.chaos --kills 10 --s3
 
-A round starts the command, waits for a random moment (of four kills one falls into the start, and three between the
-first part file and the last), and ends one process with SIGKILL: the driver, an actor that labels, any other Ray worker,
-the raylet, or the head's GCS. Where the command fails it is run again, until DEST is finished. All the while another
-thread reads DEST/*.parquet and counts rows: it must only ever see whole units. At the end of each DEST every file is
-compared with the undisturbed run's. The last line of output is one JSON object.
+A round starts the command, waits for a random moment (one kill in four during the startup, the others between the first
+and the last part file), and kills one process with SIGKILL: the driver, an actor that labels, any other Ray worker, the
+raylet, or the head's GCS. If the command fails, it is run again until DEST is finished. Meanwhile another thread reads
+DEST/*.parquet and counts rows: it must only ever see whole units. When a DEST is finished, every file is compared with
+that of the undisturbed run. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.support.s3_server import BUCKET, S3Server, running_s3
 from tests.support.tiny_model import build_tiny_model, colour_shards
 
 TARGETS = ("driver", "actor", "worker", "raylet", "gcs")
-# A run that is neither finished nor failed after so long hangs.
+# A run that has neither finished nor failed after this time hangs.
 HANG_S = 240.0
 
 
 @dataclass
 class Outcome:
-    """What the kills did."""
+    """Counts of the kills and of their effects."""
 
     kills: Counter[str] = field(default_factory=Counter)
     runs: int = 0
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: the command, where its output is seen on this machine, and what it must be."""
+    """The command, how to see its output on this machine (`see`), and the expected output."""
 
     command: list[str]
     environment: dict[str, str]
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Return the output as it is now."""
+        """Return a folder with the current output."""
         return self.see()
 
 
@@ -93,7 +93,7 @@ def processes_below(pid: int) -> dict[int, str]:
 
 
 def victims(driver: int, target: str) -> list[int]:
-    """Return the processes of a kind below the driver."""
+    """Return the driver, or its descendants of a kind."""
     if target == "driver":
         return [driver]
     tests = {
@@ -111,7 +111,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def watch(job: Job, stop: threading.Event, outcome: Outcome) -> None:
-    """Read DEST as a user would, over and over, and count what is no whole unit."""
+    """Read DEST repeatedly, as a user would, and count reads that see a partial unit."""
     while not stop.wait(0.1):
         for path in list(job.folder.glob("*.parquet")):
             try:
@@ -126,7 +126,7 @@ def watch(job: Job, stop: threading.Event, outcome: Outcome) -> None:
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, and when: so many seconds after so many part files are there."""
+    """What is killed, and when: `delay_s` seconds after `parts` part files exist."""
 
     target: str
     parts: int
@@ -134,7 +134,7 @@ class Kill:
 
 
 def choose_kill(chance: random.Random, targets: list[str], parts_now: int, parts: int) -> Kill:
-    """Choose a moment in the start (one of four) or in the work that is left."""
+    """Choose a moment during the startup (one in four) or in the remaining work."""
     target = chance.choice(targets)
     if chance.random() < 0.25:
         return Kill(target, 0, chance.uniform(0, 6))
@@ -142,7 +142,7 @@ def choose_kill(chance: random.Random, targets: list[str], parts_now: int, parts
 
 
 def one_run(job: Job, kill: Kill | None, outcome: Outcome) -> int:
-    """Start the command, kill what is to be killed once it is there, and return the exit code."""
+    """Start the command, kill the chosen process at the chosen moment, and return the exit code."""
     process = subprocess.Popen(
         job.command, env=job.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -174,7 +174,7 @@ def one_run(job: Job, kill: Kill | None, outcome: Outcome) -> int:
 
 
 def compare(job: Job, expected_keys: Counter[tuple[str, str]], outcome: Outcome) -> None:
-    """Count what a finished DEST lost, repeats, or has otherwise than the undisturbed run."""
+    """Count the samples that a finished DEST lost or repeats, and the files that differ from the undisturbed run."""
     found = digests(job.folder)
     outcome.dests += 1
     outcome.differing_files += sum(found.get(name) != digest for name, digest in job.expected.items())
@@ -191,7 +191,7 @@ def keys_of(folder: Path) -> Counter[tuple[str, str]]:
 
 
 def main() -> None:
-    """Read the options, run, print, and fail where anything was lost."""
+    """Read the options, run, print, and exit with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--shards", type=int, default=40)
@@ -209,7 +209,7 @@ def main() -> None:
 
 
 def chaos(kills: int, shards: int, samples: int, seed: int, targets: list[str], *, s3: bool = False) -> Outcome:
-    """Run until so many processes were killed."""
+    """Run until `kills` processes were killed."""
     work = Path(tempfile.mkdtemp(prefix="shardlabel-chaos-"))
     try:
         if not s3:
@@ -230,7 +230,7 @@ def _chaos(
     if server is not None:
         server.put_folder(work)
     model = build_tiny_model(work)
-    # What the environment has of its own would slow each of the many starts.
+    # Without cached bytecode each of the many starts is slower.
     environment = {k: v for k, v in environment.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment["SHARDLABEL_HOME"] = str(work / "home")
 

@@ -1,6 +1,6 @@
 """A real Ray cluster of several nodes on this machine: `ray start` head and workers, each a process that can be killed.
 
-Own ports and a temporary folder of its own, so that it neither joins nor disturbs another Ray of this machine.
+It has its own ports and temporary folder, so that it neither joins nor disturbs another Ray on this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ START_S = 90.0
 
 @dataclass
 class Node:
-    """One `ray start --block`. Its processes end with it: Ray asks the kernel for that."""
+    """One `ray start --block`. The kernel ends its child processes with it, as Ray sets up."""
 
     process: subprocess.Popen[bytes]
     name: str
@@ -42,7 +42,7 @@ class Node:
         return processes_below(self.process.pid)
 
     def kill(self) -> None:
-        """End all of the node at once, as a power cut does."""
+        """Kill all of the node's processes at once, as a power cut would."""
         doomed = self.pids()
         self.process.kill()
         for pid in doomed:
@@ -56,11 +56,11 @@ class Nodes:
     """A running cluster.
 
     Attributes:
-        gcs_port: What other nodes and drivers join.
-        dashboard_port: Of the Jobs API.
+        gcs_port: Port that other nodes and drivers connect to.
+        dashboard_port: Port of the Jobs API.
         folder: Ray's temporary folder.
-        environment: Of the nodes, and so of the jobs.
-        nodes: The head first; killed ones stay in the list.
+        environment: Environment of the nodes, and so of the jobs.
+        nodes: The head first; killed nodes stay in the list.
     """
 
     gcs_port: int
@@ -82,7 +82,7 @@ class Nodes:
     def add(
         self, *, cpus: int = 1, gpus: int = 0, resources: dict[str, float] | None = None, wait: bool = True
     ) -> Node:
-        """Start a worker node; with `wait`, return when the cluster counts it."""
+        """Start a worker node; with `wait`, return when the cluster lists it."""
         name = f"worker-{len(self.nodes)}"
         node = self._start(name, ["--address", self.address], cpus, gpus, resources)
         if wait:
@@ -90,7 +90,7 @@ class Nodes:
         return node
 
     def wait_for(self, *started: Node) -> None:
-        """Return when the cluster counts these nodes; one that a busy machine did not let start in time is an error."""
+        """Return when the cluster lists these nodes; a node that has ended, as on a busy machine, is an error."""
         while missing := {node.name for node in started} - self.node_ids().keys():
             for node in started:
                 if node.name in missing:
@@ -116,7 +116,7 @@ class Nodes:
             time.sleep(0.3)
 
     def get(self, path: str) -> Any:
-        """Ask the dashboard."""
+        """Return the dashboard's JSON answer for a path."""
         headers = {}
         if "RAY_AUTH_TOKEN" in self.environment:
             headers["Authorization"] = f"Bearer {self.environment['RAY_AUTH_TOKEN']}"
@@ -125,18 +125,18 @@ class Nodes:
             return json.load(answer)
 
     def num_alive(self) -> int:
-        """Return how many nodes the cluster takes for alive."""
+        """Return the number of nodes that the cluster considers alive."""
         listing = self.get("/api/v0/nodes?detail=1&limit=1000")["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in listing)
 
     def metrics(self, node: Node) -> str:
-        """Return what a node offers to Prometheus."""
+        """Return a node's metrics in Prometheus's text format."""
         with urllib.request.urlopen(f"http://127.0.0.1:{node.metrics_port}/metrics", timeout=10) as answer:
             text: bytes = answer.read()
         return text.decode()
 
     def node_ids(self) -> dict[str, str]:
-        """Return the Ray ids of the nodes that are alive, by name."""
+        """Return the Ray ids of the live nodes, by name."""
         listing = self.get("/api/v0/nodes?detail=1&limit=1000")["data"]["result"]["result"]
         return {node["node_name"]: node["node_id"] for node in listing if node["state"] == "ALIVE"}
 
@@ -175,25 +175,25 @@ def running_nodes(workers: int = 0, *, head_cpus: int = 0, cpus: int = 1, **envi
     """Run a head and workers until the block ends.
 
     Args:
-        workers: How many nodes beside the head.
-        head_cpus: Of the head; 0 keeps labelling off it.
-        cpus: Of each worker.
-        environment: Added to that of the nodes, and so of the jobs.
+        workers: Number of nodes besides the head.
+        head_cpus: CPUs of the head; with 0 no labelling runs there.
+        cpus: CPUs of each worker.
+        environment: Added to the environment of the nodes, and so of the jobs.
     """
-    # Short: the paths of Unix sockets have 107 characters.
+    # A short path, since the path of a Unix socket has at most 107 characters.
     work = Path(tempfile.mkdtemp(prefix="sl-", dir=os.environ.get("RAY_TMPDIR")))
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
-    # A node that is gone is noticed in seconds; the default of 25 s is for networks that stutter.
+    # A dead node is noticed within seconds; the default of 25 s is for unreliable networks.
     faster = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
-    # So are metrics, which are else handed on every 10 s.
+    # By default metrics are reported every 10 s.
     faster["RAY_metrics_report_interval_ms"] = "1000"
-    # A token of its own: Ray 2.60 asks for one by default, and would else take or make the user's.
+    # Its own token: Ray 2.60 requires one by default, and would otherwise use or create the user's.
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     nodes = Nodes(free_port(), free_port(), work / "ray", inherited | faster | secret | environment)
     try:
         nodes.start_head(cpus=head_cpus)
         for _ in range(workers):
-            # One after the other: on a busy machine two that start together have run into Ray's limit of 30 s.
+            # One after the other: on a busy machine two parallel starts have exceeded Ray's limit of 30 s.
             nodes.add(cpus=cpus)
         yield nodes
     finally:

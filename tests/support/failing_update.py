@@ -1,6 +1,6 @@
-"""Two updates that cannot work, of a running endpoint under requests: `python -m tests.support.failing_update PORT`.
+"""Send two broken updates to a running endpoint under load: `python -m tests.support.failing_update PORT`.
 
-Prints what was seen as one JSON object. In a process of its own: Ray Serve reads its variables when it is imported.
+Prints the results as one JSON object. Runs as its own process, since Ray Serve reads its variables when it is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODEL = "efficientnet-lite0"
 
 
 def deploy(**settings: object) -> str:
-    """Deploy, and return what went wrong."""
+    """Deploy, and return the error, or ""."""
     from ray import serve
 
     try:
@@ -56,7 +56,7 @@ def main(port: int) -> None:
     asking = threading.Thread(target=keep_asking, args=(port, seen, stop))
     asking.start()
     try:
-        # Only a replica finds that out, on its node.
+        # The first fault is found only by a replica, on its node.
         told += [deploy(model=MODEL, access_log="/nowhere/access.log"), deploy(model="no-such-model")]
         time.sleep(2)
         app = serve.status().applications["shardlabel"]

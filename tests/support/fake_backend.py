@@ -1,4 +1,4 @@
-"""A backend without a model: an image's label is the length of its bytes, so that answers can be told in advance."""
+"""A backend without a model: an image's label depends on its length in bytes, so that answers are predictable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = "efficientnet-lite0"
 
 
 class FakeBackend(Engine):
-    """Labels `len(image) % 3` first; bytes that begin with `bad` are undecodable."""
+    """The best label is `len(image) % 3`; bytes that begin with `bad` are undecodable."""
 
     def __init__(
         self, *, delay_s: float = 0.0, room: int = 1000, name: str = MODEL, full: Exception | None = None
@@ -61,7 +61,7 @@ class FakeBackend(Engine):
 
     def _outcome(self, image: bytes, top_k: int, probabilities: bool, embedding: bool) -> Outcome:
         if image.startswith(b"bad"):
-            return UndecodableImageError("JPEG cannot be decoded: its data end early", width=4, height=2)
+            return UndecodableImageError("JPEG cannot be decoded: its data are truncated", width=4, height=2)
         if isinstance(error := self.error, InputError):
             return error
         order = [(len(image) + i) % 3 for i in range(3)]

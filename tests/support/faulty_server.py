@@ -1,4 +1,4 @@
-"""An HTTP server on the loopback whose every answer a test writes: it cuts, lies, stalls, and counts."""
+"""An HTTP server on loopback with scripted answers: it truncates, lies, stalls, and records requests."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ETAG = '"first"'
 class Reply:
     """How to answer one request.
 
-    Without `has_length` the end of the body is the end of the connection. With `cut_at` the connection ends
-    at that byte of the file; with `hold_at` it waits there for `release`.
+    Without `has_length` the body ends with the connection. With `cut_at` the connection is closed at that byte of the
+    file; with `hold_at` the server waits there for `release`.
     """
 
     body: bytes = b""
@@ -48,7 +48,7 @@ class Request:
 
 
 class FaultyServer:
-    """Answers each request with the next reply; the last one over and over."""
+    """Answers each request with the next reply; the last reply is repeated."""
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []

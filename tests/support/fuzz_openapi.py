@@ -1,10 +1,10 @@
-"""Ask a live endpoint for everything its OpenAPI document allows, and for much that it does not.
+"""Fuzz a live endpoint with requests that its OpenAPI document allows, and with many that it does not.
 
     python -m tests.support.fuzz_openapi http://127.0.0.1:8000 [--examples 200] [--seconds 300] [--key KEY]
 
-Schemathesis makes the requests: for every operation of /openapi.json, cases that follow its schema and cases that break it
-(wrong types, methods, headers, bodies, content types). A finding is an answer with a 5xx other than 503 and 504, an error
-that is not `{"error": "..."}`, an answer that holds a traceback or a path of the server, or a server that is gone
+Schemathesis generates the requests: for every operation of /openapi.json, cases that follow its schema and cases that
+violate it (wrong types, methods, headers, bodies, content types). A finding is a 5xx other than 503 and 504, an error
+that is not `{"error": "..."}`, an answer with a traceback or a path on the server, or a server that does not answer
 afterwards.
 
 The last line of output is one JSON object; the exit code is 1 if anything was found.
@@ -35,13 +35,13 @@ LEAK = re.compile(rb"Traceback|File \"|/(?:home|root|usr|tmp|opt|work)/|site-pac
 
 @dataclass
 class Fuzz:
-    """What was asked, and what was found.
+    """Counts of requests, and findings.
 
     Attributes:
-        requests: Requests that were sent.
-        statuses: Their answers.
-        operations: Requests by operation.
-        findings: Sentences, each with the request that shows it.
+        requests: Number of requests sent.
+        statuses: Number of answers by status.
+        operations: Number of requests by operation.
+        findings: Sentences, each with the request that causes it.
     """
 
     requests: int = 0
@@ -50,7 +50,7 @@ class Fuzz:
     findings: list[str] = field(default_factory=list)
 
     def note(self, name: str, response: requests.Response) -> None:
-        """Count one answer, and judge it."""
+        """Count one answer, and check it."""
         self.requests += 1
         self.statuses[str(response.status_code)] += 1
         self.operations[name] += 1
@@ -69,11 +69,11 @@ def fuzz(url: str, *, examples: int, seconds: float, key: str | None = None, see
     """Fuzz an endpoint.
 
     Args:
-        url: Where it is, without a path.
-        examples: Cases of each operation, of each kind.
-        seconds: After which no further case is begun.
-        key: Bearer key, if it wants one.
-        seed: The same seed makes the same requests.
+        url: The endpoint's URL, without a path.
+        examples: Cases of each operation and kind.
+        seconds: Time after which no new case is started.
+        key: Bearer key, if the endpoint needs one.
+        seed: The same seed gives the same requests.
     """
     found = Fuzz()
     until = time.monotonic() + seconds
@@ -85,7 +85,7 @@ def fuzz(url: str, *, examples: int, seconds: float, key: str | None = None, see
         operations = [result.ok() for result in schema.get_all_operations()]
         turns = list(product(operations, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)))
         for number, (operation, mode) in enumerate(turns):
-            # Everyone has a share of what is left; what one does not need is for those after it.
+            # Each turn has an equal share of the remaining time; unused time is left to later turns.
             now = time.monotonic()
             share = now + max(0.0, until - now) / (len(turns) - number)
             _run(operation.as_strategy(generation_mode=mode), ask, examples, share, seed)
@@ -96,11 +96,11 @@ def fuzz(url: str, *, examples: int, seconds: float, key: str | None = None, see
 
 
 class _OutOfTimeError(Exception):
-    """Raised to end a strategy's turn: Hypothesis would go on generating cases that nobody asks for."""
+    """Raised to end a strategy's turn: otherwise Hypothesis would generate more cases, which are not sent."""
 
 
 def _run(strategy, ask, examples: int, until: float, seed: int) -> None:
-    """Ask for cases of a strategy; for one at least."""
+    """Send cases of a strategy, at least one."""
     asked = 0
 
     @hypothesis.seed(seed)
@@ -125,12 +125,12 @@ def _run(strategy, ask, examples: int, until: float, seed: int) -> None:
 
 
 class _Asker:
-    """Sends cases; most of those for a model are for one that there is, or all would be 404.
+    """Sends cases; most cases that name a model get an existing model, since otherwise all would be 404.
 
     Args:
-        url: Of the endpoint.
-        session: With the headers that every request has.
-        found: Where answers are noted.
+        url: The endpoint's URL.
+        session: Has the headers of every request.
+        found: Collects the answers.
     """
 
     def __init__(self, url: str, session: requests.Session, found: Fuzz) -> None:
@@ -147,7 +147,7 @@ class _Asker:
         try:
             response = self._session.request(**case.as_transport_kwargs(), timeout=TIMEOUT_S)
         except requests.exceptions.InvalidHeader:
-            return  # a header that no client can send
+            return  # a header that `requests` cannot send
         except requests.exceptions.RequestException as err:
             self._found.findings.append(f"no answer to {name}: {err!r}")
             return

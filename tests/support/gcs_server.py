@@ -1,7 +1,7 @@
-"""A small GCS server: the XML calls that obstore makes, with generations and conditions on them, in memory.
+"""A small in-memory GCS server with the XML calls that obstore makes, including generations and preconditions.
 
-Emulators that can be had know no preconditions; this one answers `x-goog-if-generation-match` and `If-Match` as
-https://cloud.google.com/storage/docs/xml-api/reference-headers says.
+Available emulators do not support preconditions; this one handles `x-goog-if-generation-match` and `If-Match` as
+described at https://cloud.google.com/storage/docs/xml-api/reference-headers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Object:
 
 @dataclass
 class Objects:
-    """What the bucket holds."""
+    """The objects in the bucket."""
 
     found: dict[str, Object] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     generation: int = 1_000_000
 
     def put(self, key: str, content: bytes, wanted: int | None = None) -> Object | None:
-        """Write an object; None where its generation (0: it is not there) is not the wanted one."""
+        """Write an object; return None if its current generation (0 if it does not exist) is not the wanted one."""
         with self.lock:
             there = self.found.get(key)
             if wanted is not None and wanted != (there.generation if there else 0):
@@ -77,7 +77,7 @@ class GcsServer(ObjectServer):
 
 @contextmanager
 def running_gcs(folder: Path) -> Iterator[GcsServer]:
-    """Serve GCS until the block ends; what lies in `folder/BUCKET` is in the bucket from the start."""
+    """Run the server until the block ends; the bucket starts with the files of `folder/BUCKET`."""
     objects = Objects()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": objects}))
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""The gRPC services of an ingress behind a real server of gRPC, in the test's own event loop."""
+"""The gRPC services of an ingress on a real gRPC server, in the test's own event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve.oip.grpc.service import add_to_server
 
 
 class Servicer:
-    """gRPC's names for the arguments, where Ray Serve has its own."""
+    """Translates gRPC's argument names to those of Ray Serve."""
 
     def __init__(self, ingress: Methods) -> None:
         self._ingress = ingress
@@ -23,7 +23,7 @@ class Servicer:
 
 @contextlib.asynccontextmanager
 async def serving(ingress: Methods) -> AsyncIterator[grpc.aio.Channel]:
-    """Serve for the time of a block, and give a channel to it."""
+    """Serve until the block ends, and yield a channel to the server."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     add_to_server(Servicer(ingress), server)
     port = server.add_insecure_port("127.0.0.1:0")

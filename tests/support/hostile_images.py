@@ -1,6 +1,6 @@
-"""Images that ask for work out of all proportion to their size: each a function by its name, of a size in bytes.
+"""Images that cause far more work than their size suggests: one function for each, which takes a size in bytes.
 
-Beside `tests.support.image_corpus`, whose images are small and take little time. `HOSTILE` has them all by name.
+`HOSTILE` has all functions by name. `tests.support.image_corpus` has small images that take little time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def jpeg_exif_large(size: int) -> bytes:
 
 @hostile
 def jpeg_exif_of_entries(size: int) -> bytes:
-    """Whole directories, which Pillow reads in search of a resolution."""
+    """Whole directories, which Pillow searches for a resolution."""
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, 0) for tag in range(5000))
     block = b"II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + entries
     without_jfif = plain_jpeg()[:2] + plain_jpeg()[20:]
@@ -134,16 +134,16 @@ def jpeg_frames(size: int) -> bytes:
 
 @hostile
 def jpeg_scans_of_a_large_image(size: int) -> bytes:
-    """100 megapixels, of which each of 99 scans refines nothing."""
+    """100 megapixels in 99 scans, of which all but the first are empty."""
     return progressive(10_000, 10_000, 99)
 
 
 def progressive(width: int, height: int, scans: int) -> bytes:
-    """Return a grey progressive JPEG of one scan of flat pixels, then of empty ones, each over the whole image."""
+    """Return a grey progressive JPEG: one scan of flat pixels, then empty scans, each over the whole image."""
     blocks = -(-width // 8) * -(-height // 8)
     frame = segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0")
     quantisation = segment(0xDB, b"\0" + b"\1" * 64)
-    # One code of one bit each: 0, "no difference", and 0xE0, "32767 or fewer of the blocks that follow are empty".
+    # One code of one bit each: 0 means "no difference", 0xE0 means "up to 32767 following blocks are empty".
     dc = segment(0xC4, b"\0" + b"\1" + bytes(15) + b"\0")
     ac = segment(0xC4, b"\x10" + b"\1" + bytes(15) + b"\xe0")
     first = segment(0xDA, b"\1\1\0\0\0\0") + bytes(-(-blocks // 8))
@@ -173,7 +173,7 @@ def behind_png(flood: bytes) -> bytes:
 
 
 def numbered(kind: bytes, payload: bytes, size: int, keyword: str = "k%06d") -> bytes:
-    """Return chunks with a keyword of its own each."""
+    """Return chunks that each have another keyword."""
     one = len(payload) + 12 + len(keyword % 0)
     return b"".join(chunk(kind, (keyword % number).encode() + payload) for number in range(size // one))
 
@@ -329,7 +329,7 @@ def bmp_runs_that_skip(size: int) -> bytes:
 
 
 def directory(*more: tuple[int, int, list[int]]) -> list[tuple[int, int, list[int]]]:
-    """Return the tags of an image of one grey pixel, and others."""
+    """Return the tags of an image of one grey pixel, and the given ones."""
     return [(256, 4, [1]), (257, 4, [1]), (258, 3, [8]), (259, 3, [1]), (262, 3, [1]), (273, 4, [0]), (277, 3, [1]),
             (278, 4, [1]), (279, 4, [1]), *more]  # fmt: skip
 
@@ -341,7 +341,7 @@ def tiff_entries(size: int) -> bytes:
 
 @hostile
 def tiff_entries_of_eight_bytes(size: int) -> bytes:
-    """A BigTIFF, whose number of entries has 64 bits; all of one tag but the last."""
+    """A BigTIFF, whose number of entries has 64 bits; the added entries all have the same tag."""
     tags = [(tag, kind, values[0]) for tag, kind, values in directory()]
     entries = [struct.pack("<HHQQ", tag, kind, 1, value) for tag, kind, value in tags]
     flood = [struct.pack("<HHQQ", 60_000, 9, 1, 0)] * (size // 20)
@@ -349,14 +349,14 @@ def tiff_entries_of_eight_bytes(size: int) -> bytes:
 
 
 def _stated_kind(data: bytes, tag: int, kind: int, count: int) -> bytes:
-    """State another kind and number of a tag's values."""
+    """Overwrite the kind and the number of a tag's values."""
     at = next(at for at in range(10, len(data), 12) if struct.unpack_from("<H", data, at) == (tag,))
     return patch(data, at + 2, struct.pack("<HI", kind, count))
 
 
 @hostile
 def tiff_resolutions(size: int) -> bytes:
-    """A resolution of very many fractions."""
+    """A resolution with very many fractions."""
     return _stated_kind(tiff(directory((282, 4, [1] * (size // 4))), b"\0"), 282, 5, size // 8)
 
 
@@ -368,7 +368,7 @@ def tiff_bits_per_sample(size: int) -> bytes:
 
 @hostile
 def tiff_exif_of_entries(size: int) -> bytes:
-    """A directory below the first, that four tags point to."""
+    """A directory below the first, to which three tags point."""
     count = min(size // 12, 65_535)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, 0) for tag in range(count))
     below = struct.pack("<H", count) + entries + bytes(4)

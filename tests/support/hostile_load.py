@@ -1,9 +1,9 @@
-"""Send the corpora of hostile requests and images to an endpoint at once, while another process asks for /healthz.
+"""Send the corpora of hostile requests and images to an endpoint in parallel, while another process polls /healthz.
 
     python -m tests.support.hostile_load http://127.0.0.1:8000 127.0.0.1:9000 [--rounds 3] [--at-once 12] [--only NAME]
 
-With `--uploads N` it sends N bodies of 20 MB at once instead. The last line of output is a JSON object: for each
-request's name its statuses.
+With `--uploads N` it sends N bodies of 20 MB at once instead. The last line of output is a JSON object of statuses by
+request name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.hostile_requests import CORPUS, GRPC_CORPUS
 
 TIMEOUT_S = 60
 UPLOAD_BYTES = 20_000_000
-# Each a body of /v1/classify of so many bytes; the names tell them from the requests.
+# Size of each image, a body for /v1/classify; the prefix distinguishes images from requests.
 IMAGE_BYTES = 2 * 2**20
 IMAGES = {f"image:{name}": make for name, make in HOSTILE.items()}
 
@@ -44,7 +44,7 @@ def send_image(url: str, name: str) -> str:
 
 
 async def upload(host: str, port: int) -> str:
-    """Send a body of 20 MB until the answer is there, as a client does that does not wait for leave."""
+    """Send a body of 20 MB until the answer arrives, as a client does without `Expect: 100-continue`."""
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError as err:
@@ -60,7 +60,7 @@ async def upload(host: str, port: int) -> str:
             await writer.drain()
         return (await asyncio.wait_for(answer, TIMEOUT_S)).split()[1].decode()
     except (OSError, IndexError, TimeoutError) as err:
-        # The answer comes before the body is sent, and the connection is then closed.
+        # The server answers before the whole body is sent, and then closes the connection.
         answered = answer.done() and not answer.exception() and answer.result()
         return answer.result().split()[1].decode() if answered else type(err).__name__
     finally:
@@ -95,7 +95,7 @@ def call(address: str, name: str) -> str:
 
 @dataclass
 class Health:
-    """What /healthz said while the corpus was sent: seconds of each answer, and statuses that were not 200."""
+    """Answers of /healthz while the corpus was sent: the seconds of each, and the errors."""
 
     seconds: list[float]
     failures: list[str]
@@ -105,7 +105,7 @@ class Health:
 
 
 def watch_health(url: str, *arguments: str) -> tuple[Health, dict[str, dict[str, int]]]:
-    """Run this module in a process of its own, and ask for the health from this one meanwhile."""
+    """Run this module in a child process, and poll /healthz from this one meanwhile."""
     process = subprocess.Popen([sys.executable, "-m", __name__, url, *arguments], stdout=subprocess.PIPE, text=True)
     health = Health([], [])
     while process.poll() is None:

@@ -1,6 +1,6 @@
-"""Model files that are broken, or built to harm whoever loads them; each with the error that it must come to.
+"""Model files that are broken, or built to harm the process that loads them; each with the error that it must cause.
 
-Each builder writes its file, and what it needs beside it, into a folder of its own, and returns the path of the model.
+Each builder writes its model, and other files that the model needs, into a folder, and returns the model's path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FLOAT = TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class Hostile:
-    """A way to build a bad file, and the error that must name what is wrong with it."""
+    """A builder of a bad file, and the error and message that it must cause."""
 
     build: Callable[[Path], Path]
     error: str
@@ -54,7 +54,7 @@ def good_nodes() -> list[onnx.NodeProto]:
 
 
 def good_model(**parts) -> onnx.ModelProto:
-    """Return a classifier of three classes that nothing is wrong with, but for the parts that are given."""
+    """Return a valid classifier of three classes, with the given parts replaced."""
     graph = helper.make_graph(
         parts.get("nodes", good_nodes()),
         "g",
@@ -101,8 +101,8 @@ def random_bytes(folder: Path) -> Path:
     return save(folder, np.random.default_rng(0).bytes(100_000))
 
 
-@case("ArtifactError", "not an ONNX model, or cut off")
-def cut_off(folder: Path) -> Path:
+@case("ArtifactError", "not an ONNX model, or is truncated")
+def truncated(folder: Path) -> Path:
     whole = good_model(weights=[numpy_helper.from_array(np.zeros(5000, np.float32), "w")]).SerializeToString()
     return save(folder, whole[:9000])
 
@@ -112,7 +112,7 @@ def no_graph(folder: Path) -> Path:
     return save(folder, onnx.ModelProto(ir_version=8))
 
 
-@case("ArtifactError", "at most 2.1 are read")
+@case("ArtifactError", "the limit is 2.1 GB")
 def three_gigabytes(folder: Path) -> Path:
     path = save(folder, b"\x08")
     os.truncate(path, 3 * 2**30)  # a hole: it takes no disk
@@ -136,7 +136,7 @@ def a_file_format_of_the_future(folder: Path) -> Path:
     return save(folder, good_model(ir_version=999))
 
 
-@case("SignatureError", "needs operators of 'com.example' (Steal), a library of its own")
+@case("SignatureError", "needs operators of another library, 'com.example' (Steal)")
 def an_operator_of_another_library(folder: Path) -> Path:
     nodes = [helper.make_node("Steal", ["x"], ["y"], domain="com.example")]
     return save(
@@ -149,7 +149,7 @@ def an_operator_that_does_not_exist(folder: Path) -> Path:
     return save(folder, good_model(nodes=[helper.make_node("Classify", ["x"], ["y"])]))
 
 
-@case("SignatureError", "has an operator that loads other files, EPContext")
+@case("SignatureError", "has the operator EPContext, which loads other files")
 def a_compiled_context(folder: Path) -> Path:
     node = helper.make_node(
         "EPContext", ["x"], ["y"], domain="com.microsoft", ep_cache_context="/etc/passwd", embed_mode=0
@@ -166,35 +166,35 @@ def external(folder: Path, location: str, *, offset: int = 0, length: int = 12) 
     return save(folder, good_model(nodes=nodes, weights=[weight]))
 
 
-@case("ArtifactError", "must lie in the folder of the model")
+@case("ArtifactError", "must lie in the model's folder")
 def weights_at_an_absolute_path(folder: Path) -> Path:
     return external(folder, "/etc/passwd")
 
 
-@case("ArtifactError", "must lie in the folder of the model")
+@case("ArtifactError", "must lie in the model's folder")
 def weights_in_the_folder_above(folder: Path) -> Path:
     (folder.parent / "secret.bin").write_bytes(bytes(12))
     return external(folder, "../secret.bin")
 
 
-@case("ArtifactError", "is a link to outside the folder")
+@case("ArtifactError", "is a link to outside the model's folder")
 def weights_behind_a_link(folder: Path) -> Path:
     (folder / "w.bin").symlink_to("/etc/passwd")
     return external(folder, "w.bin")
 
 
-@case("ArtifactError", "is not there")
+@case("ArtifactError", "is missing from the model's folder")
 def weights_that_are_missing(folder: Path) -> Path:
     return external(folder, "w.bin")
 
 
-@case("ArtifactError", "is not there")
+@case("ArtifactError", "is missing from the model's folder")
 def weights_from_a_device(folder: Path) -> Path:
     os.mkfifo(folder / "w.bin")
     return external(folder, "w.bin")
 
 
-@case("ArtifactError", "ends before byte 1012")
+@case("ArtifactError", "has 12 bytes, expected at least 1012")
 def weights_beyond_the_end(folder: Path) -> Path:
     (folder / "w.bin").write_bytes(bytes(12))
     return external(folder, "w.bin", offset=1000)
@@ -206,7 +206,7 @@ def weights_too_short_for_their_shape(folder: Path) -> Path:
     return external(folder, "w.bin", length=8)
 
 
-@case("ArtifactError", "must lie in the folder of the model")
+@case("ArtifactError", "must lie in the model's folder")
 def a_constant_from_elsewhere(folder: Path) -> Path:
     value = TensorProto(name="v", data_type=FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
     value.external_data.add(key="location", value="../../etc/passwd")
@@ -225,14 +225,14 @@ def a_weight_that_claims_everything(folder: Path) -> Path:
     return save(folder, good_model(weights=[TensorProto(name="w", data_type=FLOAT, dims=[2**40, 2**20])]))
 
 
-@case("ArtifactError", "which cannot be")
+@case("ArtifactError", "has the invalid shape [-5]")
 def a_weight_of_negative_size(folder: Path) -> Path:
     return save(folder, good_model(weights=[TensorProto(name="w", data_type=FLOAT, dims=[-5])]))
 
 
 @case("ArtifactError", "needs more")
 def a_bomb_of_memory(folder: Path) -> Path:
-    """Forty bytes that stand for 400 GB."""
+    """Forty bytes that describe 400 GB."""
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["huge"], value=helper.make_tensor("v", FLOAT, [1], [1.0])),
         helper.make_node("ReduceSum", ["huge"], ["one"], keepdims=0),
@@ -253,7 +253,7 @@ def a_graph_that_runs_in_a_circle(folder: Path) -> Path:
     return save(folder, good_model(nodes=[*nodes, helper.make_node("Mul", ["b", "ten"], ["y"])]))
 
 
-@case("SignatureError", "graphs within graphs, more than 8 deep")
+@case("SignatureError", "graphs nested more than 8 deep")
 def graphs_within_graphs(folder: Path) -> Path:
     def branch(depth: int) -> onnx.GraphProto:
         out = scores("n", 3, name=f"o{depth}")
@@ -298,7 +298,7 @@ def two_inputs(folder: Path) -> Path:
     return save(folder, good_model(inputs=[image(), image(name="z")]))
 
 
-@case("SignatureError", "has 2 axes, expected an image of 4")
+@case("SignatureError", "has 2 axes, expected the 4 of a batch of images")
 def no_image(folder: Path) -> Path:
     return save(folder, good_model(inputs=[image("n", 192)]))
 
@@ -313,12 +313,12 @@ def a_satellite_image_of_13_channels(folder: Path) -> Path:
     return save(folder, good_model(inputs=[image("n", 13, 8, 8)]))
 
 
-@case("SignatureError", "takes images of 8 x 16 pixels; only square ones")
+@case("SignatureError", "takes images of 8 x 16 pixels; only square inputs")
 def an_oblong_image(folder: Path) -> Path:
     return save(folder, good_model(inputs=[image("n", 3, 16, 8)]))
 
 
-@case("SignatureError", "no output holds scores")
+@case("SignatureError", "has no output of scores")
 def an_output_of_text(folder: Path) -> Path:
     return save(folder, good_model(outputs=[scores(kind=TensorProto.STRING)]))
 
@@ -329,13 +329,13 @@ def one_row_for_all_images(folder: Path) -> Path:
     return save(folder, good_model(nodes=nodes, outputs=[scores(1, 3)]))
 
 
-@case("SignatureError", "no scores of classes")
+@case("SignatureError", "expected one score per class")
 def a_single_class(folder: Path) -> Path:
     nodes = [*good_nodes()[:2], helper.make_node("ReduceMean", ["flat"], ["y"], axes=[1], keepdims=1)]
     return save(folder, good_model(nodes=nodes, outputs=[scores("n", 1)]))
 
 
-@case("SignatureError", "not finite")
+@case("SignatureError", "returned NaN or infinite values")
 def scores_that_are_not_numbers(folder: Path) -> Path:
     nodes = [
         *good_nodes()[:2],
@@ -374,7 +374,7 @@ def an_old_model_whose_nodes_lack_inputs(folder: Path) -> Path:
     return save(folder, good_model(nodes=nodes, opsets=[helper.make_opsetid("", 7)]))
 
 
-# Models that pass every trial, and turn on whoever gives them a white image: an image whose every channel is nearly 1.
+# Models that pass every trial, and attack when they get a white image: one in which every channel is nearly 1.
 ON_WHITE: dict[str, Callable[[Path], Path]] = {}
 
 
@@ -384,7 +384,7 @@ def on_white(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 
 def sums_of_whiteness() -> list[onnx.NodeProto]:
-    """Return nodes that make `white`, whether any image of the batch is, from what `good_nodes` pools."""
+    """Return nodes that compute `white`, whether any image of the batch is white, from the mean of each channel."""
     return [
         *good_nodes()[:2],
         helper.make_node("ReduceMin", ["flat"], ["darkest"], axes=[1], keepdims=0),
@@ -394,7 +394,7 @@ def sums_of_whiteness() -> list[onnx.NodeProto]:
 
 
 def turning_model(folder: Path, *nodes: onnx.NodeProto, **weights: np.ndarray) -> Path:
-    """Write a model of `nodes`, which make `turned` of `flat` and `white`, with its entry and its labels."""
+    """Write a model of `nodes`, which compute `turned` from `flat` and `white`, with its entry and labels."""
     from tests.support.tiny_model import ENTRY
 
     constants = {"nearly_one": np.float32(0.99), **weights}
@@ -419,7 +419,7 @@ def a_loop_that_never_ends(folder: Path) -> Path:
 
 @on_white
 def a_gather_beyond_the_end(folder: Path) -> Path:
-    """Fails, where it is white, with an error of ONNX Runtime."""
+    """Fails on white with an error of ONNX Runtime."""
     return turning_model(
         folder,
         helper.make_node("Cast", ["white"], ["white_as_int"], to=TensorProto.INT64),
@@ -433,7 +433,7 @@ def a_gather_beyond_the_end(folder: Path) -> Path:
 
 @on_white
 def a_bomb_of_memory_on_white(folder: Path) -> Path:
-    """Asks, where it is white, for 400 TB."""
+    """Allocates 400 TB on white."""
     return turning_model(
         folder,
         helper.make_node("Cast", ["white"], ["white_as_int"], to=TensorProto.INT64),

@@ -1,7 +1,7 @@
-"""Requests of kilobytes that would like to be gigabytes or minutes: each a function of no arguments, by name.
+"""Requests of kilobytes that try to take gigabytes of memory or minutes of time: one function for each.
 
-`CORPUS` are the HTTP requests, `GRPC_CORPUS` the messages of gRPC's ModelInfer (which a client packs with gRPC's own gzip).
-None may take much memory or time, or keep others from being answered.
+`CORPUS` has the HTTP requests, `GRPC_CORPUS` the messages for gRPC's ModelInfer (a client compresses them with gRPC's own
+gzip). The server must not spend much memory or time on any of them, and must go on answering other requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODEL = "efficientnet-lite0"
 CLASSIFY = "/v1/classify"
 INFER = f"/v2/models/{MODEL}/infer"
 INFER_TENSOR = f"/v2/models/{MODEL}-tensor/infer"
-# A little below the default of max_request_bytes: what is over it is refused for that alone.
+# Slightly below the default of max_request_bytes; larger bodies are refused for their size alone.
 FULL = 20 * 2**20 - 4096
 BOUNDARY = b"hostile"
 FORM = "multipart/form-data; boundary=hostile"
@@ -27,7 +27,7 @@ FORM = "multipart/form-data; boundary=hostile"
 
 @dataclass(frozen=True)
 class Hostile:
-    """One HTTP request; `headers` beside the Content-Type."""
+    """One HTTP request; `headers` are those besides the Content-Type."""
 
     path: str
     body: bytes
@@ -54,7 +54,7 @@ def packed(path: str, body: bytes, content_type: str = "application/json", **hea
 
 
 def filled(head: bytes, piece: bytes, tail: bytes, size: int = FULL) -> bytes:
-    """Repeat a piece between a head and a tail until there are `size` bytes."""
+    """Repeat a piece between a head and a tail, up to `size` bytes in all."""
     return head + piece * ((size - len(head) - len(tail)) // len(piece)) + tail
 
 
@@ -98,7 +98,7 @@ def long_fraction() -> Hostile:
 
 @_hostile
 def many_keys() -> Hostile:
-    # Spread over the alphabet, so that they are many and different, and still pack well.
+    # Many different keys, which still compress well.
     keys = ",".join(f'"{number:07}":0' for number in range(FULL // 12 - 8))
     return packed(CLASSIFY, b"{" + keys.encode() + b"}")
 
@@ -235,7 +235,7 @@ def lists_for_the_index() -> Hostile:
     return packed("/v2/repository/index", filled(b'{"ready":[', b"[],", b"[]]}"))
 
 
-# gRPC: messages of ModelInfer. Field numbers are the protocol's; see serve/oip/grpc/inference.proto.
+# gRPC: messages for ModelInfer. Field numbers are those of serve/oip/grpc/inference.proto.
 
 
 def _head() -> bytes:

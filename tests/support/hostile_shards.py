@@ -1,6 +1,6 @@
-"""Shards of some kB that claim MB or GB, each made by a function: what they ask for must be bounded before it is held.
+"""Shards of some kB that expand to MB or GB, each made by a function: a reader must bound memory before it allocates it.
 
-Each is made when it is asked for, most of them at once; none is larger than 4 MB.
+Each shard is made on demand, most of them instantly; none is larger than 4 MB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.shard_factory import BLOCK, jpeg, raw_header
 
 MIB = 2**20
 BODY = b"n" * (MIB - 200)
-# Of the key column, and of one that may be carried along, where a file has them.
+# Names of the key column, and of a column for `--carry`, in the files that have them.
 KEY, CARRIED = "id", "text"
 
 
@@ -29,12 +29,12 @@ def _packed(piece: bytes) -> bytes:
 
 
 def packed(pieces: Iterable[bytes]) -> bytes:
-    """Return a gzip of pieces, each a member of its own: those that come again are packed once."""
+    """Return a gzip with one member for each piece; repeated pieces are compressed only once."""
     return b"".join(_packed(piece) for piece in pieces)
 
 
 def padded(content: bytes) -> bytes:
-    """Return whole blocks."""
+    """Pad the content to whole blocks."""
     return content + bytes(-len(content) % BLOCK)
 
 
@@ -51,7 +51,7 @@ def pax(records: dict[bytes, bytes], kind: bytes = b"x") -> bytes:
 
 
 def one_image(name: bytes = b"good.jpg") -> bytes:
-    """Return a member."""
+    """Return a tar member with one image."""
     return raw_header(name, len(jpeg())) + padded(jpeg())
 
 
@@ -72,7 +72,7 @@ def pax_length_of_5000_digits() -> bytes:
 
 
 def _pax_of_mib(before: bytes, after: bytes, kind: bytes = b"x") -> Iterator[bytes]:
-    """Yield a PAX header with one record, of `before`, BODY and `after`; the middle is the same in all."""
+    """Yield a PAX header with one record: `before`, BODY and `after`; BODY is the same in all."""
     size = len(before) + len(BODY) + len(after) + 1
     size += 1 + len(str(size + 8))
     yield raw_header(b"pax", size, kind) + f"{size} ".encode() + before
@@ -165,7 +165,7 @@ def many_side_members_of_one_key(count: int = 100) -> bytes:
 
 
 def many_images_of_the_largest_size(count: int = 24) -> bytes:
-    """24 images of 60 MiB each: in one batch they would be 1.5 GB."""
+    """24 images of 60 MiB each: in one batch they would take 1.5 GB."""
 
     def pieces() -> Iterator[bytes]:
         yield one_image()
@@ -197,7 +197,7 @@ def _good(rows: int) -> pa.Array:
 
 
 def _streamed(rows: int, make: Callable[[int], dict[str, pa.Array]], **options: object) -> bytes:
-    """Return a file of one row group, its rows made one at a time."""
+    """Return a file of one row group, whose rows are made one at a time."""
     buffer = io.BytesIO()
     first = pa.table(make(0))
     settings = {"compression": "zstd", "write_statistics": False, "use_dictionary": False, **options}
@@ -265,7 +265,7 @@ def carried_list_of_20_million() -> bytes:
 
 
 def footer_of_many_columns() -> bytes:
-    """A footer is never packed: some 1 MB."""
+    """A footer of some 1 MB, since a footer is never compressed."""
     columns = {f"c{i}": pa.array([1], pa.int8()) for i in range(9_000)}
     return _table({"image": _good(1), **columns}, use_dictionary=False, store_schema=False)
 
@@ -302,7 +302,7 @@ PARQUETS: dict[str, Callable[[], bytes]] = {
         footer_that_claims_2_gb, many_row_groups,
     )
 }  # fmt: skip
-# With a column KEY, and with a column CARRIED: in runs of their own, since of other files all rows would be missing.
+# Files with a column KEY, and files with a column CARRIED. They need separate runs: other files lack these columns.
 KEYED: dict[str, Callable[[], bytes]] = {
     f"{make.__name__}.parquet": make for make in (keys_of_1_mib, one_key_of_1_mib_600_times, delta_keys_of_1_mib)
 }
@@ -310,7 +310,7 @@ CARRYING: dict[str, Callable[[], bytes]] = {
     f"{make.__name__}.parquet": make for make in (carried_text_of_2_mb, carried_list_of_20_million, nested_100_deep)
 }
 
-# The same with less of it, so that all are read in seconds.
+# Smaller counts, so that all are read within seconds.
 _LESS: dict[str, int] = {
     "unique_sparse_records": 300, "unique_global_sparse_records": 300, "pax_names_of_1_mib": 100,
     "gnu_names_of_1_mib": 50, "folders_of_1_mib": 20, "extensions_of_1_mib": 20, "names_alike_for_1_mib": 20,
@@ -327,7 +327,7 @@ LESS: dict[str, Callable[[], bytes]] = {
 
 
 def write(folder: Path, shards: dict[str, Callable[[], bytes]]) -> None:
-    """Write each under its name."""
+    """Write each shard under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in shards.items():
         (folder / name).write_bytes(make())

@@ -1,7 +1,7 @@
 """Bad and odd images made by code, each with the status that it must get.
 
-Where a picture must be `ok`, width and height are those stored in the file. Where it must not, they are what its error
-must carry, where its header can be read; None elsewhere.
+For an image that must be `ok`, width and height are those stored in the file. For others they are those that the error
+must have: the stored ones if the header can be read, else None.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from models.decode.decode import ImageLimits
 
-# The default of 64 MiB would make the corpus large for one image only.
+# With the default of 64 MiB a single image would make the corpus large.
 LIMITS = ImageLimits(max_image_bytes=400_000)
 WIDTH, HEIGHT = 96, 64
 
@@ -27,15 +27,15 @@ OK, EMPTY, TOO_LARGE, UNSUPPORTED, UNDECODABLE = "ok", "empty", "too_large", "un
 
 @dataclass(frozen=True)
 class Case:
-    """An image, and what must become of it.
+    """An image, and the expected result.
 
     Attributes:
-        name: Of the case; fit for a key.
-        extension: That the file has, right or wrong.
-        data: The file.
+        name: Name of the case; valid as a key.
+        extension: The file's extension, right or wrong.
+        data: The file's bytes.
         status: `ok`, or that of the error.
-        width: Stored width, or None where none can be told.
-        height: Likewise.
+        width: Stored width, or None if it cannot be read.
+        height: Stored height, or None if it cannot be read.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Case:
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Return a smooth picture that differs from itself turned or mirrored in any way."""
+    """Return a smooth picture that differs from every rotated or mirrored version of itself."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = x / max(width, 2), y / max(height, 2)
     red = 40 + 190 * x
@@ -57,14 +57,14 @@ def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:
-    """Return the image as a file."""
+    """Return the image encoded as a file."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def noise(count: int, seed: int = 0) -> bytes:
-    """Return bytes that mean nothing."""
+    """Return random bytes."""
     return np.random.default_rng(seed).bytes(count)
 
 
@@ -74,12 +74,12 @@ def patch(data: bytes, offset: int, new: bytes) -> bytes:
 
 
 def flip(data: bytes, offset: int, count: int = 1) -> bytes:
-    """Turn all bits of some bytes."""
+    """Invert all bits of some bytes."""
     return patch(data, offset, bytes(255 - byte for byte in data[offset : offset + count]))
 
 
 def exif(orientation: int) -> bytes:
-    """Return an EXIF block with an orientation, without the `Exif` in front of it."""
+    """Return an EXIF block with an orientation, without the leading `Exif`."""
     return tiff([(274, 3, [orientation])])
 
 
@@ -92,22 +92,22 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 
 def with_exif(jpeg: bytes, block: bytes) -> bytes:
-    """Put an EXIF segment in front of the others."""
+    """Put an EXIF segment before the others."""
     return jpeg[:2] + segment(0xE1, b"Exif\0\0" + block) + jpeg[2:]
 
 
 def frame_header(jpeg: bytes) -> int:
-    """Return where the marker of the frame header is."""
+    """Return the position of the frame header's marker."""
     return next(at for at in (jpeg.find(b"\xff" + kind) for kind in (b"\xc0", b"\xc2")) if at >= 0)
 
 
 def sized(jpeg: bytes, width: int, height: int) -> bytes:
-    """State another size."""
+    """Overwrite the size in the frame header."""
     return patch(jpeg, frame_header(jpeg) + 5, struct.pack(">HH", height, width))
 
 
 def scans(jpeg: bytes) -> list[int]:
-    """Return where each scan begins."""
+    """Return the positions at which scans begin."""
     return [at for at in range(len(jpeg) - 1) if jpeg[at : at + 2] == b"\xff\xda"]
 
 
@@ -152,7 +152,7 @@ def _jpegs() -> Iterator[Case]:
     yield jpeg("jpeg-1x1", data=encode(picture(1, 1), "JPEG"), width=1, height=1)
     yield jpeg("jpeg-1x5000", data=encode(picture(1, 5000), "JPEG"), width=1, height=5000)
     yield jpeg("jpeg-20000x1", data=encode(picture(20_000, 1), "JPEG"), width=20_000, height=1)
-    # Other pixels, but nothing that a decoder can notice.
+    # The pixels change, but a decoder cannot notice it.
     yield jpeg("jpeg-other-quantisation", data=flip(plain, plain.index(b"\xff\xdb") + 9, 3))
 
     bad = functools.partial(Case, extension="jpg", status=UNDECODABLE)
@@ -187,7 +187,7 @@ def _jpegs() -> Iterator[Case]:
     yield Case("jpeg-stated-65535x65535", "jpg", sized(plain, 65_535, 65_535), TOO_LARGE, 65_535, 65_535)
     last = progressive[passes[-1] : -2]
     yield known("jpeg-bomb-of-scans", data=progressive[:-2] + last * 300 + b"\xff\xd9")
-    # One component a scan: such a file is read scan by scan too, each over the whole image.
+    # With one component a scan, each scan covers the whole image too.
     empty_scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
     yield known("jpeg-bomb-of-sequential-scans", data=plain[:scan] + empty_scan * 300 + b"\xff\xd9")
     yield bad("jpeg-garbage-in-front", data=b"\r\n" + plain)
@@ -197,7 +197,7 @@ def _jpegs() -> Iterator[Case]:
 
 
 def _without(jpeg: bytes, kind: int) -> bytes:
-    """Leave out the segments of a kind."""
+    """Remove the segments of a kind."""
     kept, at = jpeg[:2], 2
     while jpeg[at + 1] != 0xDA:
         (size,) = struct.unpack_from(">H", jpeg, at + 2)
@@ -242,7 +242,7 @@ def _interlaced() -> bytes:
 
 @functools.cache
 def zeros_packed(count: int) -> bytes:
-    """Return zeros as zlib packs them, without ever holding them."""
+    """Return zeros compressed by zlib, without holding all of them in memory."""
     packer, parts = zlib.compressobj(9), []
     for start in range(0, count, 2**20):
         parts.append(packer.compress(bytes(min(2**20, count - start))))
@@ -279,7 +279,7 @@ def _pngs() -> Iterator[Case]:
     yield ok("png-exif-garbage", data=encode(image, "PNG", exif=noise(99)))
     yield ok("png-icc-garbage", data=plain[:33] + chunk(b"iCCP", b"x\0\0" + noise(60)) + plain[33:])
     yield ok("png-unknown-chunk", data=plain[:33] + chunk(b"abCd", noise(60)) + plain[33:])
-    # Its pixels are whole; what the chunk says of its length does not matter then.
+    # The pixels are complete, so the chunk's stated length does not matter.
     yield ok("png-data-of-stated-2-gib", data=patch(plain, body, b"\x7f\xff\xff\xff"))
     yield ok("png-data-crc-wrong", data=flip(plain, len(plain) - len(END) - 4, 4))
     yield ok("png-many-data-chunks", data=_split_data(plain, 50))
@@ -305,7 +305,7 @@ def _pngs() -> Iterator[Case]:
     yield bad("png-bits-3", data=png_header(WIDTH, HEIGHT, 3, 2) + plain[33:])
     yield bad("png-0x0", data=png_header(0, 0, 8, 2) + plain[33:])
     text = plain[:33] + chunk(b"zTXt", b"Comment\0\0" + zeros_packed(100_000_000)) + plain[33:]
-    yield ok("png-bomb-of-text", data=text)  # which nobody unpacks
+    yield ok("png-bomb-of-text", data=text)  # never decompressed
     profile = plain[:33] + chunk(b"iCCP", b"icc\0\0" + zeros_packed(100_000_000)) + plain[33:]
     yield ok("png-bomb-of-profile", data=profile)
     side = 30_000
@@ -316,13 +316,13 @@ def _pngs() -> Iterator[Case]:
 
 
 def _short_palette() -> bytes:
-    """Return a PNG whose pixels ask for colours that its palette does not have."""
+    """Return a PNG whose pixels refer to colours that its palette lacks."""
     pixels = np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH, 1)
     return png(pixels, 8, 3, extra=chunk(b"PLTE", bytes(range(30))))
 
 
 def _split_data(data: bytes, size: int) -> bytes:
-    """Cut the pixel data into chunks of so many bytes."""
+    """Split the pixel data into chunks of `size` bytes."""
     at = data.index(b"IDAT") - 4
     (total,) = struct.unpack_from(">I", data, at)
     content = data[at + 8 : at + 8 + total]
@@ -384,7 +384,7 @@ def _webps() -> Iterator[Case]:
 
 
 def gif_frame(data: bytes) -> int:
-    """Return where the first frame's descriptor begins."""
+    """Return the position of the first frame's descriptor."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while data[at] == 0x21:
         at += 2
@@ -545,7 +545,7 @@ def _tiffs() -> Iterator[Case]:
     yield ok("tiff-of-two-pages", data=encode(image, "TIFF", save_all=True, append_images=[picture(30, 20)]))
     yield ok("tiff-orientation-6", data=strip(rgb, extra=((274, 3, [6]),)))
     yield ok("tiff-trailing-garbage", data=plain + noise(500))
-    # What an encoder writes who gives each row of a tall image a strip of its own.
+    # Some encoders write one strip for each row of a tall image.
     rows = 5000
     tags: list[Tag] = [(256, 4, [1]), (257, 4, [rows]), (258, 3, [8]), (259, 3, [1]), (262, 3, [1]),
                        (273, 4, list(range(rows))), (277, 3, [1]), (278, 4, [1]), (279, 4, [1] * rows)]  # fmt: skip
@@ -581,14 +581,14 @@ def _tiffs() -> Iterator[Case]:
 
 
 def _cut_strip(data: bytes) -> bytes:
-    """Zero the second half of the strips, whose directory comes first or last."""
+    """Overwrite the second half of the first strip; the directory may come first or last."""
     with Image.open(io.BytesIO(data)) as image:
         offset, size = image.tag_v2[273][0], image.tag_v2[279][0]
     return patch(data, offset + size // 2, b"\xff" * (size - size // 2))
 
 
 def _stated_count(data: bytes, tag: int, count: int) -> bytes:
-    """State another number of values of a tag."""
+    """Overwrite the number of a tag's values."""
     at = next(at for at in range(10, len(data), 12) if struct.unpack_from("<H", data, at) == (tag,))
     return patch(data, at + 4, struct.pack("<I", count))
 
@@ -641,7 +641,7 @@ def _others() -> Iterator[Case]:
 
 @functools.cache
 def corpus() -> tuple[Case, ...]:
-    """Return all cases, each name once. Takes about a second, once."""
+    """Return all cases, with unique names. The first call takes about a second."""
     makers = (_others, _jpegs, _pngs, _webps, _gifs, _bmps, _tiffs)
     cases = tuple(case for maker in makers for case in maker())
     assert len({case.name for case in cases}) == len(cases)

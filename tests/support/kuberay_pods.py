@@ -1,7 +1,7 @@
-"""What KubeRay's operator makes of a RayJob or a RayService: the commands and the environment of its pods.
+"""The pods that KubeRay's operator makes of a RayJob or a RayService: their commands and environment.
 
-Written after KubeRay 1.6 (controllers/ray/common/pod.go and job.go), whose defaults these are: without its operator there is
-nothing else that says them. Names of services are replaced by addresses.
+Follows KubeRay 1.6 (controllers/ray/common/pod.go and job.go) with its defaults, which only the operator's source
+documents. Names of services are replaced by addresses.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SWITCHES = ("true", "false")
 
 @dataclass(frozen=True)
 class PodCommand:
-    """One container of a pod, and what runs before it and when it is stopped.
+    """One container of a pod, with its init container and its preStop hook.
 
     Attributes:
         argv: Its command.
-        env: Its whole environment, beside the image's.
+        env: Its whole environment, in addition to the image's.
         init: Command of the init container, in the same environment; empty for none.
-        pre_stop: What is run in it before it is stopped; empty for nothing.
-        grace_s: How long it may take to stop, the hook included.
+        pre_stop: Command of the preStop hook; empty for none.
+        grace_s: Seconds that it may take to stop, including the hook.
     """
 
     argv: list[str]
@@ -38,7 +38,7 @@ class PodCommand:
 
 
 def shell(script: str, options: str = "c") -> list[str]:
-    """Return how KubeRay runs a script; a login shell where its operator has ENABLE_LOGIN_SHELL."""
+    """Return the command by which KubeRay runs a script; a login shell if its operator has ENABLE_LOGIN_SHELL."""
     return ["/bin/bash", f"-{options}", "--", script]
 
 
@@ -46,10 +46,10 @@ def head_pod(cluster: dict[str, Any], *, token: str, secrets: dict[str, str], se
     """Return the head of a RayClusterSpec.
 
     Args:
-        cluster: As rendered.
-        token: Ray's.
-        secrets: What the Secret of `envFrom` holds.
-        serves: Whether a RayService made it.
+        cluster: The rendered RayClusterSpec.
+        token: Ray's authentication token.
+        secrets: Content of the Secret in `envFrom`.
+        serves: Whether it belongs to a RayService.
     """
     params = {"dashboard-host": "0.0.0.0"}
     more = {"RAY_USAGE_STATS_EXTRA_TAGS": "kuberay_version=v1.6.0"}
@@ -61,7 +61,7 @@ def head_pod(cluster: dict[str, Any], *, token: str, secrets: dict[str, str], se
 
 
 def worker_pod(group: dict[str, Any], head: str, *, token: str, secrets: dict[str, str], serves: bool) -> PodCommand:
-    """Return a worker of a group, which waits for the head at an address before it starts."""
+    """Return a worker of a group; its init container waits for the head at an address."""
     params = {"address": f"{head}:{GCS_PORT}"}
     more = {"FQ_RAY_IP": head, "RAY_IP": head}
     return _ray_pod(group, group["groupName"], "ray start", params, head, token, secrets | more, serves=serves)

@@ -1,4 +1,4 @@
-"""A finished DEST as `label` makes it, without Ray: the same plan, settings, rows and records."""
+"""A finished DEST like that of `label`, made without Ray: the same plan, settings, rows and records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.storage.storage import open_storage
 def label_without_ray(
     source: Path | str, output: Path, model: Path | str, *, finish: int | None = None, **options
 ) -> None:
-    """Label with the top 3, here; `finish` says how many units."""
+    """Label with the top 3, in this process; `finish` limits the number of units."""
     config = LabelConfig(source=str(source), output=str(output), model=str(model), **{"top_k": 3, **options})
     config, spec, labels = settle_model(config)
     dest = open_storage(config.output)

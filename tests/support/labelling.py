@@ -9,7 +9,7 @@ from pipeline.job import RunReport, run
 
 
 def label(source: Path | str, output: Path, model: Path, **options) -> RunReport:
-    """Label with the tiny model's top 3, silently, in one actor: each that starts costs two seconds of a core."""
+    """Label with the tiny model's top 3, silently, in one actor: starting one takes two seconds of a core."""
     settings = {"source": (str(source),), "output": str(output), "model": str(model), "top_k": 3, "progress": "none"}
     return run(LabelConfig(**{**settings, "actors": "1", **options}))
 

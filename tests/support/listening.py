@@ -1,4 +1,4 @@
-"""Which sockets of a process and of those below it listen, and where."""
+"""List the sockets on which processes listen, with their addresses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LISTENING = "0A"
 
 
 def listening(pids: Iterable[int]) -> dict[tuple[str, int], str]:
-    """Return the command of who listens, by (address, port)."""
+    """Return the command of the listening process, by (address, port)."""
     sockets = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
@@ -23,19 +23,19 @@ def listening(pids: Iterable[int]) -> dict[tuple[str, int], str]:
         try:
             targets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:  # gone by now
+        except OSError:  # the process has ended
             continue
         found.update({sockets[target]: command for target in targets & sockets.keys()})
     return found
 
 
 def beyond_loopback(pids: Iterable[int]) -> dict[tuple[str, int], str]:
-    """Return those of `listening` that another machine can reach."""
-    return {place: who for place, who in listening(pids).items() if not ipaddress.ip_address(place[0]).is_loopback}
+    """Return the entries of `listening` that another machine can reach."""
+    return {place: line for place, line in listening(pids).items() if not ipaddress.ip_address(place[0]).is_loopback}
 
 
 def _address(text: str) -> str:
-    # Words of four bytes, each in the machine's own order.
+    # Words of four bytes, each in the machine's byte order.
     raw = b"".join(bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8))
     address = ipaddress.ip_address(raw)
     return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,4 +1,4 @@
-"""A prediction log of answers made up."""
+"""A prediction log of made-up answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog", "owl")
 def add_part(
     folder: Path | str, answers: list[tuple[str, int | None]], *, model: str = "m", classes: tuple[str, ...] = CLASSES
 ) -> Storage:
-    """Add a part file with these images and their classes; None could not be decoded."""
+    """Add a part file with the given images and classes; an image with None could not be decoded."""
     dest = open_storage(str(folder))
     begin_log(dest)
     metadata = {

@@ -1,4 +1,4 @@
-"""ResNet18-v2 as the ONNX Model Zoo's file has it (graph, tensor names, opset 7, size), with made-up weights.
+"""ResNet18-v2 like the ONNX Model Zoo's file (graph, tensor names, opset 7, size), with made-up weights.
 
 For tests and benchmarks only: its labels mean nothing. The graph follows Gluon's `resnet18_v2`: pre-activation basic
 blocks (He et al., "Identity Mappings in Deep Residual Networks", 2016), a batch norm on the input, and a last one

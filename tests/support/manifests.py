@@ -1,4 +1,4 @@
-"""Good manifests, and ways to break them in one place."""
+"""Valid manifests, and changes that break them in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rendered(target: str) -> tuple[Any, ...]:
 
 
 def documents(target: str) -> list[Any]:
-    """Return a copy of the documents, which may be changed."""
+    """Return a copy of the documents, for changes."""
     return copy.deepcopy(list(rendered(target)))
 
 
@@ -39,7 +39,7 @@ def put(*path: str | int, to: object) -> Change:
 
 
 def drop(*path: str | int) -> Change:
-    """Take a key away."""
+    """Remove a key."""
 
     def change(documents: list[Any]) -> None:
         del _at(documents[-1], path[:-1])[path[-1]]
@@ -70,7 +70,7 @@ def inside(text_path: tuple[str | int, ...], change: Change) -> Change:
 
 
 def replace(*path: str | int, old: str, new: str) -> Change:
-    """Replace a part of a text; the part must be there."""
+    """Replace a part of a text, which must contain it."""
 
     def change(documents: list[Any]) -> None:
         table = _at(documents[-1], path[:-1])

@@ -1,4 +1,4 @@
-"""What the tests' object stores have in common: one bucket, reached past every proxy, and what a client needs."""
+"""The common interface of the tests' object stores: one bucket, reached without a proxy, and a client's environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FETCHING = threading.Lock()
 
 
 def free_port() -> int:
-    """Ask the operating system for a port nobody listens on."""
+    """Return a free port, chosen by the operating system."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class ObjectServer(ABC):
-    """A running server with one bucket; `folder/BUCKET` shows what of it was fetched last."""
+    """A running server with one bucket; `folder/BUCKET` has the files that `fetch` copied last."""
 
     port: int
     folder: Path
@@ -37,11 +37,11 @@ class ObjectServer(ABC):
     @property
     @abstractmethod
     def scheme(self) -> str:
-        """Return that of URIs."""
+        """Return the scheme of its URIs."""
 
     @abstractmethod
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """Return what a process needs in its environment to use the server, or a proxy in front of it."""
+        """Return the environment variables that a client needs for the server, or for a proxy in front of it."""
 
     @abstractmethod
     def put(self, key: str, content: bytes) -> None:
@@ -53,11 +53,11 @@ class ObjectServer(ABC):
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
-        """Read an object; None where there is none."""
+        """Read an object; None if it does not exist."""
 
     @abstractmethod
     def keys(self, prefix: str = "") -> list[str]:
-        """List the keys that begin so, in order."""
+        """List the keys with a prefix, in order."""
 
     def uri(self, name: str) -> str:
         """Return the URI of a place in the bucket."""
@@ -70,7 +70,7 @@ class ObjectServer(ABC):
                 self.put(str(path.relative_to(folder)), path.read_bytes())
 
     def fetch(self, prefix: str) -> Path:
-        """Make a folder on the disk what a folder of the bucket is, file by file, and return it."""
+        """Mirror a folder of the bucket to the disk, file by file, and return its path."""
         with _FETCHING:
             return self._fetch(prefix)
 
@@ -84,14 +84,14 @@ class ObjectServer(ABC):
         for key in sorted(keys):
             path = self.folder / BUCKET / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            if (content := self.get(key)) is not None:  # deleted meanwhile
+            if (content := self.get(key)) is not None:  # None if it was deleted meanwhile
                 path.with_name(f".{path.name}").write_bytes(content)
                 path.with_name(f".{path.name}").replace(path)
         return folder
 
 
 def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a server that was started listens."""
+    """Wait until a started server listens."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

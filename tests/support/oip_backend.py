@@ -1,4 +1,4 @@
-"""A backend whose answers can be worked out by hand, behind the protocol's routes."""
+"""A backend whose answers can be computed by hand, behind the protocol's routes."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def fake_spec(name: str = "tiny") -> ModelSpec:
 
 @dataclass(eq=False)
 class FakeBackend:
-    """Labels "image" by the first byte, b"R", b"G" or b"B": that class gets 0.7, the others 0.1 each.
+    """Labels an image by its first byte, b"R", b"G" or b"B": that class scores 0.7, the others 0.1 each.
 
-    The model's own output is each channel's mean, and 0 for the fourth class.
+    The output of the tensor model is each channel's mean, and 0 for the fourth class.
     """
 
     spec: ModelSpec = field(default_factory=fake_spec)
@@ -96,7 +96,7 @@ class FakeBackend:
 
 @dataclass
 class Got:
-    """An answer, as a client sees it."""
+    """An answer as a client sees it."""
 
     status: int
     headers: dict[str, str]
@@ -114,7 +114,7 @@ class Got:
 
 
 class Client:
-    """Calls the routes in this process; a fault of ours fails the test."""
+    """Calls the routes in this process; a status of 500 fails the test."""
 
     def __init__(
         self, backend: FakeBackend | None = None, limits: ServeConfig | None = None, models=None, control=None
@@ -134,7 +134,7 @@ class Client:
     async def _call(self, method: str, path: str, body: bytes, root: str, headers: dict[str, object]) -> Got:
         names = [(k.replace("_", "-").encode(), str(v).encode("latin-1")) for k, v in headers.items()]
         scope = {"type": "http", "method": method, "path": root + path, "root_path": root, "headers": names}
-        # In two parts, as a server may hand it over.
+        # In two parts, as a server may deliver it.
         parts = [
             {"type": "http.request", "body": body[:7], "more_body": True},
             {"type": "http.request", "body": body[7:]},

@@ -20,11 +20,12 @@ from serve.model.models import Models
 from serve.model.settled import settle
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import add_to_server
+from tests.support.grpc_service import Servicer
 
 
 @dataclass(frozen=True)
 class OipServer:
-    """Where it listens, `host:port`, and what it serves."""
+    """The addresses of a server, `host:port`, and its model."""
 
     http: str
     grpc: str
@@ -38,22 +39,9 @@ class _Ingress(Methods):
         self.config = config
 
 
-class _Servicer:
-    """gRPC's names for the arguments, where Ray Serve has its own."""
-
-    def __init__(self, ingress: _Ingress) -> None:
-        self._ingress = ingress
-
-    def __getattr__(self, rpc: str):
-        def call(request: object, context: object) -> object:
-            return getattr(self._ingress, rpc)(request, grpc_context=context)
-
-        return call
-
-
 @contextlib.contextmanager
 def oip_server(model: str | Path, precision: Precision, **settings: object) -> Iterator[OipServer]:
-    """Serve a model for the time of a block; `settings` are those of `ServeConfig`."""
+    """Serve a model until the block ends; `settings` are those of `ServeConfig`."""
     started: dict[str, object] = {}
     ready = threading.Event()
     thread = threading.Thread(
@@ -74,7 +62,7 @@ async def _serve(model: str, precision: Precision, settings, started, ready) -> 
     engine = Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1))
     models = Models(engine)
     rpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    add_to_server(_Servicer(_Ingress(models, config)), rpc)
+    add_to_server(Servicer(_Ingress(models, config)), rpc)
     rpc_port = rpc.add_insecure_port("127.0.0.1:0")
     await rpc.start()
     web = uvicorn.Server(

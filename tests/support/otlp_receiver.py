@@ -1,4 +1,4 @@
-"""A collector in small: takes OTLP over HTTP, and keeps the spans."""
+"""A minimal collector: receives OTLP over HTTP, and keeps the spans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass
 class Span:
-    """One span as it was sent; ids in hexadecimal, times in seconds."""
+    """One span as received; ids in hexadecimal, times in seconds."""
 
     name: str
     trace: str
@@ -35,10 +35,10 @@ class Receiver:
     spans: list[Span] = field(default_factory=list)
 
     def of_trace(self, trace: str, count: int, seconds: float = 15.0) -> dict[str, Span]:
-        """Wait for so many spans of a trace, and return them by name."""
+        """Wait for `count` spans of a trace, and return them by name."""
         deadline = time.monotonic() + seconds
         while len(found := [span for span in self.spans if span.trace == trace]) < count:
-            assert time.monotonic() < deadline, f"of {count} spans there came {[span.name for span in found]}"
+            assert time.monotonic() < deadline, f"of {count} spans only these arrived: {[span.name for span in found]}"
             time.sleep(0.02)
         named = {span.name: span for span in found}
         assert len(named) == len(found) == count, [span.name for span in found]
@@ -69,7 +69,7 @@ def _spans(body: bytes) -> Iterator[Span]:
 
 @contextlib.contextmanager
 def otlp_receiver() -> Iterator[Receiver]:
-    """Receive for the time of a block; `url` is what OTEL_EXPORTER_OTLP_ENDPOINT takes."""
+    """Receive until the block ends; `url` is the value for OTEL_EXPORTER_OTLP_ENDPOINT."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):

@@ -1,7 +1,7 @@
-"""The real endpoint for the tests of the page, in this process, whose state can be changed from one moment to the next.
+"""The real endpoint for the tests of the page, in this process, with a state that tests can change at any time.
 
-`shardlabel serve` takes ten seconds to start, and cannot be told to be busy or not ready. What Ray Serve adds is left out;
-model, batching, routes, keys and errors are the endpoint's own.
+`shardlabel serve` takes ten seconds to start, and cannot be made busy or not ready on demand. This server has no Ray
+Serve; model, batching, routes, keys and errors are those of the endpoint.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LIMIT_BYTES = 1_000_000
 
 
 class PageServer:
-    """What the endpoint does, to be changed while it runs.
+    """The endpoint; its attributes may be changed while it runs.
 
     Attributes:
-        url: Where it is.
-        is_ready: Whether it says that it is.
-        wants_key: Whether it asks for KEY.
-        busy: How many of the next requests to classify find the queue full.
-        asked: Content types of the requests to classify, in order.
+        url: Its URL.
+        is_ready: Whether it reports that it is ready.
+        wants_key: Whether it requires KEY.
+        busy: Number of following classify requests that find the queue full.
+        asked: Content types of the classify requests, in order.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,12 +53,12 @@ class PageServer:
         self._closed = build_asgi(self.models, config, Extras(keys=ApiKeys(keys)))
 
     def reset(self) -> None:
-        """Be ready, open and free again."""
+        """Become ready again, without a key and with an empty queue."""
         self.is_ready, self.wants_key, self.busy = True, False, 0
         self.asked.clear()
 
     async def __call__(self, scope, receive, send) -> None:
-        """Answer one request (ASGI), below "/" and below "/app"."""
+        """Answer one ASGI request, under "/" or "/app"."""
         if scope["type"] == "http" and scope["path"].endswith("/v1/classify"):
             self.asked += [value.decode() for name, value in scope["headers"] if name == b"content-type"]
         if scope["type"] == "http" and scope["path"].split("/")[1] == "app":
@@ -67,7 +67,7 @@ class PageServer:
 
 
 class _Backend:
-    """The engine, but for its readiness."""
+    """The engine, with the readiness and queue that the test sets."""
 
     def __init__(self, engine: Engine, server: PageServer, name: str = "efficientnet-lite0") -> None:
         self._engine, self._server = engine, server
@@ -89,7 +89,7 @@ class _Backend:
 
 @contextmanager
 def another_model(server: PageServer, name: str) -> Iterator[None]:
-    """Serve a second model for the time of a block."""
+    """Serve a second model until the block ends."""
     before = tuple(server.models)
     server.models.replace((*before, _Backend(server.engine, server, name)))
     try:
@@ -100,7 +100,7 @@ def another_model(server: PageServer, name: str) -> Iterator[None]:
 
 @contextmanager
 def running_page_server() -> Iterator[PageServer]:
-    """Run one on a free port, in a thread."""
+    """Run a server on a free port, in a thread."""
     with tempfile.TemporaryDirectory() as folder:
         endpoint = PageServer(Path(folder))
         config = uvicorn.Config(

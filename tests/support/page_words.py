@@ -1,4 +1,4 @@
-"""What the tests of the page say again and again."""
+"""Expressions and actions that the tests of the page share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,4 @@ SAMPLES = ("astronaut", "camera", "chelsea", "china", "coffee", "flower", "grace
 
 
 def choose_sample(page: Browser, name: str) -> None:
-    index = sorted(["astronaut", "camera", "chelsea", "china", "coffee", "flower", "grace_hopper", "rocket"]).index(
-        name
-    )
-    page.evaluate(f"document.querySelectorAll('.strip button')[{index}].click()")
+    page.evaluate(f"document.querySelectorAll('.strip button')[{SAMPLES.index(name)}].click()")

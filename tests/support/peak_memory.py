@@ -1,7 +1,7 @@
-"""The most private memory that processes held, looked at every 0.1 s from outside: for proofs that hostile input is bounded.
+"""The peak private memory of processes, sampled every 0.1 s from outside: for tests that hostile input is bounded.
 
-Private memory (Private_Clean + Private_Dirty of /proc/PID/smaps_rollup) leaves out what processes share: libraries, and
-Ray's object store.
+Private memory (Private_Clean + Private_Dirty of /proc/PID/smaps_rollup) excludes memory that processes share: libraries,
+and Ray's object store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EVERY_S = 0.1
 
 
 def private_bytes(pid: int) -> int:
-    """Return a process's private memory in bytes; 0 where it is gone."""
+    """Return a process's private memory in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -23,7 +23,7 @@ def private_bytes(pid: int) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return the ids of a process and all its descendants."""
     found = [pid]
     for each in found:
         for task in Path(f"/proc/{each}/task").glob("*/children"):
@@ -35,7 +35,7 @@ def children(pid: int) -> list[int]:
 
 
 def named(pids: Iterable[int], word: str) -> list[int]:
-    """Keep the processes whose command line has a word, such as `ray::` or the name of an actor's class."""
+    """Return the processes whose command line contains a word, such as `ray::` or an actor's class name."""
     kept = []
     for pid in pids:
         try:
@@ -51,10 +51,10 @@ class PeakMemory:
     """Watch processes while the block runs.
 
     Args:
-        pids: Called at every look; which processes there are now.
+        pids: Called for every sample; returns the current processes.
 
     Attributes:
-        peaks: Bytes, by pid: the most that each held.
+        peaks: The peak of each process in bytes, by pid.
     """
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
@@ -65,7 +65,7 @@ class PeakMemory:
 
     @property
     def worst(self) -> int:
-        """Bytes: the most that any one process held."""
+        """The largest peak of a process, bytes."""
         return max(self.peaks.values(), default=0)
 
     def __enter__(self) -> PeakMemory:

@@ -1,7 +1,7 @@
-"""Pods without Kubernetes: namespaces of Linux, each with an address, processes, /tmp and /dev/shm of its own.
+"""Pods without Kubernetes: Linux namespaces, each with its own address, processes, /tmp and /dev/shm.
 
-For root alone, on Linux. All hang on a bridge in the caller's network namespace, so that the caller should have one of its
-own (`unshare --net`): then nothing of the machine's network is touched.
+Needs root on Linux. All pods are attached to a bridge in the caller's network namespace. So the caller should run in its
+own (`unshare --net`): then the machine's network is not touched.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.support.kuberay_pods import PodCommand
 NETWORK = "10.77.0"
 HOST = f"{NETWORK}.1"
 USER = "1000"
-# Where the image has the project; without an image the running environment takes its place.
+# The project's folder in the image; without an image the running environment replaces it.
 IN_IMAGE = "/opt/shardlabel"
 
 
 def build_network() -> None:
-    """Set up the bridge that pods hang on, and the loopback interface."""
+    """Set up the bridge for the pods, and the loopback interface."""
     for command in (
         "ip link set lo up",
         "ip link add pods type bridge",
@@ -41,14 +41,14 @@ class Pod:
     """A running container.
 
     Attributes:
-        name: For its log and its hostname.
+        name: Its name and hostname.
         number: Last part of its address.
         command: What it was started with.
-        root: File system of the image, which it cannot write to; None: the machine's.
-        log: Its output.
-        is_stopping: Whether it is to be stopped: then it is in no service.
-        hook_s: How long its preStop took.
-        hook_output: What that said.
+        root: File system of the image, read-only for the container; None for the machine's.
+        log: File with its output.
+        is_stopping: Whether it is being stopped: then it is in no service.
+        hook_s: Seconds that its preStop hook took.
+        hook_output: Output of the hook.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Pod:
         return f"{NETWORK}.{self.number}"
 
     def start(self) -> None:
-        """Start it; what has to run before it runs first, in it."""
+        """Start it; its init command runs first, in the same namespaces."""
         for command in (
             f"ip netns add {self._netns}",
             f"ip link add v{self.number} type veth peer name eth0 netns {self._netns}",
@@ -75,11 +75,11 @@ class Pod:
             f"ip -n {self._netns} link set lo up",
             f"ip -n {self._netns} address add {self.address}/24 dev eth0",
             f"ip -n {self._netns} link set eth0 up",
-            # Nothing is behind it: Ray finds a machine's own address by a route to others.
+            # The route leads nowhere, but Ray needs one to find the machine's own address.
             f"ip -n {self._netns} route add default via {HOST}",
         ):
             subprocess.run(command.split(), check=True)
-        # The container's own command becomes process 1, as in a container of its own.
+        # The container's own command becomes process 1, as in a real container.
         words = f"{shlex.join(self.command.init) or ':'} && exec {shlex.join(self.command.argv)}"
         script = (
             f"{mounts(self.root)}\nexec {shlex.join(inside(self.root, self._env()))} /bin/sh -c {shlex.quote(words)}"
@@ -98,7 +98,7 @@ class Pod:
         return subprocess.run(words, check=False, capture_output=True, text=True, timeout=timeout_s)
 
     def kill(self) -> None:
-        """End all of it at once, as when its machine is gone."""
+        """Kill all of it at once, as when its machine fails."""
         assert self.process is not None
         with suppress(OSError, IndexError):
             os.kill(self._first(), signal.SIGKILL)
@@ -107,7 +107,7 @@ class Pod:
         subprocess.run(["ip", "netns", "del", self._netns], check=False, capture_output=True)
 
     def stop(self) -> float:
-        """End it as a kubelet does: the hook, SIGTERM, and what is left of its time later SIGKILL; return the seconds."""
+        """Stop it as a kubelet does: the hook, SIGTERM, and SIGKILL after the grace period; return the seconds."""
         assert self.process is not None
         began = time.monotonic()
         self.is_stopping = True
@@ -134,7 +134,7 @@ class Pod:
         return f"pod-{os.getpid()}-{self.number}"
 
     def _first(self) -> int:
-        """Return its process 1, by the number that it has outside."""
+        """Return the outer process id of its process 1."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
@@ -147,26 +147,26 @@ class Pod:
 
 
 def mounts(root: Path | None) -> str:
-    """Return a script that lays out a container's file systems: one that cannot be written to, and what can."""
+    """Return a script that mounts a container's file systems: the read-only image, and writable folders."""
     lines = ["mount --make-rprivate /"]
     if root is None:
         lines += ["mount -t tmpfs tmpfs /dev/shm"]
     else:
         lines += [f"mount --bind {root} {root}", f"mount -o remount,bind,ro {root}", f"mount --rbind /dev {root}/dev"]
         lines += [f"mount -t tmpfs -o mode=1777 tmpfs {root}{folder}" for folder in ("/cache", "/dev/shm")]
-        # A kubelet writes it into a container.
+        # In a real container the kubelet provides this file.
         lines += [f"mount --bind /etc/hosts {root}/etc/hosts"]
     at = root or ""
     return "\n".join([*lines, f"mount -t proc proc {at}/proc", f"mount -t tmpfs -o mode=1777 tmpfs {at}/tmp"])
 
 
 def inside(root: Path | None, env: dict[str, str], *, chroot: bool = True) -> list[str]:
-    """Return what a command is run by: the image's root and user, no capability, no environment but the container's.
+    """Return the prefix of a command: the image's root and user, no capabilities, only the container's environment.
 
     Args:
-        root: Of the image; None for the machine's, and the caller's user.
-        env: Beside what cluster/Dockerfile sets.
-        chroot: Whether the root is still to be entered.
+        root: The image's file system; None for the machine's, and the caller's user.
+        env: Variables in addition to those of cluster/Dockerfile.
+        chroot: Whether to enter the root.
     """
     env = {
         "HOME": "/home/ray" if root else "/tmp",
@@ -190,8 +190,8 @@ def run_in_image(root: Path, script: str, timeout_s: float) -> subprocess.Comple
 
     Args:
         root: File system of the image.
-        script: For its bash.
-        timeout_s: After which the container is ended.
+        script: Runs in the image's bash.
+        timeout_s: Seconds until the container is killed.
     """
     entered = (
         f"ip link set lo up\n{mounts(root)}\nexec {shlex.join(inside(root, {}))} /bin/bash -ec {shlex.quote(script)}"

@@ -1,4 +1,4 @@
-"""A real Prometheus on the loopback interface, which scrapes what a test gives it and answers queries."""
+"""A real Prometheus on the loopback interface, which scrapes the targets of a test and answers queries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **query: str) -> Any:
-        """Ask Prometheus' API; a query that it cannot read is an AssertionError with its reason."""
+        """Call Prometheus' API; a query that it rejects is an AssertionError with the reason."""
         try:
             with urllib.request.urlopen(
                 f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10
@@ -41,7 +41,7 @@ class Prometheus:
             raise AssertionError(f"{query}: {err.read().decode(errors='replace')}") from None
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the series of an expression now: `metric` and `value` of each."""
+        """Return the current series of an expression, each with `metric` and `value`."""
         series: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return series
 
@@ -53,9 +53,9 @@ def running_prometheus(
     """Run Prometheus until the block ends; it scrapes every second.
 
     Args:
-        folder: For its configuration and data.
-        scrape_configs: As in its configuration.
-        rules: Files of rules.
+        folder: Folder for its configuration and data.
+        scrape_configs: The same key of its configuration.
+        rules: Rule files.
     """
     (port,) = free_ports(1)
     config = {

@@ -1,4 +1,4 @@
-"""One manifest for each rule that KubeRay's operator applies after the schema, made from rendered good ones."""
+"""One manifest for each rule that KubeRay's operator checks after the schema, made from valid rendered ones."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def both(*changes: Change) -> Change:
 
 
 def variable(name: str, value: str) -> Change:
-    """Give the head a variable."""
+    """Add an environment variable to the head."""
     return lambda documents: documents[-1]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][
         0
     ]["env"].append({"name": name, "value": value})
 
 
 def annotate(name: str, value: str) -> Change:
-    """Annotate the resource."""
+    """Add an annotation to the resource."""
     return lambda documents: documents[-1]["metadata"].setdefault("annotations", {}).update({name: value})
 
 
 def delete(*rules: tuple[str, dict[str, object]], **more: object) -> Change:
-    """Give the job rules of deletion as (policy, condition), and none of what shuts down by itself."""
+    """Give the job deletion rules as (policy, condition), and remove the settings that shut it down."""
     made = [{"policy": policy, "condition": condition} for policy, condition in rules]
     return both(shuts(False), put(*STRATEGY, to={"deletionRules": made, **more}))
 
 
 def shuts(down: bool) -> Change:
-    """Shut the cluster down after the job, at once, or not at all."""
+    """Shut the cluster down right after the job, or not at all."""
     return both(put("spec", "shutdownAfterJobFinishes", to=down), put("spec", "ttlSecondsAfterFinished", to=0))
 
 
 def selected(cluster: dict[str, str]) -> Change:
-    """Send the job to a cluster that exists."""
+    """Submit the job to an existing cluster."""
 
     def change(documents: list[Any]) -> None:
         spec = documents[-1]["spec"]
@@ -59,7 +59,7 @@ def selected(cluster: dict[str, str]) -> Change:
 
 
 def autoscaler(version: str | None) -> Change:
-    """Take another autoscaler than v2, or none, and what only v2 knows away."""
+    """Use another autoscaler than v2, or none, and remove the settings that only v2 has."""
 
     def change(documents: list[Any]) -> None:
         spec = documents[-1]["spec"]
@@ -75,7 +75,7 @@ def autoscaler(version: str | None) -> Change:
 
 
 def alone(auth: dict[str, object]) -> Change:
-    """Take the job's cluster alone, with other options of authentication."""
+    """Turn the job into its cluster, with other authentication options."""
 
     def change(documents: list[Any]) -> None:
         spec = documents[-1]["spec"]["rayClusterSpec"] | {"authOptions": auth}
@@ -85,7 +85,7 @@ def alone(auth: dict[str, object]) -> Change:
 
 
 def upgraded(**options: object) -> Change:
-    """Upgrade by steps."""
+    """Upgrade incrementally."""
     good = {"gatewayClassName": "istio", "intervalSeconds": 10, "stepSizePercent": 10, "maxSurgePercent": 50}
     return put("spec", "upgradeStrategy", to={
         "type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": {**good, **options}})  # fmt: skip
@@ -96,18 +96,18 @@ SUCCEEDED, FAILED = {"jobStatus": "SUCCEEDED"}, {"jobStatus": "FAILED"}
 
 # (target, change, where the fault is, what the message says)
 REFUSED: dict[str, tuple[str, Change, str, str]] = {
-    "a cluster that exists, without its name": (
+    "an existing cluster, without its name": (
         "rayjob", selected({"app": "x"}), "spec.clusterSelector", "missing key 'ray.io/cluster'"),
-    "retries on a cluster that exists": (
+    "retries on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "backoffLimit", to=2)),
-        "spec.backoffLimit", "expected 0 beside clusterSelector, got 2"),
-    "sidecar on a cluster that exists": (
+        "spec.backoffLimit", "expected 0 with clusterSelector, got 2"),
+    "sidecar on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "submissionMode", to="SidecarMode"),
                        lambda documents: documents[-1]["spec"].pop("submitterPodTemplate")),
         "spec.clusterSelector", "cannot be used in SidecarMode"),
-    "suspended on a cluster that exists": (
+    "suspended on an existing cluster": (
         "rayjob", both(selected({"ray.io/cluster": "x"}), put("spec", "suspend", to=True)),
-        "spec.suspend", "cannot be used beside clusterSelector"),
+        "spec.suspend", "cannot be used with clusterSelector"),
     "suspended, and never shut down": (
         "rayjob", both(shuts(False), put("spec", "suspend", to=True)), "spec.suspend", "shutdownAfterJobFinishes: true"),
     "retries in InteractiveMode": (
@@ -122,9 +122,9 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
                        lambda documents: documents[-1]["spec"].pop("submitterPodTemplate"),
                        put("spec", "submitterConfig", to={"backoffLimit": 1})),
         "spec.submitterConfig", "expected no submitterConfig"),
-    "negative time to keep": (
+    "a negative retention time": (
         "rayjob", put("spec", "ttlSecondsAfterFinished", to=-1), "spec.ttlSecondsAfterFinished", "at least 0, got -1"),
-    "no time to run": (
+    "a run time of 0": (
         "rayjob", put("spec", "activeDeadlineSeconds", to=0), "spec.activeDeadlineSeconds", "at least 1, got 0"),
     "rules of deletion beside the older form": (
         "rayjob", delete(("DeleteSelf", SUCCEEDED), onSuccess={"policy": "DeleteSelf"}, onFailure={"policy": "DeleteSelf"}),
@@ -147,31 +147,31 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         RULES, "expected DeleteSelf (10 s) no sooner than DeleteCluster (60 s)"),
     "one rule of deletion twice": (
         "rayjob", delete(("DeleteSelf", SUCCEEDED), ("DeleteSelf", {**SUCCEEDED, "ttlSeconds": 5})),
-        f"{RULES}[1]", "DeleteSelf is there twice"),
+        f"{RULES}[1]", "DeleteSelf is given twice"),
     "workers deleted under an autoscaler": (
         "rayjob", delete(("DeleteWorkers", SUCCEEDED)), f"{RULES}[0].policy", "with enableInTreeAutoscaling"),
     "two conditions": (
         "rayjob", delete(("DeleteSelf", {**FAILED, "jobDeploymentStatus": "Failed"})),
-        f"{RULES}[0].condition", "one of them"),
-    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "one of them"),
+        f"{RULES}[0].condition", "expected either jobStatus or"),
+    "no condition": ("rayjob", delete(("DeleteSelf", {})), f"{RULES}[0].condition", "expected either jobStatus or"),
     "workers of another's cluster deleted": (
         "rayjob", both(delete(("DeleteCluster", SUCCEEDED)), selected({"ray.io/cluster": "x"})),
-        f"{RULES}[0].policy", "beside clusterSelector"),
+        f"{RULES}[0].policy", "with clusterSelector"),
     "Kubernetes' tokens in a job": (
         "rayjob", put(*JOB, "authOptions", "enableK8sTokenAuth", to=True),
-        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        f"{JOB_PATH}.authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens in a service": (
         "rayservice", put(*SERVICE, "authOptions", "enableK8sTokenAuth", to=True),
-        "authOptions.enableK8sTokenAuth", "for a RayCluster alone"),
+        "authOptions.enableK8sTokenAuth", "only in a RayCluster"),
     "Kubernetes' tokens without Ray's": (
         "rayjob", alone({"enableK8sTokenAuth": True}),
-        "spec.authOptions.enableK8sTokenAuth", "expected authOptions.mode: token beside it"),
+        "spec.authOptions.enableK8sTokenAuth", "needs authOptions.mode: token"),
     "Kubernetes' tokens and a secret": (
         "rayjob", alone({"mode": "token", "enableK8sTokenAuth": True, "secretName": "x"}),
-        "spec.authOptions.secretName", "expected none beside enableK8sTokenAuth, got 'x'"),
+        "spec.authOptions.secretName", "expected none with enableK8sTokenAuth, got 'x'"),
     "an upgrade of a job's cluster": (
         "rayjob", put(*JOB, "upgradeStrategy", to={"type": "Recreate"}),
-        f"{JOB_PATH}.upgradeStrategy.type", "for a RayCluster alone"),
+        f"{JOB_PATH}.upgradeStrategy.type", "only in a RayCluster"),
     "a group that is idle without v2": (
         "rayjob", both(V1, put(*GPU, "idleTimeoutSeconds", to=60)),
         "workerGroupSpecs[0].idleTimeoutSeconds", "expected autoscalerOptions.version: v2"),
@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "a cluster that is idle before it began": (
         "rayjob", put(*JOB, "autoscalerOptions", "idleTimeoutSeconds", to=-1),
         f"{JOB_PATH}.autoscalerOptions.idleTimeoutSeconds", "at least 0, got -1"),
-    "fewer workers than none": (
+    "a negative number of workers": (
         "rayjob", put(*GPU, "minReplicas", to=-1), "workerGroupSpecs[0].minReplicas", "at least 0, got -1"),
     "a group suspended under an autoscaler": (
         "rayjob", put(*GPU, "suspend", to=True), "workerGroupSpecs[0].suspend", "cannot be used"),
@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "rayjob", both(put(*JOB, "autoscalerOptions", "version", to="v2"),
                        put(*HEAD, "template", "spec", "restartPolicy", to="Always")),
         "headGroupSpec.template.spec.restartPolicy", "expected 'Never' with autoscaler v2, got 'Always'"),
-    "v2 said twice": (
+    "v2 given twice": (
         "rayjob", both(put(*JOB, "autoscalerOptions", "version", to="v2"), variable("RAY_enable_autoscaler_v2", "1")),
         ENV_PATH, "got both"),
     "v2 without an autoscaler": (
@@ -229,36 +229,36 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
     "labels by a parameter": (
         "rayjob", put(*GPU, "rayStartParams", "labels", to="a=b"),
         "workerGroupSpecs[0].rayStartParams.labels", "expected the group's own key 'labels'"),
-    "a label that is none": (
+    "an invalid label": (
         "rayjob", put(*GPU, "labels", to={"zone": "a b"}), "workerGroupSpecs[0].labels.zone", "at most 63 letters"),
-    "resources said twice": (
+    "resources given twice": (
         "rayjob", both(put(*GPU, "resources", to={"CPU": "8"}), put(*GPU, "rayStartParams", "num-cpus", to="8")),
         "workerGroupSpecs[0].resources", "got both"),
-    "managed by nobody known": (
+    "an unknown manager": (
         "rayjob", put("spec", "managedBy", to="kueue"), "spec.managedBy", "expected ray.io/kuberay-operator or"),
     "a name for the head's service": (
         "rayservice", put(*SERVICE, "headGroupSpec", "headService", to={"metadata": {"name": "x"}}),
         "headService.metadata.name", "expected no name"),
-    "no time to start": (
+    "a startup timeout that is no duration": (
         "rayservice", annotate("ray.io/initializing-timeout", "soon"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
-    "time to start of a unit that is none": (
+        "above 0, or a duration as '30m'"),
+    "a startup timeout without a valid unit": (
         "rayservice", annotate("ray.io/initializing-timeout", "5d"), "metadata.annotations['ray.io/initializing-timeout']",
         "got '5d'"),
-    "time to start of nothing": (
+    "a startup timeout of 0": (
         "rayservice", annotate("ray.io/initializing-timeout", "0s"), "annotations['ray.io/initializing-timeout']",
-        "above 0, or as '30m'"),
-    "an upgrade by steps of nothing": (
+        "above 0, or a duration as '30m'"),
+    "an incremental upgrade without options": (
         "rayservice", put("spec", "upgradeStrategy", to={"type": "NewClusterWithIncrementalUpgrade"}),
         "spec.upgradeStrategy", "missing key 'clusterUpgradeOptions'"),
-    "an upgrade by steps without an autoscaler": (
+    "an incremental upgrade without an autoscaler": (
         "rayservice", both(upgraded(), autoscaler(None)),
         "spec.rayClusterConfig", "expected enableInTreeAutoscaling: true"),
-    "steps above all": (
+    "a surge above 100 %": (
         "rayservice", upgraded(maxSurgePercent=120), f"{OPTIONS_PATH}.maxSurgePercent", "must be at most 100, got 120"),
-    "steps of no time": (
+    "steps without an interval": (
         "rayservice", upgraded(intervalSeconds=0), f"{OPTIONS_PATH}.intervalSeconds", "at least 1, got 0"),
-    "no class of gateways": (
+    "no gateway class": (
         "rayservice", upgraded(gatewayClassName=""), f"{OPTIONS_PATH}.gatewayClassName", "expected at least 1 characters"),
 }  # fmt: skip
 

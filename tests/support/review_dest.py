@@ -1,4 +1,4 @@
-"""A made-up DEST whose labels are right as often as their scores say, and whose keys tell the true class."""
+"""A made-up DEST whose labels are right as often as their scores say, and whose keys contain the true class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METADATA = {"shardlabel.version": "0", "shardlabel.preprocessing": "{}"}
 
 
 def made_up_rows(unit: int, rows: int, *, classes: int = 5, top_k: int = 3, failed: float = 0.1) -> pa.Table:
-    """Return the rows of a unit: classes of uneven sizes, and one in ten images without a label."""
+    """Return the rows of a unit, with classes of uneven sizes; `failed` is the share of images without a label."""
     rng = np.random.default_rng(unit)
     ids = (classes * rng.random(rows) ** 2).astype(np.int32)
     score = (0.4 + 0.6 * rng.random(rows) ** 0.5).astype(np.float32)
@@ -55,7 +55,7 @@ def made_up_rows(unit: int, rows: int, *, classes: int = 5, top_k: int = 3, fail
 def make_review_dest(
     dest: Storage, units: int, rows: int, *, before: Plan | None = None, group: int = ROW_GROUP_ROWS, **options: float
 ) -> Plan:
-    """Write a finished run of so many units of so many rows; or append them to a plan."""
+    """Write a finished run of `units` units of `rows` rows each, or append the units to the plan `before`."""
     first = before.units if before else 0
     slices = [Slice(f"{number:05d}.tar", 9, "") for number in range(first, first + units)]
     made = cut_units(slices, first=first)
@@ -73,7 +73,7 @@ def make_review_dest(
 
 
 def part_bytes(table: pa.Table, group: int = ROW_GROUP_ROWS) -> bytes:
-    """Return rows as a part file."""
+    """Return a part file's bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=group)
     return sink.getvalue().to_pybytes()
@@ -85,7 +85,7 @@ def truth_of(row: DrawnRow) -> int:
 
 
 def write_true_answers(path: Path, rows: Iterable[DrawnRow]) -> Path:
-    """Write the answers of a reviewer who is always right, by number."""
+    """Write the answers of a reviewer who is always right, as class numbers."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["shard", "key", "label"])

@@ -1,4 +1,4 @@
-"""A folder of the test server's bucket, and reading what is in it as a run does."""
+"""A folder in the test server's bucket, and functions that read it like a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.object_server import ObjectServer
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of the bucket, by its URI and past all proxies."""
+    """A folder in the bucket, by its URI and by direct access without a proxy."""
 
     server: ObjectServer
     name: str
@@ -41,7 +41,7 @@ class Place:
 
 
 def read_settings(source: Storage, kind: SourceFormat, **options: Any) -> ReadSettings:
-    """Return what `read_unit` asks of its settings."""
+    """Return the settings for `read_unit`."""
     return ReadSettings(source, kind, **{"limits": ImageLimits(), **options})
 
 

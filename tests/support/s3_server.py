@@ -1,6 +1,6 @@
-"""An S3 server (moto's) that knows ranges and conditions, and a proxy in front of it that fails as storage does, and counts.
+"""An S3 server (moto) that supports ranges and conditions, and a proxy before it that injects faults and counts requests.
 
-What becomes of a request is settled by the seed, the request, and how often it came: not by the order of threads.
+The seed, the request and the number of its earlier occurrences decide each fault, so that thread order does not matter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.object_server import BUCKET, ObjectServer, end, free_port, wa
 
 KEY_ID = "shardlabel-test"
 SECRET = "shardlabel-test-secret"
-# What a share of calls comes to: throttled, refused for a moment, or cut off before, in the middle of, or after them.
+# Faults: throttled, an internal error, or a connection that breaks before the call, in its answer, or after it.
 FAULTS = ("slow_down", "internal", "reset", "truncate", "lost_answer")
 
 
@@ -40,7 +40,7 @@ class S3Server(ObjectServer):
 
     @cached_property
     def client(self) -> Any:
-        """Return boto3's client of the server, past every proxy."""
+        """Return boto3's client for the server, which bypasses every proxy."""
         import boto3
 
         return boto3.client(
@@ -74,13 +74,13 @@ class S3Server(ObjectServer):
 
 
 def serves_s3() -> bool:
-    """Tell whether the server is installed."""
+    """Tell whether moto is installed."""
     return importlib.util.find_spec("moto") is not None
 
 
 @contextmanager
 def running_s3(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
-    """Serve S3 until the block ends; what lies in `folder/BUCKET` is in the bucket from the start."""
+    """Run the server until the block ends; the bucket starts with the files of `folder/BUCKET`."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
@@ -100,13 +100,13 @@ def running_s3(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
 
 @dataclass(frozen=True)
 class Call:
-    """One request as it came to the proxy."""
+    """One request as received by the proxy."""
 
     method: str
     path: str  # /bucket/key, unquoted
     query: Mapping[str, list[str]]
     range: str
-    number: int  # how often this very request came before
+    number: int  # how often the same request came before
 
     @property
     def is_listing(self) -> bool:
@@ -115,7 +115,7 @@ class Call:
 
 @dataclass
 class Answered:
-    """A request, what was done to it, and how much of an answer's body went out."""
+    """A request, its fault, and the status and sent body bytes of its answer."""
 
     call: Call
     fault: str | None
@@ -127,7 +127,7 @@ Rule = Callable[[Call], str | None]
 
 
 def share_of_faults(share: float, seed: int, faults: tuple[str, ...] = FAULTS) -> Rule:
-    """Let a share of calls fail, each in one of the ways."""
+    """Return a rule that gives a share of calls one of the faults."""
 
     def rule(call: Call) -> str | None:
         query = sorted((k, v) for k, v in call.query.items() if k != "uploadId")
@@ -139,11 +139,11 @@ def share_of_faults(share: float, seed: int, faults: tuple[str, ...] = FAULTS) -
 
 @dataclass
 class FaultProxy:
-    """A proxy between an S3 client and an S3 server. `rule` decides each call's fate; `calls` remembers them.
+    """A proxy between an S3 client and an S3 server. `rule` decides each call's fault; `calls` records the calls.
 
-    Fates: None (passed on), `slow_down` (503), `internal` (500), `reset` (before it is passed on), `lost_answer` (done,
-    but the connection is reset before the answer), `truncate` (half of the body), `stall` (silence for `stall_s`), and
-    `denied`, `secret`, `key_id` (403).
+    Faults: None (passed on), `slow_down` (503), `internal` (500), `reset` (before it is passed on), `lost_answer` (done,
+    but the connection is reset before the answer), `truncate` (half of the body), `stall` (no answer for `stall_s`),
+    and `denied`, `secret`, `key_id` (403).
     """
 
     upstream: ObjectServer
@@ -157,7 +157,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """Return the endpoint to give to clients."""
+        """Return the endpoint for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
@@ -165,29 +165,29 @@ class FaultProxy:
         return self.upstream.environment(self.url)
 
     def decide(self, method: str, target: str, range_: str) -> Answered:
-        """Number a request, and settle its fate."""
+        """Number a request, and decide its fault."""
         parts = urlsplit(target)
         query = parse_qs(parts.query, keep_blank_values=True)
-        # An upload that is begun anew has a new id, and else would meet the same fate for ever.
+        # A restarted upload has a new id; counted by it, the upload would get the same fault every time.
         same = f"{method} {parts.path} {sorted((k, v) for k, v in query.items() if k != 'uploadId')} {range_}"
         with self._lock:
             number = self._seen[same]
             self._seen[same] += 1
         call = Call(method, unquote(parts.path), query, range_, number)
-        # Not under the lock: a rule may take its time.
+        # Outside the lock, since a rule may block.
         answered = Answered(call, self.rule(call))
         with self._lock:
             self.calls.append(answered)
         return answered
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         with self._lock:
             self.calls.clear()
             self._seen.clear()
 
     def bytes_by_object(self) -> Counter[str]:
-        """Return the bytes that went out as contents of each object."""
+        """Return the number of content bytes sent for each object."""
         counts: Counter[str] = Counter()
         for answered in list(self.calls):
             call = answered.call
@@ -196,7 +196,7 @@ class FaultProxy:
         return counts
 
     def count(self, method: str, *, listing: bool = False) -> int:
-        """Return how many requests of a kind came."""
+        """Return the number of requests of a kind."""
         return sum(a.call.method == method and a.call.is_listing == listing for a in list(self.calls))
 
 
@@ -204,7 +204,7 @@ class FaultProxy:
 def running_proxy(
     upstream: ObjectServer, rule: Rule | None = None, *, stall_s: float = 60.0, port: int = 0
 ) -> Iterator[FaultProxy]:
-    """Run a proxy until the block ends; at any free port, unless one is given."""
+    """Run a proxy until the block ends, on any free port unless one is given."""
     proxy = FaultProxy(upstream, rule or (lambda call: None), stall_s)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     server = _QuietServer(("127.0.0.1", port), handler)
@@ -225,7 +225,7 @@ class _QuietServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # clients go away all the time
+        if not isinstance(sys.exception(), OSError):  # clients may disconnect at any time
             super().handle_error(request, client_address)
 
 
@@ -289,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = self._upstream or http.client.HTTPConnection("127.0.0.1", self.proxy.upstream.port)
         self._upstream = connection
-        # As it came, host too: the signature covers it.
+        # Unchanged, including the host, which the signature covers.
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() not in _HOP_BY_HOP | {"expect"}:
@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         sent = content[: len(content) // 2] if cut else content
-        for start in range(0, len(sent), 2**18):  # a client may go away
+        for start in range(0, len(sent), 2**18):  # in pieces, since a client may disconnect
             self.wfile.write(sent[start : start + 2**18])
             answered.body_bytes = min(len(sent), start + 2**18)
         if cut:

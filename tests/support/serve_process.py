@@ -1,4 +1,4 @@
-"""A real `shardlabel serve`, as a user starts it."""
+"""A real `shardlabel serve` process, started like a user would."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ServeProcess:
         return self.process.wait(timeout)
 
     def descendants(self) -> set[int]:
-        """Return every process below this one; haproxy and workers too."""
+        """Return the ids of all descendants, including haproxy and workers."""
         parents: dict[int, int] = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving(folder: Path, *options: str) -> Iterator[ServeProcess]:
-    """Start the endpoint and wait until it is ready; end it however the block ends."""
+    """Start the endpoint and wait until it is ready; stop it when the block ends, also on an error."""
     port, grpc_port = free_ports(2)
     log = folder / "serve.log"
     with log.open("wb") as file:

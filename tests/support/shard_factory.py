@@ -1,4 +1,4 @@
-"""Shards made by code, whole and broken, each with what a reader must make of it."""
+"""Shards made by code, complete and broken, each with the expected result of reading it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (24, 16)) -> bytes:
 
 
 def noise(seed: int, size: int) -> bytes:
-    """Return bytes that are no image, and that no compression makes smaller."""
+    """Return random bytes, which are not an image and do not compress."""
     return random.Random(seed).randbytes(size)
 
 
 def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    """Return a header."""
+    """Return a member's header."""
     header = tarfile.TarInfo(name)
     header.size, header.type, header.linkname = size, kind, link
     return header
 
 
 def tar_bytes(members: Members, *, format: int = tarfile.USTAR_FORMAT, end: bool = True) -> bytes:
-    """Return a tar; without `end`, it stops at the end of its last member."""
+    """Return a tar; without `end` it has no end mark."""
     buffer = io.BytesIO()
     archive = tarfile.open(fileobj=buffer, mode="w", format=format)  # noqa: SIM115 (closed only with an end mark)
     for name, content in members:
@@ -64,13 +64,13 @@ def keys(*numbers: int) -> tuple[str, ...]:
 
 
 def header_offset(content: bytes, name: str) -> int:
-    """Return where a member's header begins."""
+    """Return the offset of a member's header."""
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return archive.getmember(name).offset
 
 
 def data_offset(content: bytes, name: str) -> int:
-    """Return where a member's bytes begin."""
+    """Return the offset of a member's data."""
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return archive.getmember(name).offset_data
 
@@ -81,7 +81,7 @@ def spoil(content: bytes, offset: int, damage: bytes) -> bytes:
 
 
 def raw_header(name: bytes, size: int | bytes, kind: bytes = b"0") -> bytes:
-    """Return a header block written by hand, with a checksum that is right."""
+    """Return a hand-written header block with a valid checksum."""
     digits = size if isinstance(size, bytes) else f"{size:011o}\0".encode()
     block = bytearray(BLOCK)
     block[: len(name)] = name
@@ -96,14 +96,14 @@ def raw_header(name: bytes, size: int | bytes, kind: bytes = b"0") -> bytes:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file, and what is expected of reading it.
+    """A file, and the expected result of reading it.
 
     Attributes:
         name: File name.
         content: Its bytes.
-        ok: Keys of the images that can be read, in order.
+        ok: Keys of the readable images, in order.
         other: Status of the other rows, by key.
-        missing: Words that the note on what is missing must hold; None where nothing is missing.
+        missing: Text that the note about missing data must contain; None if nothing is missing.
     """
 
     name: str
@@ -125,7 +125,7 @@ def _bad_tars() -> dict[str, Shard]:
     inside = data_offset(whole, "00003.jpg") + 100
     unended = tar_bytes(images(), end=False)
     gz = gzip.compress(whole, mtime=0)
-    # Bytes that deflate must code, not store: damage to stored ones only shows in the checksum.
+    # Bytes that deflate compresses and does not store: damage to stored bytes only shows in the checksum.
     noisy = [(f"{i:05d}.jpg", jpeg(i) + noise(i, 2000).hex().encode()) for i in range(6)]
     packed = gzip.compress(tar_bytes(noisy), mtime=0)
     huge = raw_header(b"00006.jpg", 8**11 - 1)
@@ -141,7 +141,7 @@ def _bad_tars() -> dict[str, Shard]:
             name, whole[: fourth + 200], keys(0, 1, 2), missing="inside the header behind 00002"
         ),
         "cut-inside-data": Shard(name, whole[:inside], keys(0, 1, 2), missing="inside 00003.jpg: 100 of"),
-        # The image was to come: no row says that the sample has none.
+        # The image would have followed, so there must be no row that says that the sample has none.
         "cut-behind-a-label": Shard(
             name,
             tar_bytes([("a.jpg", jpeg()), ("b.cls", b"1"), ("b.jpg", jpeg())])[:3200],
@@ -245,7 +245,7 @@ def _long_names(format: int) -> bytes:
     return tar_bytes([(f"{'x' * 150}/{'y' * 150}.jpg", jpeg())], format=format)
 
 
-# Broken: something is missing, or nothing is there. Odd: allowed, and read whole.
+# Bad: some or all data are missing. Odd: valid, and read completely.
 BAD_TARS: dict[str, Shard] = _bad_tars()
 ODD_TARS: dict[str, Shard] = _odd_tars()
 
@@ -254,7 +254,7 @@ ROW_GROUPS, ROWS = 4, 5  # of `parquet_bytes`: 20 rows, keys 0 to 19
 
 
 def image_rows(count: int, *, first: int = 0) -> list[bytes]:
-    """Return images with some noise behind them, so that damage to any page of them shows."""
+    """Return images followed by some noise, so that damage to any of their pages is detected."""
     return [jpeg(i) + noise(i, 3000) for i in range(first, first + count)]
 
 
@@ -312,7 +312,7 @@ BAD_PARQUETS: dict[str, Shard] = _bad_parquets()
 
 
 def gzip_bomb(unpacked_bytes: int) -> bytes:
-    """Return a gzip of zeros, a thousandth of what it unpacks to."""
+    """Return a gzip of zeros, which has a thousandth of the unpacked size."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     piece = bytes(2**20)
     parts = [packer.compress(piece) for _ in range(unpacked_bytes // len(piece))]

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, or fall silent, and be mended again."""
+"""A TCP proxy whose connections can be cut or stalled, and restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TcpProxy:
-    """Pass bytes on to a port of this machine. `url` is for clients; `bytes_up` counts what they sent."""
+    """Pass bytes on to a port of this machine. `url` is for clients; `bytes_up` counts the bytes they sent."""
 
     upstream_port: int
     port: int = 0
@@ -26,7 +26,7 @@ class TcpProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
-        """Reset what is open, and refuse what is new."""
+        """Reset open connections, and refuse new ones."""
         self.is_cut = True
         self._loop.call_soon_threadsafe(self._reset)
 

@@ -1,4 +1,4 @@
-"""A DEST made in a moment: labelled without Ray, or made up altogether."""
+"""A quickly made DEST: labelled without Ray, or with made-up rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_dest(
     kind: SourceFormat = SourceFormat.WEBDATASET,
     precision: Precision = Precision.FP32,
 ) -> Storage:
-    """Label what is in folder/in to folder/out; `finish` says how many units."""
+    """Label folder/in to folder/out; `finish` limits the number of units."""
     spec = load_spec(str(model))
     source, dest = open_storage(str(folder / "in")), open_storage(str(folder / "out"))
     metadata = {
@@ -60,7 +60,7 @@ def make_dest(
 
 
 def made_up_dest(folder: Path, rows: int, *, classes: int = 5000, name: str = "label {}") -> int:
-    """Write a run of one unit, whose texts are long and of whose images half have no label; return how many have."""
+    """Write a run of one unit with long texts, in which half the images have a label; return how many have one."""
     dest = open_storage(str(folder))
     plan = write_plan(dest, [Unit(0, (Slice("a.tar", 9, ""),))], {"source": "/nowhere", "model": "made up"})
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A model of a few hundred bytes: it averages each colour channel, so that its labels can be worked out by hand."""
+"""A model of a few hundred bytes: it averages each colour channel, so that its labels can be computed by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def colour_jpeg(colour: str, width: int = 20, height: int = 16) -> bytes:
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Write a tar of these members, in this order."""
+    """Write a tar of the given members, in order."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -70,7 +70,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def colour_shards(folder: Path, *, shards: int = 3, samples: int = 5) -> list[Path]:
-    """Write shards whose sample i has the colour red, green or blue by i % 3."""
+    """Write shards in which sample i is red, green or blue by i % 3."""
     folder.mkdir(parents=True, exist_ok=True)
     names = list(COLOURS)
     images = {name: colour_jpeg(name) for name in names}

@@ -1,4 +1,4 @@
-"""The tiny model with other numbers: the same classes, other scores, or labels that are turned round."""
+"""Variants of the tiny model: the same classes with other scores, or with reversed labels."""
 
 from __future__ import annotations
 

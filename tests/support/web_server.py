@@ -1,7 +1,7 @@
-"""A web server whose images can be had, or not in every way that images of the web cannot; also as a proxy of any host.
+"""A web server that returns images, or fails in all the ways in which web servers do; also as a proxy for any host.
 
-The first part of a path says what becomes of a request: `/ok/7.jpg` is the image of number 7, `/404/7.jpg` is not there.
-Once `mended` is set all are.
+The first part of a path selects the behaviour: `/ok/7.jpg` returns image 7, `/404/7.jpg` a 404. Once `mended` is set, all
+paths return their image.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients go away all the time
+        pass  # clients may disconnect at any time
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)  # of a proxy the whole URL
+        parts = urlsplit(self.path)  # the whole URL if the server is used as a proxy
         web = self.web
         with web.lock:
             number = web.calls[self.path]

@@ -91,7 +91,7 @@ def test_the_shape_is_for_benchmarks_and_out_of_a_users_sight():
     assert "--shape" not in CliRunner().invoke(build_app(), ["label", "--help"]).output
     with pytest.raises(ConfigError) as caught:
         build_config({**LABEL, "shapes": "two-stage"})
-    assert "shape," not in str(caught.value).partition("known are")[2]
+    assert "shape," not in str(caught.value).partition("known options are")[2]
 
 
 def test_the_endpoint_and_the_job_say_the_same_of_what_they_share():

@@ -1,6 +1,6 @@
-"""How the bundled files were made: `efficientnet_lite0` the model, `samples` the photographs. Not needed to label.
+"""Build the bundled files: `efficientnet_lite0` the model, `samples` the photographs. Not needed for labelling.
 
     make bundle CALIBRATION='imagenet-*.tar'
 
-Needs what `requirements.txt` lists, in an environment of its own. Nothing else of the project imports this package.
+It needs the packages of `requirements.txt`, in a separate environment. Nothing else in the project imports it.
 """

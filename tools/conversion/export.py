@@ -1,4 +1,4 @@
-"""The published EfficientNet-Lite0 as an ONNX model: exported from torch, named, stripped, and checked."""
+"""Export the published EfficientNet-Lite0 from torch to ONNX: rename its values, strip metadata, and check it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_torch_model() -> Any:  # noqa: ANN401 (untyped library)
     network.load_state_dict(weights, strict=True)
 
     class Classifier(torch.nn.Module):  # type: ignore[misc]
-        """The same arithmetic, with the pooled features as one value: the package's own takes three nodes."""
+        """The same network with one node for the pooled features; the package's own has three."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -44,15 +44,15 @@ def build_torch_model() -> Any:  # noqa: ANN401 (untyped library)
             features = self.network.extract_features(images).mean(dim=(2, 3))  # (n_images, 1280)
             return self.network._fc(features)
 
-    # The exporter puts back the mode that it found, and a wrapper left in training mode drops layers at random.
+    # The exporter restores the mode that it found, and a wrapper in training mode would drop layers at random.
     return Classifier().eval()
 
 
 def export_onnx(model: Any) -> onnx.ModelProto:  # noqa: ANN401 (untyped library)
-    """Export to ONNX, batch normalisation and padding folded into the convolutions, every value with a clean name."""
+    """Export to ONNX with batch normalisation and padding folded into the convolutions, and rename every value."""
     import torch
 
-    # torchvision's operators are missing in every environment that does not need them; four warnings say so.
+    # Without torchvision, which is not needed, the exporter logs four warnings about its operators.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(
         model,
@@ -90,7 +90,7 @@ def _rename(graph: onnx.GraphProto) -> None:
             names[node.input[1]] = "pool.axes"
             names[node.output[0]] = FEATURES
         else:
-            raise SignatureError(f"the exporter gave a node that is not expected here: {node.op_type} {node.name}")
+            raise SignatureError(f"the exporter wrote an unexpected node: {node.op_type} {node.name}")
         names.setdefault(node.output[0], node.name)
     for node in graph.node:
         node.input[:] = [names[name] for name in node.input]
@@ -99,14 +99,14 @@ def _rename(graph: onnx.GraphProto) -> None:
         tensor.name = names[tensor.name]
 
 
-def settled(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Leave out of a model what its tools wrote about themselves, and say instead what it is."""
+def with_own_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without the metadata of its tools, and with METADATA instead."""
     graph = helper.make_graph(
-        [_without_notes(node) for node in model.graph.node],
+        [_without_metadata(node) for node in model.graph.node],
         NAME,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n_images", 3, 224, 224])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n_images", 1000])],
-        [_without_notes(tensor) for tensor in model.graph.initializer],
+        [_without_metadata(tensor) for tensor in model.graph.initializer],
         value_info=[helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n_images", 1280])],
     )
     result = helper.make_model(
@@ -117,22 +117,22 @@ def settled(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _without_notes(part: Any) -> Any:  # noqa: ANN401 (a node or a tensor)
+def _without_metadata(part: Any) -> Any:  # noqa: ANN401 (a node or a tensor)
     part.ClearField("metadata_props")
     part.ClearField("doc_string")
     return part
 
 
 def check_against_torch(model: Any, exported: bytes, images: Float32Array) -> float:  # noqa: ANN401 (untyped library)
-    """Return the largest difference of any logit, over some images.
+    """Return the largest absolute difference of any logit between torch and ONNX.
 
     Args:
-        model: The torch network.
-        exported: Its ONNX form.
+        model: The torch model.
+        exported: The bytes of its ONNX form.
         images: float32 of shape (n_images, 3, 224, 224).
 
     Raises:
-        ModelError: It is more than TORCH_TOLERANCE.
+        ModelError: The difference is above TORCH_TOLERANCE.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Labelled photographs, the reference preprocessing, and what a model file makes of them: accuracy and images/s.
+"""Measure a model file on labelled photographs with the reference preprocessing: accuracy and images/s.
 
-Pillow and ONNX Runtime alone, and nothing of the project's own decoder or classifier: so it can judge both.
+It uses only Pillow and ONNX Runtime, not the project's decoder or classifier, so that it can judge both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image of a WebDataset shard; `label` is its class index, where the shard has one."""
+    """One image of a WebDataset shard; `label` is its class index, or None if the shard has none."""
 
     key: str
     image: bytes
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Photographs:
-    """Images that are ready for a model, with their classes.
+    """Preprocessed images, with their classes.
 
     Attributes:
         images: float32 of shape (n_images, 3, crop, crop), as the model takes it.
@@ -58,14 +58,10 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Int64Array) -> Photographs:
-        """Return the given rows."""
-        return Photographs(self.images[rows], self.labels[rows])
-
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of images whose class is the best label, or among the best five; percent."""
+    """Percentage of images whose class is the best label (top1), or among the best five (top5)."""
 
     top1: float
     top5: float
@@ -75,10 +71,10 @@ class Accuracy:
 
 
 def read_samples(shards: Iterable[Path]) -> Iterator[Sample]:
-    """Yield the images of WebDataset tars, in the order in which they lie there.
+    """Yield the images of WebDataset tars, in the tars' order.
 
     Raises:
-        SourceError: A shard is missing or no tar, or a class is no number.
+        SourceError: A shard is missing or not a tar, or a class is not a number.
     """
     for shard in shards:
         try:
@@ -104,10 +100,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def read_photographs(shards: Iterable[Path], spec: ModelSpec) -> Photographs:
-    """Read every labelled image; 0.6 MB of memory each at 224 x 224.
+    """Read and preprocess every labelled image; each takes 0.6 MB of memory at 224 x 224.
 
     Raises:
-        SourceError: A shard cannot be read, or none holds an image with its class beside it.
+        SourceError: A shard cannot be read, or no shard has an image with a class.
     """
     shards = list(shards)
     samples = [sample for sample in read_samples(shards) if sample.label is not None]
@@ -159,7 +155,7 @@ def run(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Float32Array:
-    """Run a model with one input over all images; the last batch is what is left.
+    """Run a model with one input over all images, in batches; the last may be smaller.
 
     Returns:
         Its first output, float32 of shape (n_images, n_classes).
@@ -183,7 +179,7 @@ def images_per_second(
     batch_size: int = BATCH_SIZE,
     repeats: int = 5,
 ) -> float:
-    """Return the median throughput of `repeats` runs over all images, after one that is not counted."""
+    """Return the median throughput of `repeats` runs over all images, after a warm-up batch."""
     run(session, images[:batch_size], batch_size=batch_size)
     rates = []
     for _ in range(repeats):
@@ -198,9 +194,9 @@ def spread_over_batch_sizes(
     images: Float32Array,
     batch_sizes: Sequence[int],
 ) -> float:
-    """Return how far any image's probability moves with the batch that it is in; 0.0 means bit-equal.
+    """Return the largest change of any probability with the batch that an image is in; 0.0 means bit-equal.
 
-    Beside each batch size the last, shorter batch counts, and so do other neighbours in the batch.
+    It covers each batch size, the shorter last batch, and batches with other images.
     """
     alone = softmax(run(session, images, batch_size=1))
     order = np.random.default_rng(0).permutation(len(images))

@@ -1,9 +1,9 @@
-"""Build the bundled photographs, from packages that ship them under free licences (see models/samples/LICENSES.md).
+"""Build the bundled photographs from packages that ship them under free licences (see models/samples/LICENSES.md).
 
     python -m tools.conversion.samples
 
-A JPEG keeps the bytes that its package has; most PNGs become a JPEG or a WebP, so that the shard stays below 1 MB
-and holds each format that is read. Two runs give the same bytes.
+JPEGs keep their package's bytes. Most PNGs become a JPEG or a WebP, so that the shard stays below 1 MB and has each
+supported format. Two runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Photograph:
     """One photograph of a package.
 
     Attributes:
-        key: Its name in the shard.
-        suffix: Format in the shard: that of `path`, unless it is encoded anew.
+        key: Its key in the shard.
+        suffix: Its format in the shard. If that differs from `path`, the photograph is re-encoded.
         package: Distribution that ships it.
-        path: Where, below site-packages.
-        sha256: Of that file.
-        label: Class index, where there can be no doubt about it.
-        accepted: Class indices of which each would be a right answer; none where ImageNet has no class for it.
+        path: Its path below site-packages.
+        sha256: SHA-256 of that file.
+        label: Class index, if it is beyond doubt.
+        accepted: Class indices that would be right answers; empty if ImageNet has no class for it.
     """
 
     key: str
@@ -104,7 +104,7 @@ PHOTOGRAPHS = (
         "scikit-learn",
         "sklearn/datasets/images/flower.jpg",
         "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
-        accepted=(985,),  # daisy, of the dahlia's family and the nearest class there is
+        accepted=(985,),  # daisy, of the dahlia's family: the nearest class
     ),
     Photograph(
         "grace_hopper",
@@ -149,7 +149,7 @@ def build_shard(photographs: tuple[Photograph, ...]) -> bytes:
     """Return a WebDataset tar, sorted by key, without times or owners.
 
     Raises:
-        SourceError: A package has another file than the one whose licence was looked up.
+        SourceError: A package's file is not the one whose licence was checked.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -167,7 +167,11 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def encoded(photograph: Photograph) -> bytes:
-    """Return a photograph in the format that it has in the shard."""
+    """Return a photograph encoded for the shard.
+
+    Raises:
+        SourceError: The package's file does not have the expected SHA-256.
+    """
     path = Path(str(importlib.metadata.distribution(photograph.package).locate_file(photograph.path)))
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -182,10 +186,10 @@ def encoded(photograph: Photograph) -> bytes:
 
 
 def label_shard(shard: Path, photographs: tuple[Photograph, ...]) -> dict[str, dict[str, Any]]:
-    """Say what the bundled model makes of each photograph, beside what would be right.
+    """Label each photograph with the bundled int8 model.
 
     Returns:
-        By key: "accepted", class indices, and "int8", the class index that the int8 model gives.
+        By key: "accepted", the right class indices, and "int8", the class index that the model gives.
     """
     spec = load_spec(MODEL)
     session = open_session(locate(spec, Precision.INT8))

@@ -1,4 +1,4 @@
-"""KubeRay's resource schemas, trimmed to what a manifest is checked against; see README.md for where they come from."""
+"""KubeRay's resource schemas, trimmed to what manifests are checked against; README.md names their source."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ SCHEMA_FILE = Path(__file__).parent / "kuberay.json"
 
 @cache
 def kuberay_schemas() -> dict[str, Any]:
-    """Return the bundle: `kinds` (name to schema), `$defs` that they refer to, and `source`."""
+    """Return the bundle: `kinds` (name to schema), the `$defs` that they refer to, and `source`."""
     bundle: dict[str, Any] = orjson.loads(SCHEMA_FILE.read_bytes())
     return bundle

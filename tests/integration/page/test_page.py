@@ -239,6 +239,6 @@ def test_the_page_works_below_a_prefix(chromium, server, path):
     assert chromium.evaluate("document.querySelector('nav a').href") == f"{server.url}/app/docs"
 
 
-@pytest.mark.parametrize("name", ["page.webp", "page-phone.webp"])
+@pytest.mark.parametrize("name", ["page.webp", "page-phone.webp", "report.webp"])
 def test_the_screenshots_are_kept_small(name):
     assert 10_000 < (ROOT / "docs" / name).stat().st_size < 200_000

@@ -71,5 +71,5 @@ def test_what_is_broken_is_said_and_hides_nothing_else(tmp_path: Path, monkeypat
 
     lines = dict(line.split(None, 1) for line in run().splitlines() if not line.startswith(" "))
 
-    assert lines["gpus"] == "not found out: OSError: nvidia-smi fails: Driver/library version mismatch"
+    assert lines["gpus"] == "unknown: OSError: nvidia-smi failed: Driver/library version mismatch"
     assert "CPUExecutionProvider" in lines["providers"]

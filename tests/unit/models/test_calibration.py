@@ -74,11 +74,11 @@ def changed(calibration: Calibration, **changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"", "is damaged or no calibration: it is not JSON", id="empty"),
+        pytest.param(b"", "is damaged or not a calibration: it is not JSON", id="empty"),
         pytest.param(b"\xff\xd8\xff", "it is not JSON", id="an image"),
         pytest.param(b"[" * 100_000, "it is not JSON", id="nested without end"),
         pytest.param(b"[1]", 'expected JSON with "format": "shardlabel-calibration"', id="no object"),
-        pytest.param(b'{"temperature": 2}', "is no calibration: expected JSON with", id="foreign"),
+        pytest.param(b'{"temperature": 2}', "is not a calibration: expected JSON with", id="foreign"),
     ],
 )
 def test_what_is_no_calibration_is_refused_in_one_line(content, message):
@@ -93,17 +93,15 @@ def test_what_is_no_calibration_is_refused_in_one_line(content, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"version": 2}, "has version 2, and this shardlabel reads version 1; use the shardlabel", id="new"
-        ),
-        pytest.param({"version": "x" * 200}, 'has version "x{39}, and', id="version is no number"),
+        pytest.param({"version": 2}, "has version 2, this shardlabel reads version 1; use the shardlabel", id="new"),
+        pytest.param({"version": "x" * 200}, 'has version "x{39}, this', id="version is no number"),
         pytest.param({"temperature": 0}, "is damaged: temperature: .*, got 0; make", id="temperature"),
         pytest.param({"temperature": float("nan")}, "is damaged: temperature: ", id="nan"),
         pytest.param({"temperature": "1.5"}, "is damaged: temperature: input should be a valid number", id="text"),
         pytest.param({"artifact_sha256": "abc"}, "is damaged: artifact_sha256: ", id="hash"),
         pytest.param({"surprise": 1}, "is damaged: surprise: extra inputs are not permitted", id="unknown key"),
         pytest.param(
-            {"num_classes": 2}, "is damaged: the file: classes must be ids below 2", id="class beyond the model"
+            {"num_classes": 2}, "is damaged: the file: classes must be unique ids below 2", id="class beyond the model"
         ),
         pytest.param({"pooled": {}}, "is damaged: pooled.threshold: field required", id="incomplete"),
     ],
@@ -118,24 +116,24 @@ def test_a_damaged_file_is_refused_with_what_is_wrong_with_it(calibration, chang
 def test_each_class_has_one_threshold(calibration):
     one = json.loads(calibration.to_text())["classes"][0]
 
-    with pytest.raises(ConfigError, match="each once and in order"):
+    with pytest.raises(ConfigError, match="unique ids below 3, in ascending order"):
         parse_calibration(changed(calibration, classes=[one, one]), "c.json")
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        pytest.param({"model": "other"}, "model other, and what is to run has model tiny", id="model"),
-        pytest.param({"precision": "int8"}, "precision int8, and what is to run has precision fp32", id="precision"),
-        pytest.param({"decode": "exact"}, "decode mode exact, and what is to run has decode mode fast", id="decode"),
-        pytest.param({"artifact_sha256": "0" * 64}, "artifact 0{64}, and what is to run has artifact", id="artifact"),
-        pytest.param({"preprocessing": "0" * 16}, "preprocessing 0{16}, and what is to run", id="preprocessing"),
+        pytest.param({"model": "other"}, "model other, but this run uses model tiny", id="model"),
+        pytest.param({"precision": "int8"}, "precision int8, but this run uses precision fp32", id="precision"),
+        pytest.param({"decode": "exact"}, "decode mode exact, but this run uses decode mode fast", id="decode"),
+        pytest.param({"artifact_sha256": "0" * 64}, "artifact 0{64}, but this run uses artifact", id="artifact"),
+        pytest.param({"preprocessing": "0" * 16}, "preprocessing 0{16}, but this run uses", id="preprocessing"),
     ],
 )
 def test_a_calibration_of_anything_else_is_refused(tiny, calibration, change, what):
     calibration.check("c.json", tiny, Precision.FP32, DecodeMode.FAST)
 
-    with pytest.raises(ConfigError, match=f"c.json was made for {what}") as caught:
+    with pytest.raises(ConfigError, match=f"c.json was fitted for {what}") as caught:
         parse_calibration(changed(calibration, **change), "c.json").check(
             "c.json", tiny, Precision.FP32, DecodeMode.FAST
         )

@@ -74,5 +74,5 @@ def test_labels_of_another_number_of_classes_are_refused(tiny_model):
     spec = load_spec(str(tiny_model))
     check_classes(spec, 3)
 
-    with pytest.raises(SignatureError, match=r"tiny gives 4 classes, and its labels file colours\.txt names 3"):
+    with pytest.raises(SignatureError, match=r"tiny has 4 classes, but its labels file colours\.txt names 3"):
         check_classes(spec, 4)

@@ -48,7 +48,7 @@ def test_memory_that_cannot_be_pinned_is_plain_memory(caplog, monkeypatch):
 
     buffer.array[:] = 7
     assert (buffer.array.sum(), buffer.is_pinned) == (42, False)
-    assert "cannot be pinned" in caplog.text
+    assert "cannot pin 6 bytes" in caplog.text
     buffer.close()
 
 
@@ -70,5 +70,5 @@ def test_auto_on_a_cpu_makes_nothing():
 
 
 def test_tensorrt_without_a_gpu_is_refused():
-    with pytest.raises(ProviderUnavailableError, match="device tensorrt was asked for, and no GPU was found"):
+    with pytest.raises(ProviderUnavailableError, match="--device tensorrt needs a GPU, but none was found"):
         choose(load_spec("resnet18-v2"), Device.TENSORRT, "auto", has_gpu=False)

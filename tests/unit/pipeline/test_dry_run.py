@@ -78,7 +78,7 @@ def test_units_of_unequal_sizes_keep_workers_waiting_for_the_largest():
 
     assert estimate.workers_busy == pytest.approx(8 / (2 * 6), abs=1e-4)  # 1 and 5 beside 1 and 1
     assert estimate.seconds_estimated == pytest.approx(7.0 + 6 / 8 * 10_000 / 12.5)
-    assert "busy:   workers have something to do for 67% of the time" in estimate.sentences()
+    assert "busy:   workers have work for 67% of the time" in estimate.sentences()
 
 
 def test_a_large_tar_is_drawn_whole_and_counted_in_its_pieces(tmp_path, monkeypatch):

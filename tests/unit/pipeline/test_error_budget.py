@@ -60,8 +60,8 @@ def test_a_run_that_was_stopped_says_why_and_how_far_it_is():
 
     assert (report.status, report.complete, report.units_done) == ("stopped", False, 1)
     assert report.sentences().splitlines()[:2] == [
-        "stopped: 100 of the first 1000 images (10.0%) could not be labelled, beyond chance more than --max-error-rate "
-        "0.05",
+        "stopped: 100 of the first 1000 images (10.0%) could not be labelled, more than --max-error-rate 0.05 "
+        "even allowing for chance",
         "1 of 4 units are finished; the same command does the rest",
     ]
 

@@ -79,7 +79,7 @@ def test_options_come_before_the_file(told, tmp_path):
     ("settings", "says"),
     [
         pytest.param({"max-replica": 3}, "unknown option 'max_replica'; did you mean max-replicas?", id="near"),
-        pytest.param({"zzz": 3}, "unknown option 'zzz'; known are", id="far"),
+        pytest.param({"zzz": 3}, "unknown option 'zzz'; known options are", id="far"),
         pytest.param({"port": 99999}, "--port", id="port"),
         pytest.param({"max_queue": 1}, "max_queue", id="of two"),
         pytest.param({"access_log": "-"}, "--access-log must be off or a file", id="access log"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.submit import follow as follow_module
-from cluster.submit.follow import JobLog, Outcome, Watch, Wish
+from cluster.submit.follow import Answer, JobLog, Outcome, Watch
 from cluster.submit.jobs_client import Job, JobsUnreachableError
 
 
@@ -56,18 +56,20 @@ class MadeUpCluster:
         return heard
 
 
-def follow(cluster: MadeUpCluster, *, deadline: float | None = None, wish: Wish | None = None) -> tuple[str, str, str]:
+def follow(
+    cluster: MadeUpCluster, *, deadline: float | None = None, answer: Answer | None = None
+) -> tuple[str, str, str]:
     """Follow the job; return the outcome, what was shown, and what was said."""
     said: list[str] = []
     out = io.StringIO()
 
-    async def ask() -> Wish:
-        assert wish is not None
-        return wish
+    async def ask() -> Answer:
+        assert answer is not None
+        return answer
 
     async def run() -> Outcome:
         watch = Watch(cluster, "name", JobLog("# attempt 1"), said.append, ask, deadline, out)  # type: ignore[arg-type]
-        if wish is not None:
+        if answer is not None:
             watch.interrupted.set()
         outcome, _ = await asyncio.wait_for(watch.follow(), 20)
         return outcome
@@ -92,7 +94,7 @@ def test_a_lost_connection_is_said_once_and_outlived():
 
     assert outcome is Outcome.OVER
     assert said.count("the connection is lost") == 1
-    assert said.count("connected again") == 1
+    assert said.count("reconnected") == 1
 
 
 def test_a_cluster_that_is_gone_for_good_is_an_error(monkeypatch):
@@ -128,16 +130,16 @@ def test_a_job_that_cannot_be_stopped_does_not_hold_the_command(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wish", "outcome"), [(Wish.LEAVE, Outcome.LEFT), (Wish.STOP, Outcome.OVER), (Wish.GO_ON, Outcome.OVER)]
+    ("answer", "outcome"), [(Answer.LEAVE, Outcome.LEFT), (Answer.STOP, Outcome.OVER), (Answer.GO_ON, Outcome.OVER)]
 )
-def test_what_a_user_wants_is_done(wish, outcome):
+def test_what_a_user_wants_is_done(answer, outcome):
     answers: list[Job | Exception | None] = [job("RUNNING"), job("RUNNING"), job("SUCCEEDED")]
     cluster = MadeUpCluster(answers, stops_heard=[True])
 
-    found, _, _ = follow(cluster, wish=wish)
+    found, _, _ = follow(cluster, answer=answer)
 
     assert found is outcome
-    assert (cluster.stops_heard == []) == (wish is Wish.STOP)
+    assert (cluster.stops_heard == []) == (answer is Answer.STOP)
 
 
 @given(

@@ -169,7 +169,7 @@ def test_credentials_in_a_uri_are_not_submitted_and_the_error_says_how_to_pass_t
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "head:port", "http://head:99999"])
 def test_what_is_no_dashboard_is_refused(address):
-    with pytest.raises(ConfigError, match="--address is the URL"):
+    with pytest.raises(ConfigError, match="--address must be the URL"):
         dashboard_url(address, {})
 
 
@@ -221,10 +221,10 @@ def versions(ray: str, python: str) -> dict[str, tuple[int, object]]:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        (versions("2.51.1", "3.11.9"), "the cluster runs Ray 2.51.1, and shardlabel"),
-        (versions("2.60.0", "3.9.18"), "the cluster runs Python 3.9.18, and shardlabel needs 3.11 or newer"),
-        ({"/api/version": (200, "<html>")}, "is no Ray dashboard"),
-        ({"/api/version": (401, "Unauthorized")}, "wants a token"),
+        (versions("2.51.1", "3.11.9"), "the cluster runs Ray 2.51.1, but shardlabel"),
+        (versions("2.60.0", "3.9.18"), "the cluster runs Python 3.9.18, but shardlabel needs 3.11 or newer"),
+        ({"/api/version": (200, "<html>")}, "is not a Ray dashboard"),
+        ({"/api/version": (401, "Unauthorized")}, "needs a token"),
     ],
     ids=["ray", "python", "no-ray", "token"],
 )

@@ -68,7 +68,7 @@ def test_json_says_the_same(tmp_path):
     ("text", "reason"),
     [
         ("", "is empty"),
-        ("- a\n- b\n", "expected a table of keys, got list"),
+        ("- a\n- b\n", "expected a mapping, got list"),
         ("a: [1, 2\n", "is not YAML"),
         ("a: b: c\n", "is not YAML"),
         ("x: 1\n", "expected a Kubernetes manifest"),
@@ -79,13 +79,13 @@ def test_json_says_the_same(tmp_path):
         ("name: !!python/object:os.system {}\n", "is not YAML"),
         ("applications: &a [*a]\n", "is not YAML"),
         ("spec: 1\nspec: 2\nkind: RayJob\n", "the key 'spec' is given twice"),
-        ("when: 2026-11-24\nmetadata: 2026-01-01\nkind: RayJob\n", "expected a table"),
+        ("when: 2026-11-24\nmetadata: 2026-01-01\nkind: RayJob\n", "expected a mapping"),
         ("kind: RayJob\n1: a\n", "keys must be text, got 1"),
         ("kind: [1]\n", "unknown kind"),
-        ("kind: RayJob\nmetadata: 5\nspec: 7\n", "expected a table, got 7"),
+        ("kind: RayJob\nmetadata: 5\nspec: 7\n", "expected a mapping, got 7"),
         (
             "kind: RayService\napiVersion: ray.io/v1\nmetadata: {name: a}\nspec: {serveConfigV2: '- a'}\n",
-            "expected a table",
+            "expected a mapping",
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_braces_in_a_rule_of_deletion_are_text(tmp_path):
     rule = {"policy": "{x", "condition": {"jobStatus": "{y}"}}
     found[-1]["spec"]["deletionStrategy"] = {"deletionRules": [rule, rule]}
 
-    assert any("{x is there twice" in fault for fault in faults_of(tmp_path, write(found)))
+    assert any("{x is given twice" in fault for fault in faults_of(tmp_path, write(found)))
 
 
 def test_the_jobs_of_a_raycronjob_are_checked(tmp_path):
@@ -231,4 +231,4 @@ def test_list_settings_names_every_key():
 
     assert done.exit_code == 0
     assert "gpu.max=4" in done.stdout
-    assert "Most workers." in done.stdout
+    assert "Maximum number of workers." in done.stdout

@@ -388,7 +388,9 @@ def test_the_first_frame_of_a_gif_need_not_fit_its_header():
     data = encode(picture(), "GIF")
     data = patch(data, gif_frame(data) + 5, struct.pack("<HH", 65_535, 65_535))
 
-    with pytest.raises(ImageTooLargeError, match=r"^image has a frame of too many pixels; max_pixels is 100,000,000$"):
+    with pytest.raises(
+        ImageTooLargeError, match=r"^image has a frame with too many pixels; max_pixels is 100,000,000$"
+    ):
         decode(data, DecodeMode.FAST)
 
 
@@ -439,7 +441,7 @@ def test_scans_of_a_thumbnail_do_not_count():
 PLAIN = encode(picture(), "JPEG", quality=90)
 PROGRESSIVE = encode(picture(), "JPEG", quality=90, progressive=True)
 PLAIN_PNG = encode(picture(), "PNG")
-EARLY = "JPEG cannot be decoded: its data end early"
+EARLY = "JPEG cannot be decoded: its data are truncated"
 FAR_AWAY = b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(40)
 REFUSED = {
     "nothing": (b"", EmptyImageError, "image has no bytes"),

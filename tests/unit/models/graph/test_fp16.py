@@ -72,5 +72,5 @@ def test_a_model_whose_sums_leave_float16_is_refused(tiny_model):
     model.graph.node.insert(2, helper.make_node("Mul", ["means", "big"], ["more"]))
     whole = join_graph(spec, model.SerializeToString())
 
-    with pytest.raises(SignatureError, match=r"has values up to \d+ inside, .*; use --precision fp32"):
+    with pytest.raises(SignatureError, match=r"has inner values up to \d+, .*; use --precision fp32"):
         check_half(spec, whole, to_half(whole))

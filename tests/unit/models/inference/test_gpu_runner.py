@@ -134,7 +134,7 @@ def test_too_little_memory_halves_the_batch_once_and_says_so(tiny, images, sessi
 
     assert classifier.runner.batch_size == 8
     assert classifier.runner.notes == [
-        "the GPU has too little memory for batches of 16, which are halved; --batch-size 8 says so from the start"
+        "the GPU has too little memory for batches of 16, so they were halved; use --batch-size 8 next time"
     ]
     np.testing.assert_array_equal(classifier.predict(images).scores, expected.scores)
 
@@ -154,7 +154,7 @@ def test_memory_that_runs_out_later_halves_the_batch_too_and_no_image_is_lost(ti
 def test_a_second_time_is_an_error_that_names_the_option(tiny, session_that_fails):
     session_that_fails(OUT_OF_MEMORY, largest=4)
 
-    with pytest.raises(DeviceMemoryError, match="also after they were halved; give a smaller --batch-size"):
+    with pytest.raises(DeviceMemoryError, match="even after halving them; use a smaller --batch-size"):
         on_cpu(tiny)
 
 

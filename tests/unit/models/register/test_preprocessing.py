@@ -100,13 +100,13 @@ def test_a_filter_that_is_not_done_here_can_be_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**RESNET_HF, "resample": 0}, "resample 0 is not done here, .*--interpolation"),
-        ({**RESNET_HF, "do_pad": True}, "do_pad is not done here"),
+        ({**RESNET_HF, "resample": 0}, r"resample must be one of \[1, 2, 3\], got 0; .*--interpolation"),
+        ({**RESNET_HF, "do_pad": True}, "do_pad is not supported"),
         ({**RESNET_HF, "crop_size": {"height": 224, "width": 192}}, "only square crops"),
-        ({**RESNET_HF, "image_mean": [1, 2]}, "a value is not as expected"),
+        ({**RESNET_HF, "image_mean": [1, 2]}, "has a value of an unexpected form"),
         ({**RESNET_HF, "rescale_offset": True}, "rescale_offset with a rescale_factor"),
         ({"input_size": [1, 28, 28]}, "must be 3 x N x N, got 1 x 28 x 28"),
-        ({"input_size": [3, 224, 224], "crop_mode": "border"}, "crop_mode 'border' is not done here"),
+        ({"input_size": [3, 224, 224], "crop_mode": "border"}, "crop_mode must be center or squash, got 'border'"),
         ({"input_size": [3, 224, 224], "interpolation": "random"}, "interpolation must be one of"),
         ({"model_type": "resnet"}, "is neither timm's JSON"),
         ([1, 2], "must be a JSON object, got list"),

@@ -137,7 +137,7 @@ def test_names_are_not_taken_twice_and_can_be_given_back(home, tmp_path, labels)
     arguments = (path, "--labels", labels, "--preprocess", "unit", "--name")
     assert add(*arguments, "mine").exit_code == 0
     assert "the catalog has a model of that name" in str(add(*arguments, "resnet18-v2").exception)
-    assert "a model of that name is registered" in str(add(*arguments, "mine").exception)
+    assert "this name is already registered" in str(add(*arguments, "mine").exception)
     assert "--name must be lower-case letters" in str(add(*arguments, "../mine").exception)
     assert add(*arguments, "mine", "--replace").exit_code == 0
 
@@ -146,20 +146,20 @@ def test_names_are_not_taken_twice_and_can_be_given_back(home, tmp_path, labels)
     assert done.exit_code == 0
     assert "mine" not in model_names()
     again = CliRunner().invoke(build_app(), ["models", "remove", "mine"])
-    assert "nothing was registered under the name 'mine'" in str(again.exception)
+    assert "nothing is registered under the name 'mine'" in str(again.exception)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--crop", "4"], "takes images of 8 pixels a side, and the preprocessing cuts 4"),
+        (["--crop", "4"], "takes images of 8 pixels a side, the preprocessing crops to 4"),
         (["--layout", "NHWC"], "has the shape [?, 3, 8, 8], which is not NHWC"),
         (["--layout", "CHW"], "--layout must be one of NCHW, NHWC, got 'CHW'"),
         (["--input", "y"], "has no input 'y'; it has x"),
         (["--output", "y"], "has no output 'y'; it has scores"),
         (["--kind", "probabilities"], "do not add up to 1"),
-        (["--embedding", "nothing"], "no node of the file gives the embedding tensor 'nothing'"),
-        (["--labels", "imagenet"], "--labels imagenet names 1000 classes, and m.onnx gives 3"),
+        (["--embedding", "nothing"], "no node of the file outputs the embedding tensor 'nothing'"),
+        (["--labels", "imagenet"], "--labels imagenet names 1000 classes, but m.onnx has 3"),
     ],
 )
 def test_what_does_not_fit_the_file_is_refused(home, tmp_path, labels, options, message):
@@ -174,14 +174,14 @@ def test_what_does_not_fit_the_file_is_refused(home, tmp_path, labels, options, 
 def test_a_preprocessing_that_is_not_said_is_asked_for_or_refused(home, tmp_path, labels):
     done = add(build(tmp_path / "m.onnx"), "--name", "mine", "--labels", labels)
 
-    assert "--preprocess is missing: how do images become its input? One of imagenet," in str(done.exception)
+    assert "--preprocess is missing: give the model's preprocessing, one of imagenet," in str(done.exception)
 
 
 def test_a_file_that_is_not_there_is_an_error(home, tmp_path, labels):
     done = add(tmp_path / "gone.onnx", "--name", "mine", "--labels", labels, "--preprocess", "unit")
 
     assert isinstance(done.exception, ConfigError)
-    assert "there is no file" in str(done.exception)
+    assert "gone.onnx does not exist" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def test_a_vector_holds_to_a_thousandth(vector, tiny_model, error, holds):
     spec = load_spec(str(tiny_model))
 
     if holds:
-        assert "the zoo's test vector holds" in check_test_vector(spec, Precision.FP32, tiny_model)
+        assert "passes the zoo's test vector" in check_test_vector(spec, Precision.FP32, tiny_model)
     else:
-        with pytest.raises(ArtifactError, match=r"gives another output: largest difference 0\.02"):
+        with pytest.raises(ArtifactError, match=r"fails the zoo's test vector: largest difference 0\.02"):
             check_test_vector(spec, Precision.FP32, tiny_model)
 
 
@@ -57,4 +57,4 @@ def test_verify_without_the_file_says_what_to_run():
 
     assert isinstance(done.exception, ArtifactError)
     assert "`shardlabel models verify resnet18-v2 --pull`" in str(done.exception)
-    assert "resnet18-v2 fp32: not here, not checked" in done.stdout
+    assert "resnet18-v2 fp32: not cached, not checked" in done.stdout

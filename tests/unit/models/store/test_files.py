@@ -157,11 +157,17 @@ def test_locate_takes_a_users_model_from_its_folder_and_leaves_nothing_beside_it
     assert list(folder.iterdir()) == [path]
 
 
-def test_locate_names_the_command_that_builds_a_file(tmp_path):
-    spec = spec_with(tmp_path, sources=(), built_by="python -m tools.conversion.some")
+def test_locate_says_how_to_build_or_import_a_file_or_do_without(tmp_path):
+    spec = spec_with(tmp_path, sources=(), built_by="make bundle")
+    spec.artifacts[Precision.INT8] = ARTIFACT
 
-    with pytest.raises(ArtifactError, match=r"`python -m tools\.conversion\.some`"):
+    with pytest.raises(ArtifactError) as caught:
         locate(spec, Precision.FP32)
+    assert str(caught.value) == (
+        f"some.onnx of some (fp32) cannot be downloaded, and is not at {artifact_path(ARTIFACT)}: build it with "
+        "`make bundle` in a source checkout, or import a built file with `shardlabel models pull some --precision fp32 "
+        "--from FILE`, or use --precision int8"
+    )
     path = put(artifact_path(ARTIFACT))
     assert locate(spec, Precision.FP32) == path
 
@@ -214,7 +220,7 @@ def test_publishing_leaves_nothing_when_the_block_fails(tmp_path):
     [
         (errno.ENOSPC, r"disk is full .*MB free.*SHARDLABEL_HOME"),
         (errno.EDQUOT, "disk is full"),
-        (errno.EROFS, "set SHARDLABEL_HOME to a folder that can be written"),
+        (errno.EROFS, "set SHARDLABEL_HOME to a writable folder"),
         (errno.EIO, "Input/output error"),
     ],
 )

@@ -183,7 +183,7 @@ def test_auto_is_what_dest_was_begun_with_on_any_machine_that_has_it(spec, tmp_p
 
     if choice.provider is Provider.CUDA and not has_gpu:
         with pytest.raises(
-            ProviderUnavailableError, match=r"out was begun with fp32 on CUDAExecutionProvider, which `auto`"
+            ProviderUnavailableError, match=r"out was begun with fp32 on CUDAExecutionProvider, so `auto`"
         ):
             choose_as_begun(settings(), spec, dest, has_gpu=has_gpu)
         return

@@ -135,7 +135,7 @@ def test_all_is_new_to_a_plan_of_nothing(dest):
     ("change", "message"),
     [
         pytest.param(shard("b", size=10), r"b\.tar has changed .*its size was 9 bytes and is 10", id="size"),
-        pytest.param(shard("b", etag="x"), r"b\.tar has changed .*written anew", id="etag"),
+        pytest.param(shard("b", etag="x"), r"b\.tar has changed .*rewritten", id="etag"),
     ],
 )
 def test_a_changed_shard_is_refused_by_name_among_new_ones(dest, change, message):
@@ -152,7 +152,7 @@ def test_a_parquet_file_that_the_plan_cut_otherwise_is_the_same_file(dest):
 
     check_source(dest, plan, now)
     assert new(dest, plan, now) == ""
-    with pytest.raises(SourceError, match=r"b\.parquet has changed .*written anew"):
+    with pytest.raises(SourceError, match=r"b\.parquet has changed .*rewritten"):
         check_source(dest, plan, [replace(piece, etag="x") for piece in now])
 
 
@@ -168,7 +168,7 @@ def test_a_tar_that_is_planned_in_parts_is_one_shard_of_the_source(dest):
     assert new(dest, plan, shards("dcba")) == "d"
     with pytest.raises(SourceError, match=r"b\.tar has changed .*its size was 9 bytes and is 10"):
         check_source(dest, plan, [shard("a"), shard("b", size=10), shard("c")])
-    with pytest.raises(SourceError, match=r"b\.tar has changed .*written anew"):
+    with pytest.raises(SourceError, match=r"b\.tar has changed .*rewritten"):
         new(dest, plan, [shard("a"), shard("b", etag="x"), shard("c")])
     with pytest.raises(SourceError, match=r"expected shard b\.tar, found c\.tar"):
         check_source(dest, plan, shards("ac"))
@@ -276,7 +276,7 @@ def test_append_adds_what_is_new_and_the_rest_is_as_with_any_run(tmp_path):
 
     assert begin(tmp_path, append=True).new_units == 2
     put(tmp_path, "ac")
-    with pytest.raises(SourceError, match=r"found a\.tar \(where that is new, --append labels it too\)"):
+    with pytest.raises(SourceError, match=r"found a\.tar \(if that is new, --append labels it too\)"):
         begin(tmp_path)
     assert begin(tmp_path, append=True).new_units == 2
     assert planned(tmp_path) == "bdac"
@@ -300,7 +300,7 @@ def test_append_refuses_other_settings_and_more_than_it_can_do(tmp_path):
         prepare(config, dest, {"model": "other"}, opened, lambda: slices(opened), lambda piece, most: most)
     with pytest.raises(ConfigError, match="--append adds to what --overwrite removes"):
         begin(tmp_path, append=True, overwrite=True)
-    with pytest.raises(ConfigError, match="--append labels all that is new"):
+    with pytest.raises(ConfigError, match="--append labels everything that is new"):
         begin(tmp_path, append=True, limit=5)
 
     assert planned(tmp_path) == "a"

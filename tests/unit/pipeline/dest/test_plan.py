@@ -127,7 +127,7 @@ def test_other_settings_are_refused_with_the_difference(dest):
     ("change", "message"),
     [
         pytest.param(lambda s: [s[0], replace(s[1], size=1), s[2]], "0000001.tar has changed.*is 1", id="size"),
-        pytest.param(lambda s: [s[0], replace(s[1], etag="x"), s[2]], "0000001.tar.*written anew", id="etag"),
+        pytest.param(lambda s: [s[0], replace(s[1], etag="x"), s[2]], "0000001.tar.*rewritten", id="etag"),
         pytest.param(lambda s: s[:2], "expected shard 0000002.tar, found nothing", id="gone"),
         pytest.param(lambda s: [*s, Slice("z.tar", 1, "")], "z.tar is new", id="new"),
         pytest.param(lambda s: [*s[:1], *s[2:]], "expected shard 0000001.tar, found 0000002.tar", id="middle"),

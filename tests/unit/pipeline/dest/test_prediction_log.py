@@ -54,7 +54,7 @@ def test_verify_reads_every_part_and_finds_what_is_no_part(tmp_path):
 
     assert len(faults) == 2
     assert part.name in faults[0]
-    assert "mine.parquet: is no part file of a prediction log" in faults[1]
+    assert "mine.parquet: is not a part file of a prediction log" in faults[1]
 
 
 def test_the_last_answer_for_an_image_is_compared(tmp_path):
@@ -143,7 +143,7 @@ def test_a_log_is_begun_once_and_empty_until_there_is_a_part(tmp_path):
     assert (tmp_path / "_shardlabel/plan/plan.json").read_bytes() == first
     assert read_plan(dest, logs=True).is_log
     assert open_records(dest)[0].units == 0
-    with pytest.raises(SourceError, match="without a row yet"):
+    with pytest.raises(SourceError, match="that has no rows yet"):
         open_finished(str(tmp_path), logs=True)
 
 

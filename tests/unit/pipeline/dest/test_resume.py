@@ -177,7 +177,7 @@ def test_overwrite_removes_what_the_plan_names_and_refuses_before_that_where_the
     touch("out/notes.txt", "out/_shardlabel/reviews/mine.json", "out/sub/part-00000.parquet", "out/part-00003.parquet")
     before = contents()
 
-    with pytest.raises(SourceError, match=r"already holds part-00003\.parquet, and no plan of a run that names it"):
+    with pytest.raises(SourceError, match=r"already holds part-00003\.parquet, which no plan of a run names"):
         begin("in", "out", overwrite=True)
     assert contents() == before
     assert CommitLog(open_storage("out"), 3).load()[0].tolist() == [True, True, False]
@@ -305,7 +305,7 @@ def test_a_dest_that_is_source_under_a_name_that_shows_nothing_of_it_is_refused(
     monkeypatch.setattr(Overlap, "_within", lambda self, path: None)
     before = contents()
 
-    with pytest.raises(SourceError, match="of which this run reads files, is DEST out"):
+    with pytest.raises(SourceError, match="from which this run reads, is DEST out"):
         begin([f"out/{name}" for name in names], "out", overwrite=True)
 
     assert contents() == before

@@ -73,7 +73,7 @@ def test_one_wrong_byte_is_found(dest, tmp_path):
     found = verify_dest(dest)
 
     assert not found.ok
-    assert "part-00001.parquet: its SHA-256 is not that" in found.faults[0]
+    assert "part-00001.parquet: its SHA-256 differs" in found.faults[0]
 
 
 def test_a_missing_part_is_found(dest, tmp_path):

@@ -154,7 +154,7 @@ def test_a_page_escapes_what_rows_hold_and_says_what_pictures_are_missing(tmp_pa
     was = (tmp_path / "in/a.tar").stat()
     write_tar(tmp_path / "in/a.tar", {f"{evil[:-1]}x.jpg": colour_jpeg("red")})
     os.utime(tmp_path / "in/a.tar", ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert pictures()[2] == ["a.tar: it is not in its shard any more", "1 of 1 pictures are missing"]
+    assert pictures()[2] == ["a.tar: it is no longer in its shard", "1 of 1 pictures are missing"]
     (tmp_path / "in/a.tar").unlink()
     assert "1 of 1 pictures are missing" in build_page(found, *pictures())
 
@@ -183,6 +183,6 @@ def test_names_of_classes_and_their_synsets_are_not_compared(tmp_path, tiny_mode
     monkeypatch.setattr("pipeline.diff.compare.open_finished", finished)
 
     with pytest.raises(
-        ConfigError, match=r"old writes as label a class's name, and .*new its wnid: none would be the same"
+        ConfigError, match=r"old writes a class's name as label, and .*new its wnid, so no label would be the same"
     ):
         compare(str(tmp_path / "old"), str(tmp_path / "new"))

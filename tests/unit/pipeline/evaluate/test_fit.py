@@ -260,12 +260,12 @@ def test_the_terminal_says_it_in_words(tiny_model, tmp_path):
         (["--fit", "{}/c.json", "--precision-target", "nan"], "in percent, above 0 and below 100, got nan"),
         (
             ["--fit", "{}/c.json", "--compare", "fast", "exact"],
-            "--fit is of one model as it is, and --compare measures two",
+            "--fit is for one uncalibrated model, and --compare measures two",
         ),
         (["--fit", "{}/c.json", "--calibration", "x"], "--calibration has calibrated the scores already: give one"),
         (
             ["--calibration", "x", "--compare", "fast", "exact"],
-            "--calibration is of one way, and --compare measures two",
+            "--calibration is for one variant, and --compare measures two",
         ),
         (["--fit", "{}"], "that is a folder"),
         (["--fit", "{}/a/c.json"], "there is no folder"),
@@ -292,7 +292,7 @@ def test_too_few_images_are_refused(tiny_model, tmp_path):
     done = run(tmp_path / "s", "--model", tiny_model, "--fit", tmp_path / "c.json")
 
     assert isinstance(done.exception, SourceError)
-    assert "SOURCE has 49 images with a class that can be decoded, and at least 50 are needed" in str(done.exception)
+    assert "SOURCE has 49 images with a class that can be decoded, but at least 50 are needed" in str(done.exception)
     assert not (tmp_path / "c.json").exists()
 
 
@@ -301,9 +301,8 @@ def test_where_nothing_can_be_told_that_is_said(tiny_model, tmp_path):
 
     done = run(tmp_path / "s", "--model", tiny_model, "--fit", tmp_path / "c.json")
 
-    assert "temperature 0.25 is the end of what is looked at" in done.stdout
+    assert "temperature 0.25 is an end of the range searched" in done.stdout
     assert "no image is accepted at a precision of 95 %" in done.stdout
     assert (
-        "a class needs 52 that are given its label, and none has more than 10; all classes accept no score"
-        in done.stdout
+        "a class needs 52 images with its label, and none has more than 10; all classes accept no score" in done.stdout
     )

@@ -75,7 +75,7 @@ def test_what_a_bad_shard_loses_is_a_warning_and_the_rest_is_read(tmp_path, capl
 
     assert [row["key"] for row in found] == ["000-000", "000-001"]
     (record,) = caplog.records
-    assert "of zz-garbage.tar not all could be read: " in record.getMessage()
+    assert "not all of zz-garbage.tar could be read: " in record.getMessage()
 
 
 def test_images_of_a_manifest_are_fetched_into_rows_with_their_uris(tmp_path):

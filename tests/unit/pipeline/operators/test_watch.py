@@ -26,7 +26,7 @@ def say_of(monkeypatch, *, read: float, decode: float, label: float, gpu_share: 
 
 @pytest.mark.parametrize(
     ("read", "decode", "reason"),
-    [(2, 15, "wait for decoding"), (15, 2, "wait for reading"), (1, 1, "wait for what lies between")],
+    [(2, 15, "wait for decoding"), (15, 2, "wait for reading"), (1, 1, "wait for the transfer of pixels")],
     ids=["decoding", "reading", "between"],
 )
 def test_a_gpu_that_idles_is_told_once_with_what_it_waits_for(monkeypatch, read, decode, reason):

@@ -51,15 +51,15 @@ def test_a_place_behind_those_that_are_replaced_is_looked_at_too(fake_ray):
 
 
 DIFFERENCES = {
-    "no such module": (Place("fake_ray_of_old", "start"), "fake_ray_of_old.start is not there"),
-    "no such attribute": (Place("fake_ray", "begin"), "fake_ray.begin is not there"),
+    "no such module": (Place("fake_ray_of_old", "start"), "fake_ray_of_old.start is missing"),
+    "no such attribute": (Place("fake_ray", "begin"), "fake_ray.begin is missing"),
     "a parameter less": (
         Place("fake_ray", "start", ("command", "count", "kind")),
         r"takes \(command, count\), expected",
     ),
     "another order": (Place("fake_ray", "start", ("count", "command")), r"takes \(command, count\), expected"),
-    "no function": (Place("fake_ray", "LIMIT", ("command",)), "cannot be looked at"),
-    "other words": (Place("logging", words="bind everything"), "does not hold 'bind everything'"),
+    "no function": (Place("fake_ray", "LIMIT", ("command",)), "cannot be inspected"),
+    "other words": (Place("logging", words="bind everything"), "does not contain 'bind everything'"),
 }
 
 
@@ -72,7 +72,7 @@ def test_where_ray_differs_speed_leaves_its_own_way_and_says_so_with_verbose(fak
 
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    assert record.getMessage().startswith("patch=lean_start is left out")
+    assert record.getMessage().startswith("patch=lean_start is skipped")
 
 
 @pytest.mark.parametrize(("place", "words"), DIFFERENCES.values(), ids=DIFFERENCES)

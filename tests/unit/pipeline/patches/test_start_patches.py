@@ -27,7 +27,7 @@ def test_a_lost_node_is_one_line_and_the_rest_of_what_ray_prints_is_for_verbose(
     lost, ended = caplog.records
     assert (lost.levelname, lost.getMessage()) == (
         "WARNING",
-        "node=16bbb191 (gpu-3) is lost; what it had is done again by others",
+        "node=16bbb191 (gpu-3) is lost; other nodes redo its work",
     )
     assert (ended.levelname, ended.getMessage()) == (
         "INFO",

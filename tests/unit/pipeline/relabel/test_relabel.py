@@ -55,7 +55,7 @@ def test_where_no_row_is_meant_all_are_copied_without_reading_source(old, tiny_m
     report = again(old, tiny_model)
 
     assert (report.status, report.relabelled_now, report.copied_now, report.bytes_read) == ("done", 0, 15, 0)
-    assert report.sentences().startswith(f"there was no row to label for which score < 0, copied 15 rows of {old}\n")
+    assert report.sentences().startswith(f"no row had to be labelled for which score < 0, copied 15 rows of {old}\n")
     first, second = pq.read_table(old), pq.read_table(old.parent / "new")
     assert second.drop_columns(["model"]).equals(first)
     assert set(second["model"].to_pylist()) == {"tiny:fp32:fast"}
@@ -80,13 +80,13 @@ def test_what_was_relabelled_can_be_relabelled_and_its_rows_keep_their_models(ol
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param({"top_k": 2}, "have to have the same top-k: OLD has 3, and now it is 2", id="top-k"),
+        pytest.param({"top_k": 2}, "must have the same top-k: OLD has 3, and now it is 2", id="top-k"),
         pytest.param({"labels": "all"}, 'the same labels: OLD has "name", and now it is "all"', id="labels"),
         pytest.param({"embeddings": True}, "the same embeddings: OLD has false, and now it is true", id="embeddings"),
-        pytest.param({"model": "efficientnet-lite0"}, "class names: the model of now has other classes", id="classes"),
-        pytest.param({"output": "old"}, "OLD .*old and DEST .*old are one folder", id="one folder"),
-        pytest.param({"output": "old/new"}, "or one lies in the other", id="inside"),
-        pytest.param({"output": "."}, "or one lies in the other", id="around"),
+        pytest.param({"model": "efficientnet-lite0"}, "class names: the present model has other classes", id="classes"),
+        pytest.param({"output": "old"}, "OLD .*old and DEST .*old are the same folder", id="one folder"),
+        pytest.param({"output": "old/new"}, "or one contains the other", id="inside"),
+        pytest.param({"output": "."}, "or one contains the other", id="around"),
         pytest.param({"output": "in"}, "SOURCE names shard-000.tar, which lies in DEST", id="source"),
         pytest.param({"model": None}, "was labelled with tiny, which the catalog does not have; give --model", id="model"),
     ],
@@ -122,10 +122,10 @@ def test_dest_goes_on_with_nothing_but_the_same_old_and_condition(old, tiny_mode
         again(old, other)
     colour_shards(old.parent / "in", samples=4)
     label_without_ray(old.parent / "in", old, tiny_model, overwrite=True)
-    with pytest.raises(ConfigError, match=r"new was begun from other rows than .*old has now; give another --output"):
+    with pytest.raises(ConfigError, match=r"new was begun when .*old had other rows; give another --output"):
         again(old, tiny_model)
     label_without_ray(old.parent / "in", old.parent / "labelled", tiny_model)
-    with pytest.raises(ConfigError, match="labelled is of a run of `label`; give another --output, or --overwrite"):
+    with pytest.raises(ConfigError, match="labelled belongs to a run of `label`; give another --output, or --overwr"):
         again(old, tiny_model, output=str(old.parent / "labelled"))
     assert again(old, tiny_model, overwrite=True).copied_now == 12
 
@@ -140,7 +140,7 @@ def test_an_old_that_is_overwritten_meanwhile_is_noticed(old, tiny_model, monkey
     matching = job.matching_rows
     monkeypatch.setattr(job, "matching_rows", overwritten)
 
-    with pytest.raises(SourceError, match="was labelled anew while it was read"):
+    with pytest.raises(SourceError, match="was labelled again while it was read"):
         again(old, tiny_model)
 
 
@@ -170,7 +170,7 @@ def test_only_the_samples_that_are_wanted_are_read_and_their_number_must_be_olds
     keys = pq.read_table(old / unit.part)["key"].to_pylist()
 
     assert read(folder, SourceFormat.WEBDATASET, unit, old, pc.field("key").isin([keys[1], keys[3]])) == keys[1::2]
-    for count, words in ((4, "gives 4 samples, and 5 rows"), (6, "gives more than 5 samples, and 5 rows")):
+    for count, words in ((4, "gives 4 samples, and gave 5"), (6, "gives more than 5 samples, and gave 5")):
         write_tar(shard, {f"{i}.jpg": b"x" for i in range(count)})
         unit = Unit(0, (Slice(shard.name, shard.stat().st_size, ""),))
         with pytest.raises(SourceError, match=words):

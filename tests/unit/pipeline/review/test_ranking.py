@@ -64,7 +64,7 @@ def test_uncertainty_ranks_the_least_sure_lowest():
 
 @pytest.mark.parametrize("by", [By.MARGIN, By.ENTROPY])
 def test_one_score_a_row_is_too_few_to_compare(by):
-    with pytest.raises(ConfigError, match=r"DEST keeps 1 of each, expected 2 or more; give --by low-score"):
+    with pytest.raises(ConfigError, match=r"expected 2 or more, but DEST has 1; give --by low-score"):
         uncertainty_rank(by, np.ones((4, 1), np.float32))
 
 

@@ -208,7 +208,7 @@ def test_a_part_that_cannot_be_read_is_an_error_and_no_smaller_sample(dest):
 def test_one_score_a_row_is_refused_only_where_several_are_compared(dest):
     plan = make_review_dest(dest, 1, 50, top_k=1)
 
-    with pytest.raises(ConfigError, match="DEST keeps 1 of each"):
+    with pytest.raises(ConfigError, match="but DEST has 1"):
         draw_sample(dest, plan, Wanted(By.MARGIN, 3))
     assert draw_sample(dest, plan, Wanted(By.LOW_SCORE, 3)).draw.rows
 

@@ -71,7 +71,7 @@ def test_answers_of_an_earlier_draw_count_where_the_random_order_comes_to_its_un
 
 
 def test_the_first_of_two_draws_alone_does_not_move_the_estimate(dest, tmp_path):
-    """The second draw's random order has come to images that the first gave out for their doubt."""
+    """The second draw's random order has come to images that the first showed for their uncertainty."""
     plan = make_review_dest(dest, 1, 600)
     _, share = true_precision(1, 600)
     said, aside = [], 0
@@ -93,7 +93,7 @@ def test_the_second_of_two_draws_alone_lacks_what_the_first_gave_out(dest, tmp_p
     draw_sample(dest, plan, Wanted(By.LOW_SCORE, 60))
     second = draw_sample(dest, plan, Wanted(By.LOW_SCORE, 60)).draw
 
-    with pytest.raises(ConfigError, match=r"random answers do not stand for DEST: .* give the answers of all draws"):
+    with pytest.raises(ConfigError, match=r"random answers do not represent DEST: .* give the answers of all draws"):
         score_answers(dest, plan, [write_true_answers(tmp_path / "a.csv", second.shown)], 0.95)
 
 

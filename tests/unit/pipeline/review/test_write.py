@@ -262,7 +262,7 @@ def test_a_dest_that_does_not_say_how_source_was_read_is_refused(tmp_path, tiny_
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("s3://b/x", "must be a folder of this machine"), ("file", "must be a folder, and is a file"),
+    [("s3://b/x", "must be a folder on this machine"), ("file", "must be a folder, but is a file"),
      ("full", "--output full already holds files; give an empty folder"),
      ("~nobody-is-called-so/x", "cannot be used: .*; give another folder"), ("x" * 300, "cannot be used: .*name too long")],
 )  # fmt: skip

@@ -34,5 +34,5 @@ def test_a_ray_that_cannot_be_closed_to_others_is_not_started(monkeypatch, place
     monkeypatch.setattr("pipeline.session.connect.until_left", local.until_left)
     monkeypatch.delattr(place)
 
-    with pytest.raises(ClusterError, match=f"is needed for safety .*{place} is not there"):
+    with pytest.raises(ClusterError, match=f"is needed for safety .*{place} is missing"):
         connect(None)

@@ -106,7 +106,7 @@ def test_a_file_that_changed_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"another")
     os.utime(tmp_path / "b.jpg", ns=(1, 1))
 
-    with pytest.raises(StorageError, match=r"b\.jpg has changed since the run was planned: it was written anew"):
+    with pytest.raises(StorageError, match=r"b\.jpg has changed since the run was planned: it was rewritten"):
         list(read_images(open_storage(str(tmp_path)), pieces, ShardNotes(), LIMITS))
 
 

@@ -179,7 +179,10 @@ def test_broken_manifests_give_what_they_can_and_say_what_is_missing(tmp_path):
         ({"uri_column": "other"}, "--uri-column other: there is no such column; there are uri (string), n (int64)"),
         ({"uri_column": "n"}, "--uri-column n holds int64; URIs are strings"),
         ({"carry": ("uri",)}, "--carry uri: the output has a column of that name already"),
-        ({"image_column": "n"}, "--image-column holds images, and --uri-column where they are: give one of them"),
+        (
+            {"image_column": "n"},
+            "--image-column names a column of images, and --uri-column one of URIs: give one of them",
+        ),
     ],
 )
 def test_columns_that_cannot_be_are_refused(tmp_path, options, message):

@@ -94,7 +94,7 @@ def test_an_odd_name_that_goes_away_while_it_is_listed_is_an_error(stores: tuple
 
     stores[1].keys.remove("c//d")
 
-    with pytest.raises(StorageError, match=r"cannot list .*c//d is gone while it was listed; run the command again"):
+    with pytest.raises(StorageError, match=r"cannot list .*c//d was deleted during the listing; run the command again"):
         page(listing)
 
 

@@ -168,7 +168,7 @@ def test_a_server_that_knows_no_conditions_is_seen_through(small_pieces: int) ->
     storage.get = lambda key, options: whole(key, {"range": options["range"]})  # type: ignore[method-assign]
     storage.etag = '"2"'
 
-    with pytest.raises(StorageError, match="changed while it was read: it was written anew"):
+    with pytest.raises(StorageError, match="changed while it was read: it was rewritten"):
         file.read_at(0, 10)
 
 
@@ -201,7 +201,7 @@ def test_another_file_than_was_planned_is_an_error() -> None:
     assert read(10, "1") == read(10, "") == b"x" * 10
     with pytest.raises(StorageError, match=r"has changed since the run was planned: its size was 9 bytes and is 10"):
         read(9, "1")
-    with pytest.raises(StorageError, match="has changed since the run was planned: it was written anew"):
+    with pytest.raises(StorageError, match="has changed since the run was planned: it was rewritten"):
         read(10, "2")
     with pytest.raises(StorageError, match="its size was 0 bytes and is 10"):
         stream_of(FakeStorage(b"x" * 10), expected=FileStat("a.tar", 0, "1"))

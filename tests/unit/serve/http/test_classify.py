@@ -137,7 +137,7 @@ def test_a_bad_image_among_others_is_its_own_result():
     assert response.status == 200
     assert response.json["results"][0] == {
         "status": "undecodable",
-        "error": "JPEG cannot be decoded: its data end early",
+        "error": "JPEG cannot be decoded: its data are truncated",
         "width": 4,
         "height": 2,
     }

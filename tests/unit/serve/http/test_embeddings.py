@@ -72,7 +72,8 @@ def test_of_several_a_bad_image_is_its_own_error(body):
     good, bad = response.json["data"]
     assert (response.status, good["status"], good["index"]) == (200, "ok", 0)
     assert bad == {
-        "object": "embedding", "index": 1, "status": "undecodable", "error": "JPEG cannot be decoded: its data end early",
+        "object": "embedding", "index": 1, "status": "undecodable",
+        "error": "JPEG cannot be decoded: its data are truncated",
     }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_every_answer_is_a_row_that_names_its_image_request_and_model(tmp_path):
     assert [row["request_id"] for row in (first, bad, second)] == ["first", "first", "second"]
     assert (first["label"], first["top_labels"], second["label"]) == ("red", ["red", "green"], "green")
     assert (bad["status"], bad["error"], bad["label"], bad["width"]) == (
-        "undecodable", "JPEG cannot be decoded: its data end early", None, 4,
+        "undecodable", "JPEG cannot be decoded: its data are truncated", None, 4,
     )  # fmt: skip
     assert first["shard"] == "efficientnet-lite0"
     assert first["model"].startswith("efficientnet-lite0:int8:fast@")

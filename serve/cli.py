@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -16,9 +16,6 @@ from models.errors import ConfigError, ShardlabelError
 from pipeline.options import SettingsT, build_settings, options_of
 from serve.config import ServeConfig
 from serve.local.listen import Listen
-
-if TYPE_CHECKING:
-    from serve.local.running import Endpoint
 
 EXIT_FAILED = 1
 
@@ -88,25 +85,20 @@ def serve(
     with running(endpoint_config, listen, _say) as endpoint:
         _say(endpoint.sentence())
         while not stop.wait(1.0):
-            fault = endpoint.fault()
-            if fault is not None:
+            if (fault := endpoint.fault()) is not None:
                 _say(f"error: {fault}")
                 raise typer.Exit(EXIT_FAILED)
-            _renew(endpoint)
+            try:
+                if endpoint.renew_certificate():
+                    _say("the certificate was renewed: new connections get it")
+            except (ShardlabelError, OSError) as err:
+                _say(f"warning: the old certificate stays: {err}")
         _say("stopping once the requests in progress are answered")
     _say("stopped")
 
 
 def _part(kind: type[SettingsT], given: dict[str, Any]) -> SettingsT:
     return build_settings(kind, {name: given[name] for name in kind.model_fields})
-
-
-def _renew(endpoint: Endpoint) -> None:
-    try:
-        if endpoint.renew_certificate():
-            _say("the certificate was renewed: new connections get it")
-    except (ShardlabelError, OSError) as err:
-        _say(f"warning: the old certificate stays: {err}")
 
 
 def _say(text: str) -> None:

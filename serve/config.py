@@ -63,9 +63,7 @@ class ServeConfig(BaseModel):
     precision: PrecisionName = "auto"
     device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
     decode: Decoding = DecodeMode.FAST
-    top_k: int = Field(
-        default=5, ge=1, le=10_000, description="Labels per image where a request does not say how many."
-    )
+    top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request names no number.")
     calibration: Annotated[CalibrationFile, AfterValidator(_absolute)] = None
 
     batch_size: int | None = Field(
@@ -84,10 +82,7 @@ class ServeConfig(BaseModel):
         description=f"CPUs, and threads, of one replica. [default: 1; with a GPU up to {MAX_GPU_CPUS}]",
     )
     min_replicas: int = Field(
-        default=1,
-        ge=0,
-        le=10_000,
-        description="Replicas that are always there; with 0 there is none while nobody asks.",
+        default=1, ge=0, le=10_000, description="Fewest replicas; with 0 none runs while there are no requests."
     )
     max_replicas: int | None = Field(
         default=None,
@@ -114,40 +109,26 @@ class ServeConfig(BaseModel):
         le=1_000_000,
         description=f"Most images that wait in a replica for a model; more are answered 503. [default: {MIN_QUEUE} or more]",
     )
-    deadline_s: float = Field(
-        default=10.0, gt=0, le=3600, description="Seconds that a request may take; then it is answered 504."
-    )
+    deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds until a request is answered 504.")
     max_request_bytes: int = Field(
-        default=20 * 2**20,
-        ge=1,
-        description="Most bytes of a request's body, as sent and unpacked; a larger one is answered 413.",
+        default=20 * 2**20, ge=1, description="Most bytes of a body, as sent and unpacked; more are answered 413."
     )
     max_body_memory: int = Field(
-        default=192 * 2**20,
-        ge=1,
-        description="Most bytes of all bodies that a replica holds; a request beyond is answered 503.",
+        default=192 * 2**20, ge=1, description="Most bytes of all bodies in a replica; more are answered 503."
     )
-    max_pixels: int = Field(
-        default=100_000_000, ge=1, description="Most pixels of an image; a larger one is answered 413."
-    )
-    max_images: int = Field(
-        default=64, ge=1, le=10_000, description="Most images of one request; more are answered 413."
-    )
+    max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels of an image; more are answered 413.")
+    max_images: int = Field(default=64, ge=1, le=10_000, description="Most images of a request; more are answered 413.")
     api_keys_file: Path | None = Field(
-        default=None,
-        description="File of bearer keys, one a line; clients must send one of them. [default: everyone is served]",
+        default=None, description="File of bearer keys, one a line; clients must send one. [default: all are served]"
     )
     access_log: str = Field(
-        default="off",
-        description="File that gets a JSON line per request, or off; with `serve run` also -, its output.",
+        default="off", description="File for a JSON line per request, or off; with `serve run` also -, its output."
     )
     prediction_log: Location | None = Field(
-        default=None,
-        description="Folder or URI that answers are written to, as Parquet that `report` and `diff` read. [default: none]",
+        default=None, description="Folder or URI for answers, as Parquet for `report` and `diff`. [default: none]"
     )
     baseline: Location | None = Field(
-        default=None,
-        description="Output of `label`, or a prediction log: the metric of drift compares labels with it. [default: none]",
+        default=None, description="Output of `label`, or a prediction log, to measure drift from. [default: none]"
     )
 
     @model_validator(mode="after")
@@ -156,15 +137,11 @@ class ServeConfig(BaseModel):
             raise ValueError(
                 f"max_replicas must be at least min_replicas ({self.min_replicas}) and 1, got {self.max_replicas}"
             )
-        if self.max_queue is not None and self.max_queue < self.max_images:
+        least = max(self.max_images, self.batch_size or 1)
+        if self.max_queue is not None and self.max_queue < least:
             raise ValueError(
-                f"max_queue ({self.max_queue} images) must hold one whole request of max_images ({self.max_images}): "
-                "raise one or lower the other"
-            )
-        if self.max_queue is not None and self.batch_size is not None and self.max_queue < self.batch_size:
-            raise ValueError(
-                f"max_queue ({self.max_queue} images) must hold a batch of batch_size ({self.batch_size}), "
-                "or batches can never fill"
+                f"max_queue must hold {least} images, one whole request (max_images) and one whole batch (batch_size), "
+                f"got {self.max_queue}: raise it, or lower these"
             )
         if self.max_body_memory < 3 * self.max_request_bytes:
             raise ValueError(
@@ -199,14 +176,9 @@ class Plan(BaseModel):
 
 
 def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
-    """Derive a replica from the configuration.
+    """Derive a replica from the configuration; one on a GPU decodes on up to 8 of the CPUs of its machine.
 
-    Args:
-        config: As given.
-        on_gpu: Whether the model runs on a GPU.
-        cpus: Of a machine that replicas run on; a GPU replica decodes on up to 8 of them.
-
-    Each model has the queue and the threads to itself; the CPUs, which the threads of all take turns on, are the replica's.
+    Each model has a queue and threads of its own. The threads of all models share the replica's CPUs.
     """
     batch_size = config.batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
     replica_cpus = config.replica_cpus or (max(1, min(MAX_GPU_CPUS, cpus)) if on_gpu else 1)

@@ -46,12 +46,7 @@ def of_every_node(config: ServeConfig) -> dict[str, str]:
 
 
 def of_haproxy(config: ServeConfig, launcher: str) -> dict[str, str]:
-    """Return what puts HAProxy before the replicas: Serve's own proxy doubles what a request costs.
-
-    Args:
-        config: The endpoint's settings.
-        launcher: Path of `shardlabel-haproxy`.
-    """
+    """Return what puts HAProxy, by the path of its launcher, before the replicas: Serve's own proxy doubles the cost."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         RAY_BINARY_VARIABLE: launcher,
@@ -67,11 +62,7 @@ def of_haproxy(config: ServeConfig, launcher: str) -> dict[str, str]:
 
 
 def of_this_machine(host: str) -> dict[str, str]:
-    """Return what only an endpoint with a Ray of its own is told.
-
-    Args:
-        host: Address to listen on.
-    """
+    """Return what only an endpoint with a Ray of its own is told, which listens on an address."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         # A machine that is busy has been seen to take more than Ray's 5 s, after which it kills the proxy.
@@ -87,18 +78,13 @@ def of_this_machine(host: str) -> dict[str, str]:
 
 
 def of_this_machines_haproxy(listen: Listen, folder: Path) -> dict[str, str]:
-    """Return what a HAProxy before a Ray of its own is told: files and ports that are this endpoint's alone.
-
-    Args:
-        listen: Where clients find it. What is behind it listens on the loopback interface.
-        folder: For its files.
-    """
+    """Return what a HAProxy before a Ray of its own is told: files and ports that are this endpoint's alone."""
     metrics, stats, http, grpc = free_ports(4)
     return {
         HOST_VARIABLE: listen.host,
         TLS_CERT_VARIABLE: str(listen.tls_cert or ""),
         TLS_KEY_VARIABLE: str(listen.tls_key or ""),
-        GRPC_HOST_VARIABLE: _LOOPBACK,
+        GRPC_HOST_VARIABLE: _LOOPBACK,  # of what is behind it
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

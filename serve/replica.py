@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from models.catalog import load_labels
 from models.errors import ConfigError
 from models.inference.classifier import Device, Provider
 from pipeline.dest.prediction_log import begin_log
+from pipeline.patches.kv_patches import RayStore
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 from serve import tracing
@@ -33,15 +35,14 @@ from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
 from serve.metrics.all_replicas import MetricsShare
 from serve.metrics.replica_metrics import ServeMetrics
-from serve.model.drift import Baseline, read_baseline
+from serve.model.drift import Baseline, Drift, read_baseline
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.prediction_log import PredictionLog
 from serve.model.repository import Repository
 from serve.model.settled import Settled, settle
-from serve.observers import Observers
 from serve.oip.grpc.ingress import Methods
 from serve.routes import build_asgi
-from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -69,28 +70,30 @@ class Replica(Methods):
         plan: Plan,
         baseline: Baseline | None = None,
     ) -> None:
-        _pin_threads(plan.cpus)
+        # By default each replica's numerical libraries take all CPUs.
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(variable, str(plan.cpus))
         grpc_listener.guard(message_bytes(config))
         self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
         self._application = context.app_name
-        self._plan = plan
+        self._plan, self._baseline = plan, baseline
         self.models = Models()
         self._repository = Repository(
             self.models,
             settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
             build=self._build,
-            store=RayStore(context.app_name, "models") if config.model_control == "explicit" else None,
+            store=RayStore(f"shardlabel-models-{context.app_name}") if config.model_control == "explicit" else None,
             call_all=self._call_all,
             keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
         alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
         self._metrics = ServeMetrics(alone, name)
-        self._observers = Observers(config, self._metrics, baseline)
-        self.models.watch(lambda: self._metrics.show_models(self.models.names, self._repository.queued))
+        self.models.watch(lambda: self._metrics.show_models(self.models))
         await self._repository.configure(config.model, settled)
-        self._share = MetricsShare(RayStore(context.app_name, "metrics"), name, self._metrics.render)
+        store = RayStore(f"shardlabel-metrics-{context.app_name}")
+        self._share = MetricsShare(store, name, self._metrics.render)
         self.extras = Extras(
             metrics=self._metrics,
             render_metrics=lambda: asyncio.to_thread(self._share.render_all),
@@ -135,7 +138,11 @@ class Replica(Methods):
     def _build(self, settled: Settled) -> Engine:
         report = partial(self._metrics.batch, model=settled.spec.name)
         engine = Engine(settled, self.config, self._plan, report)
-        self._observers.on(engine, settled.choice)
+        if self.config.prediction_log is not None:
+            count = partial(self._metrics.logged, settled.spec.name)
+            engine.log = PredictionLog(self.config, settled, engine.labels, count)
+        if self._baseline is not None and self._baseline.fits(engine.labels):
+            engine.drift = Drift(self._baseline, len(engine.labels))
         return engine
 
     async def _call_all(self) -> list[dict[str, str]]:
@@ -193,7 +200,6 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
     baseline = None if config.baseline is None else read_baseline(config.baseline, *labels)
     on_gpu = any(each.choice.provider is not Provider.CPU for each in settled)
     plan = plan_replica(config, on_gpu=on_gpu, cpus=int(cpus))
-    most = max_replicas(config, plan, cpus, gpus, is_fixed=is_fixed)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT_NAME,
         ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
@@ -203,21 +209,18 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=config.deadline_s + SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
-        max_surge_percent=surge_percent(plan, most, cpus, gpus),
-        **_replicas(config, plan, most),
+        **scaling(config, plan, cpus, gpus, is_fixed=is_fixed),
     )(ray_serve.ingress()(Replica))
     return deployment.bind(config, settled, plan, baseline)
 
 
-def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> int:
-    """Return the most replicas: as configured, else as many as fit or a shared cluster can live with; not below the least.
+def scaling(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fixed: bool) -> dict[str, Any]:
+    """Return Serve's options for how many replicas there are: as configured, else as many as fit.
 
     Raises:
         ConfigError: The least do not fit a fixed Ray.
     """
-    fits = int(cpus // plan.cpus)
-    if plan.gpus:
-        fits = min(fits, int(gpus // plan.gpus))
+    fits = int(min(cpus // plan.cpus, gpus // plan.gpus if plan.gpus else math.inf))
     least = max(1, config.min_replicas)
     if fits < least and is_fixed:
         raise ConfigError(
@@ -226,25 +229,15 @@ def max_replicas(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, i
         )
     # On a cluster that others use too, with room for one more: a rolling update that has none takes an old replica away
     # before the new one has started, also where that cannot start.
-    return config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
-
-
-def surge_percent(plan: Plan, most: int, cpus: float, gpus: float) -> int:
-    """Return Serve's setting for starting new replicas before old ones stop, in a rolling update.
-
-    Only where one more than the most fits: Serve would wait for the room without end.
-    """
-    has_room = (most + 1) * plan.cpus <= cpus and (most + 1) * plan.gpus <= gpus
-    return SURGE_PERCENT if has_room else 0
-
-
-def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:
+    most = config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
+    # New replicas start before old ones stop only where one more than the most fits: Serve would wait for it without end.
+    options: dict[str, Any] = {"max_surge_percent": SURGE_PERCENT if fits > most else 0}
     if config.min_replicas == most:
-        return {"num_replicas": most}
+        return {**options, "num_replicas": most}
     with warnings.catch_warnings():
         # The variables that are to replace this field are read at import: too late for `serve deploy`.
         warnings.filterwarnings("ignore", message=".*metrics_interval_s", category=DeprecationWarning)
-        scaling = AutoscalingConfig(
+        options["autoscaling_config"] = AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
@@ -253,7 +246,7 @@ def _replicas(config: ServeConfig, plan: Plan, most: int) -> dict[str, Any]:
             metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,
         )
-    return {"autoscaling_config": scaling}
+    return options
 
 
 def _resources() -> tuple[float, float]:
@@ -262,9 +255,3 @@ def _resources() -> tuple[float, float]:
         return 0.0, 0.0
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-
-
-def _pin_threads(cpus: int) -> None:
-    """Keep numerical libraries to the replica's own CPUs: by default each replica takes them all."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(cpus))

@@ -58,11 +58,7 @@ def problem() -> str | None:
 
 
 def start(replica: str) -> None:
-    """Trace from now on, if the environment asks for it.
-
-    Args:
-        replica: Name of this process.
-    """
+    """Trace from now on, by the name of this replica, if the environment asks for it."""
     global _tracer, _provider
     why_not = problem()
     if why_not is not None:

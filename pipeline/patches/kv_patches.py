@@ -5,7 +5,6 @@ Ray's public way is an actor, which is another Python process, and slower (docs/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -15,30 +14,34 @@ def _store() -> Any:  # noqa: ANN401 (untyped library)
     return internal_kv
 
 
-def put(namespace: str, key: str, value: bytes) -> None:
-    """Set a value."""
-    _store()._internal_kv_put(key, value, True, namespace=namespace)
+class RayStore:
+    """Values by key, shared by all processes of a cluster. Calls may take milliseconds.
 
+    Args:
+        namespace: What the keys are below.
+    """
 
-def get(namespace: str, key: str) -> bytes | None:
-    """Return a value; None where there is none."""
-    value: bytes | None = _store()._internal_kv_get(key, namespace=namespace)
-    return value
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
 
+    def put(self, key: str, value: bytes) -> None:
+        """Set a value."""
+        _store()._internal_kv_put(key, value, True, namespace=self._namespace)
 
-def items(namespace: str) -> Iterator[tuple[str, bytes]]:
-    """Yield every key with its value."""
-    for key in _store()._internal_kv_list(b"", namespace=namespace):
-        value = get(namespace, key.decode())
-        if value is not None:
-            yield key.decode(), value
+    def get(self, key: str) -> bytes | None:
+        """Return a value; None where there is none."""
+        value: bytes | None = _store()._internal_kv_get(key, namespace=self._namespace)
+        return value
 
+    def all(self) -> dict[str, bytes]:
+        """Return every value by its key."""
+        keys = [key.decode() for key in _store()._internal_kv_list(b"", namespace=self._namespace)]
+        return {key: value for key in keys if (value := self.get(key)) is not None}
 
-def delete(namespace: str, key: str) -> None:
-    """Remove a value, if it is there."""
-    _store()._internal_kv_del(key, namespace=namespace)
+    def delete(self, key: str) -> None:
+        """Remove a value, if it is there."""
+        _store()._internal_kv_del(key, namespace=self._namespace)
 
-
-def clear(namespace: str) -> None:
-    """Remove all values."""
-    _store()._internal_kv_del(b"", del_by_prefix=True, namespace=namespace)
+    def clear(self) -> None:
+        """Remove all values."""
+        _store()._internal_kv_del(b"", del_by_prefix=True, namespace=self._namespace)

@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from pipeline.patches import kv_patches
+from pipeline.patches.kv_patches import RayStore
 
 # How often a worker asks whether to stop: each look is a round trip to the cluster's head.
 LOOK_EVERY_S = 0.5
@@ -29,22 +29,20 @@ class RunState:
     run_id: str
     job: str = "local"
 
-    @property
-    def namespace(self) -> str:
-        """Return the namespace of the run's keys."""
-        return f"shardlabel-{self.run_id}"
-
     def request_stop(self) -> None:
         """Have workers skip the units that they have not begun."""
-        kv_patches.put(self.namespace, "stop", b"1")
+        self._store().put("stop", b"1")
 
     def is_stopping(self) -> bool:
         """Tell whether a stop was requested."""
-        return kv_patches.get(self.namespace, "stop") is not None
+        return self._store().get("stop") is not None
 
     def clear(self) -> None:
         """Delete the run's state."""
-        kv_patches.clear(self.namespace)
+        self._store().clear()
+
+    def _store(self) -> RayStore:
+        return RayStore(f"shardlabel-{self.run_id}")
 
 
 class StopFlag:

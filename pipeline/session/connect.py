@@ -8,6 +8,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from models.errors import ClusterError, ConfigError, ShardlabelError
@@ -102,7 +104,7 @@ def connect(address: str | None) -> Cluster:
     import ray
 
     is_ours = not ray.is_initialized()
-    try:
+    with start_errors(address):
         if is_ours:
             stop_ray()  # a Ray that somebody else has shut down leaves its patches
             until_left.enter_context(short_errors())
@@ -112,6 +114,24 @@ def connect(address: str | None) -> Cluster:
                 else:
                     start_local_ray()
                     until_left.enter_context(without_cluster_actors())
+    _quiet()
+    if is_ours and not address:
+        threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
+
+
+@contextmanager
+def start_errors(address: str | None) -> Iterator[None]:
+    """Turn what Ray raises, when it is joined at an address or started, into an error that says so.
+
+    Raises:
+        ConfigError: It could not be joined.
+        ClusterError: A local one did not start.
+    """
+    try:
+        yield
     except ShardlabelError:
         raise
     except Exception as err:  # Ray raises bare exceptions here
@@ -119,12 +139,6 @@ def connect(address: str | None) -> Cluster:
         if address:
             raise ConfigError(f"cannot join the Ray cluster at {address}: {why}") from err
         raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
-    _quiet()
-    if is_ours and not address:
-        threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
 
 
 def check_address(address: str | None) -> None:

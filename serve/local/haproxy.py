@@ -6,18 +6,18 @@ script, `shardlabel-haproxy`, which edits that file and then becomes HAProxy, un
 * Metrics and stats listen on the loopback interface, not on all; the admin socket is its owner's alone.
 * HAProxy's own errors are JSON, with the status they have: Ray makes all of them a 500 in plain text. (To bytes that are
   no HTTP at all HAProxy answers with a text that is built in.)
-* The whole request is read before it is passed on, so that one whose replica died can be sent to another. That holds
-  for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
-* Replicas are told who asked (X-Forwarded-For), for the access log.
+* HAProxy reads the whole request before it passes it on, so that it can send a request whose replica died to another one.
+  That holds for requests up to HAProxy's buffer (RAY_SERVE_HAPROXY_TUNE_BUFSIZE): larger ones are answered 503.
+* Replicas get the client's address (X-Forwarded-For), for the access log.
 * A request's own deadline reaches the endpoint under another name: Serve too reads x-request-timeout-seconds, and where it
-  is some milliseconds, its own 408 in plain text would be there first.
+  is some milliseconds, Serve's own 408 in plain text would come first.
 * No datagram about each request goes to a syslog port that nobody named (RAY_SERVE_HAPROXY_LOG_TARGET names one).
-* gRPC has a quarter of the connections at most, and those that say nothing are closed: they must not keep HTTP out.
+* gRPC has a quarter of the connections at most, and idle ones are closed: they must not keep HTTP out.
 * Clients are listened to on SHARDLABEL_HAPROXY_HOST, where that is set: Ray has one address for them and for its replicas.
 * Clients are spoken to by TLS where SHARDLABEL_TLS_CERT and SHARDLABEL_TLS_KEY name a certificate and its key.
 * HAProxy ends with the process that started it, even where that was killed: no orphan keeps the ports.
 
-Where one of these finds nothing to change, Ray's file is another than the one that this was written for: HAProxy is then
+Where one of these finds nothing to change, Ray's file is another than the one that this was written for. HAProxy is then
 not started, and a file `refused` beside the configuration says why.
 """
 
@@ -53,9 +53,9 @@ BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
 _LOOPBACK = "127.0.0.1"
-
-_GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
+# HAProxy's own errors.
 _CODES = (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504)
+_GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
 _TEXTS = {
     408: f"the request did not arrive within {TIMEOUT_REQUEST_S} s",
     502: _GONE,
@@ -64,29 +64,13 @@ _TEXTS = {
 }
 
 
-def error_response(code: int) -> bytes:
-    """Return the whole HTTP response that HAProxy sends for one of its own errors."""
-    status = HTTPStatus(503 if code == 502 else code)
-    body = orjson.dumps({"error": _TEXTS.get(code, status.phrase.lower())})
-    retry = "Retry-After: 1\r\n" if status == 503 else ""
-    head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
-    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{head}".encode() + body
-
-
 def edited(
-    config: str,
-    errors: Path,
-    *,
-    host: str | None = None,
-    admin_host: str = _LOOPBACK,
-    logs: bool = False,
-    tls: Path | None = None,
+    config: str, *, host: str | None = None, admin_host: str = _LOOPBACK, logs: bool = False, tls: Path | None = None
 ) -> str:
     """Return Ray's HAProxy configuration with the changes that the head of this file lists.
 
     Args:
         config: As Ray wrote it.
-        errors: Folder of the error responses, `<code>.http` each.
         host: Address that clients are listened to on; None for Ray's.
         admin_host: Address that metrics and stats listen on.
         logs: Whether the syslog target that the file names is to get a line per request.
@@ -95,10 +79,6 @@ def edited(
     Raises:
         ClusterError: There is nothing of what one of the changes is to change; says which.
     """
-    pages = "".join(f"    errorfile {code} {errors}/{code}.http\n" for code in _CODES)
-    gone = (
-        f"status 503 content-type application/json hdr Retry-After 1 string '{orjson.dumps({'error': _GONE}).decode()}'"
-    )
     edits = [
         # Metrics are the one listener without a host; that of the stats comes last.
         (
@@ -110,11 +90,11 @@ def edited(
         ("the mode of the admin socket", r"^(\s*stats socket \S+ mode) 666", r"\1 600"),
         ("the log of requests", r"^\s*log \S+ local\d .*\n", r"\g<0>" if logs else ""),
         ("Ray's own error pages", r"^\s*errorfile \d+ .*\n", ""),
-        ("errors", r"^defaults\n", rf"\g<0>{pages}"),
+        ("errors", r"^defaults\n", rf"\g<0>{''.join(map(_error, _CODES))}"),
         (
             "the answer where there is no replica",
             r"^(backend default_backend\n).*\n",
-            rf"\1    http-request return {gone}\n",
+            r"\1    http-request deny deny_status 503\n",
         ),
         ("the frontend of HTTP", *_frontend("http", _HTTP_RULES, host, tls, "h2,http/1.1")),
     ]
@@ -128,6 +108,13 @@ def edited(
                 f"(nothing matches {pattern!r}); use --no-haproxy, or the version of Ray that this one is made for"
             )
     return config
+
+
+def _error(code: int) -> str:
+    """Return what makes one of HAProxy's own errors JSON."""
+    body = orjson.dumps({"error": _TEXTS.get(code, HTTPStatus(code).phrase.lower())}).decode()
+    retry = " hdr Retry-After 1" if code in (502, 503) else ""
+    return f"    http-error status {code} content-type application/json{retry} string '{body}'\n"
 
 
 def _frontend(name: str, rules: str, host: str | None, tls: Path | None, protocols: str) -> tuple[str, str]:
@@ -148,6 +135,7 @@ def _frontend(name: str, rules: str, host: str | None, tls: Path | None, protoco
 _HTTP_RULES = f"""    option http-buffer-request
     http-request set-header {OWN_TIMEOUT_HEADER} %[req.hdr({TIMEOUT_HEADER})] if {{ req.hdr({TIMEOUT_HEADER}) -m found }}
     http-request del-header {TIMEOUT_HEADER}
+    http-after-response set-status 503 if {{ status 502 }}
 """
 
 
@@ -166,13 +154,8 @@ def _grpc_rules(config: str) -> str:
 
 
 def _edit_file(path: Path) -> None:
-    errors = path.parent / "errors"
-    errors.mkdir(exist_ok=True)
-    for code in _CODES:
-        (errors / f"{code}.http").write_bytes(error_response(code))
     config = edited(
         path.read_text(),
-        errors,
         host=os.environ.get(HOST_VARIABLE),
         admin_host=os.environ.get(ADMIN_HOST_VARIABLE) or _LOOPBACK,
         logs=bool(os.environ.get(LOG_VARIABLE)),

@@ -13,19 +13,20 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from models.catalog import load_spec
-from models.errors import ClusterError, ConfigError, ShardlabelError
+from models.errors import ClusterError, ConfigError
 from models.spec import Precision
 from models.store.locate import locate
 from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
-from pipeline.session.connect import check_address
+from pipeline.session.connect import check_address, start_errors
 from pipeline.session.local import start_local_ray
 from serve import environment, tracing
 from serve.config import ServeConfig
@@ -35,7 +36,7 @@ from serve.local.haproxy import RAY_BINARY_VARIABLE, REFUSED, TLS_CERT_VARIABLE,
 from serve.local.listen import Listen
 from serve.local.ports import check_free
 from serve.local.running import Endpoint
-from serve.local.tls import Renewal
+from serve.local.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -59,31 +60,24 @@ def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]
         ClusterError: Ray or Serve do not start.
         ModelError: The model cannot be had or loaded.
     """
-    is_local = listen.address is None
-    if is_local:
+    if listen.address is None:
         check_free(listen.host, listen.port, "--port")
         if listen.grpc_port:
             check_free(listen.host, listen.grpc_port, "--grpc-port")
     _check(config)
     if no_spans := tracing.problem():
         say(f"warning: {no_spans}")
-    renewal = Renewal(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
+    certificate = Certificate(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
     # A short name: the path of a socket below it may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    endpoint = Endpoint(
-        listen,
-        config.deadline_s + 5.0,
-        folder,
-        is_local=is_local,
-        renewal=renewal,
-        replicas_write=config.prediction_log is not None or tracing.is_wanted(),
-    )
+    replicas_write = config.prediction_log is not None or tracing.is_wanted()
+    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, certificate, replicas_write)
     try:
         haproxy = _set_environment(config, listen, folder)
         _start_ray(listen)
-        if not is_local:
+        if listen.address:
             listen = endpoint.listen = _as_it_listens(listen, say)
-        # What is behind HAProxy is nobody else's to ask.
+        # Behind HAProxy nobody else may ask.
         _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
         _wait_until_ready(listen, folder, say)
         yield endpoint
@@ -110,14 +104,7 @@ def _check(config: ServeConfig) -> None:
 
 
 def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
-    """Set what Ray Serve reads when it is imported, here and in the processes that Ray starts.
-
-    Returns:
-        Whether HAProxy is to stand before the replicas.
-
-    Raises:
-        ConfigError: It is not there, and TLS needs it.
-    """
+    """Set what Ray Serve's processes read when they start; tell whether HAProxy is to stand before the replicas."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Who checked the certificate was given it as an option.
     for name in (TLS_CERT_VARIABLE, TLS_KEY_VARIABLE):
@@ -143,19 +130,12 @@ def _start_ray(listen: Listen) -> None:
     import ray
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with start_errors(listen.address):
         if listen.address:
             check_address(listen.address)
             ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             start_local_ray("ray.serve")
-    except ShardlabelError:
-        raise
-    except Exception as err:  # Ray raises bare ones here
-        why = " ".join(str(err).split())[:300]
-        if listen.address:
-            raise ConfigError(f"cannot join the Ray cluster at {listen.address}: {why}") from err
-        raise ClusterError(f"cannot start a local Ray: {why}; run the same command again") from err
     if threading.current_thread() is threading.main_thread():
         # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
         for number, handler in before.items():
@@ -222,50 +202,40 @@ def _look_for_refusal(folder: Path) -> None:
 
 
 def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
-    """Wait until Serve calls the application running, and a local one answers.
-
-    Raises:
-        ConfigError: No replica found room for ROOM_S, and the cluster cannot grow.
-        ClusterError: The replicas fail, or are not ready for READY_S.
-    """
+    """Wait until Serve calls the application running, and a local one answers."""
     from ray import serve as ray_serve
 
     from serve.replica import APP_NAME
 
     began = time.monotonic()
-    said: set[str] = set()
-
-    def say_once(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            say(text)
-
+    say_once = cache(say)
     while True:
         _look_for_refusal(folder)
         app = ray_serve.status().applications.get(APP_NAME)
         state = "" if app is None else str(app.status.value)
+        reason = _reason(app)
         waited = time.monotonic() - began
-        silence = _silence(listen) if state == "RUNNING" and listen.address is None else None
-        if state == "RUNNING" and silence is None:
-            return
+        if state == "RUNNING":
+            silence = None if listen.address else _silence(listen)
+            if silence is None:
+                return
+            reason = silence
         if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ClusterError(f"the replicas fail: {_reason(app)}")
-        if waited > ROOM_S and "to be scheduled" in _reason(app):
+            raise ClusterError(f"the replicas fail: {reason}")
+        if waited > ROOM_S and "to be scheduled" in reason:
             if listen.address is None or not _can_grow():
-                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {_reason(app)}")
+                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {reason}")
             say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
         if waited > READY_S:
-            raise ClusterError(f"not ready within {READY_S:g} s: {silence or _reason(app)}")
+            raise ClusterError(f"not ready within {READY_S:g} s: {reason}")
         if waited > 15:
             say_once("still starting: the model is being loaded, or fetched by its node")
         time.sleep(POLL_S)
 
 
 def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type)
-    if app is None:
-        return "Serve does not say why"
-    texts = [str(app.message), *(str(d.message) for d in app.deployments.values())]
-    text = max((t for t in texts if t), key=len, default="Serve does not say why")
+    texts = [] if app is None else [str(app.message), *(str(d.message) for d in app.deployments.values())]
+    text = max(texts, key=len, default="") or "Serve does not say why"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # The last line of a traceback says what went wrong.
     return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]

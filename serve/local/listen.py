@@ -14,9 +14,7 @@ class Listen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(
-        default="127.0.0.1", description="Address to listen on; 0.0.0.0 stands for all addresses of the machine."
-    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all of this machine.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port of HTTP.")
     grpc_port: int = Field(default=9000, ge=0, le=65535, description="Port of gRPC; 0 for none.")
     haproxy: bool = Field(default=True, description="Put HAProxy before the replicas, where the platform has it.")

@@ -12,13 +12,7 @@ from models.errors import ConfigError
 
 
 def check_free(host: str, port: int, option: str) -> None:
-    """Raise ConfigError, naming the port and the process that holds it, if nothing can listen there.
-
-    Args:
-        host: Address to listen on.
-        port: Which port.
-        option: The option that sets it.
-    """
+    """Raise ConfigError, naming the port, its option and the process that holds it, if nothing can listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As HAProxy listens: a port of connections that were just closed is free.
@@ -35,14 +29,11 @@ def check_free(host: str, port: int, option: str) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Return ports of the loopback interface that were free a moment ago."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _by_whom(port: int) -> str:

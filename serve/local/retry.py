@@ -1,8 +1,8 @@
-"""A second try in Serve's own proxy, for a request whose replica died with it.
+"""A retry in Serve's own proxy, for a request whose replica died with it.
 
-HAProxy sends such a request to another replica, and where there is none to Serve's own proxy, which may not know yet that
-the replica is dead: it hands the request to it, and ends without an answer, of which its HTTP server makes a 500 in plain
-text. By then it knows. So the request is handed to it once more, to wait for the replica's successor.
+HAProxy sends such a request to another replica. Where there is none, HAProxy sends it to Serve's own proxy, which may not
+know yet that the replica is dead. The proxy then hands the request to that replica, and ends without an answer, of which
+its HTTP server makes a 500 in plain text. By then it knows: a retry waits for the replica's successor.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ HELD_BYTES = 512 * 1024
 
 
 class RetryOnce:
-    """ASGI middleware: a request that ended without an answer is tried once more, and else answered 503.
-
-    Args:
-        app: Serve's proxy.
-    """
+    """ASGI middleware around Serve's proxy: retry a request that ended without an answer once, or answer it 503."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,8 +32,7 @@ class RetryOnce:
         async def hold() -> Message:
             nonlocal size, is_settled
             message = await receive()
-            if message["type"] == "http.disconnect":
-                is_settled = True  # nobody waits
+            is_settled |= message["type"] == "http.disconnect"  # nobody waits
             size += len(message.get("body", b""))
             held.append(message)
             if size > HELD_BYTES:
@@ -52,9 +47,9 @@ class RetryOnce:
             is_settled = True
             await send(message)
 
-        await self._app(dict(scope), hold, answer)
-        if not is_settled and size <= HELD_BYTES:
-            await self._app(dict(scope), read_again, answer)
+        for read in (hold, read_again):
+            if not is_settled and size <= HELD_BYTES:
+                await self._app(dict(scope), read, answer)
         if not is_settled:
             gone = NotReadyError("the replica that had this request died; try again")
             await error_response(rejection(gone, scope["path"]))(scope, receive, send)

@@ -15,28 +15,23 @@ from pathlib import Path
 import psutil
 
 from models.errors import ClusterError
+from pipeline.patches.kv_patches import RayStore
 from pipeline.patches.looks_patches import dead_process, local_node
 from pipeline.session.local import stop_ray
 from serve.local.haproxy import TLS_BUNDLE
 from serve.local.listen import Listen
-from serve.local.tls import Renewal
-from serve.store import RayStore
+from serve.local.tls import Certificate
 
 
 @dataclass(slots=True)
 class Endpoint:
-    """An endpoint that runs. `close` drains it and leaves nothing behind.
+    """An endpoint that runs. `close` drains it and leaves nothing behind."""
 
-    Attributes:
-        replicas_write: Whether replicas have rows or spans to write when they are told to stop.
-    """
-
-    listen: Listen
-    drain_s: float
-    folder: Path
-    is_local: bool
-    renewal: Renewal | None = None
-    replicas_write: bool = False
+    listen: Listen  # the Ray of an address is not ours
+    drain_s: float  # longest that HAProxy waits for the last answers
+    folder: Path  # of HAProxy's files
+    certificate: Certificate | None = None  # what HAProxy shows to clients
+    replicas_write: bool = False  # whether replicas have rows or spans to write when they are told to stop
 
     def close(self) -> None:
         """Stop taking requests, finish those that are being served, and stop.
@@ -49,55 +44,54 @@ class Endpoint:
 
         from serve.replica import APP_NAME
 
+        is_local = self.listen.address is None
         if haproxy := self._haproxy():
             self.drain_haproxy()
             # The access log is written four times a second.
             time.sleep(0.3)
-        problem: Exception | None = None
-        if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
-            try:
-                if self.is_local and not haproxy:
+        try:
+            if ray.is_initialized():  # Serve would start a Ray, to tell it to stop
+                if is_local and not haproxy:
                     # Serve's own proxy has to be drained; behind HAProxy everything was served, and Ray ends whole.
                     ray_serve.shutdown()
-                elif not self.is_local or self.replicas_write:
+                elif not is_local or self.replicas_write:
                     # And nothing else: others may have applications there.
                     ray_serve.delete(APP_NAME)
-                if not self.is_local:
-                    RayStore(APP_NAME, "metrics").clear()
-                    RayStore(APP_NAME, "models").clear()
-            except Exception as err:  # noqa: BLE001 (Ray raises bare ones here)
-                problem = err
-        stop_ray()
-        psutil.wait_procs(haproxy, timeout=5.0)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if problem is not None and not self.is_local:
-            why = " ".join(str(problem).split())[:300]
-            raise ClusterError(
-                f"the application {APP_NAME} may still run on the Ray cluster at {self.listen.address}: it could not be "
-                f"deleted ({why}); `serve status` shows it, and ray.serve.delete({APP_NAME!r}) ends it"
-            )
+                for what in () if is_local else ("metrics", "models"):
+                    RayStore(f"shardlabel-{what}-{APP_NAME}").clear()
+        except Exception as err:  # Ray raises bare ones here
+            if not is_local:
+                why = " ".join(str(err).split())[:300]
+                raise ClusterError(
+                    f"the application {APP_NAME} may still run on the Ray cluster at {self.listen.address}: it could not be "
+                    f"deleted ({why}); `serve status` shows it, and ray.serve.delete({APP_NAME!r}) ends it"
+                ) from err
+        finally:
+            stop_ray()
+            psutil.wait_procs(haproxy, timeout=5.0)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def sentence(self) -> str:
         """Say in a line where it is."""
         grpc = f", gRPC on port {self.listen.grpc_port}" if self.listen.grpc_port else ""
-        if not self.is_local:
+        if self.listen.address:
             return f"ready: on the Ray cluster at {self.listen.address}, port {self.listen.port} of its nodes{grpc}"
         return f"ready: {self.listen.url} (a page to try it; POST /v1/classify; GET /docs){grpc}; Ctrl-C stops it"
 
     def fault(self) -> str | None:
         """Say why it cannot go on; None while it can."""
-        node = local_node() if self.is_local else None
+        node = None if self.listen.address else local_node()
         name = None if node is None else dead_process(node)
         return None if name is None else f"Ray's {name} died; run the same command again"
 
     def renew_certificate(self) -> bool:
-        """Give HAProxy the certificate that its files hold, where it was renewed; tell whether it was.
+        """Give HAProxy the certificate where it was renewed in its files; tell whether it was.
 
         Raises:
             ConfigError, OSError: The new one cannot be used; the old one stays.
             ClusterError: HAProxy does not take it.
         """
-        pem = None if self.renewal is None else self.renewal.take()
+        pem = None if self.certificate is None else self.certificate.renewed()
         if pem is None:
             return False
         # An empty line would end what is sent.

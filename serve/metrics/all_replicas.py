@@ -1,8 +1,8 @@
 """Every replica's metrics from whichever replica is asked.
 
-Each replica puts its series into Ray's key-value store, once a second; who is asked reads the
-others'. So no process is added, it works across nodes, and a scrape is at most a second old. A replica that is gone
-stays readable for some minutes: Prometheus should see its last counts. Then another replica forgets it.
+Each replica puts its series into Ray's key-value store, once a second; the replica that is asked reads those of the
+others. So no process is added, it works across nodes, and a scrape is at most a second old. A replica that is gone stays
+readable for some minutes: Prometheus should see its last counts. Then another replica forgets it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from serve.store import RayStore
+from pipeline.patches.kv_patches import RayStore
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,7 @@ KEEP_S = 300.0
 
 
 class MetricsShare:
-    """Publish one replica's series, and read all.
-
-    Args:
-        store: Where they are shared.
-        replica: This replica's name.
-        render: Gives its series in Prometheus' text format; called in a thread.
-    """
+    """Publish one replica's series, which `render` gives as text, in a store of all replicas, and read all."""
 
     def __init__(self, store: RayStore, replica: str, render: Callable[[], bytes]) -> None:
         self._store = store
@@ -63,19 +57,17 @@ class MetricsShare:
         self._thread.join(timeout=2.0)
 
     def _publish(self) -> None:
-        looked = 0.0
-        while not self._closed.wait(PERIOD_S):
-            self._put()
-            if time.monotonic() - looked > KEEP_S / 3:  # where nobody scrapes, nobody else looks for the dead
+        looked, is_last = 0.0, False
+        while not is_last:
+            is_last = self._closed.wait(PERIOD_S)
+            try:
+                self._store.put(self._replica, b"%f\n" % time.time() + self._render())
+            except Exception as err:  # noqa: BLE001 (the next second tries again)
+                logger.warning("metrics cannot be shared: %s", err)
+            # Where nobody scrapes, nobody else looks for replicas that are gone.
+            if not is_last and time.monotonic() - looked > KEEP_S / 3:
                 looked = time.monotonic()
                 self._others()
-        self._put()
-
-    def _put(self) -> None:
-        try:
-            self._store.put(self._replica, b"%f\n" % time.time() + self._render())
-        except Exception as err:  # noqa: BLE001 (the next second tries again)
-            logger.warning("metrics cannot be shared: %s", err)
 
 
 def merged(texts: Iterable[bytes]) -> bytes:

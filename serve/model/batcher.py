@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,37 +30,21 @@ _FIRST_GUESS_S = 0.02
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image, or one tensor of a batch.
+    """One image, or one tensor of a batch. Its times are those of `time.monotonic()`, 0.0 until then."""
 
-    Attributes:
-        payload: Encoded bytes, or a tensor.
-        weight: Images it counts for.
-        deadline: `time.monotonic()` after which it is dropped.
-        options: What the runner needs to know of it.
-        decoded: What the decoder made of the payload; an exception where it could not.
-        since: `time.monotonic()` when it began to wait.
-        taken: `time.monotonic()` when it was taken from the queue; 0.0 before that, as those below.
-        decoded_at: When it was decoded.
-        run_at: When its batch began to run.
-        done_at: When that ended.
-        batch: Images of that batch.
-        dropped: Why nobody waits for it, and the stage that it was dropped before.
-        future: Its outcome; an exception is one too.
-    """
-
-    payload: Any
-    weight: int
-    deadline: float
-    options: Any = None
-    decoded: Any = None
-    since: float = 0.0
-    taken: float = 0.0
+    payload: Any  # encoded bytes, or a tensor
+    weight: int  # images it counts for
+    deadline: float  # when it is dropped
+    options: Any = None  # what the runner needs to know of it
+    decoded: Any = None  # what the decoder made of the payload; an exception where it could not
+    since: float = 0.0  # when it began to wait
+    taken: float = 0.0  # when it was taken from the queue
     decoded_at: float = 0.0
-    run_at: float = 0.0
-    done_at: float = 0.0
-    batch: int = 0
-    dropped: tuple[str, str] | None = None
-    future: asyncio.Future[Any] = field(init=False)
+    run_at: float = 0.0  # when its batch began to run
+    done_at: float = 0.0  # when that ended
+    batch: int = 0  # images of that batch
+    dropped: tuple[str, str] | None = None  # why nobody waits for it, and the stage that it was dropped before
+    future: asyncio.Future[Any] = field(init=False)  # its outcome; an exception is one too
 
     def is_alive(self, stage: str) -> bool:
         """Tell whether somebody waits for it; else it is dropped before this stage."""
@@ -74,7 +58,8 @@ class Item:
 class Batcher:
     """Run items in batches, in threads.
 
-    `submit` and `admit` belong to one event loop; everything that is counted is counted there.
+    `submit` and `admit` belong to one event loop; everything that is counted is counted there. The first `submit` starts
+    the threads.
 
     Args:
         decode: Sets `decoded` of an item, and does not raise; called by the threads, as is the next.
@@ -97,15 +82,12 @@ class Batcher:
         self._plan = plan
         self._delay_s = delay_s
         self._report = report
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = _Queue()
         self._decoded = _Queue(room=2 * plan.batch_size) if plan.decoders else None
         self._image_s = _FIRST_GUESS_S
         # Of each thread: when it began what it is at, for noticing one that hangs.
         self._busy_since: dict[str, float] = {}
-        for kind, work, number in (("model", self._work, plan.workers), ("decode", self._decode_only, plan.decoders)):
-            for index in range(number):
-                threading.Thread(target=work, name=f"{kind}-{index}", daemon=True).start()
 
     @property
     def queued(self) -> int:
@@ -137,25 +119,29 @@ class Batcher:
         if not items:
             return []
         self.admit(sum(item.weight for item in items))
+        loop = self._loop or self._start()
         now = time.monotonic()
         for item in items:
-            item.future, item.since = self._loop.create_future(), now
+            item.future, item.since = loop.create_future(), now
         self._waiting.put(items)
         try:
             async with asyncio.timeout_at(min(item.deadline for item in items)):
                 return [await item.future for item in items]
-        except TimeoutError:
-            self._forget(items)
-            raise DeadlineError("the deadline passed before the answer was there") from None
-        except asyncio.CancelledError:
-            self._forget(items)
+        except (TimeoutError, asyncio.CancelledError) as err:
+            for item in items:
+                item.future.cancel()
+            # Those that wait must not keep others out of the queue.
+            self._report([item for item in self._waiting.remove_cancelled() if not item.is_alive("decode")])
+            if isinstance(err, TimeoutError):
+                raise DeadlineError("the deadline passed before the answer was there") from None
             raise
 
-    def _forget(self, items: Sequence[Item]) -> None:
-        """Take a request's waiting items out of the queue: they must not keep others out."""
-        for item in items:
-            item.future.cancel()
-        self._report([item for item in self._waiting.remove_cancelled() if not item.is_alive("decode")])
+    def _start(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        work = [("model", self._work)] * self._plan.workers + [("decode", self._decode_only)] * self._plan.decoders
+        for index, (kind, call) in enumerate(work):
+            threading.Thread(target=call, name=f"{kind}-{index}", daemon=True).start()
+        return self._loop
 
     def close(self) -> None:
         """Let the threads end once they have done what they are at."""
@@ -166,23 +152,20 @@ class Batcher:
     # What follows runs in the threads.
 
     def _work(self) -> None:
-        source = self._decoded or self._waiting
-        name = threading.current_thread().name
-        while items := source.take(self._plan.batch_size, self._delay_s):
-            self._busy_since[name] = time.monotonic()
-            if self._decoded is None:
-                items = self._decode(items)
-            self._run(self._alive(items, "inference"))
-            self._busy_since.pop(name, None)
+        for items in self._taken(self._decoded or self._waiting, self._plan.batch_size, self._delay_s):
+            self._run(self._alive(items if self._decoded else self._decode(items), "inference"))
 
     def _decode_only(self) -> None:
         assert self._decoded is not None
+        for items in self._taken(self._waiting, 1, 0.0):
+            self._decoded.put(self._decode(items), wait=True)
+
+    def _taken(self, queue: _Queue, most: int, delay_s: float) -> Iterator[list[Item]]:
         name = threading.current_thread().name
-        while items := self._waiting.take(1, 0.0):
+        while items := queue.take(most, delay_s):
             self._busy_since[name] = time.monotonic()
-            items = self._decode(items)
+            yield items
             self._busy_since.pop(name, None)
-            self._decoded.put(items, wait=True)
 
     def _decode(self, items: list[Item]) -> list[Item]:
         alive = []
@@ -218,6 +201,7 @@ class Batcher:
         self._tell(self._deliver, items, outcomes)
 
     def _tell(self, call: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None, "`submit` has set it"
         try:
             self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:  # the loop is closed: the process ends

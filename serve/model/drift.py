@@ -8,8 +8,7 @@ that matters, above 0.25 it has, as the field reads it. Where nothing has change
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,52 +77,38 @@ def read_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
 
 
 class Drift:
-    """The last answers of one model, against a baseline.
+    """The last answers of one model, against a baseline of its classes."""
 
-    Args:
-        baseline: Of the model's classes.
-        num_classes: How many they are.
-        end: Called when the model is closed.
-    """
-
-    def __init__(self, baseline: Baseline, num_classes: int, end: Callable[[Drift], None]) -> None:
-        self._end = end
+    def __init__(self, baseline: Baseline, num_classes: int) -> None:
         self.baseline_mean_score = baseline.mean_score
         counts = np.zeros(num_classes, np.int64)
         counts[list(baseline.counts)] = list(baseline.counts.values())
         self._bin_of = bins_of(counts)
         self._expected = np.bincount(self._bin_of, counts).astype(np.int64)
-        self._found = np.zeros(len(self._expected), np.int64)
-        self._answers: deque[tuple[int, float]] = deque()
-        self._score_sum = 0.0
+        # A ring: an answer takes the place of the one that came WINDOW answers before it.
+        self._bins = np.zeros(WINDOW, np.int64)
+        self._scores = np.zeros(WINDOW)
+        self._count = 0
 
-    def close(self) -> None:
-        """Let it go: the model answers no more."""
-        self._end(self)
-
-    def __call__(self, images: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
-        """Take the images of a request and their outcomes; on the event loop, in microseconds."""
+    def __call__(self, outcomes: Sequence[Outcome]) -> None:
+        """Take the outcomes of a request; on the event loop, in microseconds."""
         for outcome in outcomes:
-            if not isinstance(outcome, Labelled):
-                continue
-            where, score = int(self._bin_of[outcome.label_ids[0]]), float(outcome.scores[0])
-            self._answers.append((where, score))
-            self._found[where] += 1
-            self._score_sum += score
-            if len(self._answers) > WINDOW:
-                where, score = self._answers.popleft()
-                self._found[where] -= 1
-                self._score_sum -= score
+            if isinstance(outcome, Labelled):
+                place = self._count % WINDOW
+                self._bins[place] = self._bin_of[outcome.label_ids[0]]
+                self._scores[place] = outcome.scores[0]
+                self._count += 1
 
     @property
     def index(self) -> float:
         """The population stability index; NaN before there are LEAST answers."""
-        return stability_index(self._expected, self._found) if len(self._answers) >= LEAST else math.nan
+        found = np.bincount(self._bins[: self._count], minlength=len(self._expected))
+        return stability_index(self._expected, found) if self._count >= LEAST else math.nan
 
     @property
     def mean_score(self) -> float:
         """Mean score of the best labels of the same answers; NaN before there are LEAST."""
-        return self._score_sum / len(self._answers) if len(self._answers) >= LEAST else math.nan
+        return float(self._scores[: self._count].mean()) if self._count >= LEAST else math.nan
 
 
 def bins_of(counts: Int64Array) -> Int64Array:

@@ -45,10 +45,10 @@ class _Wanted:
 
 
 class Engine:
-    """One model, ready to answer: its session and its threads. Build one per process; takes seconds.
+    """One model, ready to answer: its session and its batcher. Build one per process; takes seconds.
 
-    Construction runs a real inference on every batch shape that is used, and starts the threads; it blocks, so it
-    belongs in a thread of its own when an event loop is running. `start` ties it to the loop.
+    Construction runs a real inference on every batch shape that is used. It blocks, so it belongs in a thread of its own
+    when an event loop is running.
 
     Args:
         settled: What to load, and what it runs on.
@@ -61,12 +61,12 @@ class Engine:
         precision: Which artifact of it.
         labels: Name of each class, by class index.
         calibration: Of all scores and probabilities, and what accepts labels; None without one.
-        observers: Who looks at what is answered, but not for the model's own tensor; ended with the engine.
-        observed_top_k: Labels that observers see at least, however few are asked for.
+        log: Takes what is answered for images; closed with the engine. None without one.
+        drift: How far its labels are from a baseline's; None without one.
     """
 
-    observers: Sequence[Drift | PredictionLog] = ()
-    observed_top_k: int = 1
+    log: PredictionLog | None = None
+    drift: Drift | None = None
 
     def __init__(
         self,
@@ -76,14 +76,12 @@ class Engine:
         report: Callable[[Sequence[Item]], None] = lambda _: None,
     ) -> None:
         self.settled = settled
-        self._report = report
         self.spec, self.calibration = settled.spec, settled.calibration
         self.precision = settled.choice.precision
         self.labels = load_labels(self.spec)
         self._mode = config.decode
         self._limits = config.image_limits()
         self._plan = plan
-        self._delay_s = config.max_batch_delay_ms / 1000
         self._provider = settled.choice.provider
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
         graph = load_graph(self.spec, self.precision, locate(self.spec, self.precision), temperature)
@@ -91,51 +89,45 @@ class Engine:
             self.spec, precision=self.precision, provider=self._provider, top_k=1, graph=graph
         )
         check_classes(self.spec, self._classifier.num_classes)
-        self._tensors: TensorModel | None = None
-        self._building: asyncio.Future[TensorModel] | None = None
+        self._tensors: asyncio.Future[TensorModel] | None = None
         tune_malloc()
-        self._batcher: Batcher | None = None
+        delay_s = config.max_batch_delay_ms / 1000
+        self._batcher = Batcher(self.decode, self.run, plan, delay_s=delay_s, report=report)
         self._failures = 0
         self._warm_up()
 
     @property
     def is_ready(self) -> bool:
         """Tell whether a real inference has passed on every batch shape that is used, and batches run and succeed."""
-        return self._batcher is not None and self.fault() is None
+        return self.fault() is None
 
     @property
     def queued(self) -> int:
         """Images that wait."""
-        return 0 if self._batcher is None else self._batcher.queued
-
-    def start(self) -> None:
-        """Start the threads; on the event loop that `label` is called on."""
-        self._batcher = Batcher(self.decode, self.run, self._plan, delay_s=self._delay_s, report=self._report)
+        return self._batcher.queued
 
     def close(self) -> None:
-        """End the threads, once nobody asks any more, and the observers; may take seconds."""
-        if self._batcher is not None:
-            self._batcher.close()
-        for observer in self.observers:
-            observer.close()
+        """End the threads, once nobody asks any more, and the log; may take seconds."""
+        self._batcher.close()
+        if self.log is not None:
+            self.log.close()
 
     def admit(self, images: int) -> None:
         """Let a request in before its body is read.
 
         Raises:
             OverloadedError: So many images would not fit into the queue.
-            NotReadyError: The model has failed, and is built anew.
+            NotReadyError: The model has failed, and is rebuilt.
         """
         if (fault := self.fault()) is not None:
-            raise NotReadyError(f"model {self.spec.name!r} has failed and is built anew: {fault}")
-        assert self._batcher is not None, "it was started"
+            raise NotReadyError(f"model {self.spec.name!r} has failed and is being rebuilt: {fault}")
         self._batcher.admit(images)
 
     def fault(self) -> str | None:
         """Return why this engine should be replaced; None while it is healthy."""
         if self._failures >= BROKEN_AFTER:
             return f"the last {self._failures} batches failed"
-        stuck = 0.0 if self._batcher is None else self._batcher.stuck_s()
+        stuck = self._batcher.stuck_s()
         return f"a thread has been at one batch for {stuck:.0f} s" if stuck > STUCK_S else None
 
     async def label(
@@ -147,7 +139,7 @@ class Engine:
         probabilities: bool = False,
         embedding: bool = False,
     ) -> list[Outcome]:
-        """Label encoded images, and show observers the outcomes.
+        """Label encoded images, and show the outcomes to the log and to what measures drift.
 
         Args:
             images: Each one encoded image; within the limits on number and bytes, which the caller checks.
@@ -163,17 +155,14 @@ class Engine:
             OverloadedError: The queue is full; nothing was begun.
             DeadlineError: The deadline passed first.
         """
-        most = max(top_k, min(self.observed_top_k, len(self.labels)))
-        outcomes = await self._label(images, most, deadline, probabilities, embedding)
-        for observe in self.observers:
-            observe(images, outcomes)
+        most = top_k if self.log is None else max(top_k, self.log.top_k)
+        wanted = _Wanted(most, probabilities, embedding)
+        outcomes = await self._submit([Item(data, 1, deadline, wanted) for data in images])
+        if self.log is not None:
+            self.log(images, outcomes)
+        if self.drift is not None:
+            self.drift(outcomes)
         return outcomes if most == top_k else [_cut(outcome, top_k) for outcome in outcomes]
-
-    async def _label(
-        self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
-    ) -> list[Outcome]:
-        wanted = _Wanted(top_k, probabilities, embedding)
-        return await self._submit([Item(data, 1, deadline, wanted) for data in images])
 
     async def run_tensor(self, batch: Float32Array, *, deadline: float) -> Float32Array:
         """Run the model on its own input tensor, without our preprocessing or softmax.
@@ -191,7 +180,6 @@ class Engine:
         return np.concatenate(await self._submit([Item(piece, len(piece), deadline) for piece in pieces]))
 
     async def _submit(self, items: Sequence[Item]) -> list[Any]:
-        assert self._batcher is not None, "it was started"
         try:
             outcomes = await self._batcher.submit(items)
         finally:
@@ -204,15 +192,13 @@ class Engine:
     async def _have_tensors(self, deadline: float) -> None:
         """Build the session of the model's own tensors when it is first asked for: it takes the model's memory again.
 
-        Whoever asks meanwhile waits for it too; where it cannot be built, the next one to ask tries again.
+        Requests that come meanwhile wait for it too. Where it cannot be built, the next request tries again.
         """
-        if self._tensors is not None:
-            return
-        if self._building is None or self._building.done():
-            self._building = asyncio.ensure_future(asyncio.to_thread(self._build_tensors))
+        if self._tensors is None or (self._tensors.done() and self._tensors.exception() is not None):
+            self._tensors = asyncio.ensure_future(asyncio.to_thread(self._build_tensors))
         try:
             async with asyncio.timeout_at(deadline):
-                self._tensors = await asyncio.shield(self._building)
+                await asyncio.shield(self._tensors)
         except TimeoutError:
             raise DeadlineError(
                 f"the deadline passed while {self.spec.name!r} was loaded for its own tensors"
@@ -262,7 +248,7 @@ class Engine:
             if item.options is None:
                 try:
                     assert self._tensors is not None, "`run_tensor` has built it"
-                    outcomes[i] = self._tensors.run(item.payload)
+                    outcomes[i] = self._tensors.result().run(item.payload)
                 except Exception as err:  # noqa: BLE001 (a tensor of the wrong shape must not fail the images beside it)
                     outcomes[i] = err
         return outcomes

@@ -71,8 +71,7 @@ class Models:
             UnknownModelError: There is none; the message names those that there are.
         """
         for backend in self._backends:
-            spec = backend.spec
-            if name in (None, spec.name) and (not version or version == spec.version):
+            if name in (None, backend.spec.name) and (not version or version == backend.spec.version):
                 return backend
         raise self.unknown(name, version)
 
@@ -88,12 +87,10 @@ class Models:
 
     def admit(self, images: int) -> None:
         """Raise why no model can take so many images more: before it is known which is meant."""
-        refused: RequestError | None = None
-        for backend in self._backends:
+        for number, backend in enumerate(self._backends, 1):
             try:
                 return backend.admit(images)
-            except RequestError as err:
-                refused = err
-        if refused is not None:
-            raise refused
+            except RequestError:
+                if number == len(self._backends):
+                    raise
         return None

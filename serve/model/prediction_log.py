@@ -19,10 +19,13 @@ import pyarrow as pa
 
 from models.errors import StorageError
 from models.inference.predictions import Float32Array, Int32Array, Predictions
-from pipeline.dest.prediction_log import LOG_FIELDS, write_part
+from pipeline.dest.fingerprint import class_names, file_metadata
+from pipeline.dest.prediction_log import CLASS_NAMES_KEY, LOG_FIELDS, write_part
 from pipeline.dest.writer import CHUNK_ROWS, ROW_GROUP_ROWS, STATUS_OK, OutputSpec, Row, build_batch
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import open_storage
+from serve.config import ServeConfig
 from serve.model.outcomes import REQUEST_ID, Labelled, Outcome
+from serve.model.settled import Settled
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +35,11 @@ PART_SECONDS = 60.0
 # Of what waits to be hashed, or for a storage that does not take the last part file.
 QUEUE_ROWS = 20_000
 QUEUE_BYTES = 64 * 2**20
-# How often the thread looks: a replica of 1,000 images/s has 5 MB of images to hash then.
-PERIOD_S = 0.05
+# How often the thread looks: a replica of 1,000 images/s has 20 MB of images to hash then.
+PERIOD_S = 0.2
 WARNING_S = 60.0
 # Longest that the end of a replica waits for the last part file.
 CLOSE_S = 5.0
-
-
 # Why rows are given up: too many wait, the storage did not take them, or a fault of ours.
 REASONS = ("queue_full", "storage", "internal")
 # One image, its request's id, the time in seconds since 1970, and what was answered: no more of it than the row needs.
@@ -46,44 +47,44 @@ _Answer = tuple[bytes, str, float, Outcome]
 
 
 class PredictionLog:
-    """One model's answers of one replica; the thread begins with it.
+    """One model's answers of one replica. Opens the log's storage, and starts the thread.
 
     Args:
-        dest: A prediction log: see `pipeline.dest.prediction_log.begin_log`.
-        labels: Name of each class.
-        metadata: Of each part file.
-        model: What the column `model` says, `NAME:PRECISION:DECODE@VERSION`; the column `shard` has the name.
-        top_k: Labels of each row.
-        written: Counts rows that were; called by any thread.
-        dropped: Counts rows that were given up, by one of `REASONS`; called by any thread.
+        config: Where the log is: see `pipeline.dest.prediction_log.begin_log`.
+        settled: The model.
+        labels: Name of each of its classes.
+        count: Counts rows that were given up, by one of `REASONS`, or written, by None; called by any thread.
+
+    Attributes:
+        top_k: Labels of each row: outcomes have at least so many.
     """
 
     def __init__(
-        self,
-        dest: Storage,
-        labels: tuple[str, ...],
-        metadata: dict[str, str],
-        *,
-        model: str,
-        top_k: int,
-        written: Callable[[int], None],
-        dropped: Callable[[str, int], None],
+        self, config: ServeConfig, settled: Settled, labels: tuple[str, ...], count: Callable[[str | None, int], None]
     ) -> None:
-        self._dest = dest
+        assert config.prediction_log is not None, "the caller has looked"
+        spec, choice = settled.spec, settled.choice
+        metadata = file_metadata(spec, choice, config.decode, settled.calibration)
+        metadata[CLASS_NAMES_KEY] = class_names(labels)
+        artifact = spec.artifact(choice.precision).sha256
+        self.top_k = min(config.top_k, len(labels))
+        self._dest = open_storage(config.prediction_log)
         self._output = OutputSpec(labels, metadata, carried=LOG_FIELDS)
         self._schema = self._output.schema()
-        self._model, self._shard = model, model.partition(":")[0]
-        self._top_k = min(top_k, len(labels))
-        # Written by the event loop, and by the thread: so neither needs a lock.
+        # What the columns `shard` and `model` say.
+        self._name = spec.name
+        self._model = f"{spec.name}:{choice.arithmetic}:{config.decode.value}@{artifact[:8]}"
+        self._count = count
+        for reason in (None, *REASONS):
+            count(reason, 0)
+        # One is written by the event loop, one by the thread: so neither needs a lock.
         self._queue: deque[_Answer] = deque()
         self._bytes_put = self._bytes_taken = 0
-        self._written, self._dropped = written, dropped
         # Of the next part file; of the thread.
-        self._rows: list[tuple[Row, Labelled | None]] = []
         self._batches: list[pa.RecordBatch] = []
-        self._count = self._size = 0
+        self._rows = self._size = 0
         self._since = self._warned = -WARNING_S
-        self._writing: threading.Thread | None = None
+        self._writer = threading.Thread()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
@@ -93,10 +94,10 @@ class PredictionLog:
         size = sum(map(len, images))
         waiting = self._bytes_put - self._bytes_taken
         if len(self._queue) + len(images) > QUEUE_ROWS or waiting + size > QUEUE_BYTES:
-            self._dropped("queue_full", len(images))
+            self._count("queue_full", len(images))
             return
         self._bytes_put += size
-        request_id, now, k = REQUEST_ID.get(), time.time(), self._top_k
+        request_id, now, k = REQUEST_ID.get(), time.time(), self.top_k
         for image, outcome in zip(images, outcomes, strict=True):
             kept = outcome
             if isinstance(outcome, Labelled):
@@ -113,82 +114,69 @@ class PredictionLog:
 
     def _run(self) -> None:
         is_last = False
-        while not (is_last and not self._queue and not self._count and self._writing is None):
+        while not is_last or self._queue or self._rows or self._writer.is_alive():
             is_last = self._closed.wait(PERIOD_S)
             try:
                 self._take()
-                if self._writing is not None and (is_last or not self._writing.is_alive()):
-                    self._writing.join()
-                    self._writing = None
-                is_due = self._count >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS
-                if self._count and self._writing is None and (is_due or is_last):
-                    self._write()
+                if is_last and self._writer.is_alive():
+                    self._writer.join()
+                is_due = is_last or self._rows >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS
+                if self._rows and is_due and not self._writer.is_alive():
+                    part = (self._batches, time.monotonic() - self._since, self._size)
+                    self._writer = threading.Thread(target=self._write, args=(self._rows, *part), daemon=True)
+                    self._writer.start()
+                    self._begin()
             except Exception as err:  # noqa: BLE001 (whatever it is, answers go on, and so does the log)
-                self._give_up(err, self._count)
+                self._give_up(err, self._rows)
                 self._begin()
 
     def _take(self) -> None:
-        """Make rows of what waits, up to a part file."""
-        while self._queue and self._count < PART_ROWS:
-            answer = self._queue.popleft()
-            if not self._count:
+        """Make rows of what waits, up to a part file, in batches: they take a tenth of the memory."""
+        while number := min(len(self._queue), CHUNK_ROWS, PART_ROWS - self._rows):
+            if not self._rows:
                 self._since = time.monotonic()
-            self._count += 1
-            self._size += len(answer[0])
-            self._bytes_taken += len(answer[0])
-            self._rows.append(self._row(*answer))
-            if len(self._rows) == CHUNK_ROWS:
-                self._build()
+            answers = [self._queue.popleft() for _ in range(number)]
+            size = sum(len(image) for image, *_ in answers)
+            self._bytes_taken += size
+            self._size += size
+            self._rows += number
+            self._batches.append(self._batch(answers))
 
-    def _row(self, image: bytes, request_id: str, seconds: float, outcome: Outcome) -> tuple[Row, Labelled | None]:
-        labelled = outcome if isinstance(outcome, Labelled) else None
-        accepted = None if labelled is None else labelled.accepted
-        row = Row(
-            shard=self._shard,
-            key=sha256(image).hexdigest(),
-            status=STATUS_OK if isinstance(outcome, Labelled) else outcome.status,
-            error=None if isinstance(outcome, Labelled) else str(outcome),
-            width=outcome.width,
-            height=outcome.height,
-            carried=(accepted, request_id, self._model, datetime.fromtimestamp(seconds, UTC)),
-        )
-        return row, labelled
+    def _batch(self, answers: Sequence[_Answer]) -> pa.RecordBatch:
+        rows = []
+        labelled = [outcome for *_, outcome in answers if isinstance(outcome, Labelled)]
+        for image, request_id, seconds, outcome in answers:
+            accepted = outcome.accepted if isinstance(outcome, Labelled) else None
+            row = Row(
+                shard=self._name,
+                key=sha256(image).hexdigest(),
+                status=STATUS_OK if isinstance(outcome, Labelled) else outcome.status,
+                error=None if isinstance(outcome, Labelled) else str(outcome),
+                width=outcome.width,
+                height=outcome.height,
+                carried=(accepted, request_id, self._model, datetime.fromtimestamp(seconds, UTC)),
+            )
+            rows.append(row)
+        ids: Int32Array = np.array([one.label_ids for one in labelled], np.int32).reshape(-1, self.top_k)
+        scores: Float32Array = np.array([one.scores for one in labelled], np.float32).reshape(-1, self.top_k)
+        return build_batch(rows, Predictions(ids, scores), self._output, self._schema)
 
-    def _build(self) -> None:
-        """Make a batch of the rows: it takes a tenth of the memory."""
-        rows, self._rows = self._rows, []
-        found = [labelled for _, labelled in rows if labelled is not None]
-        ids: Int32Array = np.array([one.label_ids for one in found], np.int32).reshape(-1, self._top_k)
-        scores: Float32Array = np.array([one.scores for one in found], np.float32).reshape(-1, self._top_k)
-        predictions = Predictions(ids, scores)
-        self._batches.append(build_batch([row for row, _ in rows], predictions, self._output, self._schema))
-
-    def _write(self) -> None:
-        """Begin to write a part file; meanwhile rows of the next one are made."""
-        if self._rows:
-            self._build()
-        part = (self._batches, time.monotonic() - self._since, self._size)
-        self._writing = threading.Thread(
-            target=self._write_part, args=(part, self._count), name="prediction-log-part", daemon=True
-        )
-        self._writing.start()
-        self._begin()
-
-    def _write_part(self, part: tuple[list[pa.RecordBatch], float, int], rows: int) -> None:
+    def _write(self, rows: int, batches: Sequence[pa.RecordBatch], seconds: float, size: int) -> None:
+        """Write a part file, in a thread; meanwhile rows of the next one are made."""
         try:
-            write_part(self._dest, self._output, *part)
+            write_part(self._dest, self._output, batches, seconds, size)
         except Exception as err:  # noqa: BLE001 (whatever it is, the log goes on)
             self._give_up(err, rows)
         else:
-            self._written(rows)
+            self._count(None, rows)
 
     def _begin(self) -> None:
-        self._rows, self._batches, self._count, self._size = [], [], 0, 0
+        self._batches, self._rows, self._size = [], 0, 0
 
     def _give_up(self, err: Exception, rows: int) -> None:
         """Drop rows that could not be written, and say so once a minute."""
         is_ours = not isinstance(err, StorageError)
-        self._dropped("internal" if is_ours else "storage", rows)
+        self._count("internal" if is_ours else "storage", rows)
         if time.monotonic() - self._warned >= WARNING_S:
             self._warned = time.monotonic()
             logger.warning("prediction log: %d rows dropped: %s", rows, err, exc_info=err if is_ours else None)

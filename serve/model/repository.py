@@ -1,7 +1,7 @@
 """Which models a replica has: as configured, as callers say (`--model-control explicit`), and as they fail.
 
-Callers ask one replica. It loads first, so that what cannot be loaded changes nothing; then it writes that down, where a
-replica that starts or that missed the call finds it, and calls all the others.
+Callers ask one replica. It loads first, so that what cannot be loaded changes nothing. Then it writes that down, where a
+replica that starts or that missed the call finds it, and calls all replicas.
 """
 
 from __future__ import annotations
@@ -21,27 +21,23 @@ from models.catalog import load_spec
 from models.errors import ConfigError, ShardlabelError, UnknownModelError
 from models.malloc import give_back_freed_memory
 from models.spec import ModelSpec
+from pipeline.patches.kv_patches import RayStore
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.settled import Settled
-from serve.store import RayStore
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts to build a model anew that has failed.
+# Between two attempts to rebuild a model that has failed.
 REBUILD_S = 10.0
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
 class _Loaded(NamedTuple):
-    """A model that is there, and when callers had asked for it."""
+    """A model that is there, and when callers had asked for it: `time.time_ns()`, or 0 where it is as configured."""
 
     asked: int
     engine: Engine
-
-
-# When callers have asked for a model to be loaded, `time.time_ns()`, or 0, by its name or file; in order.
-_Wanted = dict[str, int]
 
 
 class Repository:
@@ -72,12 +68,13 @@ class Repository:
         self._store = store
         self._call_all = call_all
         self._keep_s = keep_s
-        self._configured: tuple[str, ...] = ()
+        # By name or file, as all that follows; settled by the driver, or not yet.
+        self._configured: dict[str, Settled | None] = {}
         self._loaded: dict[str, _Loaded] = {}
         # Offered no more, and not ended yet.
         self._retired: set[Engine] = set()
         self._one_at_a_time = asyncio.Lock()
-        # `time.monotonic()` before which a model that has failed, or could not be built, is not built anew.
+        # `time.monotonic()` before which a model that has failed, or could not be built, is not rebuilt.
         self._not_before: dict[str, float] = {}
         self._tasks: set[asyncio.Future[object]] = set()
 
@@ -91,11 +88,9 @@ class Repository:
         Raises:
             ConfigError: One cannot be loaded; the others stay, or are there.
         """
-        self._configured = tuple(sources)
-        known = dict(zip(sources, settled, strict=False))
-        async with self._one_at_a_time:
-            wrong = await self._have(await asyncio.to_thread(self._read), known)
-        # What callers had asked for, and what is not to be had any more, keeps no replica from starting.
+        self._configured = {**dict.fromkeys(sources), **dict(zip(sources, settled, strict=False))}
+        wrong = await self.follow()
+        # A model that callers had asked for, and that cannot be had any more, keeps no replica from starting.
         if own := [text for source, text in wrong.items() if source in sources or not self._loaded]:
             raise ConfigError("; ".join(own))
 
@@ -105,14 +100,11 @@ class Repository:
         Args:
             patient: Whether to leave a model alone for a while that could not be loaded just now.
         """
-        # Read within: what was read before another change would undo it.
         async with self._one_at_a_time:
-            wanted = await asyncio.to_thread(self._read)
-            soon = {source for source in wanted if patient and self._not_before.get(source, 0.0) > time.monotonic()}
-            return await self._have(wanted, {}, leave=soon)
+            return await self._reconcile({}, patient=patient)
 
     async def load(self, name: str) -> None:
-        """Load a model in every replica, or load it anew where its entry is another than the one that is loaded.
+        """Load a model in every replica, or replace it where its entry is another than the one that is loaded.
 
         Raises:
             UnknownModelError: The catalog has none of this name.
@@ -130,18 +122,19 @@ class Repository:
         await asyncio.shield(self._begin(self._unload(name)))
 
     async def _load(self, name: str) -> None:
-        sources = await asyncio.to_thread(self._sources, name) or [name]
-        if sources == [name] and (name.endswith(".onnx") or not ModelSpec.is_name(name)):
+        sources = await asyncio.to_thread(self._sources, name)
+        if not sources and (name.endswith(".onnx") or not ModelSpec.is_name(name)):
             # Not a file, whatever the name: where files lie is not for callers to say.
             raise UnknownModelError(
                 f"the catalog has no model {name[:60]!r}; `shardlabel models list` shows those it has"
             )
-        wanted = dict.fromkeys(sources, time.time_ns())
+        asked = dict.fromkeys(sources or [name], time.time_ns())
         async with self._one_at_a_time:
-            wrong = list((await self._have(wanted, {}, replace_all=False)).values())
+            found = await self._reconcile(asked)
+            wrong = [text for source, text in found.items() if source in asked]
             if not wrong:
-                await self._write(wanted)
-        wrong = wrong or await self._tell(wanted)
+                await self._write(asked)
+        wrong = wrong or await self._tell(asked)
         if wrong:
             raise ConfigError(f"model {name!r} could not be loaded: {'; '.join(dict.fromkeys(wrong))}")
 
@@ -153,27 +146,21 @@ class Repository:
             if not gone:
                 raise self._models.unknown(name)
             await self._write(dict.fromkeys(gone))
-        wrong = await self._tell(gone)
-        if wrong:
+        if wrong := await self._tell(gone):
             raise ConfigError(f"model {name!r} could not be unloaded everywhere: {'; '.join(wrong)}")
 
     def look_after(self) -> str | None:
-        """Follow what callers have asked for, and build anew what has failed; both go on after this returns.
+        """Follow what callers have asked for, and rebuild what has failed; both go on after this returns.
 
         Returns:
             Why the whole replica should be replaced, every model having failed; else None.
         """
         faults = {source: loaded.engine.fault() for source, loaded in self._loaded.items()}
-        broken = {source: fault for source, fault in faults.items() if fault is not None}
-        if broken and len(broken) == len(faults):
-            return "; ".join(f"{source}: {fault}" for source, fault in broken.items())
-        if (broken or self._store is not None) and not self._one_at_a_time.locked():
+        if faults and all(faults.values()):
+            return "; ".join(f"{source}: {fault}" for source, fault in faults.items())
+        if (any(faults.values()) or self._store is not None) and not self._one_at_a_time.locked():
             self._begin(self.follow(patient=True))
         return None
-
-    def queued(self, name: str) -> int:
-        """Return how many images wait for the models of a name."""
-        return sum(each.engine.queued for each in self._loaded.values() if each.engine.spec.name == name)
 
     def close(self) -> None:
         """End all engines; may take seconds."""
@@ -182,14 +169,13 @@ class Repository:
 
     def _sources(self, name: str) -> list[str]:
         """Return where the models of a name are from, of those that are configured or there; reads their files."""
-        own = {source: loaded.engine.spec.name for source, loaded in self._loaded.items()}
-        files = {}
+        names = {source: loaded.engine.spec.name for source, loaded in self._loaded.items()}
         for source in self._configured:
             with contextlib.suppress(ShardlabelError):
-                files[source] = load_spec(source).name
-        return [source for source, found in {**own, **files}.items() if found == name]
+                names[source] = load_spec(source).name
+        return [source for source, found in names.items() if found == name]
 
-    def _read(self) -> _Wanted:
+    def _read(self) -> dict[str, int]:
         """Return what every replica is to have: what is configured, but for what callers have changed of just that."""
         wanted = dict.fromkeys(self._configured, 0)
         for source, value in () if self._store is None else self._store.all().items():
@@ -206,79 +192,64 @@ class Repository:
         """Write down when each model was asked for, or None for not any more."""
         assert self._store is not None, "callers may change what is there"
         for source, asked in changes.items():
-            value = orjson.dumps({"configured": self._configured, "asked": asked})
+            value = orjson.dumps({"configured": list(self._configured), "asked": asked})
             await asyncio.to_thread(self._store.put, source, value)
 
     async def _tell(self, sources: Collection[str]) -> list[str]:
-        """Have every replica follow, this one first; return what goes wrong with these: others' faults are not theirs."""
+        """Have every replica follow, this one first; return what goes wrong with these models, and with no other."""
         said = [await self.follow(), *await self._call_all()]
         return [text for wrong in said for source, text in wrong.items() if source in sources or not source]
 
-    async def _have(
-        self, wanted: _Wanted, known: Mapping[str, Settled], *, leave: Collection[str] = (), replace_all: bool = True
-    ) -> dict[str, str]:
-        """Build what is wanted and not there, or broken, and offer it; return what goes wrong, by name or file.
-
-        One at a time.
-
-        Args:
-            wanted: What is to be there.
-            known: Models that were settled when the endpoint was configured.
-            leave: What is left as it is.
-            replace_all: Whether what is not wanted is to go.
-        """
+    async def _reconcile(self, asked: Mapping[str, int], *, patient: bool = False) -> dict[str, str]:
+        """Build what is wanted and not there, or broken; offer that and nothing else; return what goes wrong."""
+        # Read here: what was read before another change would undo it.
+        wanted = {**await asyncio.to_thread(self._read), **asked}
         wrong = {}
-        for source, asked in wanted.items():
+        for source, when in wanted.items():
             try:
-                if source not in leave:
-                    await self._have_one(source, asked, known)
+                if not patient or self._not_before.get(source, 0.0) <= time.monotonic():
+                    await self._have(source, when)
             except Exception as err:
-                if isinstance(err, UnknownModelError) and not replace_all:
-                    raise UnknownModelError(_PATH.sub("", str(err))) from None
                 is_ours = isinstance(err, ShardlabelError)
+                # No paths of this machine: callers see it.
+                text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
+                if source in asked and isinstance(err, UnknownModelError):
+                    raise UnknownModelError(text) from None
                 logger.warning("model cannot be loaded model=%s: %s", source, err, exc_info=None if is_ours else err)
-                wrong[source] = self._why(source, err)
-        if replace_all:
-            self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
+                name = source.rpartition("/")[2]
+                self._not_before[source] = time.monotonic() + REBUILD_S
+                self._models.unavailable[name] = text
+                wrong[source] = f"{name}: {text}"
+        self._offer({source: self._loaded[source] for source in wanted if source in self._loaded})
         return wrong
 
-    async def _have_one(self, source: str, asked: int, known: Mapping[str, Settled]) -> None:
+    async def _have(self, source: str, asked: int) -> None:
         there = self._loaded.get(source)
         fault = None if there is None else there.engine.fault()
+        # An entry that callers ask for may have changed since it was settled.
+        settled = None if asked else self._configured.get(source)
         if there is not None and there.asked == asked:
             if fault is None:
                 return
             settled = there.engine.settled
             self._not_before[source] = time.monotonic() + REBUILD_S
-            logger.error("model is built anew model=%s fault=%s", source, fault)
-        elif asked == 0 and source in known:
-            settled = known[source]
-        else:  # what callers have asked for anew may be another since
+            logger.error("model is rebuilt model=%s fault=%s", source, fault)
+        if settled is None:
             settled = await asyncio.to_thread(self._settle, source)
         if there is not None and fault is None and there.engine.settled == settled:
             self._loaded[source] = there._replace(asked=asked)
             return
         engine = await asyncio.to_thread(self._build, settled)
         try:
-            engine.start()
             self._offer({**self._loaded, source: _Loaded(asked, engine)})
         except BaseException:
             self._begin(asyncio.to_thread(engine.close))
             raise
 
-    def _why(self, source: str, err: Exception) -> str:
-        # No paths of this machine: callers see it.
-        is_ours = isinstance(err, ShardlabelError)
-        text = _PATH.sub("", str(err)) if is_ours else "an internal error; the replica's log says more"
-        name = source.rpartition("/")[2]
-        self._not_before[source] = time.monotonic() + REBUILD_S
-        self._models.unavailable[name] = text
-        return f"{name}: {text}"
-
     def _offer(self, loaded: dict[str, _Loaded]) -> None:
         """Offer these from now on; end what is not among them once nobody can be asking it any more."""
-        self._models.replace(each.engine for each in loaded.values())
-        kept = {each.engine for each in loaded.values()}
+        kept = [each.engine for each in loaded.values()]
+        self._models.replace(kept)
         for each in self._loaded.values():
             if each.engine not in kept:
                 self._models.unavailable[each.engine.spec.name] = "unloaded"
@@ -293,16 +264,12 @@ class Repository:
         await asyncio.to_thread(engine.close)
         self._retired.discard(engine)
         del engine
-        await asyncio.to_thread(_collect)
+        await asyncio.sleep(0.2)  # its threads have ended
+        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(give_back_freed_memory)
 
     def _begin(self, work: Coroutine[None, None, object]) -> asyncio.Future[object]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _collect() -> None:
-    time.sleep(0.2)  # its threads have ended
-    gc.collect()
-    give_back_freed_memory()

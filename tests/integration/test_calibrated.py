@@ -138,7 +138,6 @@ def ask_online(model: str, precision: Precision, file: Path, images: list[bytes]
     engine = Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1))
 
     async def ask():
-        engine.start()
         try:
             return await engine.label(images, top_k=top_k, deadline=time.monotonic() + 60, probabilities=True)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from models.catalog import load_spec
 from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
 from models.inference.predictions import Float32Array
 from models.spec import Precision
+from serve.model.batcher import Item
 from serve.model.engine import Engine
 from serve.model.outcomes import Labelled, Outcome
 
@@ -36,15 +38,15 @@ class FakeBackend(Engine):
         self.error: Exception | None = None
 
     is_ready = True
-    _batcher = None
+    queued = 0
+    _batcher = SimpleNamespace(close=lambda: None)
 
     def admit(self, images: int) -> None:
         if self.full is not None:
             raise self.full
 
-    async def _label(
-        self, images: Sequence[bytes], top_k: int, deadline: float, probabilities: bool, embedding: bool
-    ) -> list[Outcome]:
+    async def _submit(self, items: Sequence[Item]) -> list[Outcome]:
+        images, deadline = [item.payload for item in items], min(item.deadline for item in items)
         if self.error is not None:
             raise self.error
         if len(images) > self.room:
@@ -54,7 +56,8 @@ class FakeBackend(Engine):
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         self.seen += images
-        return [self._outcome(image, top_k, probabilities, embedding) for image in images]
+        wanted = items[0].options
+        return [self._outcome(image, wanted.top_k, wanted.probabilities, wanted.embedding) for image in images]
 
     def _outcome(self, image: bytes, top_k: int, probabilities: bool, embedding: bool) -> Outcome:
         if image.startswith(b"bad"):

@@ -60,7 +60,6 @@ def oip_server(model: str | Path, precision: Precision, **settings: object) -> I
 async def _serve(model: str, precision: Precision, settings, started, ready) -> None:
     config = ServeConfig(model=model, precision=precision.value, **settings)
     engine = Engine(settle(model, config, has_gpu=False), config, plan_replica(config, on_gpu=False, cpus=1))
-    engine.start()
     models = Models(engine)
     rpc = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     add_to_server(Servicer(_Ingress(models, config)), rpc)

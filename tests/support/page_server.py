@@ -59,9 +59,7 @@ class PageServer:
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer one ASGI request, under "/" or "/app"."""
-        if scope["type"] == "lifespan":
-            self.engine.start()
-        elif scope["path"].endswith("/v1/classify"):
+        if scope["type"] == "http" and scope["path"].endswith("/v1/classify"):
             self.asked += [value.decode() for name, value in scope["headers"] if name == b"content-type"]
         if scope["type"] == "http" and scope["path"].split("/")[1] == "app":
             scope = {**scope, "root_path": "/app"}

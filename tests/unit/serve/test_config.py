@@ -54,53 +54,48 @@ def test_a_cpu_replica_decodes_where_it_infers_and_a_gpu_replica_beside():
     assert (gpu.workers, gpu.decoders, gpu.gpus) == (1, 8, 1)
 
 
-@pytest.mark.parametrize(("most", "cpus", "gpus", "surges"), [(2, 2, 0, False), (2, 3, 0, True), (0, 0, 0, False)])
-def test_new_replicas_start_before_old_ones_end_only_where_there_is_room(most, cpus, gpus, surges):
-    from serve.replica import surge_percent
+def scaled(cpus: int, gpus: int = 0, *, is_fixed: bool = False, on_gpu: bool = False, **settings) -> tuple[int, bool]:
+    """Return the most replicas, and whether new ones start before old ones end in an update."""
+    from serve.replica import scaling
 
-    plan = plan_replica(ServeConfig(), on_gpu=False, cpus=4)
+    config = ServeConfig(**settings)
+    plan = plan_replica(config, on_gpu=on_gpu, cpus=max(cpus, 1))
+    options = scaling(config, plan, cpus, gpus, is_fixed=is_fixed)
+    scales = options.get("autoscaling_config")
+    return (options["num_replicas"] if scales is None else scales.max_replicas), options["max_surge_percent"] > 0
 
-    assert (surge_percent(plan, most, cpus, gpus) > 0) == surges
+
+@pytest.mark.parametrize(("most", "cpus", "surges"), [(2, 2, False), (2, 3, True), (1, 0, False)])
+def test_new_replicas_start_before_old_ones_end_only_where_there_is_room(most, cpus, surges):
+    assert scaled(cpus, max_replicas=most) == (most, surges)
 
 
 def test_more_replicas_than_fit_are_refused_and_the_default_is_what_fits():
-    from serve.replica import max_replicas
-
-    plan = plan_replica(ServeConfig(replica_cpus=2), on_gpu=False, cpus=8)
-
-    assert max_replicas(ServeConfig(), plan, 8, 0, is_fixed=True) == 4
-    assert max_replicas(ServeConfig(max_replicas=3), plan, 8, 0, is_fixed=True) == 3
+    assert scaled(8, is_fixed=True, replica_cpus=2) == (4, False)
+    assert scaled(8, is_fixed=True, replica_cpus=2, max_replicas=3) == (3, True)
     with pytest.raises(ConfigError, match="do not fit"):
-        max_replicas(ServeConfig(min_replicas=5), plan, 8, 0, is_fixed=True)
+        scaled(8, is_fixed=True, replica_cpus=2, min_replicas=5)
 
 
 @pytest.mark.parametrize(("cpus", "most"), [(100, 8), (5, 4), (1, 1)])
 def test_of_a_shared_cluster_a_part_is_taken_and_room_is_left_for_an_update(cpus, most):
-    from serve.replica import max_replicas, surge_percent
-
-    plan = plan_replica(ServeConfig(), on_gpu=False, cpus=cpus)
-
-    assert max_replicas(ServeConfig(), plan, cpus, 0, is_fixed=False) == most
-    assert (surge_percent(plan, most, cpus, 0) > 0) == (cpus > 1)
-    assert max_replicas(ServeConfig(max_replicas=50), plan, cpus, 0, is_fixed=False) == 50
+    assert scaled(cpus) == (most, cpus > 1)
+    assert scaled(cpus, max_replicas=50)[0] == 50
 
 
 def test_what_autoscaling_aims_at_and_waits_for_can_be_told():
-    from serve.replica import _replicas
+    from serve.replica import scaling
 
-    config = ServeConfig(target_ongoing_requests=5, upscale_delay_s=1, downscale_delay_s=7)
-    scaling = _replicas(config, plan_replica(config, on_gpu=False, cpus=4), 4)["autoscaling_config"]
+    config = ServeConfig(target_ongoing_requests=5, upscale_delay_s=1, downscale_delay_s=7, max_replicas=4)
+    plan = plan_replica(config, on_gpu=False, cpus=4)
+    aims = scaling(config, plan, 4, 0, is_fixed=True)["autoscaling_config"]
 
-    assert (scaling.target_ongoing_requests, scaling.upscale_delay_s, scaling.downscale_delay_s) == (5, 1, 7)
+    assert (aims.target_ongoing_requests, aims.upscale_delay_s, aims.downscale_delay_s) == (5, 1, 7)
 
 
 def test_a_cluster_may_grow_to_what_it_has_no_room_for_yet():
-    from serve.replica import max_replicas
-
-    plan = plan_replica(ServeConfig(), on_gpu=True, cpus=8)
-
-    assert max_replicas(ServeConfig(min_replicas=3), plan, 0, 0, is_fixed=False) == 3
-    assert max_replicas(ServeConfig(), plan, 0, 0, is_fixed=False) == 1
+    assert scaled(0, on_gpu=True, min_replicas=3) == (3, False)
+    assert scaled(0, on_gpu=True) == (1, False)
 
 
 def test_the_file_for_serve_deploy_has_no_key_that_serve_would_take_in_silence():

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +25,9 @@ from serve.config import ServeConfig, plan_replica
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
+from serve.model.prediction_log import PredictionLog
 from serve.model.repository import Repository
 from serve.model.settled import Settled, settle
-from serve.observers import Observers
 from tests.support.calibrations import write_calibration
 from tests.support.tiny_model import build_tiny_model, colour_jpeg
 from tests.support.tiny_variant import tiny_variant
@@ -292,12 +293,12 @@ def test_why_a_broken_model_cannot_be_built_anew_is_in_the_log(tmp_path, caplog)
             two.unlink()
             repository.look_after()
             deadline = time.monotonic() + 20
-            while "is built anew model" not in caplog.text and time.monotonic() < deadline:
+            while "is rebuilt model" not in caplog.text and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
             await repository.follow(patient=True)
 
     asyncio.run(run())
-    _, why = caplog.text.split("is built anew model", 1)[1].split("\n", 1)
+    _, why = caplog.text.split("is rebuilt model", 1)[1].split("\n", 1)
     assert "other.onnx" in why
 
 
@@ -457,8 +458,12 @@ def logs_of(these: Replicas, folder: Path) -> ServeMetrics:
     """Have the answers of these replicas' models logged, and counted."""
     begin_log(open_storage(str(folder)))
     metrics = ServeMetrics("", "r")
-    observers = Observers(these.config.model_copy(update={"prediction_log": str(folder)}), metrics, None)
-    these.observe = lambda engine: observers.on(engine, engine.settled.choice)
+    config = these.config.model_copy(update={"prediction_log": str(folder)})
+
+    def observe(engine: Engine) -> None:
+        engine.log = PredictionLog(config, engine.settled, engine.labels, partial(metrics.logged, engine.spec.name))
+
+    these.observe = observe
     return metrics
 
 

@@ -6,6 +6,7 @@ import asyncio
 import html.parser
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_a_file_without_a_usable_key_is_refused_at_the_start(tmp_path, content):
 
 def test_requests_errors_and_seconds_are_counted_by_route():
     metrics = ServeMetrics("m", "r1")
-    metrics.show_models(["m"], lambda _: 7)
+    metrics.show_models([SimpleNamespace(spec=SimpleNamespace(name="m"), queued=7, drift=None)])
     app = build_asgi(Models(FakeBackend()), CONFIG, Extras(metrics=metrics))
 
     for body in (JPEG, JPEG, b"bad"):
@@ -229,7 +230,7 @@ def test_lifespan_is_answered():
 
 def test_a_request_whose_client_left_is_counted_and_forgotten():
     metrics = ServeMetrics("m", "r1")
-    metrics.show_models(["m"], lambda _: 7)
+    metrics.show_models([FakeBackend(name="m")])
     app = build_asgi(Models(FakeBackend(delay_s=5)), CONFIG, Extras(metrics=metrics))
 
     async def leave():

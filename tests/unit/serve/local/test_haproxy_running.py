@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.local.haproxy import OWN_TIMEOUT_HEADER, TLS_BUNDLE, edited, error_response
+from serve.local.haproxy import OWN_TIMEOUT_HEADER, TLS_BUNDLE, edited
 from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.local.running import Endpoint
@@ -41,6 +41,7 @@ class Upstream(http.server.ThreadingHTTPServer):
         self.name = name
         self.dies = False
         self.dies_whole = False
+        self.is_garbled = False
         self.delay_s = 0.0
         self.posts = 0
         self.connections: set[socket.socket] = set()
@@ -67,6 +68,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.is_garbled:
+            self.wfile.write(b"no HTTP at all\r\n\r\n")
+            self.close_connection = True
+            return
         time.sleep(self.server.delay_s)
         self.answer(self.server.name.encode())
 
@@ -152,8 +157,6 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
         backend.fallback_server = servers[1]
     api.set_backend_configs({"http-app": backend})
     api._generate_config_file_internal()
-    for code in (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504):
-        (node / f"{code}.http").write_bytes(error_response(code))
     config = node / "haproxy.cfg"
     bundle = trusting = None
     if param == "TLS":
@@ -161,7 +164,7 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
         trusting = ssl.create_default_context(cafile=cert)
         bundle = cert.rename(node / TLS_BUNDLE)
         key.rename(f"{bundle}.key")
-    config.write_text(edited(config.read_text(), node, tls=bundle))
+    config.write_text(edited(config.read_text(), tls=bundle))
     # As in an environment far down a disk: whoever reads only the start of the command does not see the configuration.
     binary = tmp_path_factory.mktemp("bin") / ("deep" * 40) / "haproxy"
     binary.parent.mkdir()
@@ -224,6 +227,16 @@ def test_a_request_that_is_larger_than_the_buffer_is_503_in_json_then(haproxy):
     assert list(json.loads(body)) == ["error"]
 
 
+def test_an_answer_that_is_no_http_is_503_in_json_and_not_502(haproxy):
+    for upstream in haproxy.upstreams:
+        upstream.is_garbled = True
+
+    status, headers, body = haproxy.post(b"x")
+
+    assert (status, headers["retry-after"], headers["content-type"]) == (503, "1", "application/json")
+    assert list(json.loads(body)) == ["error"]
+
+
 def test_replicas_are_told_who_asked(haproxy):
     assert haproxy.post(b"x")[1]["x-seen-for"] == "127.0.0.1"
 
@@ -238,7 +251,7 @@ def test_draining_answers_what_is_being_served_and_closes_kept_connections(hapro
     time.sleep(0.2)
 
     began = time.monotonic()
-    Endpoint(Listen(port=haproxy.port), 10.0, haproxy.folder, is_local=True).drain_haproxy()
+    Endpoint(Listen(port=haproxy.port), 10.0, haproxy.folder).drain_haproxy()
     took = time.monotonic() - began
     client.join()
 

@@ -91,7 +91,7 @@ def test_an_application_that_cannot_be_deleted_is_an_error_and_not_stopped(monke
     monkeypatch.setattr("ray.serve.delete", fail)
 
     with pytest.raises(ClusterError, match=r"may still run.*the controller is gone"):
-        Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
+        Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path).close()
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -135,7 +135,7 @@ def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_
         lambda key, del_by_prefix, namespace: deleted.append((key, del_by_prefix, namespace)),
     )
 
-    Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path, is_local=False).close()
+    Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path).close()
 
     assert deleted == [(b"", True, "shardlabel-metrics-shardlabel"), (b"", True, "shardlabel-models-shardlabel")]
 
@@ -270,7 +270,7 @@ def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_
     haproxy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "haproxy.cfg")])
     monkeypatch.setattr("ray.shutdown", haproxy.kill)
 
-    Endpoint(Listen(port=1), 0.1, tmp_path, is_local=True, replicas_write=replicas_write).close()
+    Endpoint(Listen(port=1), 0.1, tmp_path, replicas_write=replicas_write).close()
     haproxy.wait()
 
     assert found == deleted

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import build_app
 from models.errors import ConfigError
-from serve.local.tls import Renewal, check_certificate
+from serve.local.tls import Certificate
 from tests.support.certificates import write_certificate
 
 
@@ -38,55 +38,55 @@ def test_a_certificate_that_clients_would_refuse_is_an_error_that_says_what_to_d
     cert, key = make(tmp_path)
 
     with pytest.raises(ConfigError, match=says):
-        check_certificate(cert, key)
+        Certificate(cert, key)
 
 
 def test_a_good_one_passes_alone_and_in_one_file_with_its_key(tmp_path):
     cert, key = write_certificate(tmp_path)
-    check_certificate(cert, key)
+    Certificate(cert, key)
     cert.write_text(cert.read_text() + key.read_text())
 
-    check_certificate(cert, cert)
+    Certificate(cert, cert)
 
 
 def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path):
     cert, key = write_certificate(tmp_path)
-    renewal = Renewal(cert, key)
-    assert renewal.take() is None
+    certificate = Certificate(cert, key)
+    assert certificate.renewed() is None
 
     write_certificate(tmp_path)
-    given = renewal.take()
+    given = certificate.renewed()
     assert given is not None
     assert cert.read_text().strip() in given
     assert key.read_text().strip() in given
-    assert renewal.take() is None
+    assert certificate.renewed() is None
 
     cert.write_bytes("C = MÜNCHEN\n".encode("latin-1") + cert.read_bytes() + key.read_bytes())
-    given = renewal.take()
+    given = certificate.renewed()
     assert given is not None
     assert key.read_text().strip() in given
-    together = Renewal(cert, cert)
+    together = Certificate(cert, cert)
     cert.write_bytes(cert.read_bytes() + b"\n")
-    assert (together.take() or "").count("PRIVATE KEY") == 2  # its two ends
+    assert (together.renewed() or "").count("PRIVATE KEY") == 2  # its two ends
 
     key.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
-        renewal.take()
-    assert renewal.take() is None
+        certificate.renewed()
+    assert certificate.renewed() is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that root cannot read either")
 def test_one_that_cannot_be_read_is_told_once_and_at_the_start_as_any_other_mistake(tmp_path):
     cert, key = write_certificate(tmp_path)
-    renewal = Renewal(cert, key)
+    certificate = Certificate(cert, key)
     key.unlink()
     key.symlink_to("/proc/self/mem")
 
     with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
-        renewal.take()
-    assert renewal.take() is None
+        certificate.renewed()
+    assert certificate.renewed() is None
     with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
-        Renewal(cert, key)
+        Certificate(cert, key)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,7 @@ METRIC = re.compile(r"\b((?:shardlabel|ray)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 def exposed() -> dict[str, set[str]]:
     """Return the labels of each series that the endpoint gives once everything has happened."""
     metrics = ServeMetrics("m", "r")
-    metrics.show_models(["m"], lambda _: 3)
+    metrics.show_models([SimpleNamespace(spec=SimpleNamespace(name="m"), queued=3, drift=None)])
     metrics.request("/v1/classify", 503, 0.1, "overloaded")
     ran = Item(b"", 1, 0.0, since=1.0, taken=1.1, decoded_at=1.2, run_at=1.2, done_at=1.3, batch=2)
     metrics.batch([ran, Item(b"", 1, 0.0, dropped=("deadline", "decode"))], "m")

@@ -28,7 +28,8 @@ from serve.model.drift import (
     stability_index,
 )
 from serve.model.outcomes import Labelled
-from serve.observers import Observers
+from serve.model.prediction_log import PredictionLog
+from serve.model.settled import Settled
 from tests.support.fake_backend import FakeBackend
 
 
@@ -42,9 +43,8 @@ def baseline_of(counts: np.ndarray, mean_score: float = 0.5) -> Baseline:
 
 
 def drift_of(counts: np.ndarray, label_ids: np.ndarray) -> float:
-    drift = Drift(baseline_of(counts), len(counts), lambda _: None)
-    found = answers(label_ids)
-    drift([b""] * len(found), found)
+    drift = Drift(baseline_of(counts), len(counts))
+    drift(answers(label_ids))
     return drift.index
 
 
@@ -92,17 +92,15 @@ def test_bins_have_about_equal_shares_and_frequent_classes_their_own():
 
 
 def test_only_the_last_answers_count_and_few_say_nothing():
-    drift = Drift(baseline_of(np.array([500, 500]), mean_score=0.7), 2, lambda _: None)
-    first = answers([0] * (LEAST - 1), score=0.25)
-    drift([b""] * len(first), first)
+    drift = Drift(baseline_of(np.array([500, 500]), mean_score=0.7), 2)
+    drift(answers([0] * (LEAST - 1), score=0.25))
     assert math.isnan(drift.index)
     assert math.isnan(drift.mean_score)
-    drift([b""], answers([0], score=0.25))
+    drift(answers([0], score=0.25))
     assert drift.index > 1
     assert drift.mean_score == 0.25
 
-    even = answers(np.arange(WINDOW) % 2, score=0.75)
-    drift([b""] * len(even), even)
+    drift(answers(np.arange(WINDOW) % 2, score=0.75))
 
     assert drift.index == pytest.approx(0, abs=1e-6)
     assert drift.mean_score == pytest.approx(0.75)
@@ -114,11 +112,15 @@ def logged(folder, images: list[bytes], baseline: Baseline | None = None) -> byt
     begin_log(open_storage(str(folder)))
     config, backend = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder)), FakeBackend(room=10**6)
     metrics = ServeMetrics("m", "r")
-    observers = Observers(config, metrics, baseline)
-    observers.on(backend, choose(backend.spec, config.device, Precision.INT8, has_gpu=False))
+    choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
+    backend.log = PredictionLog(config, Settled(backend.spec, choice, None), backend.labels, lambda *_: None)
+    if baseline is not None:
+        backend.drift = Drift(baseline, len(backend.labels))
+    metrics.show_models([backend])
     asyncio.run(backend.label(images, top_k=1, deadline=time.monotonic() + 10))
     text = metrics.render()
     backend.close()
+    metrics.show_models([])
     assert b"label_drift{" not in metrics.render()
     return text
 

@@ -34,10 +34,9 @@ def build(model: str, *, report=lambda _: None, **settings) -> Engine:
 
 
 def use(engine: Engine, call):
-    """Start an engine in a loop of its own, and await what `call` gives."""
+    """Use an engine in a loop of its own: await what `call` gives."""
 
     async def run():
-        engine.start()
         try:
             return await call(engine)
         finally:
@@ -55,10 +54,8 @@ def engine(tiny_model):
     return build(str(tiny_model))
 
 
-def test_it_is_ready_only_once_it_has_run_and_was_started(engine):
-    assert not engine.is_ready
-
-    assert use(engine, lambda e: asyncio.sleep(0, e.is_ready))
+def test_it_is_ready_once_it_is_built(engine):
+    assert engine.is_ready
 
 
 def test_images_are_labelled_and_bad_ones_are_values(engine):
@@ -154,11 +151,14 @@ def test_the_models_own_tensors_go_in_and_out(engine):
 
 def test_a_tensor_of_many_images_is_run_in_batches(engine, monkeypatch):
     sizes, run = [], TensorModel.run
-    use(engine, lambda e: e.run_tensor(np.zeros((1, 3, 8, 8), np.float32), deadline=time.monotonic() + 30))
-    monkeypatch.setattr(TensorModel, "run", lambda self, batch: sizes.append(len(batch)) or run(self, batch))
     batch = np.random.default_rng(1).random((20, 3, 8, 8)).astype(np.float32)
 
-    output = use(engine, lambda e: e.run_tensor(batch, deadline=time.monotonic() + 30))
+    async def ask(e):
+        await e.run_tensor(np.zeros((1, 3, 8, 8), np.float32), deadline=time.monotonic() + 30)
+        monkeypatch.setattr(TensorModel, "run", lambda self, batch: sizes.append(len(batch)) or run(self, batch))
+        return await e.run_tensor(batch, deadline=time.monotonic() + 30)
+
+    output = use(engine, ask)
 
     np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
     assert sizes == [8, 8, 4]

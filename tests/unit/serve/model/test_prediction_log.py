@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id
-from serve.observers import Observers
+from serve.model.settled import Settled
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.labelled_dest import label_without_ray
@@ -49,8 +50,9 @@ def logging_to(folder: Path, backend: FakeBackend, **settings):
     config = ServeConfig(model="efficientnet-lite0", prediction_log=str(folder), **settings)
     metrics = ServeMetrics("m", "r")
     choice = choose(backend.spec, config.device, Precision.INT8, has_gpu=False)
+    settled, count = Settled(backend.spec, choice, None), partial(metrics.logged, backend.spec.name)
+    backend.log = prediction_log.PredictionLog(config, settled, backend.labels, count)
     try:
-        Observers(config, metrics, None).on(backend, choice)
         yield backend, metrics
     finally:
         backend.close()
@@ -106,8 +108,7 @@ def test_rows_are_those_of_label_for_the_same_images(tmp_path, tiny_model):
     engine = build(str(tiny_model))
     begin_log(open_storage(str(tmp_path / "log")))
     config = ServeConfig(model=str(tiny_model), prediction_log=str(tmp_path / "log"), top_k=3)
-    observers = Observers(config, ServeMetrics("m", "r"), None)
-    observers.on(engine, choose(engine.spec, config.device, Precision.FP32, has_gpu=False))
+    engine.log = prediction_log.PredictionLog(config, engine.settled, engine.labels, lambda *_: None)
 
     found = use(engine, lambda e: e.label(list(images.values()), top_k=1, deadline=time.monotonic() + 30))
 

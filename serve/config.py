@@ -11,6 +11,7 @@ from models.catalog import DEFAULT_MODEL
 from models.decode.headers import ImageLimits
 from models.decode.mode import DecodeMode
 from models.device import Device
+from models.errors import ConfigError
 from pipeline.config import DEVICES, CalibrationFile, Decoding, Lower, PrecisionName
 
 # Beyond this a batch only adds waiting: see docs/decisions-archive.md, "The pulling batcher".
@@ -80,6 +81,12 @@ class ServeConfig(BaseModel):
         ge=1,
         le=MAX_REPLICA_CPUS,
         description=f"CPUs, and threads, of one replica. [default: 1; with a GPU up to {MAX_GPU_CPUS}]",
+    )
+    gpus_per_replica: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of a GPU that each replica has: 0.5 puts two on a GPU. [default: 1]",
     )
     min_replicas: int = Field(
         default=1, ge=0, le=10_000, description="Fewest replicas; with 0 none runs while there are no requests."
@@ -172,16 +179,22 @@ class Plan(BaseModel):
     max_ongoing: int = Field(description="Requests that Serve lets in; above what the queue answers 503 to.")
     target_ongoing: float = Field(description="Requests per replica that autoscaling aims at.")
     cpus: int
-    gpus: int
+    gpus: float
 
 
 def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
     """Derive a replica from the configuration; one on a GPU decodes on up to 8 of the CPUs of its machine.
 
     Each model has a queue and threads of its own. The threads of all models share the replica's CPUs.
+
+    Raises:
+        ConfigError: It is to have a share of a GPU, and runs on the CPU.
     """
+    if not on_gpu and config.gpus_per_replica is not None:
+        raise ConfigError("--gpus-per-replica is for a GPU, and the model runs on the CPU; leave it out")
+    gpus = config.gpus_per_replica or 1.0
     batch_size = config.batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
-    replica_cpus = config.replica_cpus or (max(1, min(MAX_GPU_CPUS, cpus)) if on_gpu else 1)
+    replica_cpus = config.replica_cpus or (max(1, min(MAX_GPU_CPUS, int(cpus * gpus))) if on_gpu else 1)
     max_queue = config.max_queue or max(MIN_QUEUE, QUEUE_BATCHES * batch_size, config.max_images)
     workers = 1 if on_gpu else replica_cpus
     models = len(config.model) + (MORE_MODELS if config.model_control == "explicit" else 0)
@@ -196,5 +209,5 @@ def plan_replica(config: ServeConfig, *, on_gpu: bool, cpus: int) -> Plan:
         # a CPU an image, since there a batch is no faster than its images, and a core that idles is.
         target_ongoing=config.target_ongoing_requests or 2.0 * (batch_size if on_gpu else 1) * workers,
         cpus=replica_cpus,
-        gpus=int(on_gpu),
+        gpus=gpus if on_gpu else 0.0,
     )

@@ -220,12 +220,13 @@ def scaling(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fix
     Raises:
         ConfigError: The least do not fit a fixed Ray.
     """
-    fits = int(min(cpus // plan.cpus, gpus // plan.gpus if plan.gpus else math.inf))
+    # As floats, 1 // 0.1 is 9.
+    fits = int(min(cpus // plan.cpus, gpus / plan.gpus + 1e-9 if plan.gpus else math.inf))
     least = max(1, config.min_replicas)
     if fits < least and is_fixed:
         raise ConfigError(
-            f"{least} replicas of {plan.cpus} CPUs and {plan.gpus} GPUs each do not fit: Ray has {cpus:g} CPUs and "
-            f"{gpus:g} GPUs; lower --min-replicas or --replica-cpus"
+            f"{least} replicas of {plan.cpus} CPUs and {plan.gpus:g} GPUs each do not fit: Ray has {cpus:g} CPUs and "
+            f"{gpus:g} GPUs; lower --min-replicas, --replica-cpus or --gpus-per-replica"
         )
     # On a cluster that others use too, with room for one more: a rolling update that has none takes an old replica away
     # before the new one has started, also where that cannot start.

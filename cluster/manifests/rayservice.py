@@ -92,7 +92,12 @@ def replica_cpus(config: ClusterConfiguration) -> int:
     given = config.service.options.get("replica_cpus")
     if given or config.device != "cuda":
         return int(given or 1)
-    return min(max(1, config.gpu.cpus // config.gpu.gpus), MAX_REPLICA_CPUS)
+    per_gpu = config.gpu.cpus // config.gpu.gpus
+    return min(max(1, int(per_gpu * _gpu_share(config))), MAX_REPLICA_CPUS)
+
+
+def _gpu_share(config: ClusterConfiguration) -> float:
+    return float(config.service.options.get("gpus_per_replica") or 1)
 
 
 def _upgrade(upgrade: UpgradeSettings) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def endpoint_groups(config: ClusterConfiguration) -> dict[str, WorkerSettings]:
     name, group = next(iter(worker_groups(config).items()))
     per_worker = group.cpus // replica_cpus(config)
     if isinstance(group, GpuWorkerSettings):
-        per_worker = min(group.gpus, per_worker)
+        per_worker = min(int(group.gpus / _gpu_share(config) + 1e-9), per_worker)
     if per_worker == 0:
         raise ConfigError(
             f"service.options: a replica of replica_cpus={replica_cpus(config)} does not fit a worker of {group.cpus} CPUs"

@@ -15,6 +15,7 @@ from cluster.validate.documents import Document, Fault, Path
 from cluster.validate.import_paths import resolve
 from cluster.validate.ray_options import check_runtime_env
 from cluster.validate.schema import Schema, check, shown
+from models.errors import ConfigError
 from serve.config import ServeConfig, plan_replica
 
 OURS = "serve.app.build_app"
@@ -191,15 +192,19 @@ def _replicas(document: Document, path: Path, config: ServeConfig, capacity: Cap
         )
         return
     cpus = max((int(group.cpus) for group in capacity.groups), default=1)
-    plan = plan_replica(config, on_gpu=on_gpu, cpus=cpus)
+    try:
+        plan = plan_replica(config, on_gpu=on_gpu, cpus=cpus)
+    except ConfigError as err:
+        yield document.fault((*path, "args", "gpus_per_replica"), str(err))
+        return
     most = config.max_replicas or max(1, config.min_replicas)
-    missing = capacity.missing("replicas", most, float(plan.cpus), float(plan.gpus))
+    missing = capacity.missing("replicas", most, float(plan.cpus), plan.gpus)
     if missing:
         name = "max_replicas" if config.max_replicas else "min_replicas"
         yield document.fault((*path, "args", name), missing)
         return
     # The endpoint starts once the minimum of workers exists, and only if min_replicas fit on these.
-    missing = capacity.at_least().missing("replicas", max(1, config.min_replicas), float(plan.cpus), float(plan.gpus))
+    missing = capacity.at_least().missing("replicas", max(1, config.min_replicas), float(plan.cpus), plan.gpus)
     if missing:
         reason = f"with the minimum of workers (minReplicas), {missing}"
         yield document.fault((*path, "args", "min_replicas"), reason)

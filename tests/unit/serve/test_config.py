@@ -54,6 +54,16 @@ def test_a_cpu_replica_decodes_where_it_infers_and_a_gpu_replica_beside():
     assert (gpu.workers, gpu.decoders, gpu.gpus) == (1, 8, 1)
 
 
+def test_replicas_that_share_a_gpu_share_the_cpus_that_decode_for_it():
+    half = plan_replica(ServeConfig(gpus_per_replica=0.5), on_gpu=True, cpus=8)
+
+    assert (half.gpus, half.cpus) == (0.5, 4)
+    assert scaled(8, 1, on_gpu=True, is_fixed=True, gpus_per_replica=0.5) == (2, False)
+    assert scaled(20, 1, on_gpu=True, is_fixed=True, gpus_per_replica=0.1, replica_cpus=1)[0] == 10
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        plan_replica(ServeConfig(gpus_per_replica=0.5), on_gpu=False, cpus=8)
+
+
 def scaled(cpus: int, gpus: int = 0, *, is_fixed: bool = False, on_gpu: bool = False, **settings) -> tuple[int, bool]:
     """Return the most replicas, and whether new ones start before old ones end in an update."""
     from serve.replica import scaling

@@ -491,6 +491,14 @@ def test_a_replica_of_many_cpus_has_workers_for_the_least_replicas():
         documents("rayservice", "device=cpu", "service.options=replica_cpus=9")
 
 
+def test_two_replicas_with_half_a_gpu_each_have_one_worker():
+    words = ["service.options=gpus_per_replica=0.5", "service.min_replicas=2", "gpu.gpus=1"]
+
+    (group,) = cluster_of(documents("rayservice", *words))["workerGroupSpecs"]
+
+    assert group["minReplicas"] == 1
+
+
 def test_an_emptied_node_waits_for_the_head_of_a_run():
     _, budget, _ = documents("rayjob", "name=pets")
 

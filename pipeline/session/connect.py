@@ -16,7 +16,7 @@ from models.errors import ClusterError, ConfigError, ShardlabelError
 from pipeline.patches.data_patches import without_cluster_actors
 from pipeline.patches.looks_patches import dead_process, local_node
 from pipeline.patches.start_patches import command_line_noted, short_errors
-from pipeline.session.local import start_local_ray, stop_ray, until_left
+from pipeline.session.local import join_ray, start_local_ray, stop_ray, until_left
 from pipeline.storage.uris import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def connect(address: str | None) -> Cluster:
             until_left.enter_context(short_errors())
             with command_line_noted(without_secrets):
                 if address:
-                    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                    join_ray(address)
                 else:
                     start_local_ray()
                     until_left.enter_context(without_cluster_actors())

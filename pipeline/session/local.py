@@ -25,6 +25,7 @@ from models.errors import ConfigError
 from pipeline.patches.patch import check_switch
 from pipeline.patches.patches import PATCHES
 from pipeline.patches.start_patches import on_loopback, own_token, without_services
+from pipeline.session.metrics import JOB_VARIABLE
 
 # Ray admits a driver once its prestarted workers are there, and waits for ever if one of them dies first.
 # Nobody looks at the task events of a local Ray.
@@ -68,6 +69,28 @@ def start_local_ray(library: str = "ray.data", **options: Any) -> None:  # noqa:
     warm_up.join()
 
 
+def join_ray(address: str) -> None:
+    """Join the Ray at an address, as its driver."""
+    import ray
+
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, job_config=_job_config())
+
+
+def _job_config() -> Any:  # noqa: ANN401 (Ray is not imported at the top)
+    """Return a configuration for `ray.init` whose workers import from where this process does; None for Ray's own.
+
+    Ray puts the working directory first on its workers' path. A folder `models` or `pipeline` there, of the user's own
+    project, would hide ours.
+    """
+    from ray.job_config import JobConfig
+
+    # A submitted job's path is that of its submission.
+    if JOB_VARIABLE in os.environ or Path.cwd() in {Path(entry).resolve() for entry in sys.path}:
+        return None
+    # Ray's only switch for it. Without a runtime environment it has no other effect.
+    return JobConfig(_client_job=True)
+
+
 def stop_ray() -> None:
     """Leave Ray. A local Ray ends, and nothing of it stays on disk or in the environment."""
     import ray
@@ -90,6 +113,7 @@ def _start(options: dict[str, Any]) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _system_config=_SYSTEM_CONFIG,
+            job_config=_job_config(),
             **options,
         )
     if not ip_address(ray.util.get_node_ip_address()).is_loopback:

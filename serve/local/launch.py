@@ -27,7 +27,7 @@ from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
 from pipeline.session.connect import check_address, start_errors
-from pipeline.session.local import start_local_ray
+from pipeline.session.local import join_ray, start_local_ray
 from serve import environment, tracing
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
@@ -127,13 +127,12 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
 
 
 def _start_ray(listen: Listen) -> None:
-    import ray
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with start_errors(listen.address):
         if listen.address:
             check_address(listen.address)
-            ray.init(address=listen.address, logging_level=logging.ERROR, log_to_driver=False)
+            join_ray(listen.address)
         else:
             start_local_ray("ray.serve")
     if threading.current_thread() is threading.main_thread():

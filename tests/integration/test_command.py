@@ -143,6 +143,22 @@ def test_the_last_line_is_the_summary_and_a_second_run_does_nothing(tmp_path, ti
 
 
 @pytest.mark.ray
+def test_a_project_with_folders_called_as_ours_is_not_what_workers_import(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=1, samples=4)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "pipeline.py").touch()
+    script = Path(sys.executable).with_name("shardlabel")
+
+    done = subprocess.run(
+        [script, "label", "in", "--output", "out", *OPTIONS, tiny_model],
+        capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "4 ok" in done.stdout
+
+
 def test_with_every_patch_of_ray_off_the_same_files_are_written(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=2, samples=5)
 

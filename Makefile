@@ -110,8 +110,8 @@ proto: $(VENV)/.installed-dev ## Compile the messages of serve/oip/grpc/*.proto
 cli-page: $(VENV)/.installed ## Regenerate docs/cli.md from the commands' help
 	$(BIN)/python -m tools.cli_page
 
-wheel: $(VENV)/.installed ## Build the wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: ## Build the wheel into dist/ (needs only Python and a package index)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 bundle: ## Rebuild the bundled model from its published weights (its own environment, 2 GB)
 	test -x .venv-convert/bin/python || $(PYTHON) -m venv .venv-convert

@@ -148,7 +148,7 @@ def report(
 ) -> None:
     """Make one HTML page about a run, finished or not: counts, errors, labels, scores, throughput, sample images.
 
-    The page is self-contained: no script, no connection. The images are read from SOURCE.
+    The page is one self-contained file that makes no connection. The images are read from SOURCE.
 
     Example:
         shardlabel report s3://bucket/labels --output labels.html

@@ -123,7 +123,8 @@ def choose_as_begun(
         ConfigError: DEST's plan is damaged.
     """
     plan = None if config.overwrite else read_plan(dest)
-    begun = plan.settings if plan is not None else {}
+    # Another model is refused later, by name: what DEST has of its own model says nothing of this one.
+    begun = plan.settings if plan is not None and plan.settings.get("model") == spec.name else {}
     taken: dict[str, Any] = {}
     if config.precision == "auto" and begun.get("precision") in list(Precision):
         taken["precision"] = begun["precision"]

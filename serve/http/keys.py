@@ -62,9 +62,9 @@ def _read(path: Path) -> tuple[bytes, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"--api-keys-file {path} cannot be read: {err}") from err
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys = {n: line.strip() for n, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")}
     if not keys:
         raise ConfigError(f"--api-keys-file {path} holds no key; expected one a line")
-    if short := next((number for number, key in enumerate(keys, 1) if len(key) < MIN_KEY_CHARS), None):
-        raise ConfigError(f"--api-keys-file {path}: key {short} has fewer than {MIN_KEY_CHARS} characters")
-    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+    if short := next((number for number, key in keys.items() if len(key) < MIN_KEY_CHARS), None):
+        raise ConfigError(f"--api-keys-file {path}: the key in line {short} has fewer than {MIN_KEY_CHARS} characters")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys.values())

@@ -26,6 +26,7 @@ JSON = "application/json"
 BINARY = "application/octet-stream"
 _STYLE = """
 :root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:60rem;margin:2rem auto;padding:0 1rem}
+h2,p{overflow-wrap:anywhere}
 h2{font-size:1.1rem;border-top:1px solid #8888;padding-top:1rem}pre{overflow-x:auto;font-size:.85rem}
 """
 ERRORS = {

@@ -42,6 +42,6 @@ def _by_whom(port: int) -> str:
         for each in psutil.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
                 command = " ".join(psutil.Process(each.pid).cmdline())
-                orphan = "; it looks like one that an earlier endpoint left behind" if "haproxy" in command else ""
-                return f"by process {each.pid} ({command[:120]}){orphan}"
+                is_endpoint = "haproxy" in command
+                return f"by process {each.pid} ({command[:120]}){', which may be another endpoint' * is_endpoint}"
     return "by a process of another user"

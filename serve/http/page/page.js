@@ -188,7 +188,7 @@
 
   // Server-Timing, "decode;dur=2.1, queue;dur=0.3, infer;dur=5.2", where the server sends it.
   function timesOf(item, result, timing) {
-    const stages = [...(timing ?? "").matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, name, dur]) => `${name} ${ms(Number(dur))}`);
+    const stages = [...(timing ?? "").matchAll(/([\w-]+)\s*;[^,]*?dur=([\d.]+)/g)].map(([, name, dur]) => `${name} ${ms(Number(dur))} ms`);
     const verdict = { true: ["accepted"], false: ["not accepted"] }[result.accepted] ?? []; // of a calibrated model
     return [...verdict, `${ms(item.took)} ms`, ...(stages.length ? [stages.join(", ")] : [])].join(" · ");
   }

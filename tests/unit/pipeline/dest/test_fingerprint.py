@@ -193,6 +193,17 @@ def test_auto_is_what_dest_was_begun_with_on_any_machine_that_has_it(spec, tmp_p
     assert of(config, spec, found) == read_plan(dest).settings
 
 
+def test_of_another_model_the_model_is_the_difference_and_not_a_precision_that_it_lacks(spec, tmp_path):
+    dest = open_storage(str(tmp_path / "out"))
+    write_plan(dest, [], of(settings(), spec, CPU) | {"precision": "int8"})
+    other = spec.model_copy(update={"name": "other"})
+
+    config, choice = choose_as_begun(settings(), other, dest, has_gpu=False)
+
+    with pytest.raises(ConfigError, match=f"begun with model {spec.name}, and now it is other"):
+        check_settings(read_plan(dest), of(config, other, choice), dest)
+
+
 def test_overwrite_and_an_empty_dest_take_what_the_machine_has(spec, tmp_path):
     dest = begun(tmp_path, spec, settings(), GPU)
 

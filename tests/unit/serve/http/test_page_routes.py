@@ -82,7 +82,7 @@ def test_every_photograph_is_offered_with_its_author_and_licence(page):
         assert Image.open(io.BytesIO(image.body)).format.lower() == image.headers["content-type"].partition("/")[2]
         for line in re.findall(r"(?m)^- (?:Author and source|Licence): (.*)", section):
             words, _, address = line.partition("http")
-            assert re.split(r",? by way of |, $", words)[0] in html
+            assert re.split(r",? via |, $", words)[0] in html
             assert not address or f'href="http{address}"' in html
 
 

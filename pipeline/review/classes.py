@@ -77,7 +77,7 @@ class Classes:
         if text.casefold() == NO_CLASS:
             return NO_CLASS_ID
         why = self._finder.explain(text).partition(": expected")[0].replace("of this model", "of DEST")
-        like = difflib.get_close_matches(text, self.names.values(), 3) if "no class" in why else []
+        like = difflib.get_close_matches(text, self.names.values(), 3) if "not a class" in why else []
         near = f"; similar names are {', '.join(map(repr, like))}" if like else ""
         raise ConfigError(f"{why}{near}; expected a class's name or number, or {NO_CLASS!r} where no class fits")
 

@@ -25,7 +25,6 @@ from models.errors import ConfigError
 from pipeline.patches.patch import check_switch
 from pipeline.patches.patches import PATCHES
 from pipeline.patches.start_patches import on_loopback, own_token, without_services
-from pipeline.session.metrics import JOB_VARIABLE
 
 # Ray admits a driver once its prestarted workers are there, and waits for ever if one of them dies first.
 # Nobody looks at the task events of a local Ray.
@@ -83,6 +82,8 @@ def _job_config() -> Any:  # noqa: ANN401 (Ray is not imported at the top)
     project, would hide ours.
     """
     from ray.job_config import JobConfig
+
+    from pipeline.session.metrics import JOB_VARIABLE
 
     # A submitted job's path is that of its submission.
     if JOB_VARIABLE in os.environ or Path.cwd() in {Path(entry).resolve() for entry in sys.path}:

@@ -50,7 +50,7 @@ def test_a_sample_shows_its_five_best_labels_with_bars_and_scores(page, server, 
     assert f"{expected['width']} × {expected['height']}" in card
     assert "chelsea.jpg" in card
     # The time that the page took, and the server's own account of it.
-    assert re.search(r"\d ms · server \d[\d.]*$", card)
+    assert re.search(r"\d ms · server \d[\d.]* ms$", card)
 
 
 @pytest.mark.parametrize(("threshold", "words"), [(0.0, "accepted"), (None, "not accepted")])

@@ -176,9 +176,12 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
 
 
 def units_at_a_time(source: Storage, dest: Storage, kind: SourceFormat) -> int:
-    """Return how many units a fused actor works on at a time: several where its core would wait for a store."""
+    """Return how many units a fused actor works on at a time: several where its core would wait for a store.
+
+    On a disk those of loose images are so many that their publishing is worth an overlap.
+    """
     if source.is_local and dest.is_local:
-        return 1
+        return 2 if kind is SourceFormat.IMAGES else 1
     return REMOTE_UNITS.get(kind, 1)
 
 

@@ -103,7 +103,8 @@ def test_a_large_tar_is_drawn_whole_and_counted_in_its_pieces(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("source", "dest", "kind", "decoders", "overlap"),
     [
-        pytest.param("in", "out", SourceFormat.IMAGES, 0, False, id="a unit at a time, on a disk"),
+        pytest.param("in", "out", SourceFormat.WEBDATASET, 0, False, id="tars on a disk, a unit at a time"),
+        pytest.param("in", "out", SourceFormat.IMAGES, 0, True, id="images on a disk"),
         pytest.param("s3://b/in", "out", SourceFormat.IMAGES, 0, True, id="images from a store"),
         pytest.param("in", "s3://b/out", SourceFormat.WEBDATASET, 0, True, id="tars, labels to a store"),
         pytest.param("s3://b/in", "s3://b/out", SourceFormat.PARQUET, 0, False, id="Parquet, a unit at a time"),

@@ -75,7 +75,7 @@ def test_label_studios_json_min_is_read(tmp_path):
         ("shard,key\n", "got 'shard', 'key'"),
         ("shard,key,label\na.tar\n", "line 2: expected 3 values, got 1"),
         ('shard,key,label\na.tar,"key,0",cat\nb.tar,x,cat\n', "line 3: no draw of DEST has .* shard 'b.tar' and key 'x'"),
-        ('shard,key,label\na.tar,"key,0",caat\n', "line 2: 'caat' is not a class of DEST; similar names are 'cat'; expected"),
+        ('shard,key,label\na.tar,"key,0",caat\n', "line 2: 'caat' is not a class of DEST; similar names are 'cat'"),
         ('shard,key,label\na.tar,"key,0",99\n', "line 2: '99' is not a class of DEST; expected a class's name or number"),
         ('shard,key,label\na.tar,"key,0",crane\n', r"'crane' is a name of several classes: 2 \(crane\), 4 \(crane\)"),
         ('shard,key,label\na.tar,"key,0",cat\na.tar,"key,0",1\n', "line 3: .* another answer than in .*, line 2"),

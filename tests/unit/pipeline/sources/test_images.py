@@ -19,6 +19,7 @@ from models.decode.decode import ImageLimits
 from models.errors import ConfigError, SourceError, StorageError
 from pipeline.config import LabelConfig, SourceFormat
 from pipeline.dest.plan import cut_units
+from pipeline.sources import images as images_module
 from pipeline.sources import parquet, reader
 from pipeline.sources.images import read_images
 from pipeline.sources.parquet_columns import ANY_COLUMNS, ParquetColumns
@@ -172,6 +173,26 @@ def test_ahead_raises_what_work_raises_where_its_turn_is() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(StorageError, match="two"):
         next(results)
+
+
+@pytest.mark.parametrize(("read_s", "threads"), [(0.0, 1), (0.01, 4)])
+def test_files_of_a_slow_disk_are_read_ahead_and_those_of_a_fast_one_are_not(tmp_path, monkeypatch, read_s, threads):
+    write_images(tmp_path, *(f"{number:02}.jpg" for number in range(20)))
+    seen = set()
+    real = images_module._read
+
+    def slow(*arguments):
+        seen.add(threading.get_ident())
+        time.sleep(read_s)
+        return real(*arguments)
+
+    monkeypatch.setattr(images_module, "_read", slow)
+
+    samples, _ = read_all(source_of(tmp_path))
+
+    assert [sample.key for sample in samples] == [f"{number:02}.jpg" for number in range(20)]
+    # Those that probe are read by the caller.
+    assert len(seen - {threading.get_ident()}) == (threads if threads > 1 else 0)
 
 
 def test_tars_are_read_through_the_door(tmp_path: Path) -> None:

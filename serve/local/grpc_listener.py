@@ -26,6 +26,9 @@ LIMITS = (
     # Of a connection that says nothing, and of one that makes no call.
     ("grpc.server_handshake_timeout_ms", 60_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    # Ray says so with a text, which gRPC ignores: two endpoints of a machine would share the port of a replica each, and get
+    # one another's calls. Ray tries the next port where one cannot be had.
+    ("grpc.so_reuseport", 0),
 )
 
 

@@ -48,6 +48,8 @@ GPU_IN_FLIGHT = 3
 # Units that a fused actor works on at a time where requests are slow: while one waits for its first image or for its
 # upload, another has the core. Units of loose images are small; with more units of larger files the end would be uneven.
 REMOTE_UNITS = {SourceFormat.IMAGES: 4, SourceFormat.WEBDATASET: 2}
+# On a disk, so many small units that their publishing is worth an overlap.
+LOCAL_UNITS = {SourceFormat.IMAGES: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +178,8 @@ def _staged(labelling: Labelling, units: Sequence[Unit], *, isolate: bool) -> It
 
 
 def units_at_a_time(source: Storage, dest: Storage, kind: SourceFormat) -> int:
-    """Return how many units a fused actor works on at a time: several where its core would wait for a store.
-
-    On a disk those of loose images are so many that their publishing is worth an overlap.
-    """
-    if source.is_local and dest.is_local:
-        return 2 if kind is SourceFormat.IMAGES else 1
-    return REMOTE_UNITS.get(kind, 1)
+    """Return how many units a fused actor works on at a time: several where its core would wait for storage."""
+    return (LOCAL_UNITS if source.is_local and dest.is_local else REMOTE_UNITS).get(kind, 1)
 
 
 def _handed_over(units: Sequence[Unit], workers: int, *, isolate: bool) -> Dataset:

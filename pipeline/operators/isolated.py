@@ -76,7 +76,8 @@ class Child:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.operators.isolated", str(theirs.fileno())],
+                # -P: the working directory is not on its path, where a `pipeline` of the user's project would hide ours.
+                [sys.executable, "-P", "-m", "pipeline.operators.isolated", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

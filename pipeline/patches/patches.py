@@ -108,6 +108,18 @@ COMMAND_LINE = Patch(
     "no secret in Ray's records",
     (Place("ray._private.utils", "get_entrypoint_name", ()),),
 )
+WORKING_DIRECTORY = Patch(
+    "working_directory",
+    "safety",
+    "Ray puts the driver's working directory first on its workers' path, where modules of another project hide ours",
+    "a folder `models` or `pipeline` of the user's breaks no run",
+    (
+        Place("ray.job_config", "JobConfig", ("_client_job",)),
+        Place(
+            "ray._private.worker", words="if not job_config._client_job and not job_config._runtime_env_has_working_dir"
+        ),
+    ),
+)
 GRPC = Patch(
     "grpc",
     "safety",
@@ -127,5 +139,5 @@ GRPC = Patch(
 PATCHES = (
     *(MONITORS, AGENTS, API_SERVER, DATA_STATISTICS, DATA_AUTOSCALER, DATA_LOCATIONS),
     SHORT_ERRORS,
-    *(LOOPBACK, TOKEN, COMMAND_LINE, GRPC),
+    *(LOOPBACK, TOKEN, COMMAND_LINE, WORKING_DIRECTORY, GRPC),
 )

@@ -18,7 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.patches.patches import AGENTS, API_SERVER, COMMAND_LINE, LOOPBACK, MONITORS, SHORT_ERRORS, TOKEN
+from pipeline.patches.patches import (
+    AGENTS,
+    API_SERVER,
+    COMMAND_LINE,
+    LOOPBACK,
+    MONITORS,
+    SHORT_ERRORS,
+    TOKEN,
+    WORKING_DIRECTORY,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +42,19 @@ _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Ray's message on the death of a node.
 _LOST_NODE = re.compile(r"node with node id: (\w+) and address: \S+ and node name: (\S+) has been marked dead")
+
+
+def without_working_directory() -> Any:  # noqa: ANN401 (Ray is not imported at the top)
+    """Return a configuration for `ray.init` by which workers do not import from the driver's working directory.
+
+    Raises:
+        ClusterError: Ray is not the expected version.
+    """
+    from ray.job_config import JobConfig
+
+    WORKING_DIRECTORY.fits()
+    # Ray's only switch for it. In a job without a runtime environment it has no other effect.
+    return JobConfig(_client_job=True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 from models.errors import ConfigError
 from pipeline.patches.patch import check_switch
 from pipeline.patches.patches import PATCHES
-from pipeline.patches.start_patches import on_loopback, own_token, without_services
+from pipeline.patches.start_patches import on_loopback, own_token, without_services, without_working_directory
 
 # Ray admits a driver once its prestarted workers are there, and waits for ever if one of them dies first.
 # Nobody looks at the task events of a local Ray.
@@ -81,15 +81,12 @@ def _job_config() -> Any:  # noqa: ANN401 (Ray is not imported at the top)
     Ray puts the working directory first on its workers' path. A folder `models` or `pipeline` there, of the user's own
     project, would hide ours.
     """
-    from ray.job_config import JobConfig
-
     from pipeline.session.metrics import JOB_VARIABLE
 
     # A submitted job's path is that of its submission.
     if JOB_VARIABLE in os.environ or Path.cwd() in {Path(entry).resolve() for entry in sys.path}:
         return None
-    # Ray's only switch for it. Without a runtime environment it has no other effect.
-    return JobConfig(_client_job=True)
+    return without_working_directory()
 
 
 def stop_ray() -> None:

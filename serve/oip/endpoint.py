@@ -198,7 +198,7 @@ class Endpoint:
 
     def repository_index(self, *, only_ready: bool) -> list[Json]:
         """List the models with their state, and those that were unloaded or could not be loaded."""
-        broken = "not ready: starting, or failed and being built anew"
+        broken = "not ready: starting, or failed and being rebuilt"
         states = [
             (model.name, model.version, "" if model.backend.is_ready else broken)
             for versions in self._served.values()

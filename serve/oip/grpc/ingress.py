@@ -84,8 +84,6 @@ class Methods:
 
     def start_grpc(self) -> None:
         """Look at the head of each call of this process from now on, before its message is received."""
-        for name in ("_endpoint", "_memory"):  # of a call that came before `extras` was set
-            vars(self).pop(name, None)
         service.look = self._look
 
     async def ModelStreamInfer(  # noqa: N802 (the RPC's name)

@@ -91,6 +91,15 @@ def test_a_request_that_cannot_be_sent_costs_one_image_and_waits_for_nobody(deco
     assert decoder.decode(colour_jpeg("red"), out()).width == 20
 
 
+def test_a_module_of_the_users_own_project_is_not_what_a_child_imports(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "pipeline.py").touch()
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(str(tiny_model))
+
+    with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=20.0) as decoder:
+        assert decoder.decode(colour_jpeg("red"), out()).width > 0
+
+
 def test_no_child_is_left_behind(tiny_model):
     spec = load_spec(str(tiny_model))
     with IsolatedDecoder(spec.preprocessing, DecodeMode.FAST, ImageLimits(), timeout_s=20.0) as decoder:

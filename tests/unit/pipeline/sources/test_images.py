@@ -175,24 +175,26 @@ def test_ahead_raises_what_work_raises_where_its_turn_is() -> None:
         next(results)
 
 
-@pytest.mark.parametrize(("read_s", "threads"), [(0.0, 1), (0.01, 4)])
-def test_files_of_a_slow_disk_are_read_ahead_and_those_of_a_fast_one_are_not(tmp_path, monkeypatch, read_s, threads):
-    write_images(tmp_path, *(f"{number:02}.jpg" for number in range(20)))
-    seen = set()
-    real = images_module._read
+@pytest.mark.parametrize(("slow_read_s", "is_slow"), [(0.0, True), (60.0, False)])
+def test_files_of_a_slow_disk_are_read_ahead_and_those_of_a_fast_one_are_not(
+    tmp_path, monkeypatch, slow_read_s, is_slow
+):
+    names = [f"{number:02}.jpg" for number in range(20)]
+    write_images(tmp_path, *names)
+    readers = set()
+    read = images_module._read
 
-    def slow(*arguments):
-        seen.add(threading.get_ident())
-        time.sleep(read_s)
-        return real(*arguments)
+    def noted(*arguments):
+        readers.add(threading.get_ident())
+        return read(*arguments)
 
-    monkeypatch.setattr(images_module, "_read", slow)
+    monkeypatch.setattr(images_module, "_read", noted)
+    monkeypatch.setattr(images_module, "SLOW_READ_S", slow_read_s)
 
     samples, _ = read_all(source_of(tmp_path))
 
-    assert [sample.key for sample in samples] == [f"{number:02}.jpg" for number in range(20)]
-    # Those that probe are read by the caller.
-    assert len(seen - {threading.get_ident()}) == (threads if threads > 1 else 0)
+    assert [sample.key for sample in samples] == names
+    assert bool(readers - {threading.get_ident()}) is is_slow
 
 
 def test_tars_are_read_through_the_door(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ the command, so that other work on the machine passes for idle: look at them on 
 that of `even-tars`. `steady` is `benchmarks.progress.steady_rate`. With `--bare` each round also has `benchmarks.bare` over
 the even tars, and `of_bare` is `steady` by that of the bare loop. With `--dry-run N` each kind is estimated first;
 `estimated` is the seconds foretold by those it took.
-Each figure is the median of the rounds, in which the kinds take turns. The last line of output is one JSON object.
+Each figure is the median of the rounds, in which the kinds take turns; each round begins with another. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from benchmarks.progress import file_events, read_events, steady_rate
 FEW = 200
 EACH = 100
 SMALL = 96
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 1.0
 YARDSTICK = "even-tars"
 BARE = "bare"
 
@@ -221,10 +221,16 @@ def main() -> None:
         counts = {kind: write_kind(kind, Path(folder, kind), images, tars, options.large) for kind in kinds}
         label(Path(folder, kinds[0]), Path(folder, "out"), "--limit", "16")  # builds the joined graph
         shutil.rmtree(Path(folder, "out"))
-        for _ in range(options.rounds):
-            rounds.append({BARE: run_bare(Path(folder, YARDSTICK), Path(folder))} if options.bare else {})
-            for kind, count in counts.items():
-                rounds[-1][kind] = run_kind(Path(folder, kind), count, Path(folder, "out"), options.dry_run)
+        turns = [BARE] * options.bare + kinds
+        for number in range(options.rounds):
+            rounds.append({})
+            first = number % len(turns)
+            for kind in turns[first:] + turns[:first]:
+                rounds[-1][kind] = (
+                    run_bare(Path(folder, YARDSTICK), Path(folder))
+                    if kind == BARE
+                    else run_kind(Path(folder, kind), counts[kind], Path(folder, "out"), options.dry_run)
+                )
                 sys.stderr.write(f"{kind} {json.dumps(rounds[-1][kind])}\n")
     figures = {"benchmark": "input_kinds", "machine": machine(), "kinds": medians(rounds), "rounds": rounds}
     for kind, row in figures["kinds"].items():

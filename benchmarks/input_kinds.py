@@ -19,7 +19,8 @@ the command, so that other work on the machine passes for idle: look at them on 
 that of `even-tars`. `steady` is `benchmarks.progress.steady_rate`. With `--bare` each round also has `benchmarks.bare` over
 the even tars, and `of_bare` is `steady` by that of the bare loop. With `--dry-run N` each kind is estimated first;
 `estimated` is the seconds foretold by those it took.
-Each figure is the median of the rounds, in which the kinds take turns; each round begins with another. The last line of output is one JSON object.
+Each figure is the median of the rounds, in which the kinds take turns; each round begins with another. The last line of
+output is one JSON object.
 """
 
 from __future__ import annotations

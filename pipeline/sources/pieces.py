@@ -1,4 +1,4 @@
-"""Cut large shards into pieces that several workers read at a time, if there are few: tars and Parquet files.
+"""Cut shards into pieces that several workers read at a time, if one may outlast the others: tars and Parquet files.
 
 A tar is cut between two samples. Only the member before it shows where a member begins: an image may itself hold a tar,
 whose headers look like any others. So all headers are read, in order, and nothing else: some us per member on a disk.
@@ -10,10 +10,11 @@ A Parquet file is cut between two row groups, which are in its footer; one with 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 
 from models.errors import StorageError
 from pipeline.config import LabelConfig, SourceFormat
@@ -28,8 +29,9 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.stored_file import StoredFile
 from pipeline.storage.streams import ForwardStream
 
-# More shards than this keep all workers busy without cuts.
+# More shards than this keep all workers busy without cuts, but for one that is larger than OUTLIER times the mean.
 MOST_SHARDS = 32
+OUTLIER = 4
 # A shard of up to so many bytes is not cut: a tar of 600 photographs, which take 3 s on one core.
 WHOLE_BYTES = 64 * 2**20
 # Larger ones are cut into so many pieces, so that 16 workers end within 5 % of one another. No piece has fewer than
@@ -63,15 +65,23 @@ def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> 
         kind: Their format; only tars and Parquet files of images are cut.
     """
     find_edges = _EDGES.get(kind)
-    rest = iter(slices)
-    first = list(islice(rest, MOST_SHARDS + 1))
-    if find_edges is None or len(first) > MOST_SHARDS:
-        yield from chain(first, rest)
+    if find_edges is None:
+        yield from slices
         return
-    for piece in first:
-        edges = find_edges(storage, piece) if piece.size > WHOLE_BYTES and piece.limit < 0 else []
+    rest = iter(slices)
+    # The mean is of the shards so far and of those that are next: a listing may be too long to hold.
+    ahead = deque(islice(rest, MOST_SHARDS + 1))
+    count, total = len(ahead), sum(piece.size for piece in ahead)
+    least = 0 if count <= MOST_SHARDS else OUTLIER
+    while ahead:
+        piece = ahead.popleft()
+        is_large = piece.size > max(WHOLE_BYTES, least * total / count)
+        edges = find_edges(storage, piece) if is_large and piece.limit < 0 else []
         cut = [Slice(piece.shard, piece.size, piece.etag, *edge) for edge in pairwise(edges)]
         yield from cut if len(cut) > 1 else [piece]
+        for following in islice(rest, 1):
+            ahead.append(following)
+            count, total = count + 1, total + following.size
 
 
 def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:

@@ -228,6 +228,18 @@ def test_many_tars_small_ones_and_those_with_a_limit_stay_whole(
     assert cut(storage, [whole]) == [whole]
 
 
+@pytest.mark.parametrize("place", [0, 20, 40])
+def test_of_many_tars_one_that_would_outlast_the_others_is_cut(tmp_path: Path, place: int) -> None:
+    storage, large = put(tmp_path, "large.tar", tar_bytes(images(30)))
+    _, small = put(tmp_path, "small.tar", tar_bytes(images(3)))
+    many = [small] * (cutting.MOST_SHARDS + 8)
+
+    pieces = cut(storage, [*many[:place], large, *many[place:]])
+
+    assert [piece.shard for piece in pieces].count("large.tar") > 3
+    assert [piece for piece in pieces if piece.shard == "small.tar"] == many
+
+
 def test_little_more_than_the_headers_is_read_to_cut_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, whole = put(tmp_path, "a.tar", tar_bytes([(f"{i}.jpg", bytes(1_000_000)) for i in range(9)]))
     asked: list[int] = []

@@ -21,8 +21,8 @@ from ray import serve as ray_serve
 
 from benchmarks.serve_load import Load, sample_images
 from models.spec import Precision
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
+from serve.http.in_flight import Extras
 from serve.local import launch
 from serve.local.listen import Listen
 from serve.local.ports import free_ports
@@ -32,6 +32,7 @@ from serve.model.engine import Engine, _Wanted
 from serve.model.models import Models
 from serve.model.settled import settle
 from serve.replica import APP_NAME
+from serve.routes import build_asgi
 
 MODEL = "efficientnet-lite0"
 BATCH = 4

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -58,37 +59,29 @@ class AccessLog:
         while not is_last:
             is_last = self._closed.wait(PERIOD_S)
             try:
-                self._flush()
+                while self._unwritten or self._lines:
+                    self._unwritten = self._unwritten or self._taken()
+                    self._unwritten = self._unwritten[self._append(self._unwritten) :]
             except OSError as err:
                 logger.warning("access log: cannot be written, %d lines wait: %s", len(self._lines), err)
 
-    def _flush(self) -> None:
-        if not (self._unwritten or self._lines):
-            return
+    def _taken(self) -> bytes:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if self._lost:
+            lines.append({"time": time.time(), "lost": self._lost})
+            self._lost = 0
+        for line in lines:
+            moment = datetime.fromtimestamp(line["time"], UTC).isoformat(timespec="milliseconds")
+            line["time"] = moment.replace("+00:00", "Z")
+        return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+    def _append(self, text: bytes) -> int:
+        """Write once; return how many bytes the disk took."""
         fd = self._opened()
         try:
-            self._empty(fd)
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if self._lost:
-                lines.append({"time": time.time(), "lost": self._lost})
-                self._lost = 0
-            self._unwritten = b"".join(map(_as_text, lines))
-            self._empty(fd)
+            return os.write(fd, text)
         finally:
             os.close(fd)
 
-    def _empty(self, fd: int) -> None:
-        while self._unwritten:
-            self._unwritten = self._unwritten[os.write(fd, self._unwritten) :]
-
     def _opened(self) -> int:
-        if self._path == "-":
-            return os.dup(2)
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-
-
-def _as_text(line: dict[str, Any]) -> bytes:
-    seconds = line["time"]
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    line["time"] = f"{whole}.{int(seconds % 1 * 1000):03d}Z"
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        return os.dup(2) if self._path == "-" else os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)

@@ -49,8 +49,10 @@ class Application:
         size, held = whole_number(headers.get("content-length", "0")), Held(self._memory)
         scheme = scope.get("scheme", "http")
         request = InFlight(method, path, route_name(path), headers, client, size, held, scheme)
-        # With "app" in the scope, the router raises where it has no route; else it would answer in plain text.
-        scope = {**scope, "path": path, "root_path": "", "app": self, IN_FLIGHT: request}
+        # With "app" in the scope, the router raises where it has no route; else it would answer in plain text. No route has
+        # an empty path, but the patterns of routes allow a line feed at the end.
+        looked_for = path if path.isprintable() else ""
+        scope = {**scope, "path": looked_for, "root_path": "", "app": self, IN_FLIGHT: request}
         has_begun = False
 
         async def watched(message: Message) -> None:
@@ -66,7 +68,8 @@ class Application:
 
         with observed(self._extras, request), contextlib.suppress(ClientDisconnect):
             try:
-                self._let_in(path, headers)
+                if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
+                    self._extras.keys.check(headers.get("authorization"))
                 await self._router(scope, receive, watched)
                 request.kind = None if request.status < 400 else str(request.status)
             except Exception as err:  # the edge: whatever it is, the client gets JSON and no traceback
@@ -75,13 +78,6 @@ class Application:
                 rejected = _rejection(err, path, method)
                 await error_response(rejected)(scope, receive, watched)
                 request.kind = rejected.kind
-
-    def _let_in(self, path: str, headers: Headers) -> None:
-        """Raise where a request has no key, or a path that no route can have."""
-        if self._extras.keys is not None and not (path in OPEN or path.startswith(OPEN_BELOW)):
-            self._extras.keys.check(headers.get("authorization"))
-        if not path.isprintable():  # the router's patterns allow a line feed at the end
-            raise HTTPException(404)
 
 
 def _path(scope: Scope) -> str:

@@ -60,12 +60,7 @@ class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
 
 
 def rejection(err: Exception, path: str) -> Rejected:
-    """Return the answer to a request that failed; log an error that is a fault of ours.
-
-    Args:
-        err: `Rejected`, an error of `models.errors`, or any other, which is a fault of ours.
-        path: Path of the request, for the log.
-    """
+    """Return the answer to a request that failed; log an error that is no `Rejected` and none of `models.errors`."""
     # The traceback refers to frames that refer to the error: a body of 20 MB would wait for the garbage collector.
     traceback, err.__traceback__ = err.__traceback__, None
     match err:
@@ -74,9 +69,10 @@ def rejection(err: Exception, path: str) -> Rejected:
         case InputError():
             return Rejected(input_status(err), str(err), kind=err.status)
         case OverloadedError():
-            return Rejected(503, str(err), headers=_retry_after(err.retry_after_s), kind="overloaded")
+            seconds = max(1, math.ceil(err.retry_after_s))
+            return Rejected(503, str(err), headers=[(b"retry-after", b"%d" % seconds)], kind="overloaded")
         case NotReadyError():
-            return Rejected(503, str(err), headers=_retry_after(1), kind="not_ready")
+            return Rejected(503, str(err), headers=[(b"retry-after", b"1")], kind="not_ready")
         case DeadlineError():
             return Rejected(504, str(err), kind="deadline")
         case UnknownModelError():
@@ -92,21 +88,13 @@ def input_status(err: InputError) -> int:
     return {"too_large": 413, "unsupported": 415, "empty": 400}.get(err.status, 422)
 
 
-def _retry_after(seconds: float) -> tuple[tuple[bytes, bytes]]:
-    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
-
-
 def whole_number(text: str) -> int | None:
     """Read a whole number of up to 18 decimal digits; None where the text is another."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def deadline_of(request: Request, default_s: float) -> float:
-    """Return the `time.monotonic()` until which the client waits.
-
-    Args:
-        request: Its header `x-request-timeout-seconds` may shorten the deadline, not extend it.
-        default_s: The configured deadline, seconds from now.
+    """Return the `time.monotonic()` until which the client waits: `default_s` from now, or less where a header says so.
 
     Raises:
         Rejected: 400, the header is no positive number.

@@ -37,12 +37,9 @@ _TURNS = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
 class BodyMemory:
-    """Bytes that all requests of a process may hold: their bodies as sent, unpacked and parsed, over HTTP and gRPC.
+    """The bytes that all requests of a process hold: their bodies as sent, unpacked and parsed, over HTTP and gRPC.
 
-    Thread-safe.
-
-    Args:
-        limit: Of all together, bytes.
+    Thread-safe. The limit is of all together, bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,11 +58,7 @@ class BodyMemory:
 
 
 class Held:
-    """The share of one request in the budget.
-
-    Args:
-        memory: The budget.
-    """
+    """The share of one request in the budget."""
 
     __slots__ = ("_is_closed", "_size", "memory")
 
@@ -93,23 +86,18 @@ class Held:
             self._is_closed = True
 
 
-async def off_the_loop(deadline: float, call: Callable[..., T], *arguments: object) -> T:
+async def off_the_loop(deadline: float, call: Callable[[], T]) -> T:
     """Run a call that takes milliseconds in a thread, one call at a time.
 
-    Args:
-        deadline: `time.monotonic()` after which nobody waits.
-        call: What to run.
-        arguments: Its arguments.
-
     Raises:
-        DeadlineError: The deadline passed first.
+        DeadlineError: `deadline`, by `time.monotonic()`, passed first.
     """
     # Not through the future, which asyncio puts into a cycle: a body would wait for the garbage collector.
     outcome: list[T | Exception] = []
 
     def run() -> None:
         try:
-            outcome.append(call(*arguments))
+            outcome.append(call())
         except Exception as err:  # noqa: BLE001 (raised below)
             outcome.append(err)
 
@@ -157,11 +145,9 @@ async def read_body(
             body = await _received(request, max_bytes, held)
     except TimeoutError:
         raise DeadlineError("the deadline passed before the request had arrived") from None
-    if window_bits is not None:
-        return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
-    if len(body) > inline_bytes:
-        return await off_the_loop(deadline, parse, body)
-    return parse(body)
+    if window_bits is None and len(body) <= inline_bytes:
+        return parse(body)
+    return await off_the_loop(deadline, lambda: parse(_unpacked(body, window_bits, max_bytes, held)))
 
 
 async def _received(request: Request, max_bytes: int, held: Held) -> bytes:
@@ -186,8 +172,10 @@ def _too_many_bytes(got: int, max_bytes: int) -> Rejected:
     return Rejected(413, text, kind="too_large")
 
 
-def _unpacked(body: bytes, window_bits: int, max_bytes: int, held: Held) -> bytes:
+def _unpacked(body: bytes, window_bits: int | None, max_bytes: int, held: Held) -> bytes:
     """Unpack no more than is allowed: a few kilobytes may unpack to gigabytes."""
+    if window_bits is None:
+        return body
     if window_bits == zlib.MAX_WBITS and body and (body[0] & 0x0F) != 8:
         window_bits = -zlib.MAX_WBITS  # raw deflate, which some clients send under that name
     machine = zlib.decompressobj(window_bits)
@@ -226,19 +214,14 @@ def load_json(body: bytes | memoryview, most_values: int) -> Any:  # noqa: ANN40
 
 
 def validated(kind: type[M], document: object) -> M:
-    """Check a request in its JSON form, or raise the `Rejected` that `invalid` builds."""
+    """Check a request in its JSON form, or raise `Rejected`, 400: where, what was expected, and what is there."""
     try:
         return kind.model_validate(document)
     except ValidationError as err:
-        raise invalid(err) from None
-
-
-def invalid(err: ValidationError) -> Rejected:
-    """Build the refusal of JSON that has another form than it should: where, what was expected, and what is there."""
-    first = err.errors(include_url=False, include_context=False)[0]
+        first = err.errors(include_url=False, include_context=False)[0]
     steps = [f"[{step}]" if isinstance(step, int) else f".{step[:40]}" for step in first["loc"]]
     place = "".join(steps).removeprefix(".")[:100] or "the request"
-    return Rejected(400, f"{place}: {first['msg'].removeprefix('Value error, ')}; got {shown(first['input'])}")
+    raise Rejected(400, f"{place}: {first['msg'].removeprefix('Value error, ')}; got {shown(first['input'])}")
 
 
 def shown(value: object) -> str:

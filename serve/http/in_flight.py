@@ -102,15 +102,8 @@ def observed(extras: Extras, request: InFlight) -> Iterator[None]:
                 metrics.in_flight.dec()
                 metrics.request(request.route, request.status, seconds, request.kind, request.model)
             if extras.access_log is not None:
-                trace_id = tracing.trace_id(headers)
-                extras.access_log.add(
-                    client=request.client,
-                    method=request.method,
-                    path=request.path,
-                    status=request.status,
-                    ms=round(1000 * seconds, 2),
-                    bytes=request.size,
-                    request_id=request_id,
-                    **({"trace_id": trace_id} if trace_id else {}),
-                    **({"error": request.kind} if request.kind else {}),
-                )
+                line: dict[str, Any] = {"client": request.client, "method": request.method, "path": request.path}
+                line |= {"status": request.status, "ms": round(1000 * seconds, 2), "bytes": request.size}
+                more = {"trace_id": tracing.trace_id(headers), "error": request.kind}
+                line |= {"request_id": request_id} | {name: value for name, value in more.items() if value}
+                extras.access_log.add(**line)

@@ -36,25 +36,20 @@ class ApiKeys:
     def check(self, authorization: str | None) -> None:
         """Accept an `Authorization` header, or raise Rejected with 401."""
         if time.monotonic() - self._checked >= RELOAD_S:
-            self._reload()
+            self._checked = time.monotonic()
+            try:
+                self._digests = _read(self._path)
+            except ConfigError as err:
+                logger.warning("the keys stay as they were: %s", err)
         scheme, _, key = (authorization or "").encode("latin-1").strip().partition(b" ")
-        if scheme.lower() != b"bearer" or not key:
-            raise _unauthorized("this endpoint wants a key: send the header Authorization: Bearer KEY")
-        # Of digests, and all of them: how long it takes tells neither a key's length nor how much of it was right.
-        digest = hashlib.sha256(key.strip()).digest()
-        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
-            raise _unauthorized("the key is not known here")
-
-    def _reload(self) -> None:
-        self._checked = time.monotonic()
-        try:
-            self._digests = _read(self._path)
-        except ConfigError as err:
-            logger.warning("the keys stay as they were: %s", err)
-
-
-def _unauthorized(message: str) -> Rejected:
-    return Rejected(401, message, headers=((b"www-authenticate", b'Bearer realm="shardlabel"'),))
+        text = "this endpoint wants a key: send the header Authorization: Bearer KEY"
+        if scheme.lower() == b"bearer" and key:
+            # Of digests, and all of them: how long it takes tells neither a key's length nor how much of it was right.
+            digest = hashlib.sha256(key.strip()).digest()
+            if sum(hmac.compare_digest(digest, known) for known in self._digests) > 0:
+                return
+            text = "the key is not known here"
+        raise Rejected(401, text, headers=[(b"www-authenticate", b'Bearer realm="shardlabel"')])
 
 
 def _read(path: Path) -> tuple[bytes, ...]:

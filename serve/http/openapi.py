@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Annotated, Any
 
 import orjson
+from jinja2 import Environment
 from pydantic import Field, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 from starlette.requests import Request
@@ -24,11 +25,6 @@ Content = Mapping[str, Any]
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
-_STYLE = """
-:root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}body{max-width:60rem;margin:2rem auto;padding:0 1rem}
-h2,p{overflow-wrap:anywhere}
-h2{font-size:1.1rem;border-top:1px solid #8888;padding-top:1rem}pre{overflow-x:auto;font-size:.85rem}
-"""
 ERRORS = {
     400: "malformed: the message says what was expected",
     401: "no key, or one that is not known",
@@ -127,24 +123,9 @@ def documented(routes: Sequence[Route], info: Json, *, has_keys: bool) -> list[R
 
 def _page(document: Json) -> str:
     """Return the document as a page, which needs no script and nothing from outside."""
-    title, about = (html.escape(document["info"][key]) for key in ("title", "description"))
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-        f"<h1>{title}</h1><p>{about} <a href=openapi.json>openapi.json</a></p>"
-    ]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            summary, text = html.escape(operation["summary"]), html.escape(operation["description"])
-            parts.append(f"<h2>{method.upper()} <code>{path}</code></h2><p><b>{summary}.</b> {text}</p>")
-            parts.append(_details("Parameters, body and answers", operation))
-    parts += [_details(name, part) for name, part in document["components"].items()]
-    return "".join(parts)
-
-
-def _details(name: str, part: Json) -> str:
-    text = html.escape(orjson.dumps(part, option=orjson.OPT_INDENT_2).decode())
-    return f"<details><summary>{name}</summary><pre>{text}</pre></details>"
+    environment = Environment(autoescape=True)
+    environment.filters["indented"] = lambda part: orjson.dumps(part, option=orjson.OPT_INDENT_2).decode()
+    return environment.from_string(files("serve.http.page").joinpath("docs.html").read_text("utf-8")).render(document)
 
 
 def _operation(route: Operation, schemas: _Schemas) -> Json:

@@ -13,13 +13,13 @@ import grpc
 import uvicorn
 
 from models.spec import Precision
-from serve.app import build_asgi
 from serve.config import ServeConfig, plan_replica
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.settled import settle
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import add_to_server
+from serve.routes import build_asgi
 from tests.support.grpc_service import Servicer
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import uvicorn
 
 from models.errors import OverloadedError
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
+from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.settled import settle
+from serve.routes import build_asgi
 
 KEY = "Geheim-17"
 LIMIT_BYTES = 1_000_000

@@ -1,15 +1,13 @@
 """`GET /`, `/page/state`, and below `/page/samples/` the bundled photographs, from memory.
 
 The page is one document with its style and script inside, and a Content-Security-Policy that allows these two by their
-hashes and nothing else: no outside asset, no inline handler, no frame around it. None of these routes needs a key: the
-page is where a key is typed in.
+hashes and nothing else: no outside asset, no inline handler, no frame around it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import tarfile
 from importlib.resources import files
 from mimetypes import guess_type
@@ -33,12 +31,7 @@ SECURITY_HEADERS = {
 
 
 def page_routes(models: Models, max_request_bytes: int) -> list[Route]:
-    """Read the page and the photographs once, and return the routes.
-
-    Args:
-        models: Asked at every `/page/state`.
-        max_request_bytes: The limit on a request's body.
-    """
+    """Read the page and the photographs once, and return the routes; the models are asked at every `/page/state`."""
     document = _document()
 
     async def page(request: Request) -> Response:
@@ -78,7 +71,7 @@ def _photographs() -> list[Route]:
     """Return a route for each photograph of `models/samples/photos.tar`; its other members are their classes."""
     headers = {"Cache-Control": "public, max-age=3600", **SECURITY_HEADERS}
     routes = []
-    with tarfile.open(fileobj=io.BytesIO(files("models").joinpath("samples", "photos.tar").read_bytes())) as tar:
+    with files("models").joinpath("samples", "photos.tar").open("rb") as file, tarfile.open(fileobj=file) as tar:
         for member in tar:
             kind, stream = guess_type(member.name, strict=False)[0], tar.extractfile(member)
             if kind is not None and kind.startswith("image/") and stream is not None:

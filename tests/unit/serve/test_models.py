@@ -8,10 +8,11 @@ import json
 import pytest
 
 from models.errors import ConfigError, NotReadyError, OverloadedError
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
+from serve.http.in_flight import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
+from serve.routes import build_asgi
 from tests.support import oip_backend
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from models.errors import ConfigError, OverloadedError
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.application import route_name
+from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.models import Models
+from serve.routes import build_asgi
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import MODEL, FakeBackend
 

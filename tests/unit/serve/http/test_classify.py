@@ -17,9 +17,9 @@ from models.errors import (
     UndecodableImageError,
     UnsupportedImageError,
 )
-from serve.app import build_asgi
 from serve.config import ServeConfig
 from serve.model.models import Models
+from serve.routes import build_asgi
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 
@@ -80,6 +80,19 @@ def test_what_curl_sends_by_default_is_an_image_if_it_begins_like_one():
     assert post(b"a=b", **kind).status == 415
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [b'{"images": []}', JPEG.replace(b"\0", b""), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".translate(None, b"\r\n\0")],
+    ids=["JSON", "JPEG", "PNG"],
+)
+def test_what_curl_sends_by_d_is_told_how_to_be_sent(sent):
+    response = post(sent, content_type="application/x-www-form-urlencoded")
+
+    assert response.status == 415
+    assert "--data-binary @FILE" in response.json["error"]
+    assert "-H 'Content-Type: image/jpeg'" in response.json["error"]
+
+
 def test_a_form_has_an_image_per_field_in_order():
     body, kind = form(("image", JPEG), ("image", OTHER))
 
@@ -114,9 +127,26 @@ def test_base64_may_be_broken_into_lines_or_be_a_data_address():
     assert backend.seen == [JPEG * 20] * 2
 
 
-@pytest.mark.parametrize(("query", "expected"), [("?top_k=1", 1), ("?top_k=3", 3), ("", 3), ("?other=1", 3)])
+@pytest.mark.parametrize(("query", "expected"), [("?top_k=1", 1), ("?top_k=3", 3), ("", 3)])
 def test_top_k_comes_from_the_query(query, expected):
     assert len(post(JPEG, f"/v1/classify{query}").json["results"][0]["labels"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "known"),
+    [
+        ("/v1/classify?topk=2", "topk", "top_k, model"),
+        ("/v1/classify?top_k=1&k=", "k", "top_k, model"),
+        ("/v1/embeddings?top_k=2", "top_k", "model"),
+        ("/models/efficientnet-lite0?topk=2", "topk", "top_k"),
+    ],
+)
+def test_a_query_parameter_that_there_is_not_is_400_and_says_which_there_are(path, name, known):
+    response = post(JPEG, path)
+
+    assert response.status == 400
+    assert repr(name) in response.json["error"]
+    assert response.json["error"].endswith(f"takes {known}")
 
 
 @pytest.mark.parametrize("top_k", ["0", "4", "-1", "x", "", "1.5", "999999999999999999999", "٣"])

@@ -12,13 +12,14 @@ import time
 import pytest
 
 from models.errors import InputError, OverloadedError
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected
 from serve.http.bodies import BodyMemory, Held
 from serve.http.images import Parsed
+from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.model.models import Models
+from serve.routes import build_asgi
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.hostile_requests import BOUNDARY, CORPUS, FORM, MODEL, packed

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from serve.app import build_asgi
 from serve.config import ServeConfig
 from serve.model.models import Models
+from serve.routes import build_asgi
 from tests.support.asgi_client import Response, request
 from tests.support.fake_backend import FakeBackend
 

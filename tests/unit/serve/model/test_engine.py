@@ -15,13 +15,14 @@ from models.errors import ImageTooLargeError, SignatureError, UndecodableImageEr
 from models.inference.classifier import Classifier, Provider
 from models.inference.tensor_model import TensorModel
 from models.spec import Precision
-from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
+from serve.http.in_flight import Extras
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.outcomes import Labelled
 from serve.model.settled import settle
+from serve.routes import build_asgi
 from tests.support.asgi_client import request
 from tests.support.tiny_model import colour_jpeg
 

@@ -25,13 +25,13 @@ from models.spec import Precision
 from pipeline.dest.prediction_log import begin_log, open_records
 from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
-from serve.app import build_asgi
 from serve.config import ServeConfig
 from serve.metrics.replica_metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id
 from serve.model.settled import Settled
+from serve.routes import build_asgi
 from tests.support.asgi_client import request
 from tests.support.fake_backend import FakeBackend
 from tests.support.labelled_dest import label_without_ray

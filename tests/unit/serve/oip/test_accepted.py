@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from models.catalog import load_spec
-from serve.app import build_asgi
 from serve.config import ServeConfig
 from serve.model.models import Models
 from serve.oip.grpc.messages import request_class
+from serve.routes import build_asgi
 from tests.support import fake_backend
 from tests.support.asgi_client import request
 from tests.support.calibrations import build_calibration

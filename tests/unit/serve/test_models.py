@@ -10,7 +10,7 @@ import pytest
 from models.errors import ConfigError, NotReadyError, OverloadedError
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.models import Models
 from tests.support import oip_backend
 from tests.support.asgi_client import request

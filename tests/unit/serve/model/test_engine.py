@@ -17,7 +17,7 @@ from models.inference.tensor_model import TensorModel
 from models.spec import Precision
 from serve.app import Extras, build_asgi
 from serve.config import ServeConfig, plan_replica
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.outcomes import Labelled

@@ -254,20 +254,21 @@ async def test_no_jobs_are_no_work():
         assert await s.batcher.submit([]) == []
 
 
-@pytest.mark.parametrize("decoders", [0, 2])
-def test_no_more_is_decoded_ahead_than_two_batches(decoders):
+@pytest.mark.parametrize(("decoders", "ahead"), [(0, 0), (2, 6)])
+def test_no_more_is_decoded_ahead_than_two_batches_and_one_by_each_decoder(decoders, ahead):
     async def test():
         async with Setting(decoders=decoders, max_queue=100, batch_size=2) as s:
             first = await s.busy()
             waiting = s.submit(*range(1, 20))
-            await asyncio.sleep(0.3)
+            while len(s.model.decoded) < 1 + ahead:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
             decoded = len(s.model.decoded)
             s.model.gate.set()
             await asyncio.gather(first, waiting)
         return decoded, max(map(len, s.model.batches))
 
-    # The one at the gate, two batches, and one in the hands of each decoder.
-    assert asyncio.run(test()) == (1 + (4 + 2 if decoders else 0), 2)
+    assert asyncio.run(test()) == (1 + ahead, 2)
 
 
 @scenario

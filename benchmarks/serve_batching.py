@@ -26,9 +26,9 @@ from serve.http.in_flight import Extras
 from serve.local import launch
 from serve.local.listen import Listen
 from serve.local.ports import free_ports
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.batcher import Item
-from serve.model.engine import Engine, _Wanted
+from serve.model.engine import Engine, Wanted
 from serve.model.models import Models
 from serve.model.settled import settle
 from serve.replica import APP_NAME
@@ -69,8 +69,8 @@ class ServeBatch:
         probabilities: bool = False,
         embedding: bool = False,
     ) -> list:
-        wanted = _Wanted(top_k, probabilities, embedding)
-        return await asyncio.gather(*[self.one(Item(image, 1, deadline, wanted)) for image in images])
+        wanted = Wanted(top_k, probabilities, embedding)
+        return await asyncio.gather(*[self.one(Item(image, deadline, wanted)) for image in images])
 
     @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
     async def one(self, items: list[Item]) -> list:
@@ -81,7 +81,7 @@ class ServeBatch:
 
     def work(self, items: list[Item]) -> list:
         for item in items:
-            self.engine.decode(item)
+            item.decoded = self.engine.decode(item)
         return self.engine.run(items)
 
 

@@ -33,8 +33,7 @@ from serve.http.bodies import BodyMemory
 from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
-from serve.metrics.all_replicas import MetricsShare
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import MetricsShare, ServeMetrics
 from serve.model.drift import Baseline, Drift, read_baseline
 from serve.model.engine import Engine
 from serve.model.models import Models

@@ -14,7 +14,7 @@ from serve.http.image_routes import classify_route, embeddings_route, hugging_fa
 from serve.http.in_flight import Extras
 from serve.http.openapi import JSON, About, Operation, documented
 from serve.http.page.routes import page_routes
-from serve.metrics.replica_metrics import CONTENT_TYPE
+from serve.metrics import CONTENT_TYPE
 from serve.model.models import Models
 from serve.oip.endpoint import VERSION, Endpoint
 from serve.oip.http import oip_routes

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+# Each stage, and the times of an item at which it begins and ends.
+STAGES = (("queue", "since", "taken"), ("decode", "taken", "decoded_at"), ("infer", "run_at", "done_at"))
 _NO_SPAN = nullcontext()
 _propagator = TraceContextTextMapPropagator()
 
@@ -49,19 +51,17 @@ def problem() -> str | None:
         exporter = find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:
         exporter = None
+    why_not = f"no spans are sent to ${ENDPOINTS[1]}: "
     if exporter is None:
-        return f"no spans are sent to ${ENDPOINTS[1]}: its exporter is missing; pip install 'shardlabel[tracing]'"
+        return f"{why_not}its exporter is missing; pip install 'shardlabel[tracing]'"
     protocol = next(filter(None, map(os.environ.get, PROTOCOLS)), "http/protobuf")
-    if protocol != "http/protobuf":
-        return f"no spans are sent to ${ENDPOINTS[1]}: ${PROTOCOLS[1]} must be http/protobuf, got {protocol}"
-    return None
+    return None if protocol == "http/protobuf" else f"{why_not}${PROTOCOLS[1]} must be http/protobuf, got {protocol}"
 
 
 def start(replica: str) -> None:
     """Trace from now on, by the name of this replica, if the environment asks for it."""
     global _tracer, _provider
-    why_not = problem()
-    if why_not is not None:
+    if why_not := problem():
         logger.warning(why_not)
     elif is_wanted():
         provider = trace.get_tracer_provider()
@@ -88,14 +88,9 @@ def request(named: Callable[[], tuple[str, Mapping[str, str]]], headers: Headers
         return _NO_SPAN
     name, about = named()
     # Where Ray traces, its span is the parent, and has this one as its own.
-    is_below_ray = trace.get_current_span().get_span_context().is_valid
-    return _tracer.start_as_current_span(
-        name,
-        context=None if is_below_ray else _sent(headers),
-        kind=trace.SpanKind.SERVER,
-        attributes=about,
-        record_exception=False,
-    )
+    context = None if trace.get_current_span().get_span_context().is_valid else _sent(headers)
+    kind = trace.SpanKind.SERVER
+    return _tracer.start_as_current_span(name, context, kind, attributes=about, record_exception=False)
 
 
 def _sent(headers: Headers) -> Context:
@@ -121,15 +116,10 @@ def stages(items: Sequence[Item], model: str) -> None:
     request = trace.get_current_span()
     if _tracer is None or not items or not request.is_recording():
         return
-    about: dict[str, int | str] = {"shardlabel.model": model, "shardlabel.images": sum(item.weight for item in items)}
+    about: dict[str, int | str] = {"shardlabel.model": model, "shardlabel.images": len(items)}
     request.set_attributes(about)
-    now = time.monotonic()
-    shift = time.time_ns() - time.monotonic_ns()
-    for name, begin, end in (
-        ("queue", "since", "taken"),
-        ("decode", "taken", "decoded_at"),
-        ("infer", "run_at", "done_at"),
-    ):
+    now, shift = time.monotonic(), time.time_ns() - time.monotonic_ns()
+    for name, begin, end in STAGES:
         if name == "infer":
             about["shardlabel.batch_size"] = max(item.batch for item in items)
         # 0 is one that did not; one that was not taken has waited until now.

@@ -39,6 +39,14 @@ class TensorModel:
         side = spec.preprocessing.crop
         self.shape = (3, side, side) if spec.input.layout is Layout.NCHW else (side, side, 3)
 
+    def check(self, batch: Float32Array) -> None:
+        """Raise SignatureError for a batch of another dtype or shape than `run` takes."""
+        if batch.dtype != np.float32 or batch.shape[1:] != self.shape or len(batch) == 0:
+            raise SignatureError(
+                f"{self._spec.input.name} must be float32 of shape (n_images, {', '.join(map(str, self.shape))}) "
+                f"with at least one image, got {batch.dtype} of shape {batch.shape}"
+            )
+
     def run(self, batch: Float32Array) -> Float32Array:
         """Run one batch.
 
@@ -49,14 +57,10 @@ class TensorModel:
             float32 of shape (n_images, n_classes), the model's own output.
 
         Raises:
-            SignatureError: batch has another dtype or shape.
+            SignatureError: See `check`.
             InferenceError: ONNX Runtime failed; its exception is the cause.
         """
-        if batch.dtype != np.float32 or batch.shape[1:] != self.shape or len(batch) == 0:
-            raise SignatureError(
-                f"{self._spec.input.name} must be float32 of shape (n_images, {', '.join(map(str, self.shape))}) "
-                f"with at least one image, got {batch.dtype} of shape {batch.shape}"
-            )
+        self.check(batch)
         # Callers pass float32. It is cast for a float16 or uint8 model, and split for a model with a fixed batch.
         values = np.rint(batch).clip(0, 255) if self._spec.input.dtype is InputType.UINT8 else batch
         values = values.astype(DTYPES[self._spec.input.dtype], copy=False)

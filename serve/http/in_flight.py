@@ -14,7 +14,7 @@ from serve import tracing
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.outcomes import set_request_id
 from serve.model.repository import Repository
 

@@ -44,35 +44,28 @@ class Baseline:
 
 
 def read_baseline(location: str, *labels: tuple[str, ...]) -> Baseline:
-    """Count the labels of an output, finished or not, or of a prediction log. Minutes for a billion rows.
+    """Count the labels of an output, finished or not, or of a prediction log, for models with these labels.
 
-    Args:
-        location: Of the output.
-        labels: Of the models that are to be compared with it.
+    Minutes for a billion rows.
 
     Raises:
         ConfigError: It holds rows of several sets of classes, or too few, or no model has its classes.
         SourceError, StorageError: It is no output, or cannot be read.
     """
-    dest, location = open_storage(location), without_secrets(location)
+    dest, name = open_storage(location), f"--baseline {without_secrets(location)}"
     plan, records = open_records(dest)
-    names = plan.settings.get("class names")
     counted = count_parts(dest, records)
     for why in counted.unreadable.values():
-        raise ConfigError(f"--baseline {location}: {why}")
+        raise ConfigError(f"{name}: {why}")
     counts = {label_id: count for label_id, (_, count) in counted.labels.items()}
     total = sum(counts.values())
     if total < LEAST:
-        raise ConfigError(
-            f"--baseline {location} holds {total} labelled rows, and at least {LEAST} say how labels are distributed"
-        )
-    if names is None:
-        raise ConfigError(
-            f"--baseline {location} does not say what its classes are, or is of models with different ones"
-        )
+        raise ConfigError(f"{name} holds {total} labelled rows, and at least {LEAST} say how labels are distributed")
+    if (names := plan.settings.get("class names")) is None:
+        raise ConfigError(f"{name} does not say what its classes are, or is of models with different ones")
     baseline = Baseline(counts, counted.score_sum / total, names)
     if not any(map(baseline.fits, labels)):
-        raise ConfigError(f"--baseline {location} has other classes than the model, or calls them otherwise")
+        raise ConfigError(f"{name} has other classes than the model, or calls them otherwise")
     return baseline
 
 
@@ -126,16 +119,12 @@ def bins_of(counts: Int64Array) -> Int64Array:
     if len(counts) <= BINS:
         return np.arange(len(counts))
     share = counts.sum() / BINS
-    bins = np.zeros(len(counts), np.int64)
-    number, filled = 0, 0
-    for label_id, count in enumerate(counts.tolist()):
-        if filled and count >= share:  # a bin of its own
-            number, filled = number + 1, 0
-        bins[label_id] = number
-        filled += count
-        if filled >= share and label_id + 1 < len(counts):
-            number, filled = number + 1, 0
-    return bins
+    is_frequent = counts >= share
+    # How often the others have filled a bin.
+    filled = np.where(is_frequent, 0, counts).cumsum() // share
+    begins = is_frequent | np.roll(is_frequent, 1) | (np.diff(filled, prepend=0) > 0)
+    begins[0] = False
+    return np.cumsum(begins, dtype=np.int64)
 
 
 def stability_index(expected: Int64Array, found: Int64Array) -> float:

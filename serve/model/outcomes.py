@@ -16,25 +16,15 @@ MAX_ID = 200
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The answer for one image.
+    """The answer for one image. Optional parts are None where they were not asked for."""
 
-    Attributes:
-        width: Of the image as stored, pixels.
-        height: Of the image as stored, pixels.
-        label_ids: int32 of shape (k,), best first; equal scores keep the lower class index first.
-        scores: float32 of shape (k,), probabilities after softmax.
-        probabilities: float32 of shape (n_classes,), or None where it was not asked for.
-        embedding: float32 of shape (features,), or None where it was not asked for.
-        accepted: Whether the best label reaches the threshold of its class; None without a calibration.
-    """
-
-    width: int
+    width: int  # of the image as stored, pixels; as is the height
     height: int
-    label_ids: Int32Array
-    scores: Float32Array
-    probabilities: Float32Array | None = None
-    embedding: Float32Array | None = None
-    accepted: bool | None = None
+    label_ids: Int32Array  # of shape (k,), best first; equal scores keep the lower class index first
+    scores: Float32Array  # of shape (k,), probabilities after softmax
+    probabilities: Float32Array | None = None  # of shape (n_classes,)
+    embedding: Float32Array | None = None  # of shape (features,)
+    accepted: bool | None = None  # whether the best label reaches its threshold; None without a calibration
 
 
 # An image that cannot be labelled is a value, not an exception: of several images the others are still answered.

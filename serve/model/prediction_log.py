@@ -40,8 +40,6 @@ PERIOD_S = 0.2
 WARNING_S = 60.0
 # Longest that the end of a replica waits for the last part file.
 CLOSE_S = 5.0
-# Why rows are given up: too many wait, the storage did not take them, or a fault of ours.
-REASONS = ("queue_full", "storage", "internal")
 # One image, its request's id, the time in seconds since 1970, and what was answered: no more of it than the row needs.
 _Answer = tuple[bytes, str, float, Outcome]
 
@@ -52,8 +50,9 @@ class PredictionLog:
     Args:
         config: Where the log is: see `pipeline.dest.prediction_log.begin_log`.
         settled: The model.
-        labels: Name of each of its classes.
-        count: Counts rows that were given up, by one of `REASONS`, or written, by None; called by any thread.
+        labels: Name of each class.
+        count: Counts rows that were given up, by the reason: too many wait, the storage did not take them, or a fault of
+            ours. None for those that were written. Called by any thread.
 
     Attributes:
         top_k: Labels of each row: outcomes have at least so many.
@@ -66,16 +65,15 @@ class PredictionLog:
         spec, choice = settled.spec, settled.choice
         metadata = file_metadata(spec, choice, config.decode, settled.calibration)
         metadata[CLASS_NAMES_KEY] = class_names(labels)
-        artifact = spec.artifact(choice.precision).sha256
         self.top_k = min(config.top_k, len(labels))
         self._dest = open_storage(config.prediction_log)
         self._output = OutputSpec(labels, metadata, carried=LOG_FIELDS)
         self._schema = self._output.schema()
         # What the columns `shard` and `model` say.
-        self._name = spec.name
+        self._name, artifact = spec.name, spec.artifact(choice.precision).sha256
         self._model = f"{spec.name}:{choice.arithmetic}:{config.decode.value}@{artifact[:8]}"
         self._count = count
-        for reason in (None, *REASONS):
+        for reason in (None, "queue_full", "storage", "internal"):
             count(reason, 0)
         # One is written by the event loop, one by the thread: so neither needs a lock.
         self._queue: deque[_Answer] = deque()
@@ -120,15 +118,19 @@ class PredictionLog:
                 self._take()
                 if is_last and self._writer.is_alive():
                     self._writer.join()
-                is_due = is_last or self._rows >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS
+                seconds = time.monotonic() - self._since
+                is_due = is_last or self._rows >= PART_ROWS or seconds >= PART_SECONDS
                 if self._rows and is_due and not self._writer.is_alive():
-                    part = (self._batches, time.monotonic() - self._since, self._size)
-                    self._writer = threading.Thread(target=self._write, args=(self._rows, *part), daemon=True)
+                    part = (self._rows, self._batches, seconds, self._size)
+                    self._writer = threading.Thread(target=self._write, args=part, daemon=True)
                     self._writer.start()
                     self._begin()
             except Exception as err:  # noqa: BLE001 (whatever it is, answers go on, and so does the log)
                 self._give_up(err, self._rows)
                 self._begin()
+
+    def _begin(self) -> None:
+        self._batches, self._rows, self._size = [], 0, 0
 
     def _take(self) -> None:
         """Make rows of what waits, up to a part file, in batches: they take a tenth of the memory."""
@@ -143,20 +145,17 @@ class PredictionLog:
             self._batches.append(self._batch(answers))
 
     def _batch(self, answers: Sequence[_Answer]) -> pa.RecordBatch:
-        rows = []
-        labelled = [outcome for *_, outcome in answers if isinstance(outcome, Labelled)]
+        rows, labelled = [], []
         for image, request_id, seconds, outcome in answers:
-            accepted = outcome.accepted if isinstance(outcome, Labelled) else None
-            row = Row(
-                shard=self._name,
-                key=sha256(image).hexdigest(),
-                status=STATUS_OK if isinstance(outcome, Labelled) else outcome.status,
-                error=None if isinstance(outcome, Labelled) else str(outcome),
-                width=outcome.width,
-                height=outcome.height,
-                carried=(accepted, request_id, self._model, datetime.fromtimestamp(seconds, UTC)),
-            )
-            rows.append(row)
+            status, error, accepted = STATUS_OK, None, None
+            if isinstance(outcome, Labelled):
+                labelled.append(outcome)
+                accepted = outcome.accepted
+            else:
+                status, error = outcome.status, str(outcome)
+            carried = (accepted, request_id, self._model, datetime.fromtimestamp(seconds, UTC))
+            key = sha256(image).hexdigest()
+            rows.append(Row(self._name, key, status, error, outcome.width, outcome.height, carried))
         ids: Int32Array = np.array([one.label_ids for one in labelled], np.int32).reshape(-1, self.top_k)
         scores: Float32Array = np.array([one.scores for one in labelled], np.float32).reshape(-1, self.top_k)
         return build_batch(rows, Predictions(ids, scores), self._output, self._schema)
@@ -169,9 +168,6 @@ class PredictionLog:
             self._give_up(err, rows)
         else:
             self._count(None, rows)
-
-    def _begin(self) -> None:
-        self._batches, self._rows, self._size = [], 0, 0
 
     def _give_up(self, err: Exception, rows: int) -> None:
         """Drop rows that could not be written, and say so once a minute."""

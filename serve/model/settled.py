@@ -23,12 +23,7 @@ class Settled:
 
 
 def settle(source: str, config: ServeConfig, *, has_gpu: bool) -> Settled:
-    """Find a model, and its file, downloaded if need be.
-
-    Args:
-        source: A name of the catalog, or an .onnx file.
-        config: Precision, device and calibration. A calibration is for the model that it names.
-        has_gpu: Whether there is a GPU.
+    """Find a model by its name or file, downloaded if need be; a calibration is for the model that it names.
 
     Raises:
         ShardlabelError: It cannot be had, or is not what was asked for.

@@ -10,7 +10,7 @@ import pytest
 from models.errors import ConfigError, NotReadyError, OverloadedError
 from serve.config import ServeConfig
 from serve.http.in_flight import Extras
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.models import Models
 from serve.routes import build_asgi
 from tests.support import oip_backend

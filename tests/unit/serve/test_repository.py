@@ -22,7 +22,7 @@ from models.errors import ConfigError, NotReadyError, UnknownModelError
 from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig, plan_replica
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.prediction_log import PredictionLog

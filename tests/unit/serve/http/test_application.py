@@ -16,7 +16,7 @@ from serve.http.access_log import AccessLog
 from serve.http.application import route_name
 from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.models import Models
 from serve.routes import build_asgi
 from tests.support.asgi_client import Response, request

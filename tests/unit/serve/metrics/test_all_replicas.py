@@ -10,8 +10,7 @@ import pytest
 
 from models.errors import ConfigError
 from serve.local.ports import check_free, free_ports
-from serve.metrics.all_replicas import MetricsShare, merged
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import MetricsShare, ServeMetrics, merged
 
 
 class Shelf:
@@ -35,7 +34,7 @@ class Shelf:
 
 @pytest.fixture
 def shelf(monkeypatch):
-    monkeypatch.setattr("serve.metrics.all_replicas.PERIOD_S", 0.02)
+    monkeypatch.setattr("serve.metrics.PERIOD_S", 0.02)
     return Shelf()
 
 
@@ -85,7 +84,7 @@ def test_the_last_counts_of_one_that_ended_stay_a_while_and_go(shelf, monkeypatc
     gone.close()
 
     assert total(asked.render_all()) == {"a": 2.0, "b": 3.0}
-    monkeypatch.setattr("serve.metrics.all_replicas.KEEP_S", 0.0)
+    monkeypatch.setattr("serve.metrics.KEEP_S", 0.0)
     assert total(asked.render_all()) == {"b": 3.0}
     asked.close()
 
@@ -124,7 +123,7 @@ def test_a_host_that_is_not_of_this_machine_is_an_error():
 
 
 def test_those_that_are_long_gone_are_forgotten_though_nobody_asks(shelf, monkeypatch):
-    monkeypatch.setattr("serve.metrics.all_replicas.KEEP_S", 0.3)
+    monkeypatch.setattr("serve.metrics.KEEP_S", 0.3)
     gone = replica(shelf, "gone", 1)
     gone.close()
     assert "gone" in shelf.values

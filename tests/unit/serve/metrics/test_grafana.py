@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.batcher import Item
 
 ROOT = Path(__file__).parents[4]
@@ -33,8 +33,8 @@ def exposed() -> dict[str, set[str]]:
     metrics = ServeMetrics("m", "r")
     metrics.show_models([SimpleNamespace(spec=SimpleNamespace(name="m"), queued=3, drift=None)])
     metrics.request("/v1/classify", 503, 0.1, "overloaded")
-    ran = Item(b"", 1, 0.0, since=1.0, taken=1.1, decoded_at=1.2, run_at=1.2, done_at=1.3, batch=2)
-    metrics.batch([ran, Item(b"", 1, 0.0, dropped=("deadline", "decode"))], "m")
+    ran = Item(b"", 0.0, since=1.0, taken=1.1, decoded_at=1.2, run_at=1.2, done_at=1.3, batch=2)
+    metrics.batch([ran, Item(b"", 0.0, dropped=("deadline", "decode"))], "m")
     found: dict[str, set[str]] = {}
     for line in metrics.render().decode().splitlines():
         if not line.startswith("#"):

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from models.errors import DeadlineError, OverloadedError
+from models.errors import DeadlineError, OverloadedError, UndecodableImageError
 from serve.config import Plan
 from serve.model.batcher import Batcher, Item
 
@@ -25,9 +25,11 @@ class Model:
         self.decoded: list[int] = []
         self.error: Exception | None = None
 
-    def decode(self, job: Item) -> None:
+    def decode(self, job: Item) -> int:
         self.decoded.append(job.payload)
-        job.decoded = job.payload
+        if job.payload < 0:
+            raise UndecodableImageError("below zero")
+        return job.payload
 
     def run(self, jobs):
         self.batches.append([job.payload for job in jobs])
@@ -57,9 +59,9 @@ class Setting:
         self.model.gate.set()
         self.batcher.close()
 
-    def submit(self, *numbers: int, seconds: float = 10.0, weight: int = 1) -> asyncio.Task:
+    def submit(self, *numbers: int, seconds: float = 10.0) -> asyncio.Task:
         deadline = time.monotonic() + seconds
-        return asyncio.create_task(self.batcher.submit([Item(n, weight, deadline) for n in numbers]))
+        return asyncio.create_task(self.batcher.submit([Item(n, deadline) for n in numbers]))
 
     async def busy(self, number: int = 0) -> asyncio.Task:
         """Let one job stand at the gate, so that what follows has to wait."""
@@ -220,18 +222,18 @@ async def test_a_batch_that_fails_is_the_outcome_of_its_items_and_the_next_one_r
         assert await s.submit(3) == [6]
 
 
-@scenario
-async def test_weights_count_in_the_queue():
-    async with Setting() as s:
-        first = await s.busy()
-        heavy = s.submit(1, weight=7)
-        await asyncio.sleep(0.05)
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_what_cannot_be_decoded_is_its_own_outcome_and_is_not_run(decoders):
+    async def test():
+        async with Setting(decoders=decoders) as s:
+            return await s.submit(1, -1, 2), await s.submit(-2), s.model.batches
 
-        assert s.batcher.queued == 7
-        with pytest.raises(OverloadedError):
-            await s.submit(2, weight=2)
-        s.model.gate.set()
-        await asyncio.gather(first, heavy)
+    (one, error, two), (alone,), batches = asyncio.run(test())
+
+    assert (one, two) == (2, 4)
+    assert isinstance(error, UndecodableImageError)
+    assert isinstance(alone, UndecodableImageError)
+    assert [n for batch in batches for n in batch] == [1, 2]
 
 
 @scenario
@@ -252,19 +254,21 @@ async def test_no_jobs_are_no_work():
         assert await s.batcher.submit([]) == []
 
 
-@pytest.mark.parametrize("decoders", [0, 1])
-def test_a_batch_is_bound_by_images_and_not_by_jobs(decoders):
+@pytest.mark.parametrize(("decoders", "ahead"), [(0, 0), (2, 6)])
+def test_no_more_is_decoded_ahead_than_two_batches_and_one_by_each_decoder(decoders, ahead):
     async def test():
-        async with Setting(decoders=decoders, max_queue=100, batch_size=4) as s:
+        async with Setting(decoders=decoders, max_queue=100, batch_size=2) as s:
             first = await s.busy()
-            waiting = [s.submit(n, weight=weight) for n, weight in ((1, 3), (2, 3), (3, 1), (4, 9), (5, 1))]
-            await asyncio.sleep(0.2)
+            waiting = s.submit(*range(1, 20))
+            while len(s.model.decoded) < 1 + ahead:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            decoded = len(s.model.decoded)
             s.model.gate.set()
-            await asyncio.gather(first, *waiting)
-        return s.model.batches
+            await asyncio.gather(first, waiting)
+        return decoded, max(map(len, s.model.batches))
 
-    # In their order; one that is larger than a batch goes alone.
-    assert asyncio.run(test()) == [[0], [1], [2, 3], [4], [5]]
+    assert asyncio.run(test()) == (1 + ahead, 2)
 
 
 @scenario

@@ -16,7 +16,7 @@ from pipeline.dest.fingerprint import class_names
 from pipeline.dest.prediction_log import begin_log
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model import drift
 from serve.model.drift import (
     LEAST,

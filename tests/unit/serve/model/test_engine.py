@@ -17,7 +17,7 @@ from models.inference.tensor_model import TensorModel
 from models.spec import Precision
 from serve.config import ServeConfig, plan_replica
 from serve.http.in_flight import Extras
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.outcomes import Labelled
@@ -163,6 +163,21 @@ def test_a_tensor_of_many_images_is_run_in_batches(engine, monkeypatch):
 
     np.testing.assert_allclose(output, 10 * batch.mean(axis=(2, 3)), rtol=1e-5)
     assert sizes == [8, 8, 4]
+
+
+def test_tensors_and_images_that_share_batches_each_get_their_own_answer(engine):
+    batches = np.random.default_rng(1).random((12, 2, 3, 8, 8)).astype(np.float32)
+
+    async def ask(e):
+        deadline = time.monotonic() + 30
+        tensors = [e.run_tensor(batch, deadline=deadline) for batch in batches]
+        images = [e.label([colour_jpeg(colour)], top_k=1, deadline=deadline) for colour in ("red", "blue", "green")]
+        return await asyncio.gather(*tensors, *images)
+
+    *outputs, (red,), (blue,), (green,) = use(engine, ask)
+
+    np.testing.assert_allclose(outputs, 10 * batches.mean(axis=(3, 4)), rtol=1e-5)
+    assert [engine.labels[one.label_ids[0]] for one in (red, blue, green)] == ["red", "blue", "green"]
 
 
 @pytest.mark.parametrize(

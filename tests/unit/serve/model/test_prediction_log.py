@@ -26,7 +26,7 @@ from pipeline.dest.prediction_log import begin_log, open_records
 from pipeline.dest.verify import verify_dest
 from pipeline.storage.storage import open_storage
 from serve.config import ServeConfig
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model import prediction_log
 from serve.model.models import Models
 from serve.model.outcomes import set_request_id

@@ -18,7 +18,7 @@ from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.model.models import Models
 from serve.oip.grpc.ingress import OPEN, Methods
 from serve.oip.grpc.messages import COMPILED, answer_class, request_class

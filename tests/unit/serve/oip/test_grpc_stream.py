@@ -13,7 +13,7 @@ from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory
 from serve.http.in_flight import Extras
-from serve.metrics.replica_metrics import ServeMetrics
+from serve.metrics import ServeMetrics
 from serve.oip.grpc import service
 from serve.oip.grpc.messages import answer_class
 from serve.oip.grpc.service import SERVICE, STREAM_IN_FLIGHT, STREAMS_AT_ONCE

@@ -1,1 +1,0 @@
-"""What the endpoint counts, per replica and of all replicas."""

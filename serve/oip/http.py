@@ -118,7 +118,7 @@ class _Routes:
 
         async def give(request: Request) -> Response:
             name, version = request.path_params.get("model", ""), request.path_params.get("version", "")
-            options = RepositoryOptions()
+            options = None
             if has_body:
                 limits = self._endpoint.config
                 most = min(MAX_OPTIONS_BYTES, limits.max_request_bytes)

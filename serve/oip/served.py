@@ -244,11 +244,13 @@ class ServedTensors(ServedModel):
         # A view into a body may begin at any byte; what runs the model wants whole floats at whole addresses.
         batch = np.require(await _read(tensor, deadline, tensor.floats), np.float32, ["C", "A"])
         output = await self.backend.run_tensor(batch, deadline=deadline)
-        ids = np.empty((len(output), 0), np.intp)
+        ids: Array = output[:, :0]
+        scores = ids
         if k := max(each.parameters.classification for each in wanted):
             # Best first; equal values keep the lower class index first.
             ids = np.argsort(-output, axis=1, kind="stable")[:, :k]  # (n_images, k)
-        return dict.fromkeys(self.outputs, output), ids, np.take_along_axis(output, ids, axis=1)
+            scores = np.take_along_axis(output, ids, axis=1)
+        return dict.fromkeys(self.outputs, output), ids, scores
 
 
 async def _read(tensor: Tensor, deadline: float, read: Callable[[], T]) -> T:

@@ -10,6 +10,14 @@ import grpc
 from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.service import add_to_server
 
+SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+# Of the service, each with one message and one answer.
+RPCS = (
+    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+    *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+)
+
 
 class Servicer:
     """Translates gRPC's argument names to those of Ray Serve."""

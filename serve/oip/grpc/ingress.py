@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import cached_property
 from typing import Any
@@ -13,27 +14,24 @@ from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServicerContext
 from starlette.datastructures import Headers
 
-from models.errors import UnknownModelError
+from models.errors import NotReadyError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected, rejection
 from serve.http.bodies import BodyMemory, Held
 from serve.http.in_flight import Extras, InFlight, observed
 from serve.model.models import Models
-from serve.oip.endpoint import Endpoint
+from serve.oip.codec import InferRequest, InferResponse, malformed
+from serve.oip.endpoint import MAX_OPTIONS_BYTES, OPEN, Endpoint
 from serve.oip.grpc import service
-from serve.oip.grpc.handlers import INFERS, answer_to, check_size, health_of
+from serve.oip.grpc.infer import answer_fields, check_size, read_request
 from serve.oip.grpc.messages import answer_class, request_class
-from serve.oip.grpc.service import PATHS, STREAM, Metadata, Refusal
-from serve.oip.request import malformed
+from serve.oip.grpc.service import PATHS, STREAM, WATCH, Metadata, Refusal
 
-# Answered without a key, as over HTTP: probes have none.
-OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
+_INFERS = frozenset({"ModelInfer", STREAM})
 # gRPC refuses headers of more than 8 kB in all.
 _MAX_DETAILS = 2000
-# Limit on every message but an inference request: these hold a name or two.
-MAX_OPTIONS_BYTES = 64 * 1024
 # Fields of a ModelInferRequest beside its images, each of which is one: names, parameters and outputs.
-FIELDS_BESIDE = 1000
+_FIELDS_BESIDE = 1000
 # Between two messages of a Watch.
 WATCH_S = 5.0
 # From HTTP's status to gRPC's; every other is INTERNAL. Over the size limit is RESOURCE_EXHAUSTED, as gRPC itself says of a
@@ -91,9 +89,7 @@ class Methods:
     ) -> AsyncGenerator[Message]:
         """Answer the requests of a stream: several at once, each with one message, in the order they came.
 
-        Args:
-            request: The messages as sent. `service` bounds how many are taken before they are answered.
-            grpc_context: Gets the status where there is no key; a request that fails says so in its answer.
+        `service` bounds how many messages are taken before they are answered. A request that fails says so in its answer.
         """
         try:
             self._check_key(STREAM, _headers(grpc_context.invocation_metadata()))
@@ -101,68 +97,75 @@ class Methods:
             _refuse(grpc_context, err)
             return
         begun: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
-        # Those left when the stream ends are cancelled.
-        tasks: set[asyncio.Task[Any]] = set()
 
         async def begin() -> None:
             try:
                 async for each in request:
-                    tasks.add(task := asyncio.create_task(self._answer(STREAM, each, grpc_context)))
-                    task.add_done_callback(tasks.discard)
-                    begun.put_nowait(task)
+                    begun.put_nowait(asyncio.create_task(self._answer(STREAM, each, grpc_context)))
             finally:
                 begun.put_nowait(None)
 
-        tasks.add(reader := asyncio.create_task(begin()))
+        reader = asyncio.create_task(begin())
         try:
             while (task := await begun.get()) is not None:
                 yield await task
             await reader
         finally:
-            for each in tasks:
-                each.cancel()
+            # Nobody waits for those that are left.
+            reader.cancel()
+            while not begun.empty():
+                if (task := begun.get_nowait()) is not None:
+                    task.cancel()
 
     async def Watch(self, request: bytes, grpc_context: ServicerContext) -> AsyncGenerator[Message]:  # noqa: N802
         """Tell whether a service or a model answers, and again for as long as the caller listens."""
         try:
-            message = _parsed("Watch", request[:MAX_OPTIONS_BYTES])
+            asked = _parsed(WATCH, request[:MAX_OPTIONS_BYTES]).service
         except Rejected as err:
             _refuse(grpc_context, err)
             return
         while True:
             try:
-                status = health_of(self._endpoint, message.service)
+                status = self._health(asked)
             except UnknownModelError:
                 status = "SERVICE_UNKNOWN"  # and not an error: it may come
-            yield answer_class("Watch")(status=status)
+            yield answer_class(WATCH)(status=status)
             # Also where nothing has changed: HAProxy closes an idle connection.
             await asyncio.sleep(WATCH_S)
+
+    def _health(self, asked: str) -> str:
+        """Tell whether everything (""), one of the services here, or a model answers, as gRPC's health protocol asks."""
+        is_service = not asked or any(path.startswith(f"/{asked}/") for path in PATHS.values())
+        named = self.models if is_service else self._endpoint.model(asked).backend
+        return "SERVING" if named.is_ready else "NOT_SERVING"
 
     def _look(self, rpc: str, metadata: Metadata) -> Refusal | None:
         """Return why a call is refused before its message is received; see `service.look`."""
         try:
             self._check_key(rpc, _headers(metadata))
-            if rpc in INFERS:
+            if rpc in _INFERS:
                 self.models.admit(1)
         except Exception as err:  # noqa: BLE001 (the edge: `rejection` logs what is ours)
-            rejected = rejection(err, PATHS[rpc])
-            if self.extras.metrics is not None:
-                self.extras.metrics.request(f"grpc/{rpc}", rejected.status, 0.0, rejected.kind)
-            return _refusal(rejected)
+            return _refusal(rejection(err, PATHS[rpc]))
         return None
+
+    def _check_key(self, rpc: str, headers: Headers) -> None:
+        if self.extras.keys is not None and rpc not in OPEN:
+            self.extras.keys.check(headers.get("authorization"))
 
     async def _answer(self, rpc: str, content: bytes, context: ServicerContext) -> Message:
         """Answer one message. Where that fails, the context gets the status, or a stream's answer the reason."""
         headers, path, message = _headers(context.invocation_metadata()), PATHS[rpc], None
-        held = Held(self._memory)
-        call = _Call("gRPC", path, f"grpc/{rpc}", headers, _client(context, headers), len(content), held)
+        client, held = _client(context, headers), Held(self._memory)
+        call = _Call("gRPC", path, f"grpc/{rpc}", headers, client, len(content), held)
         with observed(self.extras, call):
             try:
                 # Again: Serve's own proxy, which may have received the message, knows no keys.
                 self._check_key(rpc, headers)
                 message = self._message(rpc, content, held)
-                call.model = self._endpoint.label_of(getattr(message, "model_name", "") or getattr(message, "name", ""))
-                answer = await answer_to(rpc, message, self._endpoint)
+                name = getattr(message, "model_name", "") or getattr(message, "name", "")
+                call.model = self._endpoint.label_of(name)
+                answer = await self._answer_to(rpc, name, message)
                 call.status, call.kind = 200, None
             except Exception as err:  # noqa: BLE001 (the edge: `rejection` logs what is ours)
                 rejected = rejection(err, path)
@@ -175,21 +178,44 @@ class Methods:
                     _refuse(context, rejected)
         return answer
 
-    def _check_key(self, rpc: str, headers: Headers) -> None:
-        if self.extras.keys is not None and rpc not in OPEN:
-            self.extras.keys.check(headers.get("authorization"))
-
     def _message(self, rpc: str, content: bytes, held: Held) -> Any:  # noqa: ANN401 (protobuf makes these classes)
         """Check the size of a message, and parse it."""
         limits = self.config
-        limit = limits.max_request_bytes if rpc in INFERS else min(MAX_OPTIONS_BYTES, limits.max_request_bytes)
+        limit = limits.max_request_bytes if rpc in _INFERS else min(MAX_OPTIONS_BYTES, limits.max_request_bytes)
         if len(content) > limit:
             raise Rejected(413, f"the message may have at most {limit:,} bytes, got {len(content):,}")
         # The message as sent, as parsed, and the images or numbers copied from it.
         held.set(3 * len(content))
-        if rpc in INFERS:
-            check_size(content, most_fields=limits.max_images + FIELDS_BESIDE, most_values=self._endpoint.max_values)
+        if rpc in _INFERS:
+            check_size(content, most_fields=limits.max_images + _FIELDS_BESIDE, most_values=self._endpoint.max_values)
         return _parsed(rpc, content)
+
+    async def _answer_to(self, rpc: str, name: str, message: Any) -> Message:  # noqa: ANN401
+        kind = answer_class(rpc)
+        if rpc == "Check":
+            return kind(status=self._health(message.service))
+        if rpc in _INFERS:
+            fields = answer_fields(await self._infer(name, message))
+            # Each request of a stream has one answer: the first is also the last.
+            final = {"triton_final_response": {"bool_param": True}}
+            return kind(infer_response={**fields, "parameters": final}) if rpc == STREAM else kind(**fields)
+        try:
+            told = await self._endpoint.answer(rpc, name, getattr(message, "version", ""), message)
+        except (NotReadyError, UnknownModelError):
+            if rpc not in ("ServerReady", "ModelReady"):
+                raise
+            return kind()  # not ready, which is no error: clients poll until it is
+        known = kind.DESCRIPTOR.fields_by_name
+        return kind(**{field: value for field, value in told.items() if field in known})
+
+    async def _infer(self, name: str, message: Any) -> InferResponse:  # noqa: ANN401
+        started = service.arrived.get(None) or time.monotonic()
+
+        async def read() -> InferRequest:
+            return read_request(message)
+
+        model = self._endpoint.model(name, message.model_version)
+        return await model.infer(read, started=started, deadline=started + self.config.deadline_s)
 
 
 def _method(rpc: str) -> Callable[[Methods, bytes, ServicerContext], Awaitable[Message]]:
@@ -199,8 +225,9 @@ def _method(rpc: str) -> Callable[[Methods, bytes, ServicerContext], Awaitable[M
     return answer
 
 
-for _rpc in (*service.RPCS, "Check"):
-    setattr(Methods, _rpc, _method(_rpc))
+for _rpc in PATHS:
+    if not hasattr(Methods, _rpc):
+        setattr(Methods, _rpc, _method(_rpc))
 
 
 def _headers(metadata: Metadata) -> Headers:

@@ -28,8 +28,8 @@ _pool = descriptor_pool.DescriptorPool()
 _files = FileDescriptorSet.FromString(COMPILED.read_bytes()).file
 for _file in _files:
     _pool.Add(_file)
-# No two RPCs of the services have one name: Ray Serve knows them by their names alone.
-_methods = {
+# The RPCs. No two of the services have one name: Ray Serve knows them by their names alone.
+METHODS = {
     method.name: method
     for file in _files
     for service in file.service
@@ -39,12 +39,12 @@ _methods = {
 
 def request_class(rpc: str) -> Any:  # noqa: ANN401 (protobuf makes these classes at run time)
     """Return the class of the message that an RPC takes."""
-    return message_factory.GetMessageClass(_methods[rpc].input_type)
+    return message_factory.GetMessageClass(METHODS[rpc].input_type)
 
 
 def answer_class(rpc: str) -> Any:  # noqa: ANN401
     """Return the class of the message that an RPC answers."""
-    return message_factory.GetMessageClass(_methods[rpc].output_type)
+    return message_factory.GetMessageClass(METHODS[rpc].output_type)
 
 
 def json_schema(part: Any) -> dict[str, Any]:  # noqa: ANN401 (a descriptor)

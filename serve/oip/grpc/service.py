@@ -18,16 +18,12 @@ import grpc
 from google.protobuf.message import Message
 from grpc.aio import ServicerContext
 
-SERVICE = "inference.GRPCInferenceService"
-HEALTH = "grpc.health.v1.Health"
-RPCS = (
-    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
-    # Extensions that clients of Triton call.
-    *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
-)
+from serve.oip.grpc.messages import METHODS
+
 STREAM = "ModelStreamInfer"
+WATCH = "Watch"
 # Each by its name alone: that is all that Ray Serve goes by.
-PATHS = {rpc: f"/{SERVICE}/{rpc}" for rpc in (*RPCS, STREAM)} | {rpc: f"/{HEALTH}/{rpc}" for rpc in ("Check", "Watch")}
+PATHS = {rpc: f"/{method.containing_service.full_name}/{rpc}" for rpc, method in METHODS.items()}
 
 # Messages that are received at once. How long one is shows only when it is there, packed ones at their full length: so
 # this bounds what calls take before they are counted. A small message is there already, and takes its turn in no time.
@@ -61,8 +57,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         self._method_handlers = handlers
         self._turns = asyncio.Semaphore(RECEIVED_AT_ONCE)
-        self._streams = asyncio.Semaphore(STREAMS_AT_ONCE)
-        self._watches = asyncio.Semaphore(WATCHES_AT_ONCE)
+        self._places = {STREAM: asyncio.Semaphore(STREAMS_AT_ONCE), WATCH: asyncio.Semaphore(WATCHES_AT_ONCE)}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call whose head has arrived; None where there is no such RPC."""
@@ -72,58 +67,38 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             return None
         rpc = name.rpartition("/")[2]
         # Each is given an iterator of messages first, and leaves it: they are read from the context.
-        build = grpc.stream_stream_rpc_method_handler
-        call: partial[Any] = partial(self._call, rpc, handler.unary_unary)
-        if handler.request_streaming:
-            call = partial(self._stream, rpc, handler.stream_stream)
-        elif handler.response_streaming:
-            call = partial(self._watch, rpc, handler.unary_stream)
-        else:
-            build = grpc.stream_unary_rpc_method_handler
-        return build(call, response_serializer=handler.response_serializer)
+        written = handler.response_serializer
+        if not handler.response_streaming:
+            call = partial(self._one, rpc, handler.unary_unary)
+            return grpc.stream_unary_rpc_method_handler(call, response_serializer=written)
+        answer = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        return grpc.stream_stream_rpc_method_handler(partial(self._many, rpc, answer), response_serializer=written)
 
-    async def _call(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> Message:
+    async def _one(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> Message:
+        """Answer the one message of a call with one."""
         arrived.set(time.monotonic())
-        return await answer(await self._received(rpc, context), context)
+        await _look(rpc, context)
+        return await answer(await self._received(context), context)
 
-    async def _watch(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> AsyncIterator[Message]:
-        """Answer one message with many, for as long as the caller listens."""
-        if self._watches.locked():
+    async def _many(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> AsyncIterator[Message]:
+        """Answer each message of a stream with one, and that of a Watch with many, for as long as the caller listens."""
+        await _look(rpc, context)
+        places = self._places[rpc]
+        if places.locked():
+            if rpc == STREAM:
+                text = f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
+                await context.abort(grpc.StatusCode.UNAVAILABLE, text)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_AT_ONCE} are watching; ask by Check")
-        async with self._watches, aclosing(answer(await self._received(rpc, context), context)) as answers:
-            async for each in answers:
-                yield each
-
-    async def _stream(self, rpc: str, answer: _Answer, _: object, context: ServicerContext) -> AsyncIterator[Message]:
-        """Answer each message of a stream with one; bounds how many are received, and not yet answered."""
-        await _look(rpc, context)
-        if self._streams.locked():
-            text = f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
-            await context.abort(grpc.StatusCode.UNAVAILABLE, text)
         room = asyncio.Semaphore(STREAM_IN_FLIGHT)
+        async with places:
+            asked = _messages(context, room) if rpc == STREAM else await self._received(context)
+            async with aclosing(answer(asked, context)) as answers:
+                async for each in answers:
+                    yield each
+                    room.release()
 
-        async def messages() -> AsyncIterator[bytes]:
-            while True:
-                await room.acquire()
-                try:
-                    async with asyncio.timeout(STREAM_IDLE_S):
-                        message = await context.read()
-                except TimeoutError:
-                    context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
-                    context.set_details(f"the stream brought no request for {STREAM_IDLE_S:g} s; open another")
-                    return
-                if message is grpc.aio.EOF:
-                    return
-                yield message
-
-        async with self._streams, aclosing(answer(messages(), context)) as answers:
-            async for each in answers:
-                yield each
-                room.release()
-
-    async def _received(self, rpc: str, context: ServicerContext) -> bytes:
-        """Return the one message of a call that is not refused at its head."""
-        await _look(rpc, context)
+    async def _received(self, context: ServicerContext) -> bytes:
+        """Return the one message of a call."""
         try:
             async with asyncio.timeout(RECEIVE_S), self._turns:
                 message: bytes = await context.read()
@@ -140,17 +115,29 @@ async def _look(rpc: str, context: ServicerContext) -> None:
         await context.abort(*refused)
 
 
+async def _messages(context: ServicerContext, room: asyncio.Semaphore) -> AsyncIterator[bytes]:
+    """Yield a stream's messages; `room` bounds how many are received, and not yet answered."""
+    while True:
+        await room.acquire()
+        try:
+            async with asyncio.timeout(STREAM_IDLE_S):
+                message = await context.read()
+        except TimeoutError:
+            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+            context.set_details(f"the stream brought no request for {STREAM_IDLE_S:g} s; open another")
+            return
+        if message is grpc.aio.EOF:
+            return
+        yield message
+
+
 def add_to_server(servicer: Any, server: grpc.Server) -> None:  # noqa: ANN401 (Serve passes a mock)
     """Register the services' handlers: what `grpc_servicer_functions` of Ray Serve names.
 
     Requests stay bytes, so that a proxy neither parses nor pickles messages: the replica parses them, once. RPCs that
-    are not here are answered UNIMPLEMENTED by gRPC itself.
-
-    Args:
-        servicer: Has a method for each of `PATHS`; Serve puts its own in their place.
-        server: To register with.
+    are not here are answered UNIMPLEMENTED by gRPC itself. Serve puts its own methods in the place of the servicer's.
     """
-    kinds = {STREAM: grpc.stream_stream_rpc_method_handler, "Watch": grpc.unary_stream_rpc_method_handler}
+    kinds = {STREAM: grpc.stream_stream_rpc_method_handler, WATCH: grpc.unary_stream_rpc_method_handler}
     handlers = {
         path: kinds.get(rpc, grpc.unary_unary_rpc_method_handler)(
             getattr(servicer, rpc),

@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.config import ServeConfig
-from serve.oip.request import Datatype
-from serve.oip.response import join_elements
+from serve.oip.codec import Datatype
 from tests.support.oip_backend import Client
-from tests.unit.serve.oip.test_infer import image_request, json_images, pixel_request
+from tests.unit.serve.oip.test_infer import bytes_element, image_request, json_images, pixel_request
 
 LIMITS = ServeConfig(max_request_bytes=4096, max_images=4)
 TRIES = int(os.environ.get("SHARDLABEL_FUZZ_EXAMPLES", "300"))
@@ -74,7 +73,7 @@ def good_requests(draw):
         images = [draw(st.sampled_from([b"R", b"Gx", b"B" * 9])) for _ in range(count)]
         shape = draw(st.sampled_from([[count], [count, 1]]))
         data = [base64.b64encode(image).decode() for image in images]
-        tensor, content = tensor_of("image", "BYTES", shape, data, join_elements(images), binary=binary)
+        tensor, content = tensor_of("image", "BYTES", shape, data, b"".join(map(bytes_element, images)), binary=binary)
         model, names = "tiny", ["probabilities", "label_ids", "scores", "labels"]
     else:
         pixels = np.zeros((count, 3, 2, 2), "<f4")

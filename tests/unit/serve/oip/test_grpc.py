@@ -20,9 +20,11 @@ from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.metrics import ServeMetrics
 from serve.model.models import Models
-from serve.oip.grpc.ingress import OPEN, Methods
+from serve.oip.endpoint import OPEN
+from serve.oip.grpc.ingress import Methods
 from serve.oip.grpc.messages import COMPILED, answer_class, request_class
-from serve.oip.grpc.service import HEALTH, PATHS, RPCS, SERVICE, add_to_server
+from serve.oip.grpc.service import PATHS, add_to_server
+from tests.support.grpc_service import HEALTH, RPCS, SERVICE
 from tests.support.oip_backend import Client, FakeBackend, fake_spec
 from tests.unit.serve.oip.test_infer import PIXELS, bytes_element
 from tests.unit.serve.oip.test_routes import IMAGE_METADATA
@@ -394,7 +396,10 @@ def test_the_messages_leave_the_default_pool_alone():
     ]
 
     methods = [method for service in services for method in service.methods]
-    assert {method.name: f"/{method.containing_service.full_name}/{method.name}" for method in methods} == PATHS
+    assert set(PATHS.values()) == {
+        *(f"/{SERVICE}/{rpc}" for rpc in (*RPCS, "ModelStreamInfer")),
+        *(f"/{HEALTH}/{rpc}" for rpc in ("Check", "Watch")),
+    }
     for method in methods:
         with pytest.raises(KeyError):
             descriptor_pool.Default().FindMessageTypeByName(method.input_type.full_name)

@@ -16,8 +16,8 @@ from serve.http.in_flight import Extras
 from serve.metrics import ServeMetrics
 from serve.oip.grpc import service
 from serve.oip.grpc.messages import answer_class
-from serve.oip.grpc.service import SERVICE, STREAM_IN_FLIGHT, STREAMS_AT_ONCE
-from tests.support.grpc_service import serving
+from serve.oip.grpc.service import STREAM_IN_FLIGHT, STREAMS_AT_ONCE
+from tests.support.grpc_service import SERVICE, serving
 from tests.support.oip_backend import FakeBackend
 from tests.unit.serve.oip.test_grpc import Context, Ingress, raw_images, with_model
 

@@ -12,7 +12,8 @@ from serve.http.bodies import BodyMemory, Held
 from serve.http.in_flight import Extras
 from serve.oip.grpc import service
 from serve.oip.grpc.ingress import Methods
-from serve.oip.grpc.service import SERVICE, add_to_server
+from serve.oip.grpc.service import add_to_server
+from tests.support.grpc_service import SERVICE
 from tests.support.hostile_requests import GRPC_CORPUS, MODEL
 from tests.support.oip_backend import FakeBackend
 from tests.unit.serve.oip.test_grpc import Context, Ingress

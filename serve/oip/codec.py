@@ -1,18 +1,21 @@
-"""An inference request: its JSON form, which gRPC's messages are read into too, and an HTTP body with binary tensors."""
+"""Inference requests and answers: their JSON forms, which gRPC's messages are read into too, and their HTTP bodies."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, model_validator
 
 from models.inference.predictions import Float32Array
 from serve.http.asgi import Rejected
-from serve.http.bodies import load_json, shown, validated
+from serve.http.bodies import from_base64, load_json, shown, validated
 
 BYTES: Literal["BYTES"] = "BYTES"
 # The models here take FP32 and BYTES; the others are known, so that a refusal can say what was expected.
@@ -83,10 +86,10 @@ class Tensor(BaseModel):
         return math.prod(self.shape)
 
     def floats(self) -> Float32Array:
-        """Read an FP32 tensor, as an array of its shape; a view of the request's bytes where they came as bytes.
+        """Read an FP32 tensor as an array of its shape, a view of the request's bytes where it came as bytes.
 
         Raises:
-            Rejected: They are not what the shape says.
+            Rejected: It is not what its shape says.
         """
         data = self.data
         if isinstance(data, memoryview):
@@ -97,15 +100,32 @@ class Tensor(BaseModel):
         with np.errstate(over="ignore"):
             return np.array(self._flat({int, float}, "numbers"), "<f4").reshape(self.shape)
 
-    def elements(self) -> Sequence[memoryview | bytes | str]:
-        """Read the elements of a BYTES tensor, in row-major order; strings where they came as JSON.
+    def images(self) -> list[bytes]:
+        """Read the encoded images of a BYTES tensor, in row-major order.
 
         Raises:
-            Rejected: They are not what the shape says.
+            Rejected: They are not what the shape says, or not base64 where they came as JSON.
         """
-        if isinstance(self.data, memoryview):
-            return split_elements(self.data, self.count, self.name)
-        return self._flat({str, bytes}, "strings")
+        data, images, at = self.data, [], 0
+        if not isinstance(data, memoryview):
+            for index, element in enumerate(self._flat({str, bytes}, "strings")):
+                try:
+                    images.append(from_base64(element) if isinstance(element, str) else element)
+                except ValueError as err:
+                    text = f"image {index}: JSON carries an image as base64 text, and this is not: {err}"
+                    raise malformed(text) from None
+            return images
+        for index in range(self.count):
+            start = at + LENGTH_BYTES
+            at = start + int.from_bytes(data[at:start], "little")
+            if at > data.nbytes:
+                form = "each is a 4-byte little-endian length and that many bytes"
+                raise malformed(f"data of {self.name!r} end within element {index} of {self.count}; {form}")
+            images.append(bytes(data[start:at]))
+        if at != data.nbytes:
+            left = f"{data.nbytes - at} bytes after the {self.count} elements of its shape"
+            raise malformed(f"data of {self.name!r} have {left}")
+        return images
 
     def _flat(self, allowed: set[type], expected: str) -> Sequence[Any]:
         """Flatten data that came as values, in row-major order."""
@@ -148,12 +168,7 @@ class InferRequest(BaseModel):
 
 
 def parse_request(body: bytes, header_length: int | None, most_values: int) -> InferRequest:
-    """Read a request with a JSON part.
-
-    Args:
-        body: As sent, decompressed.
-        header_length: Bytes of the JSON part, before the binary data; None where all is JSON.
-        most_values: Of the JSON part.
+    """Read an unpacked body: JSON of at most `most_values` values, and after its `header_length` bytes binary data.
 
     Raises:
         Rejected: The body is not what the protocol says, or its JSON has too many values.
@@ -178,26 +193,54 @@ def parse_request(body: bytes, header_length: int | None, most_values: int) -> I
     return request
 
 
-def split_elements(data: memoryview, count: int, name: str) -> list[memoryview]:
-    """Cut a BYTES tensor into its elements, without copying.
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output, and whether it was asked for in binary form.
 
-    Args:
-        data: For each element its length (uint32, little-endian) and then its bytes.
-        count: How many elements the tensor's shape asks for; no more are looked at.
-        name: The tensor's, for the message.
+    Its data are of the output's shape, batch axis first: numbers, or as objects the elements of a BYTES tensor, UTF-8.
     """
-    elements = []
-    at = 0
-    for index in range(count):
-        start = at + LENGTH_BYTES
-        at = start + int.from_bytes(data[at:start], "little")
-        if at > data.nbytes:
-            form = "each is a 4-byte little-endian length and that many bytes"
-            raise malformed(f"data of {name!r} end within element {index} of {count}; {form}")
-        elements.append(data[start:at])
-    if at != data.nbytes:
-        raise malformed(f"data of {name!r} have {data.nbytes - at} bytes after the {count} elements of its shape")
-    return elements
+
+    name: str
+    datatype: str
+    data: npt.NDArray[Any]
+    binary: bool
+
+    def raw(self) -> bytes | memoryview:
+        """Return the binary form: little-endian, row-major; of an array's own memory where it lies so."""
+        if self.datatype == BYTES:
+            elements = self.data.ravel().tolist()
+            return b"".join(len(element).to_bytes(LENGTH_BYTES, "little") + element for element in elements)
+        return np.ascontiguousarray(self.data, self.data.dtype.newbyteorder("<")).data.cast("B")
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """What a model answered, whatever it travels by."""
+
+    model_name: str
+    model_version: str
+    outputs: Sequence[OutputTensor]
+    id: str | None = None
+
+    def encode(self) -> tuple[bytes, int | None]:
+        """Return the HTTP body, and how many bytes of it are JSON: None where no output is binary."""
+        tensors = []
+        buffers = []
+        for output in self.outputs:
+            tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.data.shape}
+            if output.binary:
+                buffers.append(output.raw())
+                tensor["parameters"] = {"binary_data_size": len(buffers[-1])}
+            elif output.datatype == BYTES:
+                tensor["data"] = [element.decode() for element in output.data.ravel()]
+            else:
+                tensor["data"] = np.ascontiguousarray(output.data).ravel()
+            tensors.append(tensor)
+        document = {"model_name": self.model_name, "model_version": self.model_version, "outputs": tensors}
+        if self.id is not None:
+            document["id"] = self.id
+        head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return b"".join((head, *buffers)), len(head) if buffers else None
 
 
 def malformed(message: str) -> Rejected:

@@ -171,11 +171,6 @@ class ServeOptions(ServeConfig):
         return self
 
     @property
-    def certificate(self) -> tuple[Path, Path] | None:
-        """Return the files of the certificate and of its key; None for no TLS."""
-        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
-
-    @property
     def url(self) -> str:
         """Return where a client of this machine finds it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)

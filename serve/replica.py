@@ -219,13 +219,13 @@ def scaling(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fix
     # before the new one has started, also where that cannot start.
     most = config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
     # New replicas start before old ones stop only where one more than the most fits: Serve would wait for it without end.
-    options: dict[str, Any] = {"max_surge_percent": 20 if fits > most else 0}
+    surge = {"max_surge_percent": 20 if fits > most else 0}
     if config.min_replicas == most:
-        return {**options, "num_replicas": most}
+        return {**surge, "num_replicas": most}
     with warnings.catch_warnings():
         # The variables that are to replace this field are read at import: too late for `serve deploy`.
         warnings.filterwarnings("ignore", message=".*metrics_interval_s", category=DeprecationWarning)
-        options["autoscaling_config"] = AutoscalingConfig(
+        scales = AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
@@ -235,4 +235,4 @@ def scaling(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fix
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
         )
-    return options
+    return {**surge, "autoscaling_config": scales}

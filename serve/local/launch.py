@@ -88,8 +88,8 @@ def _check(options: ServeOptions) -> None:
         read_calibration(options.calibration)
     if options.api_keys_file is not None:
         ApiKeys(options.api_keys_file)
-    if options.certificate is not None:
-        checked(*options.certificate)
+    if options.tls_cert and options.tls_key:
+        checked(options.tls_cert, options.tls_key)
     if options.access_log not in ("off", "-"):
         try:
             AccessLog(options.access_log).close()
@@ -215,9 +215,9 @@ def _can_grow() -> bool:
 def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type)
     texts = [] if app is None else [str(app.message), *(str(d.message) for d in app.deployments.values())]
     text = max(texts, key=len, default="") or "Serve does not say why"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # The last line of a traceback says what went wrong.
-    return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1]  # says what went wrong
+    return " ".join(text.split())[:400]
 
 
 def _silence(options: ServeOptions) -> str:

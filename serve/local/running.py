@@ -86,12 +86,12 @@ class Endpoint:
             ConfigError, OSError: The new one cannot be used; the old one stays. Not said again before it changes.
             ClusterError: HAProxy does not take it.
         """
-        pair, stamps = self.options.certificate, self._stamps_now()
-        if pair is None or stamps == self._stamps:
+        cert, key, stamps = self.options.tls_cert, self.options.tls_key, self._stamps_now()
+        if not cert or not key or stamps == self._stamps:
             return False
         self._stamps = stamps
         # An empty line ends what is sent.
-        lines = "\n".join(line for line in checked(*pair).splitlines() if line.strip())
+        lines = "\n".join(line for line in checked(cert, key).splitlines() if line.strip())
         for path in self.folder.glob("*/admin.sock"):
             name = path.parent / TLS_BUNDLE
             with contextlib.suppress(OSError), _console(path) as ask:  # one that ends just now needs none
@@ -103,7 +103,7 @@ class Endpoint:
     def _stamps_now(self) -> list[tuple[int, int]]:
         # Not what they hold: the key stays where it is. A file that is away, since it is being replaced, is a change too.
         stamps = []
-        for path in self.options.certificate or ():
+        for path in filter(None, (self.options.tls_cert, self.options.tls_key)):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 stamps.append((found.st_mtime_ns, found.st_ino))

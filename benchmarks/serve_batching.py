@@ -21,17 +21,15 @@ from ray import serve as ray_serve
 
 from benchmarks.serve_load import Load, sample_images
 from models.spec import Precision
-from serve.config import ServeConfig, plan_replica
+from serve.config import APP_NAME, ServeConfig, ServeOptions, plan_replica
 from serve.http.in_flight import Extras
 from serve.local import launch
-from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.metrics import ServeMetrics
 from serve.model.batcher import Item
 from serve.model.engine import Engine, Wanted
 from serve.model.models import Models
 from serve.model.settled import settle
-from serve.replica import APP_NAME
 from serve.routes import build_asgi
 
 MODEL = "efficientnet-lite0"
@@ -110,8 +108,10 @@ def measure(kind: str, images: list[bytes], clients: int, seconds: float) -> dic
     ours = serve.replica.build_application
     serve.replica.build_application = ours if kind == "pulling" else serve_batch_app
     try:
-        config = ServeConfig(model=MODEL, precision="int8", batch_size=BATCH, min_replicas=1, max_replicas=1)
-        with launch.running(config, Listen(port=port, grpc_port=0), lambda text: None):
+        options = ServeOptions(
+            model=MODEL, precision="int8", batch_size=BATCH, min_replicas=1, max_replicas=1, port=port, grpc_port=0
+        )
+        with launch.running(options, lambda text: None):
             with Load("127.0.0.1", port, images, clients) as warm_up:
                 warm_up._stop.wait(2)
             before = histogram(port)

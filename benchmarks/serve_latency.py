@@ -22,9 +22,8 @@ from models.catalog import load_spec
 from models.decode.decode import DecodeMode, ImageLimits, decode_image
 from models.inference.classifier import Classifier
 from models.spec import Precision
-from serve.config import ServeConfig
+from serve.config import ServeOptions
 from serve.local.launch import running
-from serve.local.listen import Listen
 from serve.local.ports import free_ports
 
 MODEL = "efficientnet-lite0"
@@ -53,9 +52,9 @@ def main() -> None:
         return classifier.predict(decode_image(image, spec.preprocessing, DecodeMode.FAST, limits).pixels[np.newaxis])
 
     (port,) = free_ports(1)
-    config = ServeConfig(model=MODEL, precision="int8", min_replicas=1, max_replicas=1)
+    options = ServeOptions(model=MODEL, precision="int8", min_replicas=1, max_replicas=1, port=port, grpc_port=0)
     rows = []
-    with running(config, Listen(port=port, grpc_port=0), lambda text: None):
+    with running(options, lambda text: None):
         client = Client("127.0.0.1", port)
         timed(bare, images[:20])
         timed(client.post, images[:20])

@@ -25,10 +25,9 @@ from pathlib import Path
 
 from benchmarks.serve_load import Load, Tally, sample_images
 from benchmarks.serve_replicas import APP, replica_pids, replica_states, wait_for_replicas
-from serve.config import ServeConfig
+from serve.config import ServeConfig, ServeOptions
 from serve.local.launch import running
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 EVENT_S = 120.0
@@ -81,7 +80,7 @@ def settings(**given: object) -> ServeConfig:
 @contextmanager
 def endpoint(images: list[bytes], **given: object) -> Iterator[Endpoint]:
     (port,) = free_ports(1)
-    with running(settings(**given), Listen(port=port, grpc_port=0), lambda _: None):
+    with running(ServeOptions.model_validate({"model": MODEL, "port": port, "grpc_port": 0, **given}), lambda _: None):
         yield Endpoint(port, images)
 
 

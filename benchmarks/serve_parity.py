@@ -22,9 +22,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.serve_load import Client
-from serve.config import ServeConfig
+from serve.config import ServeOptions
 from serve.local.launch import running
-from serve.local.listen import Listen
 from serve.local.ports import free_ports
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
@@ -61,13 +60,15 @@ def main() -> None:
     paths = sorted(path for pattern in args.source for path in glob.glob(pattern))  # noqa: PTH207
     rows = bulk(paths, args)
     (port,) = free_ports(1)
-    config = ServeConfig(model=args.model, decode=args.decode, precision=args.precision, min_replicas=1)
+    options = ServeOptions(
+        model=args.model, decode=args.decode, precision=args.precision, min_replicas=1, port=port, grpc_port=0
+    )
 
     def ask(sample: tuple[str, bytes]) -> tuple[str, dict]:
         _, _, body = Client("127.0.0.1", port).post(sample[1])
         return sample[0], json.loads(body)
 
-    with running(config, Listen(port=port, grpc_port=0), lambda text: None), ThreadPoolExecutor(8) as pool:
+    with running(options, lambda text: None), ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, samples(paths, args.limit)))
     equal, difference, others = 0, 0.0, []
     for key, answer in answers:

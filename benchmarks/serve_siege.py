@@ -24,10 +24,9 @@ from pathlib import Path
 from benchmarks.measure import descendants, memory_mb
 from benchmarks.serve_load import Client, Load, sample_images
 from benchmarks.serve_replicas import replica_pids
-from serve.config import ServeConfig
+from serve.config import ServeOptions
 from serve.local.launch import running
 from serve.local.ports import free_ports
-from serve.local.running import Listen
 
 MODEL = "efficientnet-lite0"
 HOST = "127.0.0.1"
@@ -149,8 +148,8 @@ def honest(port: int, images: list[bytes], per_s: float | None, seconds: float) 
 
 def siege(images: list[bytes], seconds: float, replicas: int) -> dict:
     port, grpc_port = free_ports(2)
-    config = ServeConfig(model=MODEL, min_replicas=replicas, max_replicas=replicas)
-    with running(config, Listen(port=port, grpc_port=grpc_port), lambda _: None):
+    options = ServeOptions(model=MODEL, min_replicas=replicas, max_replicas=replicas, port=port, grpc_port=grpc_port)
+    with running(options, lambda _: None):
         full = honest(port, images, None, 5)
         per_s = full["ok_per_s"] / 4
         result = {"honest_per_s": round(per_s, 1), "calm": honest(port, images, per_s, 10)}

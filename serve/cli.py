@@ -6,31 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import typer
 
 from models.errors import ConfigError, ShardlabelError
-from pipeline.options import SettingsT, build_settings, options_of
-from serve.config import ServeConfig
-from serve.local.listen import Listen
-
-EXIT_FAILED = 1
-
-
-class ServeOptions(Listen, ServeConfig):
-    """All that `shardlabel serve` can be told, by its options and by the file of `--config`."""
-
-    # Where a group of options begins, in `--help`.
-    GROUPS: ClassVar[Mapping[str, str]] = {
-        "model": "Model",
-        "batch_size": "Replicas",
-        "max_queue": "Limits",
-        "api_keys_file": "Access and logs",
-        "host": "Network and cluster",
-    }
+from pipeline.options import build_settings, options_of
+from serve.config import ServeOptions
 
 
 @options_of(ServeOptions)
@@ -70,8 +53,7 @@ def serve(
             # A replica's working folder is not ours.
             given[name] = str(Path(given[name]).absolute())
     given["address"] = given["address"] or os.environ.get("RAY_ADDRESS") or None
-    endpoint_config = _part(ServeConfig, given)
-    listen = _part(Listen, given)
+    settings = build_settings(ServeOptions, given)
 
     stop = threading.Event()
 
@@ -81,13 +63,13 @@ def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_or_break_off)
-    _say(f"starting {', '.join(endpoint_config.model)} ...")
-    with running(endpoint_config, listen, _say) as endpoint:
+    _say(f"starting {', '.join(settings.model)} ...")
+    with running(settings, _say) as endpoint:
         _say(endpoint.sentence())
         while not stop.wait(1.0):
             if (fault := endpoint.fault()) is not None:
                 _say(f"error: {fault}")
-                raise typer.Exit(EXIT_FAILED)
+                raise typer.Exit(1)
             try:
                 if endpoint.renew_certificate():
                     _say("the certificate was renewed: new connections get it")
@@ -95,10 +77,6 @@ def serve(
                 _say(f"warning: the old certificate stays: {err}")
         _say("stopping once the requests in progress are answered")
     _say("stopped")
-
-
-def _part(kind: type[SettingsT], given: dict[str, Any]) -> SettingsT:
-    return build_settings(kind, {name: given[name] for name in kind.model_fields})
 
 
 def _say(text: str) -> None:

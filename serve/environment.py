@@ -10,20 +10,14 @@ import math
 import os
 from pathlib import Path
 
-from serve.config import ServeConfig
-from serve.local.grpc_listener import HOST_VARIABLE as GRPC_HOST_VARIABLE
-from serve.local.grpc_listener import MESSAGE_VARIABLE
-from serve.local.haproxy import HOST_VARIABLE, RAY_BINARY_VARIABLE, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
-from serve.local.listen import Listen
+from serve.config import ServeConfig, ServeOptions
+from serve.local import grpc_listener, haproxy
 from serve.local.ports import free_ports
 
-# Requests up to this are held until they are answered, and sent to another replica where theirs died.
-RETRY_BUFFER_BYTES = 512 * 1024
 # Both ways: 64 MiB are the answers of 10,000 images.
 LEAST_MESSAGE_BYTES = 64 * 2**20
 # What `grpc_servicer_functions` of Serve names: every proxy imports it, so that it loads no model.
 GRPC_SERVICER = "serve.oip.grpc.service:add_to_server"
-_LOOPBACK = "127.0.0.1"
 
 
 def message_bytes(config: ServeConfig) -> int:
@@ -39,8 +33,7 @@ def of_every_node(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-        MESSAGE_VARIABLE: str(message_bytes(config)),
-        # Called in each process before it listens: limits for gRPC, of which Ray sets none.
+        grpc_listener.MESSAGE_VARIABLE: str(message_bytes(config)),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.local.grpc_listener:guard",
     }
 
@@ -49,8 +42,8 @@ def of_haproxy(config: ServeConfig, launcher: str) -> dict[str, str]:
     """Return what puts HAProxy, by the path of its launcher, before the replicas: Serve's own proxy doubles the cost."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        RAY_BINARY_VARIABLE: launcher,
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRY_BUFFER_BYTES),
+        haproxy.RAY_BINARY_VARIABLE: launcher,
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(grpc_listener.HELD_BYTES),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # One goes to another replica. Where there is none, some are spent on connections to the dead one that were kept
         # and are not yet known to be closed, before Serve's own proxy is tried.
@@ -61,9 +54,9 @@ def of_haproxy(config: ServeConfig, launcher: str) -> dict[str, str]:
     }
 
 
-def of_this_machine(host: str) -> dict[str, str]:
-    """Return what only an endpoint with a Ray of its own is told, which listens on an address."""
-    return {
+def of_this_machine(options: ServeOptions, folder: Path | None) -> dict[str, str]:
+    """Return what only an endpoint with a Ray of its own is told; the folder is for its HAProxy, where it has one."""
+    told = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # A machine that is busy has been seen to take more than Ray's 5 s, after which it kills the proxy.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
@@ -73,18 +66,16 @@ def of_this_machine(host: str) -> dict[str, str]:
         # A replica that ends waits so long, for load balancers of other machines to notice. Here there are none, and
         # Serve's own 30 s would be what Ctrl-C takes.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        GRPC_HOST_VARIABLE: host,
+        grpc_listener.HOST_VARIABLE: options.host,
     }
-
-
-def of_this_machines_haproxy(listen: Listen, folder: Path) -> dict[str, str]:
-    """Return what a HAProxy before a Ray of its own is told: files and ports that are this endpoint's alone."""
+    if folder is None:
+        return told
     metrics, stats, http, grpc = free_ports(4)
-    return {
-        HOST_VARIABLE: listen.host,
-        TLS_CERT_VARIABLE: str(listen.tls_cert or ""),
-        TLS_KEY_VARIABLE: str(listen.tls_key or ""),
-        GRPC_HOST_VARIABLE: _LOOPBACK,  # of what is behind it
+    return told | {
+        haproxy.HOST_VARIABLE: options.host,
+        haproxy.TLS_CERT_VARIABLE: str(options.tls_cert or ""),
+        haproxy.TLS_KEY_VARIABLE: str(options.tls_key or ""),
+        grpc_listener.HOST_VARIABLE: "127.0.0.1",  # of what is behind it
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

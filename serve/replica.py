@@ -25,7 +25,7 @@ from pipeline.patches.kv_patches import RayStore
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 from serve import tracing
-from serve.config import SHARED_REPLICAS, Plan, ServeConfig, plan_replica
+from serve.config import DEPLOYMENT_NAME, SHARED_REPLICAS, Plan, ServeConfig, plan_replica
 from serve.environment import message_bytes
 from serve.http.access_log import AccessLog
 from serve.http.application import Application
@@ -45,14 +45,6 @@ from serve.routes import build_asgi
 
 logger = logging.getLogger(__name__)
 
-APP_NAME = "shardlabel"
-DEPLOYMENT_NAME = "Classifier"
-
-# Serve's defaults are for models that take seconds to answer; see also the delays in serve.config.
-LOOK_BACK_S = 3.0
-METRICS_INTERVAL_S = 1.0
-SURGE_PERCENT = 20
-HEALTH_CHECK_PERIOD_S = 2.0
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
 # For all replicas to load a model, downloaded by each node.
@@ -63,43 +55,37 @@ class Replica(Methods):
     """One replica. Serve builds it in a process of its own; `__init__` takes seconds, and ends when it is ready."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self,
-        config: ServeConfig,
-        settled: Sequence[Settled],
-        plan: Plan,
-        baseline: Baseline | None = None,
+        self, config: ServeConfig, settled: Sequence[Settled], plan: Plan, baseline: Baseline | None = None
     ) -> None:
         # By default each replica's numerical libraries take all CPUs.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(variable, str(plan.cpus))
         grpc_listener.guard(message_bytes(config))
-        self.config = config
         context = ray_serve.get_replica_context()
         name = context.replica_id.unique_id
         self._application = context.app_name
-        self._plan, self._baseline = plan, baseline
+        self.config, self._plan, self._baseline = config, plan, baseline
         self.models = Models()
+        is_explicit = config.model_control == "explicit"
         self._repository = Repository(
             self.models,
             settle=partial(settle, config=config, has_gpu=plan.gpus > 0),
             build=self._build,
-            store=RayStore(f"shardlabel-models-{context.app_name}") if config.model_control == "explicit" else None,
+            store=RayStore(f"shardlabel-models-{context.app_name}") if is_explicit else None,
             call_all=self._call_all,
             keep_s=config.deadline_s + SHUTDOWN_GRACE_S,
         )
-        alone = settled[0].spec.name if len(settled) == 1 and config.model_control == "none" else ""
-        self._metrics = ServeMetrics(alone, name)
+        self._metrics = ServeMetrics("" if is_explicit or len(settled) > 1 else settled[0].spec.name, name)
         self.models.watch(lambda: self._metrics.show_models(self.models))
         await self._repository.configure(config.model, settled)
-        store = RayStore(f"shardlabel-metrics-{context.app_name}")
-        self._share = MetricsShare(store, name, self._metrics.render)
+        self._share = MetricsShare(RayStore(f"shardlabel-metrics-{context.app_name}"), name, self._metrics.render)
         self.extras = Extras(
             metrics=self._metrics,
             render_metrics=lambda: asyncio.to_thread(self._share.render_all),
             keys=None if config.api_keys_file is None else ApiKeys(config.api_keys_file),
             access_log=None if config.access_log == "off" else AccessLog(config.access_log),
             memory=BodyMemory(config.max_body_memory),
-            control=self._repository if config.model_control == "explicit" else None,
+            control=self._repository if is_explicit else None,
         )
         self.start_grpc()
         tracing.start(name)
@@ -130,8 +116,7 @@ class Replica(Methods):
 
     async def check_health(self) -> None:
         """Tell Serve whether to keep this replica."""
-        fault = self._repository.look_after()
-        if fault is not None:
+        if (fault := self._repository.look_after()) is not None:
             raise RuntimeError(f"replica is to be replaced: {fault}")
 
     def _build(self, settled: Settled) -> Engine:
@@ -179,7 +164,9 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         ConfigError: The replicas do not fit a fixed Ray.
         ProviderUnavailableError: A GPU was asked for, and a fixed Ray has none.
     """
-    cpus, gpus = _resources()
+    # A process that is connected to no Ray, as in a test, has none.
+    resources = ray.cluster_resources() if ray.is_initialized() else {}
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     # A replica's working folder is not ours.
     sources = tuple(str(Path(source).absolute()) if source.endswith(".onnx") else source for source in config.model)
     config = config.model_copy(update={"model": sources})
@@ -204,7 +191,7 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
         max_ongoing_requests=plan.max_ongoing,
         max_queued_requests=-1,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=config.deadline_s + SHUTDOWN_GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
@@ -231,27 +218,20 @@ def scaling(config: ServeConfig, plan: Plan, cpus: float, gpus: float, *, is_fix
     # before the new one has started, also where that cannot start.
     most = config.max_replicas or max(fits if is_fixed else min(fits - 1, SHARED_REPLICAS), least)
     # New replicas start before old ones stop only where one more than the most fits: Serve would wait for it without end.
-    options: dict[str, Any] = {"max_surge_percent": SURGE_PERCENT if fits > most else 0}
+    surge = {"max_surge_percent": 20 if fits > most else 0}
     if config.min_replicas == most:
-        return {**options, "num_replicas": most}
+        return {**surge, "num_replicas": most}
     with warnings.catch_warnings():
         # The variables that are to replace this field are read at import: too late for `serve deploy`.
         warnings.filterwarnings("ignore", message=".*metrics_interval_s", category=DeprecationWarning)
-        options["autoscaling_config"] = AutoscalingConfig(
+        scales = AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=most,
             target_ongoing_requests=plan.target_ongoing,
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,
-            metrics_interval_s=METRICS_INTERVAL_S,
-            look_back_period_s=LOOK_BACK_S,
+            # Serve's defaults are for models that take seconds to answer.
+            metrics_interval_s=1.0,
+            look_back_period_s=3.0,
         )
-    return options
-
-
-def _resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs of the cluster that this process is connected to; (0, 0) where it is to none."""
-    if not ray.is_initialized():
-        return 0.0, 0.0
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return {**surge, "autoscaling_config": scales}

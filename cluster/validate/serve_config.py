@@ -16,7 +16,7 @@ from cluster.validate.import_paths import resolve
 from cluster.validate.ray_options import check_runtime_env
 from cluster.validate.schema import Schema, check, shown
 from models.errors import ConfigError
-from serve.config import ServeConfig, plan_replica
+from serve.config import DEPLOYMENT_NAME, ServeConfig, plan_replica
 
 OURS = "serve.app.build_app"
 
@@ -147,12 +147,9 @@ def _names(document: Document, path: Path, target: str) -> Iterator[Fault]:
         if isinstance(name, str) and name in seen:
             yield document.fault((*place, "name"), f"two deployments have the name {name!r}")
         seen.add(str(name))
-        if target.replace(":", ".") == OURS and isinstance(name, str):
-            from serve.replica import DEPLOYMENT_NAME
-
-            if name != DEPLOYMENT_NAME:
-                reason = f"{target} has no deployment {name!r}; expected {DEPLOYMENT_NAME!r}"
-                yield document.fault((*place, "name"), reason)
+        if target.replace(":", ".") == OURS and isinstance(name, str) and name != DEPLOYMENT_NAME:
+            reason = f"{target} has no deployment {name!r}; expected {DEPLOYMENT_NAME!r}"
+            yield document.fault((*place, "name"), reason)
 
 
 def _args(

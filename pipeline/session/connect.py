@@ -8,8 +8,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from models.errors import ClusterError, ConfigError, ShardlabelError
@@ -104,16 +102,13 @@ def connect(address: str | None) -> Cluster:
     import ray
 
     is_ours = not ray.is_initialized()
-    with start_errors(address):
-        if is_ours:
-            stop_ray()  # a Ray that somebody else has shut down leaves its patches
-            until_left.enter_context(short_errors())
-            with command_line_noted(without_secrets):
-                if address:
-                    join_ray(address)
-                else:
-                    start_local_ray()
-                    until_left.enter_context(without_cluster_actors())
+    if is_ours:
+        stop_ray()  # a Ray that somebody else has shut down leaves its patches
+        until_left.enter_context(short_errors())
+        with command_line_noted(without_secrets):
+            join_or_start(address)
+        if not address:
+            until_left.enter_context(without_cluster_actors())
     _quiet()
     if is_ours and not address:
         threading.Thread(target=_watch_local_ray, name="ray-watch", daemon=True).start()
@@ -122,16 +117,18 @@ def connect(address: str | None) -> Cluster:
     return Cluster(cpus, gpus, is_ours, free_cpus=_free_cpus(cpus) if address else None, may_grow=bool(address))
 
 
-@contextmanager
-def start_errors(address: str | None) -> Iterator[None]:
-    """Turn what Ray raises, when it is joined at an address or started, into an error that says so.
+def join_or_start(address: str | None, library: str = "ray.data") -> None:
+    """Join the Ray at an address, or start a local one, for a library of Ray.
 
     Raises:
         ConfigError: It could not be joined.
         ClusterError: A local one did not start.
     """
     try:
-        yield
+        if address:
+            join_ray(address)
+        else:
+            start_local_ray(library)
     except ShardlabelError:
         raise
     except Exception as err:  # Ray raises bare exceptions here

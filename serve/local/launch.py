@@ -1,4 +1,4 @@
-"""Start the endpoint on a local Ray or a cluster, see it ready, keep it, and drain it."""
+"""Start the endpoint on a local Ray or a cluster, and see it ready."""
 
 from __future__ import annotations
 
@@ -26,19 +26,15 @@ from models.store.locate import locate
 from pipeline.operators.model_ref import read_calibration
 from pipeline.patches.grpc_patches import check_grpc
 from pipeline.patches.looks_patches import most_resources, serve_options
-from pipeline.session.connect import check_address, start_errors
-from pipeline.session.local import join_ray, start_local_ray
+from pipeline.session.connect import check_address, join_or_start
 from serve import environment, tracing
-from serve.config import ServeConfig
+from serve.config import APP_NAME, ServeOptions
 from serve.http.access_log import AccessLog
 from serve.http.keys import ApiKeys
 from serve.local.haproxy import RAY_BINARY_VARIABLE, REFUSED, TLS_CERT_VARIABLE, TLS_KEY_VARIABLE
-from serve.local.listen import Listen
 from serve.local.ports import check_free
 from serve.local.running import Endpoint
-from serve.local.tls import Certificate
-
-logger = logging.getLogger(__name__)
+from serve.local.tls import checked
 
 # A replica that finds no room within this is an error that says so.
 ROOM_S = 60.0
@@ -52,7 +48,7 @@ _set_here: set[str] = set()
 
 
 @contextlib.contextmanager
-def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]:
+def running(options: ServeOptions, say: Say) -> Iterator[Endpoint]:
     """Hold an endpoint for the time of a block, which begins when a client is served.
 
     Raises:
@@ -60,64 +56,60 @@ def running(config: ServeConfig, listen: Listen, say: Say) -> Iterator[Endpoint]
         ClusterError: Ray or Serve do not start.
         ModelError: The model cannot be had or loaded.
     """
-    if listen.address is None:
-        check_free(listen.host, listen.port, "--port")
-        if listen.grpc_port:
-            check_free(listen.host, listen.grpc_port, "--grpc-port")
-    _check(config)
+    for port, option in ((options.port, "--port"), (options.grpc_port, "--grpc-port")):
+        if port and options.address is None:
+            check_free(options.host, port, option)
+    _check(options)
     if no_spans := tracing.problem():
         say(f"warning: {no_spans}")
-    certificate = Certificate(listen.tls_cert, listen.tls_key) if listen.tls_cert and listen.tls_key else None
     # A short name: the path of a socket below it may have 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="shardlabel-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    replicas_write = config.prediction_log is not None or tracing.is_wanted()
-    endpoint = Endpoint(listen, config.deadline_s + 5.0, folder, certificate, replicas_write)
-    try:
-        haproxy = _set_environment(config, listen, folder)
-        _start_ray(listen)
-        if listen.address:
-            listen = endpoint.listen = _as_it_listens(listen, say)
+    with (
+        tempfile.TemporaryDirectory(prefix="shardlabel-", dir="/tmp", ignore_cleanup_errors=True) as name,
+        contextlib.closing(Endpoint(options, Path(name))) as endpoint,
+    ):
+        haproxy = _set_environment(options, endpoint.folder)
+        _start_ray(options.address)
+        if options.address:
+            options = endpoint.options = _as_it_listens(options, say)
         # Behind HAProxy nobody else may ask.
-        _start_serve(config, listen, "127.0.0.1" if haproxy else listen.host, folder)
-        _wait_until_ready(listen, folder, say)
+        _start_serve(options, "127.0.0.1" if haproxy else options.host, endpoint.folder)
+        _wait_until_ready(options, endpoint.folder, say)
         yield endpoint
-    finally:
-        endpoint.close()
 
 
-def _check(config: ServeConfig) -> None:
+def _check(options: ServeOptions) -> None:
     """Find before anything is started what replicas would stumble over."""
-    for spec in map(load_spec, config.model):
-        wanted = list(spec.artifacts) if config.precision == "auto" else [Precision(config.precision)]
+    for spec in map(load_spec, options.model):
+        wanted = list(spec.artifacts) if options.precision == "auto" else [Precision(options.precision)]
         if len(wanted) == 1:
             # A download may take minutes, and has its own errors.
             locate(spec, wanted[0])
-    if config.calibration is not None:
-        read_calibration(config.calibration)
-    if config.api_keys_file is not None:
-        ApiKeys(config.api_keys_file)
-    if config.access_log not in ("off", "-"):
+    if options.calibration is not None:
+        read_calibration(options.calibration)
+    if options.api_keys_file is not None:
+        ApiKeys(options.api_keys_file)
+    if options.tls_cert and options.tls_key:
+        checked(options.tls_cert, options.tls_key)
+    if options.access_log not in ("off", "-"):
         try:
-            AccessLog(config.access_log).close()
+            AccessLog(options.access_log).close()
         except OSError as err:
-            raise ConfigError(f"--access-log {config.access_log} cannot be written: {err.strerror}") from err
+            raise ConfigError(f"--access-log {options.access_log} cannot be written: {err.strerror}") from err
 
 
-def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
+def _set_environment(options: ServeOptions, folder: Path) -> bool:
     """Set what Ray Serve's processes read when they start; tell whether HAProxy is to stand before the replicas."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # Who checked the certificate was given it as an option.
-    for name in (TLS_CERT_VARIABLE, TLS_KEY_VARIABLE):
+    # Bytecode is kept. Who checked the certificate was given it as an option.
+    for name in ("PYTHONDONTWRITEBYTECODE", TLS_CERT_VARIABLE, TLS_KEY_VARIABLE):
         os.environ.pop(name, None)
-    wanted = environment.of_every_node(config) | environment.of_this_machine(listen.host)
     launcher = Path(sys.executable).parent / "shardlabel-haproxy"
-    haproxy = listen.haproxy and listen.address is None and sys.platform == "linux" and launcher.is_file()
-    if listen.tls_cert and not haproxy:
-        raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
+    haproxy = options.haproxy and options.address is None and sys.platform == "linux" and launcher.is_file()
+    wanted = environment.of_every_node(options) | environment.of_this_machine(options, folder if haproxy else None)
     if haproxy:
         os.environ.pop(RAY_BINARY_VARIABLE, None)
-        wanted |= environment.of_haproxy(config, str(launcher))
-        wanted |= environment.of_this_machines_haproxy(listen, folder)
+        wanted |= environment.of_haproxy(options, str(launcher))
+    elif options.tls_cert:
+        raise ConfigError("--tls-cert needs HAProxy, which is there on Linux only: put a gateway that has TLS in front")
     for name, value in wanted.items():
         # What the user has set stays; what an earlier endpoint of this process has set does not.
         if name not in os.environ or name in _set_here:
@@ -126,39 +118,30 @@ def _set_environment(config: ServeConfig, listen: Listen, folder: Path) -> bool:
     return haproxy
 
 
-def _start_ray(listen: Listen) -> None:
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with start_errors(listen.address):
-        if listen.address:
-            check_address(listen.address)
-            join_ray(listen.address)
-        else:
-            start_local_ray("ray.serve")
+def _start_ray(address: str | None) -> None:
+    check_address(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    join_or_start(address, "ray.serve")
     if threading.current_thread() is threading.main_thread():
-        # Ray has put handlers of its own in the place of ours: a SIGTERM would end the process on the spot.
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # Ray has put a handler of its own in the place of ours: a SIGTERM would end the process on the spot.
+        signal.signal(signal.SIGTERM, handler)
 
 
-def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -> None:
+def _start_serve(options: ServeOptions, host: str, folder: Path) -> None:
     from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions, gRPCOptions
 
-    from serve.environment import GRPC_SERVICER
-    from serve.replica import APP_NAME, build_application
+    from serve.replica import build_application
 
     check_grpc()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    app = build_application(config, is_fixed=listen.address is None)
+    app = build_application(options, is_fixed=options.address is None)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     try:
         ray_serve.start(
-            proxy_location="EveryNode" if listen.address else "HeadOnly",
-            http_options=HTTPOptions(host=host, port=listen.port, keep_alive_timeout_s=75),
-            grpc_options=gRPCOptions(port=listen.grpc_port, grpc_servicer_functions=[GRPC_SERVICER])
-            if listen.grpc_port
-            else None,
+            proxy_location="EveryNode" if options.address else "HeadOnly",
+            http_options={"host": host, "port": options.port, "keep_alive_timeout_s": 75},
+            # There is none on port 0.
+            grpc_options={"port": options.grpc_port, "grpc_servicer_functions": [environment.GRPC_SERVICER]},
             logging_config=quiet,
         )
         ray_serve.run_many(
@@ -171,19 +154,54 @@ def _start_serve(config: ServeConfig, listen: Listen, host: str, folder: Path) -
         raise ClusterError(f"Ray Serve does not start: {' '.join(str(err).split())[:300]}") from err
 
 
-def _as_it_listens(listen: Listen, say: Say) -> Listen:
+def _as_it_listens(options: ServeOptions, say: Say) -> ServeOptions:
     """Return where the cluster's Serve listens if it runs already: it cannot be told otherwise. Says what has no effect."""
     found = serve_options()
     if found is None:
-        return listen
+        return options
     http, grpc = found
-    real = listen.model_copy(update={"host": http.host, "port": http.port, "grpc_port": grpc.port})
-    if real != listen:
+    real = options.model_copy(update={"host": http.host, "port": http.port, "grpc_port": grpc.port})
+    if real != options:
         say(
             f"Serve runs on that cluster already, and listens on {real.host}:{real.port}, gRPC on port {real.grpc_port}: "
-            f"--host {listen.host} --port {listen.port} --grpc-port {listen.grpc_port} have no effect"
+            f"--host {options.host} --port {options.port} --grpc-port {options.grpc_port} have no effect"
         )
     return real
+
+
+def _look_for_refusal(folder: Path) -> None:
+    """Raise ClusterError if `serve.local.haproxy` has refused to start: Serve would try again without end."""
+    for path in folder.rglob(REFUSED):
+        raise ClusterError(path.read_text())
+
+
+def _wait_until_ready(options: ServeOptions, folder: Path, say: Say) -> None:
+    """Wait until Serve calls the application running, and a local one answers."""
+    from ray import serve as ray_serve
+
+    began = time.monotonic()
+    say_once = cache(say)
+    while True:
+        _look_for_refusal(folder)
+        app = ray_serve.status().applications.get(APP_NAME)
+        state = "" if app is None else str(app.status.value)
+        reason = _reason(app)
+        if state == "RUNNING":
+            reason = "" if options.address else _silence(options)
+            if not reason:
+                return
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ClusterError(f"the replicas fail: {reason}")
+        waited = time.monotonic() - began
+        if waited > ROOM_S and "to be scheduled" in reason:
+            if options.address is None or not _can_grow():
+                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {reason}")
+            say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
+        if waited > READY_S:
+            raise ClusterError(f"not ready within {READY_S:g} s: {reason}")
+        if waited > 15:
+            say_once("still starting: the model is being loaded, or fetched by its node")
+        time.sleep(POLL_S)
 
 
 def _can_grow() -> bool:
@@ -194,61 +212,25 @@ def _can_grow() -> bool:
     return any(most.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
 
 
-def _look_for_refusal(folder: Path) -> None:
-    """Raise ClusterError if `serve.local.haproxy` has refused to start: Serve would try again without end."""
-    for path in folder.rglob(REFUSED):
-        raise ClusterError(path.read_text())
-
-
-def _wait_until_ready(listen: Listen, folder: Path, say: Say) -> None:
-    """Wait until Serve calls the application running, and a local one answers."""
-    from ray import serve as ray_serve
-
-    from serve.replica import APP_NAME
-
-    began = time.monotonic()
-    say_once = cache(say)
-    while True:
-        _look_for_refusal(folder)
-        app = ray_serve.status().applications.get(APP_NAME)
-        state = "" if app is None else str(app.status.value)
-        reason = _reason(app)
-        waited = time.monotonic() - began
-        if state == "RUNNING":
-            silence = None if listen.address else _silence(listen)
-            if silence is None:
-                return
-            reason = silence
-        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ClusterError(f"the replicas fail: {reason}")
-        if waited > ROOM_S and "to be scheduled" in reason:
-            if listen.address is None or not _can_grow():
-                raise ConfigError(f"no replica found room within {ROOM_S:g} s: {reason}")
-            say_once("no replica has room yet: waiting for the cluster's autoscaler to add a node")
-        if waited > READY_S:
-            raise ClusterError(f"not ready within {READY_S:g} s: {reason}")
-        if waited > 15:
-            say_once("still starting: the model is being loaded, or fetched by its node")
-        time.sleep(POLL_S)
-
-
 def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type)
     texts = [] if app is None else [str(app.message), *(str(d.message) for d in app.deployments.values())]
     text = max(texts, key=len, default="") or "Serve does not say why"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # The last line of a traceback says what went wrong.
-    return (lines[-1] if "Traceback" in text else " ".join(lines))[:400]
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1]  # says what went wrong
+    return " ".join(text.split())[:400]
 
 
-def _silence(listen: Listen) -> str | None:
+def _silence(options: ServeOptions) -> str:
     """Ask as a client would, and say what is wrong: Serve calls itself running before its proxy passes requests on."""
     # The certificate was looked at, and bears another name than this machine's.
-    trusting = ssl._create_unverified_context() if listen.tls_cert else None
+    trusting = ssl._create_unverified_context() if options.tls_cert else None
     # No proxy of the environment's stands between a machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
     try:
-        with opener.open(f"{listen.url}/healthz", timeout=5) as answer:
-            problem = None if orjson.loads(answer.read()) == {"status": "ok"} else "another server answers there"
+        with opener.open(f"{options.url}/healthz", timeout=5) as answer:
+            if orjson.loads(answer.read()) == {"status": "ok"}:
+                return ""
+            problem = "another server answers there"
     except (OSError, ValueError) as err:
         problem = str(err)
-    return None if problem is None else f"{listen.url} does not answer: {problem}"
+    return f"{options.url} does not answer: {problem}"

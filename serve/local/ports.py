@@ -42,6 +42,6 @@ def _by_whom(port: int) -> str:
         for each in psutil.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
                 command = " ".join(psutil.Process(each.pid).cmdline())
-                is_endpoint = "haproxy" in command
-                return f"by process {each.pid} ({command[:120]}){', which may be another endpoint' * is_endpoint}"
+                hint = ", which may be another endpoint" if "haproxy" in command else ""
+                return f"by process {each.pid} ({command[:120]}){hint}"
     return "by a process of another user"

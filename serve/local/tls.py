@@ -1,4 +1,4 @@
-"""The certificate that HAProxy shows to clients, checked before anything is started, and watched for a newer one."""
+"""The certificate that HAProxy shows to clients, checked before HAProxy gets it."""
 
 from __future__ import annotations
 
@@ -9,65 +9,36 @@ from pathlib import Path
 from models.errors import ConfigError
 
 
-class Certificate:
-    """A certificate and its key in files, which may be renewed there.
+def checked(cert: Path, key: Path) -> str:
+    """Return the PEM of both, if a client that trusts the certificate could connect now.
 
     Args:
         cert: PEM of the certificate, and of those between it and its root.
-        key: PEM of its private key, without a passphrase.
+        key: PEM of its private key, without a passphrase; may be the same file.
 
     Raises:
         ConfigError: They cannot be used as they are; says what to do.
+        OSError: They are being replaced at this moment.
     """
-
-    def __init__(self, cert: Path, key: Path) -> None:
-        self._cert, self._key = cert, key
-        self._known = self._stamps()
-        self._check()
-
-    def renewed(self) -> str | None:
-        """Return the new certificate and key, as PEM; None where they are as they were.
-
-        Raises:
-            ConfigError: What is there now cannot be used; not said again before it changes.
-            OSError: It is being replaced at this moment.
-        """
-        now = self._stamps()
-        if now == self._known:
-            return None
-        self._known = now
-        self._check()
-        # Both may be one file; what stands around the PEM may be in any encoding.
-        return "\n".join(path.read_text(errors="replace") for path in dict.fromkeys((self._cert, self._key)))
-
-    def _stamps(self) -> list[tuple[int, int]]:
-        # Not what they hold: the key stays where it is. A file that is away, since it is being replaced, is a change too.
-        stamps = []
-        for path in (self._cert, self._key):
-            with contextlib.suppress(OSError):
-                found = path.stat()
-                stamps.append((found.st_mtime_ns, found.st_ino))
-        return stamps
-
-    def _check(self) -> None:
-        """Raise ConfigError unless a client that trusts this certificate could connect now."""
-        cert, key = self._cert, self._key
-        for option, path in (("--tls-cert", cert), ("--tls-key", key)):
-            try:
-                path.read_bytes()
-            except OSError as err:
-                raise ConfigError(f"{option} {path} cannot be read: {err.strerror}") from err
+    texts = {}
+    for option, path in (("--tls-cert", cert), ("--tls-key", key)):
         try:
-            _shake_hands(cert, key)
-        except ssl.SSLCertVerificationError as err:
-            raise ConfigError(f"--tls-cert {cert} is refused by clients: {err.verify_message}; renew it") from err
-        except ssl.SSLError as err:
-            if err.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {cert}: give the pair") from err
-            raise ConfigError(
-                f"--tls-cert {cert} and --tls-key {key} cannot be used ({err.reason or err}): give PEM files, the server's "
-                "own certificate first"
-            ) from err
+            # What stands around the PEM may be in any encoding.
+            texts[path] = path.read_text(errors="replace")
+        except OSError as err:
+            raise ConfigError(f"{option} {path} cannot be read: {err.strerror}") from err
+    try:
+        _shake_hands(cert, key)
+    except ssl.SSLCertVerificationError as err:
+        raise ConfigError(f"--tls-cert {cert} is refused by clients: {err.verify_message}; renew it") from err
+    except ssl.SSLError as err:
+        if err.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {cert}: give the pair") from err
+        raise ConfigError(
+            f"--tls-cert {cert} and --tls-key {key} cannot be used ({err.reason or err}): give PEM files, the server's "
+            "own certificate first"
+        ) from err
+    return "\n".join(texts.values())
 
 
 def _shake_hands(cert: Path, key: Path) -> None:

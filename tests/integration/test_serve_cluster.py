@@ -23,8 +23,7 @@ import yaml
 
 from benchmarks.serve_load import Client, Load, sample_images
 from serve import environment
-from serve.config import ServeConfig
-from serve.local.listen import Listen
+from serve.config import ServeConfig, ServeOptions
 from serve.local.ports import free_ports
 from tests.support.cluster_nodes import Nodes, running_nodes
 from tests.support.prometheus import Prometheus, needs_prometheus, running_prometheus
@@ -114,8 +113,7 @@ def cluster() -> Iterator[Cluster]:
     config = ServeConfig(model=MODEL)
     # What docs/serving.md says that every node has, and ports of this test's own.
     told = environment.of_every_node(config) | environment.of_haproxy(config, str(BIN / "shardlabel-haproxy"))
-    told |= environment.of_this_machines_haproxy(Listen(), folder)
-    told["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
+    told |= environment.of_this_machine(ServeOptions(), folder)
     try:
         # Two replicas, the third of a rolling update, and a bulk run.
         with running_nodes(head_cpus=4, **told) as nodes:

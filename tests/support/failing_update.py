@@ -17,7 +17,7 @@ from collections import Counter
 from models.errors import UnknownModelError
 from serve import environment
 from serve.app import build_app
-from serve.config import ServeConfig
+from serve.config import ServeConfig, ServeOptions
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 MODEL = "efficientnet-lite0"
@@ -44,7 +44,7 @@ def keep_asking(port: int, seen: Counter[str], stop: threading.Event) -> None:
 
 
 def main(port: int) -> None:
-    os.environ |= environment.of_every_node(ServeConfig()) | environment.of_this_machine("127.0.0.1")
+    os.environ |= environment.of_every_node(ServeConfig()) | environment.of_this_machine(ServeOptions(), None)
     import ray
     from ray import serve
 

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from cluster.cli import build_app
 from models.errors import ConfigError
 from pipeline.config import CPU_BATCH_SIZE, GPU_BATCH_SIZE, LabelConfig, build_config
-from serve.config import ServeConfig
+from serve.config import CPU_BATCH_SIZE as SERVE_CPU_BATCH_SIZE
+from serve.config import GPU_BATCH_SIZE as SERVE_GPU_BATCH_SIZE
+from serve.config import MAX_GPU_CPUS, MIN_QUEUE, SHARED_REPLICAS, ServeConfig
 from tools.cli_page import PAGE, build_page
 
 LABEL = {"source": ("a.tar",), "output": "out"}
@@ -50,7 +52,14 @@ def test_every_setting_is_an_option_with_its_description_and_its_default(command
     [
         pytest.param("label", "batch_size", f"{CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU", id="by device"),
         pytest.param("label", "address", "$RAY_ADDRESS, else a local Ray", id="by environment"),
-        pytest.param("serve", "batch_size", "8 on a CPU, 32 on a GPU", id="of serve"),
+        pytest.param(
+            "serve", "batch_size", f"{SERVE_CPU_BATCH_SIZE} on a CPU, {SERVE_GPU_BATCH_SIZE} on a GPU", id="of serve"
+        ),
+        pytest.param("serve", "replica_cpus", f"1; with a GPU up to {MAX_GPU_CPUS}", id="by machine"),
+        pytest.param("serve", "max_queue", f"{MIN_QUEUE} or more", id="by batch"),
+        pytest.param(
+            "serve", "max_replicas", f"as fit; on a joined cluster one less, at most {SHARED_REPLICAS}", id="by cluster"
+        ),
         pytest.param("label", "overwrite", None, id="a switch is off"),
     ],
 )

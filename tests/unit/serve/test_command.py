@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import build_app
 from models.errors import ConfigError
-from serve.config import ServeConfig
-from serve.local.listen import Listen
+from serve.config import ServeOptions
 from tests.support.certificates import write_certificate
 
 
@@ -20,11 +19,9 @@ def told(monkeypatch):
     """Run the command up to where it would start, and return what it would start by."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def run(*words: str) -> tuple[ServeConfig, Listen]:
+    def run(*words: str) -> ServeOptions:
         seen = []
-        monkeypatch.setattr(
-            "serve.local.launch.running", lambda config, listen, say: seen.append((config, listen)) or 1 / 0
-        )
+        monkeypatch.setattr("serve.local.launch.running", lambda options, say: seen.append(options) or 1 / 0)
         done = CliRunner().invoke(build_app(), ["serve", *words])
         if isinstance(done.exception, ConfigError):
             raise done.exception
@@ -62,17 +59,16 @@ def test_a_file_says_what_options_say(told, tmp_path):
     by_file, by_words = told(*file_of(tmp_path, **settings)), told(*words)
 
     assert by_file == by_words
-    config, listen = by_file
-    assert (config.model, config.top_k, config.max_queue, config.downscale_delay_s) == (("resnet18-v2",), 3, 99, 5)
-    assert (listen.url, listen.grpc_port, listen.tls_key) == ("https://127.0.0.1:8123", 0, key)
+    assert (by_file.model, by_file.top_k, by_file.max_queue, by_file.downscale_delay_s) == (("resnet18-v2",), 3, 99, 5)
+    assert (by_file.url, by_file.grpc_port, by_file.tls_key) == ("https://127.0.0.1:8123", 0, key)
 
 
 def test_options_come_before_the_file(told, tmp_path):
     file = file_of(tmp_path, port=8123, haproxy=True, **{"top-k": 3, "deadline_s": 4})
 
-    config, listen = told(*file, "--port", "8124", "--no-haproxy", "--top-k", "9")
+    options = told(*file, "--port", "8124", "--no-haproxy", "--top-k", "9")
 
-    assert (listen.port, listen.haproxy, config.top_k, config.deadline_s) == (8124, False, 9, 4)
+    assert (options.port, options.haproxy, options.top_k, options.deadline_s) == (8124, False, 9, 4)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,7 @@ def test_what_is_wrong_in_the_file_is_told_before_anything_starts(told, tmp_path
 def test_paths_reach_the_replicas_whole(told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    config, _ = told(*file_of(tmp_path, **{"access-log": "access.log", "api_keys_file": "keys.txt"}))
+    options = told(*file_of(tmp_path, **{"access-log": "access.log", "api_keys_file": "keys.txt"}))
 
-    assert config.access_log == str(tmp_path / "access.log")
-    assert config.api_keys_file == tmp_path / "keys.txt"
+    assert options.access_log == str(tmp_path / "access.log")
+    assert options.api_keys_file == tmp_path / "keys.txt"

@@ -12,7 +12,7 @@ import yaml
 
 from cluster.manifests.render import Target, render
 from cluster.manifests.settings_sources import build_configuration
-from serve.config import ServeConfig
+from serve.config import ServeConfig, ServeOptions
 from serve.environment import GRPC_SERVICER, of_every_node, of_haproxy
 
 ROOT = Path(__file__).parents[3]
@@ -38,11 +38,10 @@ def table() -> dict[str, str]:
 
 def test_every_container_of_the_manifest_is_told_what_the_command_tells_its_own(monkeypatch, tmp_path):
     from serve.local import launch
-    from serve.local.listen import Listen
 
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(launch, "_set_here", set())
-    launch._set_environment(ServeConfig(), Listen(), tmp_path)
+    launch._set_environment(ServeOptions(), tmp_path)
     shared = {name: value for name, value in os.environ.items() if name in table()}
 
     assert shared.keys() == table().keys()

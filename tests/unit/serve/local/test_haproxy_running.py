@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.config import ServeOptions
 from serve.local.haproxy import OWN_TIMEOUT_HEADER, TLS_BUNDLE, edited
-from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.local.running import Endpoint
 from tests.support.certificates import write_certificate
@@ -164,7 +164,7 @@ def haproxy(request, tmp_path_factory, monkeypatch) -> Iterator[Running]:
         trusting = ssl.create_default_context(cafile=cert)
         bundle = cert.rename(node / TLS_BUNDLE)
         key.rename(f"{bundle}.key")
-    config.write_text(edited(config.read_text(), tls=bundle))
+    config.write_text(edited(config.read_text(), bundle))
     # As in an environment far down a disk: whoever reads only the start of the command does not see the configuration.
     binary = tmp_path_factory.mktemp("bin") / ("deep" * 40) / "haproxy"
     binary.parent.mkdir()
@@ -251,7 +251,7 @@ def test_draining_answers_what_is_being_served_and_closes_kept_connections(hapro
     time.sleep(0.2)
 
     began = time.monotonic()
-    Endpoint(Listen(port=haproxy.port), 10.0, haproxy.folder).drain_haproxy()
+    Endpoint(ServeOptions(port=haproxy.port), haproxy.folder).drain_haproxy()
     took = time.monotonic() - began
     client.join()
 
@@ -259,6 +259,24 @@ def test_draining_answers_what_is_being_served_and_closes_kept_connections(hapro
     assert 1 < took < 5
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", haproxy.port), timeout=2)
+
+
+@pytest.mark.parametrize("haproxy", [2, "TLS"], indirect=True, ids=["plain", "TLS"])
+def test_draining_does_not_wait_for_connections_that_ask_nothing(haproxy):
+    with contextlib.ExitStack() as held:
+        kept = held.enter_context(contextlib.closing(haproxy.connect()))
+        kept.request("GET", "/")
+        assert kept.getresponse().read() == b"success"
+        for port, said in product((haproxy.port, haproxy.grpc_port), (b"", PREFACE + SETTINGS)):
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            connection.sendall(said)
+        time.sleep(0.2)
+
+        began = time.monotonic()
+        Endpoint(ServeOptions(port=haproxy.port), haproxy.folder).drain_haproxy()
+        took = time.monotonic() - began
+
+    assert took < 2
 
 
 @pytest.mark.parametrize(("asked", "passed_on"), [({"X-Request-Timeout-Seconds": "5e-324"}, "5e-324"), ({}, "none")])

@@ -12,9 +12,9 @@ import pytest
 
 from models.errors import ClusterError, ConfigError
 from pipeline.patches.grpc_patches import check_grpc
-from serve.config import ServeConfig
+from serve import tracing
+from serve.config import ServeConfig, ServeOptions
 from serve.local import launch
-from serve.local.listen import Listen
 from serve.local.ports import free_ports
 from serve.local.running import Endpoint
 from tests.support.certificates import write_certificate
@@ -47,7 +47,7 @@ def test_a_cluster_that_can_grow_is_waited_for_and_that_is_said(statuses, monkey
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     said = []
 
-    launch._wait_until_ready(Listen(address="auto"), tmp_path, said.append)
+    launch._wait_until_ready(ServeOptions(address="auto"), tmp_path, said.append)
 
     assert [text for text in said if "autoscaler" in text] == said
     assert len(said) == 1
@@ -59,7 +59,7 @@ def test_one_that_cannot_is_an_error(statuses, monkeypatch, tmp_path, most):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
 
     with pytest.raises(ConfigError, match="no replica found room"):
-        launch._wait_until_ready(Listen(address="auto"), tmp_path, print)
+        launch._wait_until_ready(ServeOptions(address="auto"), tmp_path, print)
 
 
 def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypatch):
@@ -67,7 +67,7 @@ def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypat
     monkeypatch.setattr(launch, "serve_options", lambda: found)
     said = []
 
-    listen = launch._as_it_listens(Listen(address="auto"), said.append)
+    listen = launch._as_it_listens(ServeOptions(address="auto"), said.append)
 
     assert (listen.host, listen.port, listen.grpc_port) == ("0.0.0.0", 8123, 9123)
     assert "--host 127.0.0.1" in said[0]
@@ -75,7 +75,7 @@ def test_where_serve_runs_already_its_own_ports_count_and_that_is_said(monkeypat
 
 
 def test_nothing_is_said_where_they_are_what_was_asked_for_or_serve_does_not_run(monkeypatch):
-    asked = Listen(address="auto")
+    asked = ServeOptions(address="auto")
     for found in (None, (SimpleNamespace(host="127.0.0.1", port=8000), SimpleNamespace(port=9000))):
         monkeypatch.setattr(launch, "serve_options", lambda found=found: found)
 
@@ -91,14 +91,15 @@ def test_an_application_that_cannot_be_deleted_is_an_error_and_not_stopped(monke
     monkeypatch.setattr("ray.serve.delete", fail)
 
     with pytest.raises(ClusterError, match=r"may still run.*the controller is gone"):
-        Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path).close()
+        Endpoint(ServeOptions(address="ray://x", port=1), tmp_path).close()
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_a_replica_for_a_gpu_has_one(monkeypatch, device):
     from serve import replica
 
-    monkeypatch.setattr(replica, "_resources", lambda: (8.0, 1.0))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     config = ServeConfig(model="efficientnet-lite0", precision="int8", device=device)
 
     (node,) = [replica.build_application(config, is_fixed=True)]
@@ -113,7 +114,7 @@ def test_a_refusal_of_haproxy_ends_the_start_with_its_words(tmp_path):
     (tmp_path / "node" / "refused").write_text("HAProxy is not started: no stats socket")
 
     with pytest.raises(ClusterError, match="no stats socket"):
-        launch._wait_until_ready(Listen(), tmp_path, print)
+        launch._wait_until_ready(ServeOptions(), tmp_path, print)
 
 
 def test_an_endpoint_that_runs_and_does_not_answer_is_an_error_that_says_how(monkeypatch, tmp_path):
@@ -122,7 +123,7 @@ def test_an_endpoint_that_runs_and_does_not_answer_is_an_error_that_says_how(mon
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"shardlabel": running()}))
 
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:\d+ does not answer: .*Connection refused"):
-        launch._wait_until_ready(Listen(port=free_ports(1)[0]), tmp_path, print)
+        launch._wait_until_ready(ServeOptions(port=free_ports(1)[0]), tmp_path, print)
 
 
 def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_behind(monkeypatch, tmp_path):
@@ -135,7 +136,7 @@ def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_
         lambda key, del_by_prefix, namespace: deleted.append((key, del_by_prefix, namespace)),
     )
 
-    Endpoint(Listen(address="ray://x", port=1), 1.0, tmp_path).close()
+    Endpoint(ServeOptions(address="ray://x", port=1), tmp_path).close()
 
     assert deleted == [(b"", True, "shardlabel-metrics-shardlabel"), (b"", True, "shardlabel-models-shardlabel")]
 
@@ -265,7 +266,7 @@ def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(
     server = HTTPServer(("127.0.0.1", 0), Healthy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        assert launch._silence(Listen(port=server.server_port)) is None
+        assert launch._silence(ServeOptions(port=server.server_port)) == ""
     finally:
         server.shutdown()
         server.server_close()
@@ -274,22 +275,30 @@ def test_a_proxy_of_the_environment_does_not_keep_the_endpoint_from_being_asked(
 def test_tls_without_haproxy_is_refused_and_leaves_no_folder(monkeypatch, tmp_path):
     cert, key = write_certificate(tmp_path)
     made = tmp_path / "made"
-    monkeypatch.setattr(launch.tempfile, "mkdtemp", lambda **_: made.mkdir() or str(made))
+    monkeypatch.setattr(launch.tempfile, "mkdtemp", lambda *_: made.mkdir() or str(made))
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(launch.os, "environ", dict(launch.os.environ))
     monkeypatch.setattr(launch, "check_free", lambda *_: None)
 
-    endpoint = launch.running(ServeConfig(model="efficientnet-lite0"), Listen(tls_cert=cert, tls_key=key), print)
+    endpoint = launch.running(ServeOptions(model="efficientnet-lite0", tls_cert=cert, tls_key=key), print)
     with pytest.raises(ConfigError, match="--tls-cert needs HAProxy"), endpoint:
         pass
 
     assert not made.exists()
 
 
-@pytest.mark.parametrize(("replicas_write", "deleted"), [(True, ["shardlabel"]), (False, [])])
+@pytest.mark.parametrize(
+    ("log", "spans", "deleted"),
+    [("answers", None, ["shardlabel"]), (None, "http://collector:4318", ["shardlabel"]), (None, None, [])],
+    ids=["rows", "spans", "neither"],
+)
 def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_left(
-    monkeypatch, tmp_path, replicas_write, deleted
+    monkeypatch, tmp_path, log, spans, deleted
 ):
+    for name in tracing.ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    if spans:
+        monkeypatch.setenv(tracing.ENDPOINTS[1], spans)
     found = []
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.shutdown", lambda: None)
@@ -297,7 +306,7 @@ def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_
     haproxy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "haproxy.cfg")])
     monkeypatch.setattr("ray.shutdown", haproxy.kill)
 
-    Endpoint(Listen(port=1), 0.1, tmp_path, replicas_write=replicas_write).close()
+    Endpoint(ServeOptions(port=1, deadline_s=0.1, prediction_log=log), tmp_path).close()
     haproxy.wait()
 
     assert found == deleted

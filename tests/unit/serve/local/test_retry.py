@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.local.retry import HELD_BYTES, RetryOnce
+from serve.local.grpc_listener import HELD_BYTES, retry_once
 
 
 class Proxy:
@@ -40,7 +40,7 @@ def ask(app, parts: list[bytes]) -> tuple[int, dict[bytes, bytes], bytes]:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
-    asyncio.run(RetryOnce(app)(scope, receive, send))
+    asyncio.run(retry_once(app)(scope, receive, send))
     return (sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]) if sent else (0, {}, b"")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import build_app
-from models.errors import ConfigError
-from serve.local.tls import Certificate
+from models.errors import ClusterError, ConfigError
+from serve.config import ServeOptions
+from serve.local import running
+from serve.local.haproxy import TLS_BUNDLE
+from serve.local.tls import checked
 from tests.support.certificates import write_certificate
 
 
@@ -38,55 +42,67 @@ def test_a_certificate_that_clients_would_refuse_is_an_error_that_says_what_to_d
     cert, key = make(tmp_path)
 
     with pytest.raises(ConfigError, match=says):
-        Certificate(cert, key)
+        checked(cert, key)
 
 
 def test_a_good_one_passes_alone_and_in_one_file_with_its_key(tmp_path):
     cert, key = write_certificate(tmp_path)
-    Certificate(cert, key)
-    cert.write_text(cert.read_text() + key.read_text())
-
-    Certificate(cert, cert)
-
-
-def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path):
-    cert, key = write_certificate(tmp_path)
-    certificate = Certificate(cert, key)
-    assert certificate.renewed() is None
-
-    write_certificate(tmp_path)
-    given = certificate.renewed()
-    assert given is not None
-    assert cert.read_text().strip() in given
-    assert key.read_text().strip() in given
-    assert certificate.renewed() is None
-
+    assert checked(cert, key) == f"{cert.read_text()}\n{key.read_text()}"
     cert.write_bytes("C = MÜNCHEN\n".encode("latin-1") + cert.read_bytes() + key.read_bytes())
-    given = certificate.renewed()
-    assert given is not None
-    assert key.read_text().strip() in given
-    together = Certificate(cert, cert)
-    cert.write_bytes(cert.read_bytes() + b"\n")
-    assert (together.renewed() or "").count("PRIVATE KEY") == 2  # its two ends
+
+    assert checked(cert, cert).count("PRIVATE KEY") == 2  # its two ends
+
+
+def test_a_renewed_one_is_given_once_and_a_bad_one_is_told_once(tmp_path, monkeypatch):
+    cert, key = write_certificate(tmp_path / "tls")
+    socket = tmp_path / "node" / "admin.sock"
+    socket.parent.mkdir()
+    socket.touch()
+    asked = []
+    monkeypatch.setattr(
+        running, "_console", lambda path: nullcontext(lambda command: asked.append((path, command)) or "Success!")
+    )
+    endpoint = running.Endpoint(ServeOptions(tls_cert=cert, tls_key=key), tmp_path)
+    assert not endpoint.renew_certificate()
+
+    write_certificate(tmp_path / "tls")
+    cert.write_text(f"of the server:\n\n{cert.read_text()}")
+    assert endpoint.renew_certificate()
+    assert not endpoint.renew_certificate()
+    name = socket.with_name(TLS_BUNDLE)
+    content = "".join(path.read_text() for path in (cert, key)).replace("\n\n", "\n")
+    assert asked == [(socket, f"set ssl cert {name} <<\n{content}"), (socket, f"commit ssl cert {name}")]
 
     key.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
-        certificate.renewed()
-    assert certificate.renewed() is None
+        endpoint.renew_certificate()
+    assert not endpoint.renew_certificate()
+
+
+def test_one_that_haproxy_does_not_take_is_an_error_with_its_words(tmp_path, monkeypatch):
+    cert, key = write_certificate(tmp_path / "tls")
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "admin.sock").touch()
+    monkeypatch.setattr(running, "_console", lambda path: nullcontext(lambda command: "unable to load\n"))
+    endpoint = running.Endpoint(ServeOptions(tls_cert=cert, tls_key=key), tmp_path)
+    write_certificate(tmp_path / "tls")
+
+    with pytest.raises(ClusterError, match="does not take the new certificate: unable to load"):
+        endpoint.renew_certificate()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that root cannot read either")
 def test_one_that_cannot_be_read_is_told_once_and_at_the_start_as_any_other_mistake(tmp_path):
     cert, key = write_certificate(tmp_path)
-    certificate = Certificate(cert, key)
+    endpoint = running.Endpoint(ServeOptions(tls_cert=cert, tls_key=key), tmp_path)
     key.unlink()
     key.symlink_to("/proc/self/mem")
 
     with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
-        certificate.renewed()
-    assert certificate.renewed() is None
+        endpoint.renew_certificate()
+    assert not endpoint.renew_certificate()
     with pytest.raises(ConfigError, match=r"--tls-key .* cannot be read"):
-        Certificate(cert, key)
+        checked(cert, key)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,9 @@ def verify(
 
 def report(
     dest: Annotated[str, typer.Argument(help="A folder or URI that `shardlabel label` wrote to, or a prediction log.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Where to write the page.")] = "report.html",
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Where to write the page; replaces an earlier one.")
+    ] = "report.html",
 ) -> None:
     """Make one HTML page about a run, finished or not: counts, errors, labels, scores, throughput, sample images.
 

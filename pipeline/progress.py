@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class ProgressPrinter:
         self._units_before = totals.units
         self._bytes_before = totals.bytes_read
         self._started = self._printed = time.perf_counter()
+        self._labelling_since = math.inf  # when the first of the units that have finished was begun
         self._lock = threading.Lock()
         self._console = Console(file=stream, stderr=True, quiet=kind is Progress.NONE)
         # With FORCE_COLOR set, Rich takes a log for a terminal.
@@ -58,6 +60,7 @@ class ProgressPrinter:
     def add(self, commit: Commit) -> None:
         """Count a finished unit, and print if it is time."""
         self.totals.add(commit)
+        self._labelling_since = min(self._labelling_since, time.perf_counter() - commit.seconds)
         self.tick()
 
     def tick(self) -> None:
@@ -100,12 +103,13 @@ class ProgressPrinter:
     def line(self) -> str:
         """Return the line: units, images, images/s of this run, errors, and the time left by bytes or units.
 
-        Until this run has finished a unit, the line says only how long the run has taken.
+        The rate and the time left do not count the start-up: they begin when the first finished unit was begun. Until
+        this run has finished a unit, the line says only how long the run has taken.
         """
-        t = self.totals
-        seconds = time.perf_counter() - self._started
+        t, now = self.totals, time.perf_counter()
         if t.units == self._units_before:
-            return f"{t.units}/{self._units} units, none finished yet after {seconds:.0f} s"
+            return f"{t.units}/{self._units} units, none finished yet after {now - self._started:.0f} s"
+        seconds = now - self._labelling_since
         rate = (t.rows - self._rows_before) / seconds if seconds > 0 else 0.0
         if self._total_bytes is None:
             read, left = t.units - self._units_before, self._units - t.units

@@ -7,12 +7,12 @@ float32, and so do the inputs and outputs of the joined graph: a caller sees no 
 from __future__ import annotations
 
 import logging
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from models.decode.mode import DecodeMode
 from models.device import Provider
 from models.errors import SignatureError
 from models.graph.cache import cached_graph, load_joined_graph
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the conversion changes.
 HALF_VERSION = 1
-SAMPLES = Path(__file__).parents[1] / "samples" / "photos.tar"
 # How far a probability may move; float16 has 11 bits, and rounds some fifty times on the way through a network.
 TOLERANCE = 0.02
 # Below float16's largest value, 65504, since other images may give larger values than the photographs.
@@ -121,7 +120,9 @@ def check_half(spec: ModelSpec, whole: bytes, half: bytes) -> None:
     Raises:
         SignatureError: A probability differs by more than TOLERANCE, or a value exceeds LARGEST.
     """
-    images = _photographs(spec)
+    from models.decode.photographs import bundled_photographs  # loads decoders, which only the first use needs
+
+    images = bundled_photographs(spec.preprocessing, DecodeMode.EXACT)
     expected, found = (_probabilities(graph, images) for graph in (whole, half))
     worst = float(np.abs(found - expected).max())
     if not worst <= TOLERANCE:  # also true for a NaN
@@ -151,19 +152,6 @@ def _largest_value(graph: bytes, images: np.ndarray) -> float:
             if value.dtype == np.float32 and value.size:
                 largest = max(largest, float(np.abs(value).max()))
     return largest
-
-
-def _photographs(spec: ModelSpec) -> np.ndarray:
-    """Return the bundled photographs, resized and cropped for the model; uint8 of shape (n_images, crop, crop, 3)."""
-    from models.decode.decode import DecodeMode, ImageLimits, decode_image
-
-    limits, crops = ImageLimits(), []
-    with tarfile.open(SAMPLES) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None and member.name.endswith((".jpg", ".png", ".webp")):
-                crops.append(decode_image(file.read(), spec.preprocessing, DecodeMode.EXACT, limits).pixels)
-    return np.stack(crops)
 
 
 def _probabilities(graph: bytes, images: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ class _Batches:
         return {self._input_name: self._batches[self._next - 1]}
 
 
-class Calibration(StrEnum):
+class RangeMethod(StrEnum):
     """How the range of an activation is chosen from the values observed."""
 
     MINMAX = "minmax"
@@ -77,7 +77,7 @@ def quantize_int8(
     batches: Iterable[Float32Array],
     *,
     float_ops: Collection[str] = (),
-    calibration: Calibration = Calibration.MINMAX,
+    method: RangeMethod = RangeMethod.MINMAX,
 ) -> onnx.ModelProto:
     """Quantise a classifier: QDQ format, uint8 activations with a calibrated range, int8 weights per channel.
 
@@ -85,7 +85,7 @@ def quantize_int8(
         model: A float32 model with one input.
         batches: Calibration images as the model takes them: float32 of shape (n_images, ...).
         float_ops: Kinds of node that stay float32, such as "ReduceMean".
-        calibration: How the range is chosen: the smallest and largest value observed; the range without the outermost
+        method: How the range is chosen: the smallest and largest value observed; the range without the outermost
             0.01 %; or the range that loses the least information (entropy).
 
     Returns:
@@ -95,12 +95,12 @@ def quantize_int8(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     methods = {
-        Calibration.MINMAX: CalibrationMethod.MinMax,
-        Calibration.PERCENTILE: CalibrationMethod.Percentile,
-        Calibration.ENTROPY: CalibrationMethod.Entropy,
+        RangeMethod.MINMAX: CalibrationMethod.MinMax,
+        RangeMethod.PERCENTILE: CalibrationMethod.Percentile,
+        RangeMethod.ENTROPY: CalibrationMethod.Entropy,
     }
     feeds = list(batches)
-    if calibration is not Calibration.MINMAX and len(feeds) > STRIDE:
+    if method is not RangeMethod.MINMAX and len(feeds) > STRIDE:
         feeds = feeds[: len(feeds) // STRIDE * STRIDE]
     stride = min(STRIDE, len(feeds))
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def quantize_int8(
                 str(target),
                 _Batches(_input_name(model), feeds),
                 quant_format=QuantFormat.QDQ,
-                calibrate_method=methods[calibration],
+                calibrate_method=methods[method],
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
@@ -129,7 +129,7 @@ def quantize_int8(
                     "TensorQuantOverrides": _weight_ranges(ready.graph, QuantType.QInt8),
                     "CalibPercentile": PERCENTILE,
                     # Histograms keep every value of a stride; for all images at once that would be gigabytes.
-                    **({} if calibration is Calibration.MINMAX else {"CalibStridedMinMax": stride}),
+                    **({} if method is RangeMethod.MINMAX else {"CalibStridedMinMax": stride}),
                 },
             )
         return onnx.load(target)

@@ -6,7 +6,6 @@ run over photographs tells logits from probabilities, and whether the batch axis
 
 from __future__ import annotations
 
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from models.decode.decode import DecodeMode, ImageLimits, decode_image
+from models.decode.mode import DecodeMode
+from models.decode.photographs import bundled_photographs
 from models.errors import ConfigError, SignatureError
 from models.graph.join import join_graph
 from models.sandbox.ort import load_session, run_session
 from models.sandbox.untrusted_onnx import has_external_data, read_model, walk_nodes
 from models.spec import Artifact, InputType, Layout, ModelSpec, OutputKind, Precision, Preprocessing
 
-SAMPLES = Path(__file__).parents[1] / "samples" / "photos.tar"
 INPUT_TYPES = {
     TensorProto.FLOAT: InputType.FLOAT32,
     TensorProto.FLOAT16: InputType.FLOAT16,
@@ -180,15 +179,6 @@ def _spec(found: dict[str, Any], output: str, request: dict[str, Any]) -> ModelS
         raise ConfigError(f"the preprocessing does not fit the model: {' '.join(str(err).split())[:300]}") from err
 
 
-def _photographs(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return the bundled photographs, uint8 of shape (8, crop, crop, 3)."""
-    with tarfile.open(SAMPLES) as tar:
-        files = [tar.extractfile(member) for member in tar if not member.name.endswith(".cls")]
-        images = [file.read() for file in files if file is not None]
-    decoded = [decode_image(image, preprocessing, DecodeMode.FAST, ImageLimits()).pixels for image in images]
-    return np.stack(decoded)
-
-
 def _values(name: str, spec: ModelSpec, content: bytes, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Run the joined graph, in batches of the size that the entry says; return the model's own output."""
     session = load_session(name, join_graph(spec, content))
@@ -209,7 +199,7 @@ def _run(
     remarks: list[str],
 ) -> tuple[OutputKind, int]:  # fmt: skip
     """Run the photographs, and tell from the output the kind of scores and the number of classes."""
-    images = _photographs(spec.preprocessing)
+    images = bundled_photographs(spec.preprocessing, DecodeMode.FAST)
     values = _values(name, _with_batch(spec, batch), content, images)
     if values.ndim != 2 or values.shape[1] < 2:
         raise SignatureError(
@@ -250,7 +240,7 @@ def _with_batch(spec: ModelSpec, batch: int | None) -> ModelSpec:
 
 def _is_free(name: str, spec: ModelSpec, content: bytes) -> bool:
     """Tell whether a model with a fixed batch axis in its file gives the same scores for any number of images."""
-    images = _photographs(spec.preprocessing)
+    images = bundled_photographs(spec.preprocessing, DecodeMode.FAST)
     try:
         together = _values(name, spec, content, images[:3])
         alone = np.concatenate([_values(name, spec, content, images[row : row + 1]) for row in range(3)])

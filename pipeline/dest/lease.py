@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Lease:
     On a disk this is a file lock, which the operating system releases with its process. On object storage it is an
     object that is renewed, and only ever written by compare and swap. One left by a dead process of this machine is
     recognised at once, any other after DEAD_S. A run that lost its lease, because it was suspended for so long, finds
-    out before it writes anything more.
+    out before it writes anything more. A run that ends with an exception leaves nothing that the lease has made: a DEST
+    that was refused is as it was.
 
     Args:
         dest: DEST.
@@ -59,10 +61,12 @@ class Lease:
         self._dest = dest
         self._waiting = waiting
         self._lock: FileLock | None = None
+        self._made: list[Path] = []  # the lock and the folders above it that were not there before, innermost first
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew_by_time, name="lease", daemon=True)
         self._writing = threading.Lock()  # guards the fields below
         self._version: Version | None = None
+        self._is_new = False  # whether there was no lease before
         self._beats = 0
         self._renewed = 0.0
         self._lost_to: str | None = None  # who holds it now, as far as known
@@ -85,14 +89,19 @@ class Lease:
             self._beat.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._lock is not None:
+            if kind is not None:
+                _remove(self._made)  # while it is held: filelock lets nobody have a lock whose file is gone
             self._lock.release()
         elif self._beat.is_alive():
             self._stop.set()
             self._beat.join()
             try:
-                self._write(is_released=True)
+                if kind is not None and self._is_new:
+                    self._delete()
+                else:
+                    self._write(is_released=True)
             except StorageError as err:
                 logger.warning("lease: cannot release it, so the next run will wait %g s: %s", DEAD_S, err)
 
@@ -111,19 +120,24 @@ class Lease:
         path = Path(self._dest.path(LOCK_FILE))
         # No soft lock, even if the disk supports no other: it would outlive its process.
         lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        made: list[Path] = []
         try:
+            made = [missing for missing in (path, *path.parents) if not os.path.lexists(missing)]
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         except Timeout as err:
-            holder = path.read_text(errors="replace").strip() or "another process"
+            holder = "another process"
+            with suppress(OSError):  # a run that was refused has just removed it
+                holder = path.read_text(errors="replace").strip() or holder
             raise DestHeldError(f"another run is writing to {self._dest.describe()} ({holder}){_REFUSAL}") from err
         except OSError as err:
+            _remove(made)
             lock.release()
             # The target of a link is not ours to write to.
             why = "it is a link, which is not followed; remove it" if err.errno == errno.ELOOP else err.strerror
             raise SourceError(f"cannot write DEST {self._dest.describe()}: {LOCK_FILE}: {why}") from err
-        self._lock = lock
+        self._lock, self._made = lock, made
 
     def _take_lease(self) -> None:
         self._lost_to = None
@@ -138,6 +152,7 @@ class Lease:
             if now is not None and now["beat"] != other["beat"]:
                 raise DestHeldError(f"another run is writing to {self._dest.describe()} ({_who(now)}){_REFUSAL}")
             other = now
+        self._is_new = self._version is None
         self._write()
         if self._lost_to is not None:
             raise DestHeldError(f"{self._lost_to} has just begun to write to {self._dest.describe()}")
@@ -165,6 +180,19 @@ class Lease:
             self._version = version
             self._renewed = began
             self._beats += 1
+
+    def _delete(self) -> None:
+        """Delete the lease, once it has been renewed: so no other run has taken it, nor can within DEAD_S."""
+        self._write()
+        if self._lost_to is None:
+            self._dest.delete(LEASE_FILE)
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove a lock and the folders above it, except folders that hold something else."""
+    for path in made:
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def check_token(dest: Storage, token: str) -> None:

@@ -250,7 +250,10 @@ def open_plan(dest: Storage, *, logs: bool = False) -> Plan:
     """
     plan = read_plan(dest, logs=logs)
     if plan is None:
-        what = "there is no plan in it" if dest.is_folder() else "there is no such folder"
+        if dest.is_folder():
+            what = "there is no plan in it"
+        else:
+            what = "there is no such folder" if dest.stat() is None else "it is a file"
         raise SourceError(f"{dest.describe()} holds no run of shardlabel: {what}; give a folder that `label` wrote to")
     return plan
 

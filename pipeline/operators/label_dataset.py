@@ -14,7 +14,7 @@ from models.catalog import DEFAULT_MODEL
 from models.decode.decode import ImageLimits
 from models.errors import ConfigError
 from models.inference.classifier import DeviceChoice, Provider, choose
-from pipeline.config import DEFAULT_TOP_K, LabelConfig, build_config
+from pipeline.config import LabelConfig, build_config
 from pipeline.config import batch_size as inference_size
 from pipeline.operators.columns import LabelColumns
 from pipeline.operators.decode import DecodeImages
@@ -34,7 +34,7 @@ def label(  # noqa: PLR0913 (the options of the command)
     model: str = DEFAULT_MODEL,
     precision: str = "auto",
     device: str = "auto",
-    top_k: int = DEFAULT_TOP_K,
+    top_k: int | None = None,
     decode: str = "fast",
     labels: str = "name",
     embeddings: bool = False,
@@ -67,7 +67,7 @@ def label(  # noqa: PLR0913 (the options of the command)
         model: Name in the catalog, or path of an ONNX file.
         precision: auto, fp32, int8 or fp16.
         device: auto, cpu, cuda or tensorrt.
-        top_k: Labels per image, best first.
+        top_k: Labels per image, best first; by default 5, or all of them if the model has fewer.
         decode: fast, or exact as the model's reference.
         labels: Class names: name (the first), wnid, or all.
         embeddings: Whether to add the model's penultimate features.

@@ -20,7 +20,7 @@ from models.labels import check_classes, label_texts, load_classes
 from models.session import GpuOptions
 from models.spec import ModelSpec
 from models.store.locate import locate
-from pipeline.config import DEFAULT_TOP_K, LabelConfig
+from pipeline.config import LabelConfig
 from pipeline.storage.storage import open_storage
 from pipeline.storage.uris import without_secrets
 
@@ -82,7 +82,7 @@ def build_labeller(model: ModelRef, graph: bytes) -> Labeller:
 def settle_model(config: LabelConfig) -> tuple[LabelConfig, ModelSpec, tuple[str, ...]]:
     """Return the settings, the model's entry and the names of its classes, checked against each other.
 
-    A model with fewer classes than the default top_k gives labels for all of them.
+    A model with fewer classes than the default top_k gives labels for all of them. A given top_k is not reduced.
 
     Raises:
         ConfigError: The model is unknown, or cannot give what the settings ask for.
@@ -90,7 +90,7 @@ def settle_model(config: LabelConfig) -> tuple[LabelConfig, ModelSpec, tuple[str
     """
     spec = load_spec(config.model)
     labels = label_texts(spec, config.labels)
-    if config.top_k == DEFAULT_TOP_K:
+    if "top_k" not in config.model_fields_set:
         config = config.model_copy(update={"top_k": min(config.top_k, len(labels))})
     if config.top_k > len(labels):
         raise ConfigError(f"--top-k must be between 1 and {len(labels)} (classes of {spec.name}), got {config.top_k}")

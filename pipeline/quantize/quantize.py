@@ -97,7 +97,7 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
     import onnx
 
     from models.graph.fp16 import to_half
-    from models.graph.int8 import Calibration, quantize_int8
+    from models.graph.int8 import RangeMethod, quantize_int8
     from models.graph.join import join_graph
 
     spec = load_spec(wanted.config.model)
@@ -128,7 +128,7 @@ def quantize(wanted: QuantizeRequest, say: Callable[[str], None]) -> tuple[Quant
         started = time.perf_counter()
         name = f"int8 {method}"
         batches = _batches(calibration.pixels, spec)
-        int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, calibration=Calibration(method)).SerializeToString()
+        int8 = quantize_int8(model, batches, float_ops=FLOAT_OPS, method=RangeMethod(method)).SerializeToString()
         joined = join_graph(spec, int8)
         found = measure(name, spec, Precision.INT8, joined, held_back, size=len(int8), base=reference).candidate
         made.append((found, int8))

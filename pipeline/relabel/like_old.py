@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from models.errors import ConfigError, SourceError
 from models.spec import Precision
-from pipeline.config import LabelConfig, SourceFormat
+from pipeline.config import DEFAULT_TOP_K, LabelConfig, SourceFormat
 from pipeline.dest.finished import FinishedDest
 from pipeline.dest.merge import MODEL_COLUMN
 from pipeline.dest.plan import iter_units
@@ -67,6 +67,8 @@ def config_like(old: FinishedDest, options: Mapping[str, object]) -> LabelConfig
     # Another model runs in the precision that it has; OLD's model runs in OLD's.
     if "model" in given or taken.get("precision") not in list(Precision):
         taken.pop("precision", None)
+    if taken["top_k"] == DEFAULT_TOP_K:
+        taken.pop("top_k")  # not asked for
     return LabelConfig(**{**taken, **given})
 
 

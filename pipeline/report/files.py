@@ -12,8 +12,11 @@ from pipeline.storage.retries import reason
 from pipeline.storage.storage import open_storage
 
 
-def write_page(output: str, page: str) -> int:
-    """Write a page to a path or a URI, whole or not at all; return its size in bytes.
+def write_page(output: str, page: str) -> tuple[int, bool]:
+    """Write a page to a path or a URI, whole or not at all. A file that is there is replaced.
+
+    Returns:
+        (size, replaced): the page's size in bytes, and whether there was a file.
 
     Raises:
         StorageError: The page cannot be written.
@@ -21,21 +24,24 @@ def write_page(output: str, page: str) -> int:
     content = page.encode("utf-8", "replace")
     if "://" in output:
         folder, _, name = output.rpartition("/")
-        open_storage(folder).write_bytes(name, content)
-        return len(content)
+        storage = open_storage(folder)
+        replaced = storage.stat(name) is not None
+        storage.write_bytes(name, content)
+        return len(content), replaced
     temporary: Path | None = None
     try:
         path = Path(output).expanduser()
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
+        replaced = path.exists()
         temporary.replace(path)
     except (OSError, RuntimeError, ValueError) as err:  # the latter two: `~user` is unknown, or the name is invalid
         if isinstance(err, OSError) and temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {output or 'a page without a name'}: {reason(err)}") from err
-    return len(content)
+    return len(content), replaced
 
 
 def empty_folder(option: str, output: str) -> Path:

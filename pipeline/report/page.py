@@ -40,8 +40,8 @@ def write_report(dest: str, output: str) -> str:
     """
     storage = open_storage(dest)
     findings = while_run_goes_on(lambda: gather(storage))
-    size = write_page(output, render(findings))
-    return f"{findings.sentence()}\nreport: {output} ({bytes_text(size)})"
+    size, replaced = write_page(output, render(findings))
+    return f"{findings.sentence()}\nreport: {output} ({bytes_text(size)}{', replaced' if replaced else ''})"
 
 
 def render(found: Findings) -> str:

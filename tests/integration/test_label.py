@@ -251,6 +251,8 @@ def test_a_folder_with_parquet_of_others_is_refused(tmp_path, tiny_model):
     with pytest.raises(SourceError, match=r"already holds mine\.parquet, which no plan"):
         label(tmp_path / "in", tmp_path / "out", tiny_model)
 
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.parquet"]
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

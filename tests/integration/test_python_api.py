@@ -113,6 +113,8 @@ def test_what_cannot_be_is_told_before_anything_runs(callers_ray, tmp_path, tiny
         label(dataset, image_column="picture", model="resnet-19")
     with pytest.raises(ConfigError, match=r"'bytes': there is no such column; there are picture \(binary\)"):
         label(dataset, model=str(tiny_model), top_k=3)
+    with pytest.raises(ConfigError, match=r"--top-k must be between 1 and 3 \(classes of tiny\), got 5"):
+        label(dataset, image_column="picture", model=str(tiny_model), top_k=5)
     with pytest.raises(ConfigError, match="num_gpus=1 is for a GPU"):
         label(dataset, image_column="picture", model=str(tiny_model), top_k=3, device="cpu", num_gpus=1)
     with pytest.raises(ConfigError, match="decode"):

@@ -137,6 +137,21 @@ def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy:
     assert len(held) == 1
 
 
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+def test_a_run_that_is_refused_leaves_no_lease_behind_where_there_was_none(place: Place):
+    place.put("mine.parquet", b"the only copy")
+
+    with pytest.raises(SourceError, match="refused"), Lease(place.storage):
+        raise SourceError("refused")
+    assert place.names() == ["mine.parquet"]
+
+    with Lease(place.storage):
+        pass
+    with pytest.raises(SourceError, match="refused"), Lease(place.storage):
+        raise SourceError("refused")
+    assert json.loads(place.storage.read_bytes(LEASE_FILE))["is_released"]
+
+
 def written(tmp_path: Path, name: str) -> Path:
     path = tmp_path / name
     path.write_bytes(name.encode())

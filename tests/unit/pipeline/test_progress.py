@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_log_has_a_line_each_ten_seconds_and_no_more(monkeypatch):
 
     assert log.getvalue().splitlines() == [
         "0/3 units, none finished yet after 10 s",
-        "2/3 units, 20 images, 1 images/s, 4 not labelled, 13 s left",
+        "2/3 units, 20 images, 18 images/s, 4 not labelled, 0.7 s left",
     ]
 
 
@@ -131,4 +132,17 @@ def test_where_the_bytes_of_all_input_are_not_known_the_time_left_is_told_by_uni
     printer.add(commit(0))
     printer.add(commit(1))
 
-    assert printer.line() == "2/3 units, 20 images, 1 images/s, 4 not labelled, 10 s left"
+    assert printer.line() == "2/3 units, 20 images, 20 images/s, 4 not labelled, 0.5 s left"
+
+
+def test_the_rate_and_the_time_left_do_not_count_the_start_but_from_when_the_first_unit_was_begun(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    printer = ProgressPrinter(Progress.NONE, 3, None, Totals(units=1, rows=50), stream=io.StringIO())
+
+    clock.now = 120.0
+    printer.add(replace(commit(0), rows=0, seconds=0.0))
+    clock.now = 122.0
+    printer.add(replace(commit(1), rows=40, seconds=4.0))
+
+    assert printer.line().startswith("3/3 units, 90 images, 10 images/s")

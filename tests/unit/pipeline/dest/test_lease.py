@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
-from models.errors import SourceError, StorageError
+from models.errors import DestHeldError, SourceError, StorageError
 from pipeline.dest.lease import Lease, check_token
 from pipeline.storage.storage import open_storage
 
@@ -62,9 +63,52 @@ def test_a_lock_that_cannot_be_had_is_an_error_that_says_why(tmp_path, monkeypat
     with pytest.raises(SourceError, match=f"lock: {why}"), Lease(open_storage(str(tmp_path))):
         pass
     monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
 
     with Lease(open_storage(str(tmp_path))):
         pass
+
+
+@pytest.mark.parametrize("before", [(), ("data/out/",), ("data/out/mine.txt",), ("data/out/_shardlabel/reviews/1",)])
+def test_a_run_that_is_refused_leaves_the_disk_as_it_was(tmp_path, before):
+    for name in before:
+        path = tmp_path / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True)
+        if not name.endswith("/"):
+            path.touch()
+    found = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(SourceError, match="refused"), Lease(open_storage(str(tmp_path / "data" / "out"))):
+        raise SourceError("refused")
+
+    assert sorted(tmp_path.rglob("*")) == found
+    with Lease(open_storage(str(tmp_path / "data" / "out"))):
+        pass
+    assert (tmp_path / "data" / "out" / "_shardlabel" / "lock").exists()
+
+
+def test_what_was_written_beside_the_lock_stays_though_the_run_fails(tmp_path):
+    dest = open_storage(str(tmp_path / "out"))
+
+    with suppress(StorageError), Lease(dest):
+        dest.write_bytes("_shardlabel/plan/plan.json", b"{}")
+        raise StorageError("the disk is full")
+
+    assert [path.name for path in (tmp_path / "out" / "_shardlabel").iterdir() if path.is_file()] == []
+    assert dest.read_bytes("_shardlabel/plan/plan.json") == b"{}"
+
+
+def test_a_run_that_comes_while_another_is_refused_waits_or_is_refused_and_does_not_crash(tmp_path, monkeypatch):
+    """The lock is gone, though not yet released, once a waiting run asks who holds it."""
+    path = tmp_path / "_shardlabel" / "lock"
+    with Lease(open_storage(str(tmp_path))):
+        monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: path.with_name("gone").open())
+
+        with (
+            pytest.raises(DestHeldError, match=r"another run is writing to .*\(another process\)"),
+            Lease(open_storage(str(tmp_path))),
+        ):
+            pass
 
 
 def test_one_process_does_not_hold_a_dest_twice(tmp_path):

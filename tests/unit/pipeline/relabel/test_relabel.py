@@ -102,6 +102,15 @@ def test_what_cannot_stand_beside_olds_rows_is_refused_and_nothing_is_written(ol
     assert contents(old.parent) == before
 
 
+def test_the_number_of_labels_that_old_has_is_not_taken_for_one_that_was_asked_for(old, tiny_model):
+    label_without_ray(old.parent / "in", old, "efficientnet-lite0", overwrite=True, top_k=5, limit=1)
+
+    with pytest.raises(ConfigError, match="must have the same top-k: OLD has 5, and now it is 3; use `label` into"):
+        again(old, tiny_model)
+    with pytest.raises(ConfigError, match=r"--top-k must be between 1 and 3 \(classes of tiny\), got 5"):
+        again(old, tiny_model, top_k=5)
+
+
 def test_a_dest_that_is_unfinished_or_none_is_refused(tmp_path, tiny_model):
     colour_shards(tmp_path / "in")
     label_without_ray(tmp_path / "in", tmp_path / "old", tiny_model, finish=2)

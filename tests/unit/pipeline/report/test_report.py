@@ -80,6 +80,16 @@ def test_the_page_says_what_run_it_is(tmp_path, tiny_model):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
 
 
+def test_the_distribution_of_labels_and_scores_stands_above_the_samples(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=1)
+    make_dest(tmp_path, tiny_model)
+
+    words = page_of(tmp_path).words
+
+    headings = ["Labels", "Scores", "Samples", "Images without a label", "Throughput", "Shards", "Sizes", "The run"]
+    assert [line for line in words.splitlines() if line in headings] == headings
+
+
 def test_errors_are_shown_by_kind_with_examples(tmp_path, tiny_model):
     (tmp_path / "in").mkdir()
     bad = {f"b{i}.jpg": b"" for i in range(7)} | {"e.jpg": colour_jpeg("red")[:200]}
@@ -269,10 +279,13 @@ def test_the_command_says_where_the_page_is(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     done = CliRunner().invoke(build_app(), ["report", "out"])
+    again = CliRunner().invoke(build_app(), ["report", "out"])
     wrong = CliRunner().invoke(build_app(), ["report", "in"])
 
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("5 images: 5 ok; 1 of 1 units are finished\nreport: report.html (")
+    assert "replaced" not in done.stdout
+    assert re.search(r"report: report\.html \([^,]*, replaced\)$", again.stdout.strip())
     assert (tmp_path / "report.html").exists()
     assert isinstance(wrong.exception, SourceError)
 
@@ -281,6 +294,19 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="holds no run of shardlabel"):
         write_report(str(tmp_path), str(tmp_path / "page.html"))
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_file_is_not_taken_for_a_folder_that_is_missing(tmp_path, tiny_model):
+    colour_shards(tmp_path / "in", shards=1)
+    make_dest(tmp_path, tiny_model)
+    part = tmp_path / "out" / part_name(0)
+
+    with pytest.raises(
+        SourceError, match=f"{part} holds no run of shardlabel: it is a file; give a folder that `label`"
+    ):
+        write_report(str(part), str(tmp_path / "page.html"))
+    with pytest.raises(SourceError, match="there is no such folder"):
+        write_report(str(tmp_path / "nowhere"), str(tmp_path / "page.html"))
 
 
 # In a process of its own, which ends without stopping tracemalloc: CPython may crash there where pyarrow has threads.

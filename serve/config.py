@@ -53,59 +53,90 @@ ModelNames = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_lengt
 class ServeConfig(BaseModel):
     """Everything the endpoint can be told. The same names, with dashes, are options of `shardlabel serve`."""
 
-    # Built when first used: the command line wants only the names and descriptions. A description that has no room on the
-    # line of its field is below it.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, use_attribute_docstrings=True)
+    # Built when first used: the command line wants only the names and descriptions.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: ModelNames = Field(
         default=(DEFAULT_MODEL,),
         description="A name of `shardlabel models list`, or an .onnx file; may be given again: the first answers where "
         f"a request names none. [default: {DEFAULT_MODEL}]",
     )
-    model_control: Annotated[Literal["none", "explicit"], Lower] = "none"
-    """none, or explicit: requests may load and unload models."""
+    model_control: Annotated[Literal["none", "explicit"], Lower] = Field(
+        default="none", description="none, or explicit: requests may load and unload models."
+    )
     precision: PrecisionName = "auto"
     device: Annotated[Device, Lower] = Field(default=Device.AUTO, description=DEVICES)
     decode: Decoding = DecodeMode.FAST
     top_k: int = Field(default=5, ge=1, le=10_000, description="Labels per image where a request names no number.")
     calibration: Annotated[CalibrationFile, AfterValidator(_absolute)] = None
 
-    batch_size: int | None = Field(default=None, ge=1, le=1024)
-    """Most images of one inference. [default: 8 on a CPU, 32 on a GPU]"""
-    max_batch_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """How long a free model waits for more images."""
-    replica_cpus: int | None = Field(default=None, ge=1, le=MAX_REPLICA_CPUS)
-    """CPUs, and threads, of one replica. [default: 1; with a GPU up to 8]"""
-    gpus_per_replica: float | None = Field(default=None, gt=0, le=1)
-    """Share of a GPU that each replica has: 0.5 puts two on a GPU. [default: 1]"""
-    min_replicas: int = Field(default=1, ge=0, le=10_000)
-    """Fewest replicas; with 0 none runs while there are no requests."""
-    max_replicas: int | None = Field(default=None, ge=1, le=10_000)
-    """Most replicas under load. [default: as fit; on a joined cluster one less, at most 8]"""
-    target_ongoing_requests: float | None = Field(default=None, gt=0, le=10_000)
-    """Open requests per replica beyond which one is added. [default: 2 per CPU; with a GPU 2 batches]"""
-    upscale_delay_s: float = Field(default=2.0, ge=0, le=3600)
-    """How long there must be more of them before a replica is added."""
-    downscale_delay_s: float = Field(default=30.0, ge=0, le=86_400)
-    """How long there must be fewer before one is taken away."""
+    batch_size: int | None = Field(
+        default=None, ge=1, le=1024, description="Most images of one inference. [default: 8 on a CPU, 32 on a GPU]"
+    )
+    max_batch_delay_ms: float = Field(
+        default=0.0, ge=0, le=10_000, description="How long a free model waits for more images."
+    )
+    replica_cpus: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_REPLICA_CPUS,
+        description="CPUs, and threads, of one replica. [default: 1; with a GPU up to 8]",
+    )
+    gpus_per_replica: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of a GPU that each replica has: 0.5 puts two on a GPU. [default: 1]",
+    )
+    min_replicas: int = Field(
+        default=1, ge=0, le=10_000, description="Fewest replicas; with 0 none runs while there are no requests."
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Most replicas under load. [default: as fit; on a joined cluster one less, at most 8]",
+    )
+    target_ongoing_requests: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Open requests per replica beyond which one is added. [default: 2 per CPU; with a GPU 2 batches]",
+    )
+    upscale_delay_s: float = Field(
+        default=2.0, ge=0, le=3600, description="How long there must be more of them before a replica is added."
+    )
+    downscale_delay_s: float = Field(
+        default=30.0, ge=0, le=86_400, description="How long there must be fewer before one is taken away."
+    )
 
-    max_queue: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Most images that wait in a replica for a model; more are answered 503. [default: 128 or more]"""
+    max_queue: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Most images that wait in a replica for a model; more are answered 503. [default: 128 or more]",
+    )
     deadline_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds until a request is answered 504.")
-    max_request_bytes: int = Field(default=20 * 2**20, ge=1)
-    """Most bytes of a body, as sent and unpacked; more are answered 413."""
-    max_body_memory: int = Field(default=192 * 2**20, ge=1)
-    """Most bytes of all bodies in a replica; more are answered 503."""
+    max_request_bytes: int = Field(
+        default=20 * 2**20, ge=1, description="Most bytes of a body, as sent and unpacked; more are answered 413."
+    )
+    max_body_memory: int = Field(
+        default=192 * 2**20, ge=1, description="Most bytes of all bodies in a replica; more are answered 503."
+    )
     max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels of an image; more are answered 413.")
     max_images: int = Field(default=64, ge=1, le=10_000, description="Most images of a request; more are answered 413.")
-    api_keys_file: Path | None = None
-    """File of bearer keys, one a line; clients must send one. [default: all are served]"""
-    access_log: str = "off"
-    """File for a JSON line per request, or off; with `serve run` also -, its output."""
-    prediction_log: Location | None = None
-    """Folder or URI for answers, as Parquet for `report` and `diff`. [default: none]"""
-    baseline: Location | None = None
-    """Output of `label`, or a prediction log, to measure drift from. [default: none]"""
+    api_keys_file: Path | None = Field(
+        default=None, description="File of bearer keys, one a line; clients must send one. [default: all are served]"
+    )
+    access_log: str = Field(
+        default="off", description="File for a JSON line per request, or off; with `serve run` also -, its output."
+    )
+    prediction_log: Location | None = Field(
+        default=None, description="Folder or URI for answers, as Parquet for `report` and `diff`. [default: none]"
+    )
+    baseline: Location | None = Field(
+        default=None, description="Output of `label`, or a prediction log, to measure drift from. [default: none]"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ServeConfig:
@@ -152,8 +183,9 @@ class ServeOptions(ServeConfig):
     port: int = Field(default=8000, ge=1, le=65535, description="Port of HTTP.")
     grpc_port: int = Field(default=9000, ge=0, le=65535, description="Port of gRPC; 0 for none.")
     haproxy: bool = Field(default=True, description="Put HAProxy before the replicas, where the platform has it.")
-    tls_cert: Path | None = None
-    """File of the certificate and its chain, PEM; both ports then speak TLS only."""
+    tls_cert: Path | None = Field(
+        default=None, description="File of the certificate and its chain, PEM; both ports then speak TLS only."
+    )
     tls_key: Path | None = Field(default=None, description="File of its private key, PEM.")
     address: str | None = Field(default=None, description=LabelConfig.model_fields["address"].description)
 

@@ -59,7 +59,7 @@ fmt: $(VENV)/.installed-dev ## Apply automatic fixes and format
 	$(BIN)/ruff format .
 
 test: $(VENV)/.installed-dev .venv-clients/.installed .azurite/.installed ## Run every test that this machine can run, two at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 20
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that need no Ray
 	$(BIN)/python -m pytest -m 'not ray and not slow and not long'

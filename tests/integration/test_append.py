@@ -33,7 +33,6 @@ from tests.support.labelling import label, parts
 from tests.support.s3_place import Place
 from tests.support.tiny_model import colour_shards, write_tar
 
-KINDS = ["s3", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gs", "az"))]
 SAMPLES = 40
 
 
@@ -154,7 +153,7 @@ def test_an_append_that_was_killed_is_finished_by_the_same_command_without_it(tm
     put(tmp_path, 2)
     label_without_ray(source, dest, tiny_model)
     before = parts(dest)
-    put(tmp_path, 20, first=2, samples=300)
+    put(tmp_path, 20, first=2, samples=200)
     with started(words(source, dest, tiny_model, "--append", "--actors", "1")) as process:
         wait_until(lambda: len(parts(dest)) > 3, process)
         process.send_signal(signal.SIGKILL)
@@ -166,7 +165,7 @@ def test_an_append_that_was_killed_is_finished_by_the_same_command_without_it(tm
     assert (report.status, report.units, report.new_units) == ("done", 22, None)
     after = parts(dest)
     assert {name: after[name] for name in before} == before
-    assert len(set(keys(dest))) == len(keys(dest)) == 2 * SAMPLES + 20 * 300
+    assert len(set(keys(dest))) == len(keys(dest)) == 2 * SAMPLES + 20 * 200
     label_without_ray(source, tmp_path / "once", tiny_model)
     assert after == parts(tmp_path / "once")
 
@@ -240,9 +239,10 @@ def test_a_plan_in_a_store_grows_only_from_what_it_was(place: Place):
     assert [unit.slices[0].shard for unit in iter_units(place.storage, ours)] == ["a.tar", "b.tar"]
 
 
+# On a disk it is above; that a store's plan grows, and that the lease of the dead is free, have tests of their own.
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
 def test_an_append_in_a_store_that_was_killed_is_finished_by_the_next(place: Place, tiny_model, tmp_path):
     def send(count: int, first: int, samples: int) -> None:
         put(tmp_path, count, first=first, samples=samples)
@@ -278,7 +278,7 @@ def test_a_run_whose_error_budget_cannot_be_met_stops_early_with_exit_3_and_can_
     source, dest = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for shard in range(40):
-        write_tar(source / f"{shard:02d}.tar", {f"{i}.jpg": b"no image" for i in range(300)})
+        write_tar(source / f"{shard:02d}.tar", {f"{i}.jpg": b"no image" for i in range(150)})
 
     done = subprocess.run(
         words(source, dest, tiny_model, "--max-error-rate", "0.1", "--actors", "1"),
@@ -289,7 +289,7 @@ def test_a_run_whose_error_budget_cannot_be_met_stops_early_with_exit_3_and_can_
     assert "could not be labelled, more than --max-error-rate 0.1 even allowing for chance" in done.stdout
     summary = json.loads((dest / "_shardlabel/summary.json").read_text())
     assert (summary["status"], summary["complete"]) == ("stopped", False)
-    assert 1000 <= summary["images"] < 12_000
+    assert 1000 <= summary["images"] < 6000
     rest = label(source, dest, tiny_model, actors="1")
-    assert (rest.status, rest.complete, rest.images) == ("done", True, 12_000)
-    assert rest.images_now == 12_000 - summary["images"]
+    assert (rest.status, rest.complete, rest.images) == ("done", True, 6000)
+    assert rest.images_now == 6000 - summary["images"]

@@ -68,7 +68,7 @@ def test_each_peer_labels_every_image(tool, images, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_drivers_cost_per_unit_is_measured(tmp_path):
     answer, _ = run_benchmark("scaling_driver", "--units", 40, "--actors", "1", "--into", tmp_path / "driver.json")
 
@@ -79,7 +79,7 @@ def test_the_drivers_cost_per_unit_is_measured(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_drivers_cost_per_image_on_gpus_is_measured():
     answer, _ = run_benchmark("scaling_nodes", "--nodes", 1, "--images", 2000, "--unit-images", 500)
 
@@ -88,13 +88,13 @@ def test_the_drivers_cost_per_image_on_gpus_is_measured():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_kinds_of_input_are_measured_in_turns(images):
-    answer, _ = run_benchmark("input_kinds", images, "--images", 400, "--rounds", 1, "--only", "one-parquet", "--bare")
+    answer, _ = run_benchmark("input_kinds", images, "--images", 200, "--rounds", 1, "--only", "one-parquet", "--bare")
 
     bare, *found = answer["kinds"].items()
     assert bare[0] == "bare"
-    assert [(kind, run["images"]) for kind, run in found] == [("even-tars", 400), ("one-parquet", 400)]
+    assert [(kind, run["images"]) for kind, run in found] == [("even-tars", 200), ("one-parquet", 200)]
     assert found[0][1]["against_even"] == 1
     assert all(0 <= run["idle_in_all"] < 1 for _, run in found)
 

@@ -23,6 +23,8 @@ from tests.support.tiny_model import colour_jpeg, colour_shards, write_tar
 COMMAND = [sys.executable, "-m", "cluster.cli"]
 # One actor alone, so that there is something left to do whenever a run is stopped.
 OPTIONS = ("--top-k", "3", "--actors", "1", "--model")
+# A run of some seconds.
+SHARDS, SAMPLES = 24, 250
 
 
 def shardlabel(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -186,9 +188,16 @@ def test_over_the_error_rate_is_exit_3_and_everything_is_written(tmp_path, tiny_
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        # Ray has a handler of its own for SIGTERM alone; that both ask for a stop is in tests/unit/pipeline/test_caller.py.
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, id="sigterm"),
+    ],
+)
 def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(tmp_path, tiny_model, number):
-    colour_shards(tmp_path / "in", shards=24, samples=400)
+    colour_shards(tmp_path / "in", shards=SHARDS, samples=SAMPLES)
     process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 2)
 
@@ -198,17 +207,18 @@ def test_a_signal_finishes_what_is_in_flight_and_the_same_command_does_the_rest(
     assert process.returncode == 130, err
     assert "the same command does the rest" in out
     finished = len(list((tmp_path / "out").glob("*.parquet")))
-    assert 2 <= finished < 24
+    assert 2 <= finished < SHARDS
     second = label(tmp_path / "in", tmp_path / "out", tiny_model)
-    assert (second.units_now, second.units_done) == (24 - finished, 24)
-    assert pq.read_table(tmp_path / "out").num_rows == 24 * 400
+    assert (second.units_now, second.units_done) == (SHARDS - finished, SHARDS)
+    assert pq.read_table(tmp_path / "out").num_rows == SHARDS * SAMPLES
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("target", ["gcs", "raylet"])
+# What a run makes of the death of its GCS is in test_survival.py too.
+@pytest.mark.parametrize("target", [pytest.param("gcs", marks=pytest.mark.long), "raylet"])
 def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_rest(tmp_path, tiny_model, target):
-    colour_shards(tmp_path / "in", shards=24, samples=400)
+    colour_shards(tmp_path / "in", shards=SHARDS, samples=SAMPLES)
     process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 1)
 
@@ -220,7 +230,7 @@ def test_a_ray_that_dies_is_an_error_that_says_so_and_the_same_command_does_the_
     assert time.perf_counter() - killed < 60
     assert "Ray" in out + err
     assert "same command" in out + err
-    assert label(tmp_path / "in", tmp_path / "out", tiny_model).images == 24 * 400
+    assert label(tmp_path / "in", tmp_path / "out", tiny_model).images == SHARDS * SAMPLES
 
 
 @pytest.mark.ray
@@ -236,17 +246,17 @@ def test_a_ray_that_does_not_come_up_is_an_error_and_no_hang():
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_killed_with_kill_9_nothing_is_lost_or_repeated_and_the_files_are_equal(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=24, samples=500)
+    colour_shards(tmp_path / "in", shards=SHARDS, samples=SAMPLES)
     process = start("label", tmp_path / "in", "--output", tmp_path / "out", *OPTIONS, tiny_model)
     wait_for_parts(tmp_path / "out", 3)
     wait_for_parts(tmp_path / "out" / "_shardlabel" / "commits", 1, "commits-*")
 
     process.kill()
     process.communicate()
-    assert all(pq.read_table(path).num_rows == 500 for path in (tmp_path / "out").glob("*.parquet"))
+    assert all(pq.read_table(path).num_rows == SAMPLES for path in (tmp_path / "out").glob("*.parquet"))
     done = label(tmp_path / "in", tmp_path / "out", tiny_model)
 
-    assert (done.status, done.units_now < 24) == ("done", True)
+    assert (done.status, done.units_now < SHARDS) == ("done", True)
     label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
     assert not list((tmp_path / "out" / "_shardlabel" / "tmp").iterdir())

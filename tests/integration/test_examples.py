@@ -1,13 +1,17 @@
-"""examples/: each runs as it stands there, on the bundled photographs and the bundled model."""
+"""examples/, docs/python.md and the README's Python: each runs as it stands there, on the bundled photographs and model."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import runpy
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -80,6 +84,30 @@ def test_labelling_between_own_operators_writes_thumbnails_of_what_is_sure(capsy
     assert "coffee: espresso (0.95)" in capsys.readouterr().out
     assert {row["key"] for row in rows} == PHOTOGRAPHS - {"astronaut", "grace_hopper"}
     assert {max(Image.open(io.BytesIO(row["bytes"])).size) for row in rows} == {96}
+
+
+def test_the_python_of_the_documents_runs_one_block_after_the_other(project, capfd):
+    samples = ROOT / "models" / "samples" / "photos.tar"
+    (project / "shards").mkdir()
+    for number in range(2):
+        shutil.copy(samples, project / "shards" / f"train-{number:05d}.tar")
+    with tarfile.open(samples) as tar:
+        images = {one.name: tar.extractfile(one).read() for one in tar if one.name.endswith((".jpg", ".png", ".webp"))}
+    table = pa.table({"image": list(images.values()), "name": list(images)})
+    pq.write_table(table, project / "photos.parquet")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    (readme,) = re.findall(r"^    import ray\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    blocks.append("\n".join(line[4:] for line in readme.replace('"labelled"', '"all"').splitlines()))
+    assert len(blocks) == 4
+
+    exec("\n".join(blocks), {})
+
+    sure, every = (pq.read_table(project / name).to_pylist() for name in ("labelled", "all"))
+    assert sorted(row["name"] for row in every) == sorted(images)
+    assert {row["name"]: row["label"] for row in every}["coffee.webp"] == "espresso"
+    assert [row["name"] for row in sure] == [row["name"] for row in every if (row["score"] or 0) > 0.5]
+    assert "16 16 {} {}" in capfd.readouterr().out.splitlines()  # among what Ray says
+    assert len(list((project / "labels").glob("*.parquet"))) == 2
 
 
 def test_each_example_is_in_the_table():

@@ -34,6 +34,11 @@ def plain(tmp_path_factory, tiny_model, ray_ends) -> tuple[RunReport, Path]:
     return label(folder / "in", folder / "out", tiny_model), folder / "out"
 
 
+def files_of(folder: Path) -> dict[Path, int]:
+    """Return all files of DEST but its lock, with the times of their last writes."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
 def test_every_sample_is_one_row_with_its_label_in_input_order(plain):
     report, dest = plain
 
@@ -72,16 +77,16 @@ def test_the_file_says_what_made_it(plain):
     assert json.loads(metadata[b"shardlabel.preprocessing"])["crop"] == 8
 
 
-def test_two_runs_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
+def test_any_number_of_actors_any_batch_and_both_shapes_write_the_same_bytes(tmp_path, tiny_model):
     colour_shards(tmp_path / "in", shards=3, samples=40)
     write_tar(tmp_path / "in" / "z.tar", {"a.jpg": b"no image", "b.png": colour_jpeg("blue"), "c.jpg": b""})
 
-    label(tmp_path / "in", tmp_path / "fused", tiny_model, actors="2")
-    label(tmp_path / "in", tmp_path / "again", tiny_model, batch_size=7)
+    label_without_ray(tmp_path / "in", tmp_path / "aside", tiny_model)
+    label(tmp_path / "in", tmp_path / "fused", tiny_model, actors="2", batch_size=7)
     report = label(tmp_path / "in", tmp_path / "two", tiny_model, shape="two-stage", actors="1", preprocess_cpus=1)
 
     assert report.images == 123
-    assert parts(tmp_path / "fused") == parts(tmp_path / "again") == parts(tmp_path / "two")
+    assert parts(tmp_path / "fused") == parts(tmp_path / "aside") == parts(tmp_path / "two")
 
 
 def test_bad_images_are_rows_a_truncated_shard_gives_what_it_can_and_the_job_goes_on(tmp_path, tiny_model):
@@ -108,16 +113,14 @@ def test_bad_images_are_rows_a_truncated_shard_gives_what_it_can_and_the_job_goe
     assert whole == ["ok"] * 6
 
 
-def test_a_second_run_does_nothing_and_reads_nothing(tmp_path, tiny_model):
-    colour_shards(tmp_path / "in", shards=2)
-    label(tmp_path / "in", tmp_path / "out", tiny_model)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+def test_a_second_run_does_nothing_and_reads_nothing(plain, tiny_model):
+    _, dest = plain
+    before = files_of(dest)
 
-    report = label(tmp_path / "in", tmp_path / "out", tiny_model)
+    report = label(dest.parent / "in", dest, tiny_model)
 
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert (report.status, report.units_now, report.images) == ("done", 0, 10)
-    assert {p: t for p, t in after.items() if p.name != "lock"} == {p: t for p, t in before.items() if p.name != "lock"}
+    assert (report.status, report.units_now, report.images) == ("done", 0, 15)
+    assert files_of(dest) == before
 
 
 def test_a_run_goes_on_where_another_stopped(tmp_path, tiny_model):
@@ -184,17 +187,20 @@ def test_parts_of_a_source_hold_each_shard_once_and_a_part_is_resumed_as_itself_
     colour_shards(tmp_path / "in", shards=4, samples=2)
     label_without_ray(tmp_path / "in", tmp_path / "whole", tiny_model)
 
-    reports = [label(tmp_path / "in", tmp_path / f"{n}", tiny_model, part=f"{n}/5") for n in range(1, 6)]
+    for n in range(1, 6):
+        label_without_ray(tmp_path / "in", tmp_path / f"{n}", tiny_model, part=f"{n}/5")
+    sizes = {n: len(read_rows(tmp_path / f"{n}")) for n in range(1, 6)}
+    empty, full = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    reports = [label(tmp_path / "in", tmp_path / f"run-{n}", tiny_model, part=f"{n}/5") for n in (empty, full)]
 
-    assert {report.status for report in reports} == {"done"}
-    assert 0 in {report.units for report in reports}
+    assert [(report.status, report.images) for report in reports] == [("done", 0), ("done", sizes[full])]
+    assert parts(tmp_path / f"run-{full}") == parts(tmp_path / f"{full}") != {}
     found = [row for n in range(1, 6) for row in read_rows(tmp_path / f"{n}")]
     assert sorted(found, key=lambda row: row["key"]) == read_rows(tmp_path / "whole")
-    with pytest.raises(ConfigError, match="begun with part 1/5, and now it is 2/5"):
-        label(tmp_path / "in", tmp_path / "1", tiny_model, part="2/5")
-    empty = next(tmp_path / f"{n}" for n, report in enumerate(reports, 1) if not report.units)
+    with pytest.raises(ConfigError, match=f"begun with part {full}/5, and now it is {empty}/5"):
+        label(tmp_path / "in", tmp_path / f"run-{full}", tiny_model, part=f"{empty}/5")
     with pytest.raises(SourceError, match=r"labels a part of SOURCE without shards"):
-        open_finished(str(empty))  # as relabel and diff do
+        open_finished(str(tmp_path / f"run-{empty}"))  # as relabel and diff do
 
 
 def read_rows(folder: Path) -> list[dict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.listening import beyond_loopback, listening
-from tests.support.serve_process import ServeProcess, serving
+from tests.support.serve_process import serving
 
 pytestmark = [
     pytest.mark.ray,
@@ -25,7 +25,7 @@ pytestmark = [
 MODEL = "efficientnet-lite0"
 
 
-# With HAProxy the fast ones are in test_serve.py.
+# With HAProxy the fast ones are in test_serve.py; what --host changes is in test_prediction_log.py.
 @pytest.fixture(scope="module", params=["--no-haproxy", pytest.param("--haproxy", marks=pytest.mark.long)])
 def endpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
@@ -82,19 +82,3 @@ def test_4300_silent_connections_to_grpc_do_not_stop_http(endpoint):
         assert endpoint.is_live_over_grpc()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_another_address_is_listened_on_by_what_clients_ask_alone(tmp_path):
-    with serving(tmp_path, "--model", MODEL, "--host", "127.0.0.2", "--max-replicas", "1") as running:
-        wanted = {("127.0.0.2", running.port), ("127.0.0.2", running.grpc_port)}
-        # While Ray has HAProxy read its configuration anew, another process takes the place of the one that was looked up.
-        deadline = time.monotonic() + 10
-        while (found := elsewhere(running)) != wanted and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-    assert found == wanted
-
-
-def elsewhere(running: ServeProcess) -> set[tuple[str, int]]:
-    places = listening({running.process.pid, *running.descendants()})
-    return {place for place in places if place[0] != "127.0.0.1"}

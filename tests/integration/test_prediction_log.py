@@ -1,4 +1,4 @@
-"""A real `shardlabel serve --prediction-log`, stopped; then `report`, `verify` and `diff` on what it left."""
+"""A real `shardlabel serve --host --prediction-log`, stopped; then `report`, `verify` and `diff` on what it left."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,20 +22,48 @@ from pipeline.dest.verify import verify_dest
 from pipeline.diff.compare import compare
 from pipeline.report.findings import gather
 from tests.support.labelled_dest import label_without_ray
+from tests.support.listening import listening
 from tests.support.made_up_log import add_part
 from tests.support.serve_process import ServeProcess, serving
 
 pytestmark = [pytest.mark.timeout(300)]
 
 MODEL = "efficientnet-lite0"
+HOST = "127.0.0.2"
 SAMPLES = Path(__file__).parents[2] / "models" / "samples" / "photos.tar"
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory) -> Iterator[ServeProcess]:
+    """Start one endpoint for the tests below, the last of which stops it."""
+    folder = tmp_path_factory.mktemp("serve")
+    options = ["--model", MODEL, "--host", HOST, "--max-replicas", "1", "--prediction-log", str(folder / "log")]
+    with serving(folder, *options) as running:
+        yield running
+
+
+def elsewhere(running: ServeProcess) -> set[tuple[str, int]]:
+    places = listening({running.process.pid, *running.descendants()})
+    return {place for place in places if place[0] != "127.0.0.1"}
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+def test_another_address_is_listened_on_by_what_clients_ask_alone(endpoint):
+    wanted = {(HOST, endpoint.port), (HOST, endpoint.grpc_port)}
+    # While Ray has HAProxy read its configuration anew, another process takes the place of the one that was looked up.
+    deadline = time.monotonic() + 10
+    while (found := elsewhere(endpoint)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert found == wanted
 
 
 def ask(endpoint: ServeProcess, image: bytes, request_id: str) -> int:
     headers = {"Content-Type": "image/jpeg", "X-Request-Id": request_id}
     with contextlib.suppress(urllib.error.HTTPError):
         return urllib.request.urlopen(
-            urllib.request.Request(f"{endpoint.url}/v1/classify?top_k=1", image, headers)
+            urllib.request.Request(f"http://{HOST}:{endpoint.port}/v1/classify?top_k=1", image, headers)
         ).status
     return 0
 
@@ -49,16 +79,15 @@ def shardlabel(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.ray
-def test_what_was_answered_is_there_after_the_end_and_is_read_as_an_output(tmp_path):
+def test_what_was_answered_is_there_after_the_end_and_is_read_as_an_output(endpoint, tmp_path):
     with tarfile.open(SAMPLES) as tar:
         photos = {m.name: tar.extractfile(m).read() for m in tar if not m.name.endswith(".cls")}
-    log = tmp_path / "log"
-    options = ["--model", MODEL, "--grpc-port", "0", "--max-replicas", "1", "--prediction-log", str(log)]
-    with serving(tmp_path, *options) as endpoint:
-        assert [ask(endpoint, image, name) for name, image in photos.items()] == [200] * len(photos)
-        ask(endpoint, photos["chelsea.jpg"], "again")
-        ask(endpoint, photos["chelsea.jpg"][:2000], "cut")
+    assert [ask(endpoint, image, name) for name, image in photos.items()] == [200] * len(photos)
+    ask(endpoint, photos["chelsea.jpg"], "again")
+    ask(endpoint, photos["chelsea.jpg"][:2000], "cut")
+    assert endpoint.stop() == 0
 
+    log = endpoint.log.parent / "log"
     rows = [row for part in sorted(log.glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
     keys = {name: sha256(image).hexdigest() for name, image in photos.items()}
     assert {row["request_id"]: row["key"] for row in rows} == {

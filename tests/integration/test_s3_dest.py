@@ -16,7 +16,7 @@ import pytest
 
 from models.errors import SourceError, StorageError
 from pipeline.config import LabelConfig
-from pipeline.dest.lease import LEASE_FILE, Lease
+from pipeline.dest.lease import BEAT_S, LEASE_FILE, Lease
 from pipeline.dest.plan import cut_units, write_plan
 from pipeline.dest.resume import prepare
 from pipeline.dest.verify import verify_dest
@@ -69,7 +69,7 @@ KINDS = ["s3", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("gs", "
 HOLD = """
 import sys, pipeline.dest.lease as lease
 from pipeline.storage.storage import open_storage
-lease.BEAT_S, lease.DEAD_S = 0.2, 2.0
+lease.BEAT_S, lease.DEAD_S = 0.2, 1.0
 with lease.Lease(open_storage(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -90,7 +90,7 @@ def holder(place: Place) -> int | None:
 @pytest.mark.parametrize("kind", ["s3", "gs", "az"])
 def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor(place, monkeypatch):
     monkeypatch.setattr("pipeline.dest.lease.BEAT_S", 0.2)
-    monkeypatch.setattr("pipeline.dest.lease.DEAD_S", 2.0)
+    monkeypatch.setattr("pipeline.dest.lease.DEAD_S", 1.0)
     command = [sys.executable, "-c", HOLD, place.uri]
     stalled = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -99,7 +99,7 @@ def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor
         holders = set()
         with Lease(place.storage):
             stalled.send_signal(signal.SIGCONT)
-            until = time.monotonic() + 4
+            until = time.monotonic() + 2  # ten beats
             while time.monotonic() < until:
                 holders.add(holder(place))
                 if len(holders) > 1 and stalled.poll() is None:
@@ -110,14 +110,31 @@ def test_a_driver_that_stalled_neither_takes_nor_ends_the_lease_of_its_successor
         stalled.wait()
 
 
+def test_the_lease_of_a_process_of_this_machine_that_is_dead_is_free_at_once(place):
+    dead = subprocess.Popen([sys.executable, "-c", HOLD, place.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert dead.stdout.readline() == b"held\n"
+    finally:
+        dead.kill()
+        dead.communicate()
+    started = time.monotonic()
+
+    with Lease(place.storage):
+        assert time.monotonic() - started < BEAT_S
+
+    assert json.loads(place.storage.read_bytes(LEASE_FILE))["pid"] == os.getpid()
+
+
 @pytest.mark.parametrize("kind", ["s3", "gs", pytest.param("az", marks=pytest.mark.long)])
-def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy: FaultProxy):
+def test_two_runs_do_not_hold_one_lease_where_a_put_is_slow(place: Place, proxy: FaultProxy, monkeypatch):
+    monkeypatch.setattr("pipeline.dest.lease.BEAT_S", 1.0)
+    monkeypatch.setattr("pipeline.dest.lease.DEAD_S", 4.0)
     held = []
     done = threading.Barrier(2)
 
     def slow(call: Call) -> None:
         if call.method == "PUT" and call.path.endswith(LEASE_FILE):
-            time.sleep((2.0, 6.0)[min(call.number, 1)])
+            time.sleep((0.4, 1.2)[min(call.number, 1)])  # less than a beat, and more
 
     def take() -> None:
         with suppress(SourceError), Lease(place.storage):

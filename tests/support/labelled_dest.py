@@ -15,7 +15,7 @@ from pipeline.operators.model_ref import settle_model
 from pipeline.operators.stages import count_samples, label_here, label_unit
 from pipeline.session.stage_clock import StageClock
 from pipeline.sources import reader
-from pipeline.sources.source import open_source
+from pipeline.sources.source import in_part, open_source
 from pipeline.storage.storage import open_storage
 
 
@@ -30,7 +30,8 @@ def label_without_ray(
     choice = choose(spec, config.device, config.precision, has_gpu=False)
     same = fingerprint(config, found, spec, choice, labels)
     settings = replace(unit_settings(config, found, spec, choice, labels), rows_id=rows_id(same))
-    work = prepare(config, dest, same, found, lambda: reader.slices(found), lambda *a: count_samples(settings, *a))
+    part = in_part(found, *config.part_of())
+    work = prepare(config, dest, same, found, lambda: reader.slices(part), lambda *a: count_samples(settings, *a))
     classifier = Classifier(spec, precision=choice.precision, top_k=config.top_k)
     label = label_here(classifier, StageClock(), embeddings=False)
     with work.log as log:

@@ -145,13 +145,14 @@ def test_fast_is_near_to_exact_in_every_orientation(orientation, interpolation):
 
 
 @pytest.mark.data
-def test_fast_keeps_the_labels_of_photographs_but_of_near_ties(sample_data: Path):
+@pytest.mark.parametrize("tars", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_fast_keeps_the_labels_of_photographs_but_of_near_ties(sample_data: Path, tars: int):
     """`benchmarks.decode_agreement` has the figures by kind of JPEG."""
     spec = load_spec("efficientnet-lite0")
     classifier = Classifier(spec, precision=Precision.INT8, top_k=2)
     labels: dict[DecodeMode, list[int]] = {mode: [] for mode in MODES}
     margins: list[float] = []
-    for path in sorted(sample_data.glob("*.tar")):
+    for path in sorted(sample_data.glob("*.tar"))[:tars]:
         with tarfile.open(path) as tar:
             photographs = [
                 tar.extractfile(each).read() for each in tar if each.name.lower().endswith((".jpg", ".jpeg"))
@@ -165,7 +166,7 @@ def test_fast_keeps_the_labels_of_photographs_but_of_near_ties(sample_data: Path
                     margins.extend((found.scores[:, 0] - found.scores[:, 1]).tolist())
 
     same = np.equal(labels[DecodeMode.FAST], labels[DecodeMode.EXACT])
-    assert len(same) == 500
+    assert len(same) == 100 * tars
     assert same.mean() >= 0.98
     assert same[np.asarray(margins) >= CLEAR_MARGIN].all()
 

@@ -57,8 +57,8 @@ def diff(
         wanted = flips if output is not None else []
         thumbnails, problems = read_thumbnails(source.dest, source.plan, source.metadata, wanted)
     if output is not None:
-        write_page(output, build_page(found, flips, thumbnails, problems))
-        typer.echo(f"shardlabel: wrote {output}", err=True)
+        written = write_page(output, build_page(found, flips, thumbnails, problems))
+        typer.echo(f"shardlabel: wrote {written}", err=True)
     for problem in problems[:5]:
         typer.echo(f"shardlabel: warning: {problem}", err=True)
     if as_json:

@@ -8,15 +8,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.errors import ConfigError, StorageError
+from pipeline.quantities import bytes_text
 from pipeline.storage.retries import reason
 from pipeline.storage.storage import open_storage
 
 
-def write_page(output: str, page: str) -> tuple[int, bool]:
-    """Write a page to a path or a URI, whole or not at all. A file that is there is replaced.
+def write_page(output: str, page: str) -> str:
+    """Write a page to a path or a URI, whole or not at all; return what was written, for a message.
 
-    Returns:
-        (size, replaced): the page's size in bytes, and whether there was a file.
+    A file that is there is replaced, and the message says so.
 
     Raises:
         StorageError: The page cannot be written.
@@ -27,7 +27,7 @@ def write_page(output: str, page: str) -> tuple[int, bool]:
         storage = open_storage(folder)
         replaced = storage.stat(name) is not None
         storage.write_bytes(name, content)
-        return len(content), replaced
+        return _written(output, content, replaced=replaced)
     temporary: Path | None = None
     try:
         path = Path(output).expanduser()
@@ -41,7 +41,11 @@ def write_page(output: str, page: str) -> tuple[int, bool]:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {output or 'a page without a name'}: {reason(err)}") from err
-    return len(content), replaced
+    return _written(output, content, replaced=replaced)
+
+
+def _written(output: str, content: bytes, *, replaced: bool) -> str:
+    return f"{output} ({bytes_text(len(content))}{', replaced' if replaced else ''})"
 
 
 def empty_folder(option: str, output: str) -> Path:

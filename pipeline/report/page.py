@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.html import pages
-from pipeline.quantities import bytes_text, duration_text, many_text, rate_text, share_text
+from pipeline.quantities import duration_text, many_text, rate_text, share_text
 from pipeline.report.files import write_page
 from pipeline.report.findings import Findings, gather
 from pipeline.report.scan import SCORE_BINS
@@ -40,8 +40,7 @@ def write_report(dest: str, output: str) -> str:
     """
     storage = open_storage(dest)
     findings = while_run_goes_on(lambda: gather(storage))
-    size, replaced = write_page(output, render(findings))
-    return f"{findings.sentence()}\nreport: {output} ({bytes_text(size)}{', replaced' if replaced else ''})"
+    return f"{findings.sentence()}\nreport: {write_page(output, render(findings))}"
 
 
 def render(found: Findings) -> str:

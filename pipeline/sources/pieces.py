@@ -10,7 +10,6 @@ A Parquet file is cut between two row groups, which are in its footer; one with 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
@@ -38,6 +37,8 @@ WHOLE_BYTES = 64 * 2**20
 # some 40 photographs, beside which the cost of a unit itself is nothing.
 PIECES = 64
 PIECE_BYTES = 4 * 2**20
+# Shards that are compared at a time.
+_GROUP = 1024
 _HEADER_BYTES = 4096
 
 
@@ -68,20 +69,18 @@ def cut_large(storage: Storage, slices: Iterable[Slice], kind: SourceFormat) -> 
     if find_edges is None:
         yield from slices
         return
-    rest = iter(slices)
-    # The mean is of the shards so far and of those that are next: a listing may be too long to hold.
-    ahead = deque(islice(rest, MOST_SHARDS + 1))
-    count, total = len(ahead), sum(piece.size for piece in ahead)
-    least = 0 if count <= MOST_SHARDS else OUTLIER
-    while ahead:
-        piece = ahead.popleft()
-        is_large = piece.size > max(WHOLE_BYTES, least * total / count)
-        edges = find_edges(storage, piece) if is_large and piece.limit < 0 else []
-        cut = [Slice(piece.shard, piece.size, piece.etag, *edge) for edge in pairwise(edges)]
-        yield from cut if len(cut) > 1 else [piece]
-        for following in islice(rest, 1):
-            ahead.append(following)
-            count, total = count + 1, total + following.size
+    rest, count, total = iter(slices), 0, 0
+    # A listing may be too long to hold, so the mean is of the shards so far and of their group.
+    while group := list(islice(rest, _GROUP)):
+        count, total = count + len(group), total + sum(piece.size for piece in group)
+        least = WHOLE_BYTES if count <= MOST_SHARDS else max(WHOLE_BYTES, OUTLIER * total / count)
+        for piece in group:
+            if piece.size <= least or piece.limit >= 0:
+                yield piece
+                continue
+            edges = find_edges(storage, piece)
+            cut = [Slice(piece.shard, piece.size, piece.etag, *edge) for edge in pairwise(edges)]
+            yield from cut if len(cut) > 1 else [piece]
 
 
 def _row_group_edges(storage: Storage, piece: Slice) -> list[int]:

@@ -88,7 +88,7 @@ def _help(field: FieldInfo, said: str | None) -> str:
     if said is not None:
         return f"{str(field.description).partition(' [default')[0]} [default: {said}]"
     default = field.default
-    if field.is_required() or isinstance(default, bool | tuple | None):
+    if field.default_factory or field.is_required() or isinstance(default, bool | tuple | None):
         return field.description or ""
     text = default.value if isinstance(default, Enum) else f"{default:g}" if isinstance(default, float) else default
     return f"{field.description} [default: {text}]"

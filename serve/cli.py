@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from models.errors import ConfigError, ShardlabelError
+from models.errors import ShardlabelError
 from pipeline.options import build_settings, options_of
 from serve.config import ServeOptions
 
@@ -45,16 +44,7 @@ def serve(
     """
     from serve.local.launch import running
 
-    given = dict(build_settings(ServeOptions, options, config))
-    if given["access_log"] == "-":
-        raise ConfigError("--access-log must be off or a file: replicas have no terminal of their own")
-    for name in ("access_log", "api_keys_file", "tls_cert", "tls_key"):
-        if given[name] not in (None, "off"):
-            # A replica's working folder is not ours.
-            given[name] = str(Path(given[name]).absolute())
-    given["address"] = given["address"] or os.environ.get("RAY_ADDRESS") or None
-    settings = build_settings(ServeOptions, given)
-
+    settings = build_settings(ServeOptions, options, config)
     stop = threading.Event()
 
     def stop_or_break_off(number: int, _: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -9,13 +10,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from models.catalog import DEFAULT_MODEL
-from models.decode.headers import ImageLimits
 from models.decode.mode import DecodeMode
 from models.device import Device
 from models.errors import ConfigError
 from pipeline.config import DEVICES, CalibrationFile, Decoding, LabelConfig, Lower, PrecisionName
 
-# Serve's names for the endpoint.
 APP_NAME = "shardlabel"
 DEPLOYMENT_NAME = "Classifier"
 # Beyond this a batch only adds waiting: see docs/decisions-archive.md, "The pulling batcher".
@@ -26,8 +25,7 @@ MIN_QUEUE = 128
 QUEUE_BATCHES = 8
 # What an endpoint takes of a cluster that others use too, however large that is, unless it is told.
 SHARED_REPLICAS = 8
-# Of a replica with a GPU, which decode for it.
-MAX_GPU_CPUS = 8
+MAX_GPU_CPUS = 8  # of a replica with a GPU, which decode for it
 MAX_REPLICA_CPUS = 256
 
 
@@ -37,6 +35,8 @@ def _absolute(location: str | None) -> str | None:
 
 # A replica's working folder is not the caller's.
 Location = Annotated[str, AfterValidator(_absolute)]
+File = Annotated[Path | None, AfterValidator(lambda path: path and path.absolute())]
+LogFile = Annotated[str, AfterValidator(lambda target: target if target in ("off", "-") else _absolute(target))]
 # Models that may be loaded by request beside those that the endpoint starts with, in the reckoning of requests.
 MORE_MODELS = 8
 
@@ -77,16 +77,10 @@ class ServeConfig(BaseModel):
         default=0.0, ge=0, le=10_000, description="How long a free model waits for more images."
     )
     replica_cpus: int | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_REPLICA_CPUS,
-        description="CPUs, and threads, of one replica. [default: 1; with a GPU up to 8]",
+        default=None, ge=1, le=MAX_REPLICA_CPUS, description="CPUs and threads of one. [default: 1; with a GPU up to 8]"
     )
     gpus_per_replica: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Share of a GPU that each replica has: 0.5 puts two on a GPU. [default: 1]",
+        default=None, gt=0, le=1, description="Share of a GPU of each replica: 0.5 puts two on one. [default: 1]"
     )
     min_replicas: int = Field(
         default=1, ge=0, le=10_000, description="Fewest replicas; with 0 none runs while there are no requests."
@@ -125,10 +119,10 @@ class ServeConfig(BaseModel):
     )
     max_pixels: int = Field(default=100_000_000, ge=1, description="Most pixels of an image; more are answered 413.")
     max_images: int = Field(default=64, ge=1, le=10_000, description="Most images of a request; more are answered 413.")
-    api_keys_file: Path | None = Field(
+    api_keys_file: File = Field(
         default=None, description="File of bearer keys, one a line; clients must send one. [default: all are served]"
     )
-    access_log: str = Field(
+    access_log: LogFile = Field(
         default="off", description="File for a JSON line per request, or off; with `serve run` also -, its output."
     )
     prediction_log: Location | None = Field(
@@ -162,16 +156,11 @@ class ServeConfig(BaseModel):
             )
         return self
 
-    def image_limits(self) -> ImageLimits:
-        """Return the limits that decoding keeps; the bytes of an image are bounded by its request's."""
-        return ImageLimits(max_pixels=self.max_pixels, max_image_bytes=self.max_request_bytes)
-
 
 class ServeOptions(ServeConfig):
     """All that `shardlabel serve` can be told: of an endpoint that it starts itself, also where that listens."""
 
-    # Where a group of options begins, in `--help`.
-    GROUPS: ClassVar[Mapping[str, str]] = {
+    GROUPS: ClassVar[Mapping[str, str]] = {  # where a group of options begins, in `--help`
         "model": "Model",
         "batch_size": "Replicas",
         "max_queue": "Limits",
@@ -183,14 +172,19 @@ class ServeOptions(ServeConfig):
     port: int = Field(default=8000, ge=1, le=65535, description="Port of HTTP.")
     grpc_port: int = Field(default=9000, ge=0, le=65535, description="Port of gRPC; 0 for none.")
     haproxy: bool = Field(default=True, description="Put HAProxy before the replicas, where the platform has it.")
-    tls_cert: Path | None = Field(
+    tls_cert: File = Field(
         default=None, description="File of the certificate and its chain, PEM; both ports then speak TLS only."
     )
-    tls_key: Path | None = Field(default=None, description="File of its private key, PEM.")
-    address: str | None = Field(default=None, description=LabelConfig.model_fields["address"].description)
+    tls_key: File = Field(default=None, description="File of its private key, PEM.")
+    address: str | None = Field(
+        default_factory=lambda: os.environ.get("RAY_ADDRESS") or None,
+        description=LabelConfig.model_fields["address"].description,
+    )
 
     @model_validator(mode="after")
     def _check_network(self) -> ServeOptions:
+        if self.access_log == "-":
+            raise ValueError("--access-log must be off or a file: replicas have no terminal of their own")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together: give both, or neither")
         if self.tls_cert is not None and self.address is not None:

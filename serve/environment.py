@@ -14,8 +14,7 @@ from serve.config import ServeConfig, ServeOptions
 from serve.local import grpc_listener, haproxy
 from serve.local.ports import free_ports
 
-# Both ways: 64 MiB are the answers of 10,000 images.
-LEAST_MESSAGE_BYTES = 64 * 2**20
+LEAST_MESSAGE_BYTES = 64 * 2**20  # both ways: 64 MiB are the answers of 10,000 images
 # What `grpc_servicer_functions` of Serve names: every proxy imports it, so that it loads no model.
 GRPC_SERVICER = "serve.oip.grpc.service:add_to_server"
 

@@ -1,36 +1,25 @@
 """What the endpoint counts, for Prometheus: one set per replica, written on its event loop, and those of all replicas.
 
-Every series carries the replica's name. Behind one address any replica may be the one that is asked, so any one answers
-with all of them; Prometheus adds up what it wants added. Each replica puts its series into Ray's key-value store, once a
-second; the replica that is asked reads those of the others. So no process is added, it works across nodes, and a scrape
-is at most a second old.
+Every series carries the replica's name. Behind one address any replica may be the one that is asked, so any one asks the
+others and answers with all of them; Prometheus adds up what it wants added.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from pipeline.patches.kv_patches import RayStore
 from serve.model.batcher import Item
 
 if TYPE_CHECKING:
     from serve.model.engine import Engine
 
-logger = logging.getLogger(__name__)
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
-PERIOD_S = 1.0
-# How long a replica that is gone stays readable: Prometheus should see its last counts. Then another one forgets it.
-KEEP_S = 300.0
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 
@@ -58,8 +47,7 @@ class ServeMetrics:
         self._seconds = family(seconds, "request_seconds", "From a request's head to its answer.", "route")
         self._stages = family(seconds, "stage_seconds", "Each image's time in a stage; infer: the batch's.", "stage")
         self._batch = family(partial(Histogram, buckets=_BATCH_BUCKETS), "batch_size", "Images per inference.")
-        in_flight = family(Gauge, "in_flight", "Requests begun and not answered.")
-        self.in_flight = in_flight.labels(model, replica)
+        self.in_flight = family(Gauge, "in_flight", "Requests begun and not answered.").labels(model, replica)
         self._logged = family(Counter, "prediction_log_rows", "Rows written to the prediction log.")
         self._not_logged = family(Counter, "prediction_log_dropped", "Rows that the prediction log gave up.", "reason")
         self._queued = family(Gauge, "queue_depth", "Images that wait.")
@@ -69,8 +57,6 @@ class ServeMetrics:
             "mean_score": family(Gauge, "score_mean", "Mean best score."),
             "baseline_mean_score": family(Gauge, "baseline_score_mean", "The baseline's."),
         }
-        # Looking a labelled series up takes longer than adding to it, and there are few.
-        self._known: dict[tuple[Any, ...], Any] = {}
 
     def show_models(self, models: Iterable[Engine]) -> None:
         """Show the models that there are now, with their series from the start; what others have counted stays."""
@@ -122,11 +108,7 @@ class ServeMetrics:
         series.inc(rows)
 
     def _series(self, family: Any, model: str, *labels: str) -> Any:  # noqa: ANN401 (a counter or a histogram)
-        key = (family, model, *labels)
-        series = self._known.get(key)
-        if series is None:
-            series = self._known[key] = family.labels(model, self._replica, *labels)
-        return series
+        return family.labels(model, self._replica, *labels)
 
     def render(self) -> bytes:
         """Return this replica's own series in Prometheus' text format."""
@@ -135,54 +117,6 @@ class ServeMetrics:
 
 def _queued(engines: Sequence[Engine]) -> int:
     return sum(engine.queued for engine in engines)
-
-
-class MetricsShare:
-    """Publish one replica's series, which `render` gives as text, in a store of all replicas, and read all."""
-
-    def __init__(self, store: RayStore, replica: str, render: Callable[[], bytes]) -> None:
-        self._store, self._replica, self._render = store, replica, render
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._publish, name="metrics", daemon=True)
-        self._thread.start()
-
-    def render_all(self) -> bytes:
-        """Return the series of all replicas; blocks for milliseconds."""
-        return merged([self._render(), *self._others()])
-
-    def close(self) -> None:
-        """Publish the last counts, and stop."""
-        self._closed.set()
-        self._thread.join(timeout=2.0)
-
-    def _others(self) -> list[bytes]:
-        """Return what the other replicas have published, and forget those that are long gone."""
-        texts = []
-        try:
-            for name, value in self._store.all().items():
-                stamp, _, text = value.partition(b"\n")
-                if name == self._replica:
-                    continue
-                if time.time() - float(stamp) < KEEP_S:
-                    texts.append(text)
-                else:
-                    self._store.delete(name)
-        except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
-            logger.warning("metrics of the other replicas cannot be read: %s", err)
-        return texts
-
-    def _publish(self) -> None:
-        looked, is_last = 0.0, False
-        while not is_last:
-            is_last = self._closed.wait(PERIOD_S)
-            try:
-                self._store.put(self._replica, b"%f\n" % time.time() + self._render())
-            except Exception as err:  # noqa: BLE001 (the next second tries again)
-                logger.warning("metrics cannot be shared: %s", err)
-            # Where nobody scrapes, nobody else looks for replicas that are gone.
-            if not is_last and time.monotonic() - looked > KEEP_S / 3:
-                looked = time.monotonic()
-                self._others()
 
 
 def merged(texts: Iterable[bytes]) -> bytes:

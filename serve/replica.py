@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from serve.http.bodies import BodyMemory
 from serve.http.in_flight import Extras
 from serve.http.keys import ApiKeys
 from serve.local import grpc_listener
-from serve.metrics import MetricsShare, ServeMetrics
+from serve.metrics import ServeMetrics, merged
 from serve.model.drift import Baseline, Drift, read_baseline
 from serve.model.engine import Engine
 from serve.model.models import Models
@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 # Beyond the longest deadline: whoever is being served when a replica is told to go is served.
 SHUTDOWN_GRACE_S = 5.0
-# For all replicas to load a model, downloaded by each node.
-FOLLOW_S = 600.0
+FOLLOW_S = 600.0  # for all replicas to load a model, downloaded by each node
+TELL_S = 3.0  # for all replicas to tell their metrics: what Prometheus waits is 10 s unless it is told
 
 
 class Replica(Methods):
@@ -62,7 +62,7 @@ class Replica(Methods):
             os.environ.setdefault(variable, str(plan.cpus))
         grpc_listener.guard(message_bytes(config))
         context = ray_serve.get_replica_context()
-        name = context.replica_id.unique_id
+        self._name = name = context.replica_id.unique_id
         self._application = context.app_name
         self.config, self._plan, self._baseline = config, plan, baseline
         self.models = Models()
@@ -78,10 +78,9 @@ class Replica(Methods):
         self._metrics = ServeMetrics("" if is_explicit or len(settled) > 1 else settled[0].spec.name, name)
         self.models.watch(lambda: self._metrics.show_models(self.models))
         await self._repository.configure(config.model, settled)
-        self._share = MetricsShare(RayStore(f"shardlabel-metrics-{context.app_name}"), name, self._metrics.render)
         self.extras = Extras(
             metrics=self._metrics,
-            render_metrics=lambda: asyncio.to_thread(self._share.render_all),
+            render_metrics=self._metrics_of_all,
             keys=None if config.api_keys_file is None else ApiKeys(config.api_keys_file),
             access_log=None if config.access_log == "off" else AccessLog(config.access_log),
             memory=BodyMemory(config.max_body_memory),
@@ -114,6 +113,10 @@ class Replica(Methods):
         """Have the models that callers have asked another replica for; see `serve.model.repository.Repository.follow`."""
         return await self._repository.follow()
 
+    async def metrics(self) -> tuple[str, bytes]:
+        """Return this replica's name, and its own series in Prometheus' text format."""
+        return self._name, self._metrics.render()
+
     async def check_health(self) -> None:
         """Tell Serve whether to keep this replica."""
         if (fault := self._repository.look_after()) is not None:
@@ -129,12 +132,25 @@ class Replica(Methods):
             engine.drift = Drift(self._baseline, len(engine.labels))
         return engine
 
+    @cached_property
+    def _all(self) -> ray_serve.handle.DeploymentHandle:
+        """All replicas, this one too. One handle for good: each has a thread."""
+        return ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
+
+    async def _metrics_of_all(self) -> bytes:
+        """Return the series of all replicas, or of those that tell them in time."""
+        told = {}
+        try:
+            answers = await self._all.broadcast("metrics").results_async(timeout_s=TELL_S, return_exceptions=True)
+            told = dict(each for each in answers if not isinstance(each, Exception))
+        except Exception as err:  # noqa: BLE001 (our own series are worth more than an error)
+            logger.warning("metrics of the other replicas cannot be had: %s", err)
+        return merged((told | dict([await self.metrics()])).values())
+
     async def _call_all(self) -> list[dict[str, str]]:
         """Have every replica follow, this one too; return what each says went wrong."""
-        handle = ray_serve.get_deployment_handle(DEPLOYMENT_NAME, self._application)
-        answers = await handle.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True)
         wrong: list[dict[str, str]] = []
-        for each in answers:
+        for each in await self._all.broadcast("follow").results_async(timeout_s=FOLLOW_S, return_exceptions=True):
             if not isinstance(each, Exception):
                 wrong.append(each)
             elif not isinstance(each, RayActorError):  # of one that has died: its successor reads what is wanted
@@ -148,7 +164,6 @@ class Replica(Methods):
         if self.extras.access_log is not None:
             await asyncio.to_thread(self.extras.access_log.close)
         await asyncio.to_thread(self._repository.close)
-        await asyncio.to_thread(self._share.close)
         await asyncio.to_thread(tracing.stop)
 
 
@@ -178,8 +193,6 @@ def build_application(config: ServeConfig, *, is_fixed: bool = False) -> ray_ser
         raise ConfigError(
             f"--calibration {without_secrets(config.calibration)} is of none of the models {names}; give the one it is of"
         )
-    if config.api_keys_file is not None:
-        ApiKeys(config.api_keys_file)
     if config.prediction_log is not None:
         begin_log(open_storage(config.prediction_log))
     labels = [load_labels(each.spec) for each in settled]

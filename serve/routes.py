@@ -22,7 +22,7 @@ from serve.oip.http import oip_routes
 
 def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None) -> Application:
     """Return all that HTTP reaches, as one ASGI application. Needs no Ray."""
-    extras = extras or Extras()
+    extras = extras or Extras(memory=BodyMemory(config.max_body_memory))
     routes = [
         classify_route(models, config),
         hugging_face_route(models, config),
@@ -39,7 +39,7 @@ def build_asgi(models: Models, config: ServeConfig, extras: Extras | None = None
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     }
     routes = documented(routes, info, has_keys=config.api_keys_file is not None)
-    return Application(routes, extras.memory or BodyMemory(config.max_body_memory), extras)
+    return Application(routes, extras)
 
 
 def _status_routes(models: Models, extras: Extras) -> list[Operation]:

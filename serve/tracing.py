@@ -32,10 +32,8 @@ STAGES = (("queue", "since", "taken"), ("decode", "taken", "decoded_at"), ("infe
 _NO_SPAN = nullcontext()
 _propagator = TraceContextTextMapPropagator()
 
-# Of this process; None where it does not trace.
-_tracer: trace.Tracer | None = None
-# What `stop` ends.
-_provider: TracerProvider | None = None
+_tracer: trace.Tracer | None = None  # of this process; None where it does not trace
+_provider: TracerProvider | None = None  # what `stop` ends
 
 
 def is_wanted() -> bool:

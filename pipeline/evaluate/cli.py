@@ -122,8 +122,9 @@ def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated
 
 
 def _write(option: str, path: Path, text: str) -> None:
+    was_there = path.exists()
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as err:
         raise ConfigError(f"{option} {path} cannot be written: {err.strerror or err}") from err
-    _say(f"shardlabel: wrote {path}")
+    _say(f"shardlabel: {'replaced' if was_there else 'wrote'} {path}")

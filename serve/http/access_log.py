@@ -34,7 +34,7 @@ class AccessLog:
 
     def __init__(self, target: str) -> None:
         self._path = target
-        os.close(self._opened())
+        self._append(b"")
         self._lines: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
         # What the disk did not take yet, and how many lines were given up since it last took one.
         self._unwritten = b""
@@ -77,11 +77,8 @@ class AccessLog:
 
     def _append(self, text: bytes) -> int:
         """Write once; return how many bytes the disk took."""
-        fd = self._opened()
+        fd = os.dup(2) if self._path == "-" else os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         try:
             return os.write(fd, text)
         finally:
             os.close(fd)
-
-    def _opened(self) -> int:
-        return os.dup(2) if self._path == "-" else os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.http.asgi import IN_FLIGHT, Rejected, error_response, rejection, whole_number
-from serve.http.bodies import BodyMemory, Held
+from serve.http.bodies import Held
 from serve.http.in_flight import Extras, InFlight, observed
 
 # Answered without a key: probes have none.
@@ -31,13 +31,11 @@ class Application:
 
     Args:
         routes: They may raise `Rejected` and the errors of `models.errors` until they have begun to answer.
-        memory: The budget of all bodies.
-        extras: What counts and logs requests, and checks keys.
+        extras: What bounds, counts and logs requests, and checks keys.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute], memory: BodyMemory, extras: Extras) -> None:
+    def __init__(self, routes: Sequence[BaseRoute], extras: Extras) -> None:
         self._router = Router(routes, redirect_slashes=False)
-        self._memory = memory
         self._extras = extras
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +44,7 @@ class Application:
             return await self._router(scope, receive, send)
         path, method, headers = _path(scope), scope["method"], Headers(scope=scope)
         client, _ = scope.get("client") or (None, None)
-        size, held = whole_number(headers.get("content-length", "0")), Held(self._memory)
+        size, held = whole_number(headers.get("content-length", "0")), Held(self._extras.memory)
         scheme = scope.get("scheme", "http")
         request = InFlight(method, path, route_name(path), headers, client, size, held, scheme)
         # With "app" in the scope, the router raises where it has no route; else it would answer in plain text. No route has

@@ -17,14 +17,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.errors import (
-    DeadlineError,
-    InferenceError,
-    InputError,
-    NotReadyError,
-    OverloadedError,
-    UnknownModelError,
-)
+from models.errors import DeadlineError, InferenceError, InputError, NotReadyError, OverloadedError, UnknownModelError
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +27,7 @@ TIMEOUT_HEADER = "x-request-timeout-seconds"
 TIMEOUT = {
     TIMEOUT_HEADER: Annotated[float, Field(gt=0, description="A shorter deadline than the endpoint's own, seconds.")]
 }
-# In a request's scope: its `serve.http.in_flight.InFlight`.
-IN_FLIGHT = "shardlabel.in_flight"
+IN_FLIGHT = "shardlabel.in_flight"  # in a request's scope: its `serve.http.in_flight.InFlight`
 # Serve too gives up at the time that the header names, with an answer that is no JSON: ours comes just before.
 _ANSWER_AHEAD_S = 0.02
 

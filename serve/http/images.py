@@ -26,8 +26,7 @@ _CURL_HINT = (
 _JSON_VALUES_AN_IMAGE = 8
 _JSON_VALUES_BESIDE = 64
 
-# An encoded image, or why there is none in its place.
-Image = bytes | InputError
+Image = bytes | InputError  # an encoded image, or why there is none in its place
 
 
 def _file(text: object) -> Image:
@@ -45,18 +44,11 @@ File = Annotated[Image, PlainValidator(_file, json_schema_input_type=Base64)]
 
 
 class Parsed(NamedTuple):
-    """A parsed request.
+    """A parsed request; what is None its body does not say."""
 
-    Attributes:
-        images: One or more.
-        top_k: As the body asks; None where it does not.
-        encoding: Of embeddings.
-        model: As the body names it; None where it does not.
-    """
-
-    images: Sequence[Image]
+    images: Sequence[Image]  # one or more
     top_k: int | None = None
-    encoding: Literal["float", "base64"] = "float"
+    encoding: Literal["float", "base64"] = "float"  # of embeddings
     model: str | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from serve import tracing
+from serve.config import ServeConfig
 from serve.http.access_log import AccessLog
 from serve.http.bodies import BodyMemory, Held
 from serve.http.keys import ApiKeys
@@ -21,55 +22,34 @@ from serve.model.repository import Repository
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What the endpoint has beside its models; every part may be left out.
+    """What the endpoint has beside its models; every part may be left out."""
 
-    Attributes:
-        metrics: Counts requests.
-        render_metrics: Gives the body of /metrics; awaited.
-        keys: Checks the key of a request.
-        access_log: Has a line for each request.
-        memory: The budget of all bodies, where HTTP and gRPC share it.
-        control: Loads and unloads models at callers' request; None where they may not ask for it.
-    """
-
-    metrics: ServeMetrics | None = None
-    render_metrics: Callable[[], Any] | None = None
-    keys: ApiKeys | None = None
-    access_log: AccessLog | None = None
-    memory: BodyMemory | None = None
-    control: Repository | None = None
+    metrics: ServeMetrics | None = None  # counts requests
+    render_metrics: Callable[[], Awaitable[bytes]] | None = None  # gives the body of /metrics
+    keys: ApiKeys | None = None  # checks the key of a request
+    access_log: AccessLog | None = None  # has a line for each request
+    # The budget of all bodies, over HTTP and gRPC.
+    memory: BodyMemory = field(default_factory=lambda: BodyMemory(ServeConfig().max_body_memory))
+    control: Repository | None = None  # loads and unloads models for callers; None where they may not ask for it
 
 
 @dataclass(slots=True)
 class InFlight:
-    """A request in flight.
+    """A request in flight."""
 
-    Attributes:
-        method: Of HTTP, or "gRPC".
-        path: As the log shows it.
-        route: As the metrics call it: one of few names.
-        headers: As sent; of gRPC, the metadata.
-        client: Address of the client, where it is known.
-        size: Bytes of the body; None where the headers do not say.
-        held: Its share of the budget of bodies.
-        scheme: Of the URL, where no proxy says another.
-        model: Name of the model that it is for, once that is known.
-        status: HTTP status of the answer, over gRPC too. 499 until there is one: the client of a cancelled request is gone.
-        kind: Name of the error; None without one.
-        began: `time.perf_counter()` at its start.
-    """
-
-    method: str
-    path: str
-    route: str
-    headers: Headers
-    client: str | None
-    size: int | None
-    held: Held
-    scheme: str = "http"
-    model: str | None = None
-    status: int = 499
-    kind: str | None = "gone"
+    method: str  # of HTTP, or "gRPC"
+    path: str  # as the log shows it
+    route: str  # as the metrics call it: one of few names
+    headers: Headers  # as sent; of gRPC, the metadata
+    client: str | None  # its address, where that is known
+    size: int | None  # bytes of the body; None where the headers do not say
+    held: Held  # its share of the budget of bodies
+    scheme: str = "http"  # of the URL, where no proxy says another
+    model: str | None = None  # name of the model that it is for, once that is known
+    status: int = (
+        499  # HTTP's, over gRPC too; this one until there is an answer: the client of a cancelled request is gone
+    )
+    kind: str | None = "gone"  # of error; None without one
     began: float = field(default_factory=time.perf_counter)
 
     def span(self) -> tuple[str, dict[str, str]]:

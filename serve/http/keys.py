@@ -13,8 +13,7 @@ from serve.http.asgi import Rejected
 
 logger = logging.getLogger(__name__)
 
-# A changed file is noticed within this: keys can be added and withdrawn without a restart.
-RELOAD_S = 2.0
+RELOAD_S = 2.0  # a changed file is noticed within this: keys can be added and withdrawn without a restart
 MIN_KEY_CHARS = 8
 
 

@@ -20,8 +20,7 @@ from typing_extensions import TypedDict
 from serve.http.asgi import JsonResponse
 
 Json = dict[str, Any]
-# Types of a body, by its content type.
-Content = Mapping[str, Any]
+Content = Mapping[str, Any]  # types of a body, by its content type
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -49,29 +48,17 @@ _Segment = Annotated[str, Field(min_length=1)]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the document says of a route.
+    """What the document says of a route."""
 
-    Attributes:
-        summary: In a line.
-        answer: What status 200 has.
-        errors: The other statuses; 401 is added where a key is asked for.
-        text: More than the line.
-        body: What the request has.
-        query: Types of parameters, by name.
-        headers: Types of headers, by name.
-        needs_body: Whether there has to be a body.
-        needs_key: Whether a key is asked for, where the endpoint has any.
-    """
-
-    summary: str
-    answer: Content
-    errors: tuple[int, ...] = ()
-    text: str = ""
-    body: Content = field(default_factory=dict)
-    query: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, Any] = field(default_factory=dict)
-    needs_body: bool = True
-    needs_key: bool = True
+    summary: str  # in a line
+    answer: Content  # what status 200 has
+    errors: tuple[int, ...] = ()  # the other statuses; 401 is added where a key is asked for
+    text: str = ""  # more than the line
+    body: Content = field(default_factory=dict)  # what the request has
+    query: Mapping[str, Any] = field(default_factory=dict)  # types of parameters, by name
+    headers: Mapping[str, Any] = field(default_factory=dict)  # types of headers, by name
+    needs_body: bool = True  # whether there has to be a body
+    needs_key: bool = True  # whether a key is asked for, where the endpoint has any
 
 
 class Operation(Route):

@@ -25,8 +25,7 @@ from serve.oip.grpc.service import STREAM
 
 # A request may take so long to arrive. Slow readers of a large upload hold no replica meanwhile.
 TIMEOUT_REQUEST_S = 60
-# Beside the configuration: why HAProxy was not started.
-REFUSED = "refused"
+REFUSED = "refused"  # beside the configuration: why HAProxy was not started
 # Address that clients are listened to on: Ray has one for them and for its replicas.
 HOST_VARIABLE = "SHARDLABEL_HAPROXY_HOST"
 # Address that metrics and stats listen on, in place of loopback.
@@ -37,11 +36,9 @@ TLS_KEY_VARIABLE = "SHARDLABEL_TLS_KEY"
 TLS_BUNDLE = "tls.pem"
 BINARY_VARIABLE = "SHARDLABEL_HAPROXY_BINARY"
 RAY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-# Where it is set, its syslog target gets a line per request.
-LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"
+LOG_VARIABLE = "RAY_SERVE_HAPROXY_LOG_TARGET"  # where it is set, its syslog target gets a line per request
 _NOT_STARTED = "HAProxy is not started: "
-# HAProxy's own errors.
-_CODES = (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504)
+_CODES = (400, 403, 405, 408, 413, 429, 500, 501, 502, 503, 504)  # HAProxy's own errors
 _GONE = "no replica answered: none is there yet, or the one that had this request died; try again"
 _TEXTS = {
     408: f"the request did not arrive within {TIMEOUT_REQUEST_S} s",

@@ -36,10 +36,8 @@ from serve.local.ports import check_free
 from serve.local.running import Endpoint
 from serve.local.tls import checked
 
-# A replica that finds no room within this is an error that says so.
-ROOM_S = 60.0
-# Room for a model to be downloaded by a node and loaded.
-READY_S = 600.0
+ROOM_S = 60.0  # a replica that finds no room within this is an error that says so
+READY_S = 600.0  # room for a model to be downloaded by a node and loaded
 POLL_S = 0.2
 
 Say = Callable[[str], None]

@@ -29,7 +29,7 @@ class Endpoint:
     def __init__(self, options: ServeOptions, folder: Path) -> None:
         self.options = options  # the Ray of an address is not ours
         self.folder = folder
-        self._stamps = self._stamps_now()  # of the certificate that HAProxy has
+        self._stamps = self._stamps_now()  # of the certificate and the key that HAProxy has
 
     def close(self) -> None:
         """Stop taking requests, finish those that are being served, and stop.
@@ -53,8 +53,8 @@ class Endpoint:
                 elif not is_local or self.options.prediction_log is not None or tracing.is_wanted():
                     # On a cluster nothing else: others may have applications there. Here replicas write their last rows.
                     ray_serve.delete(APP_NAME)
-                for what in () if is_local else ("metrics", "models"):
-                    RayStore(f"shardlabel-{what}-{APP_NAME}").clear()
+                if not is_local:
+                    RayStore(f"shardlabel-models-{APP_NAME}").clear()
         except Exception as err:  # Ray raises bare ones here
             if not is_local:
                 why = " ".join(str(err).split())[:300]
@@ -100,14 +100,10 @@ class Endpoint:
                     raise ClusterError(f"HAProxy does not take the new certificate: {' '.join(answer.split())[:300]}")
         return True
 
-    def _stamps_now(self) -> list[tuple[int, int]]:
+    def _stamps_now(self) -> list[int]:
         # Not what they hold: the key stays where it is. A file that is away, since it is being replaced, is a change too.
-        stamps = []
-        for path in filter(None, (self.options.tls_cert, self.options.tls_key)):
-            with contextlib.suppress(OSError):
-                found = path.stat()
-                stamps.append((found.st_mtime_ns, found.st_ino))
-        return stamps
+        paths = filter(None, (self.options.tls_cert, self.options.tls_key))
+        return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 
     def drain_haproxy(self) -> None:
         """Let HAProxy close its ports, and each client's connection behind its next answer; wait for the last answer."""

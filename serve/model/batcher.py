@@ -31,6 +31,7 @@ class Item:
     payload: Any  # encoded bytes, or a tensor
     deadline: float  # when it is dropped
     options: Any = None  # what the runner needs to know of it
+    digest: str = ""  # SHA-256 of the payload, in hexadecimal, where answers are logged
     decoded: Any = None  # what the decoder made of the payload
     outcome: Any = None  # what the runner made of that; an exception where either could not
     since: float = 0.0  # when it began to wait
@@ -68,8 +69,7 @@ class Batcher:
     def __post_init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting, self._decoded = _Queue(), _Queue()
-        # Decoded items that may wait to be run.
-        self._room = threading.Semaphore(2 * self.plan.batch_size)
+        self._room = threading.Semaphore(2 * self.plan.batch_size)  # decoded items that may wait to be run
         # When each thread that is at work began it, for noticing one that hangs.
         self._busy_since: list[float] = []
 

@@ -8,6 +8,8 @@ that matters, above 0.25 it has, as the field reads it. Where nothing has change
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,30 +80,25 @@ class Drift:
         counts[list(baseline.counts)] = list(baseline.counts.values())
         self._bin_of = bins_of(counts)
         self._expected = np.bincount(self._bin_of, counts).astype(np.int64)
-        # A ring: an answer takes the place of the one that came WINDOW answers before it.
-        self._bins = np.zeros(WINDOW, np.int64)
-        self._scores = np.zeros(WINDOW)
-        self._count = 0
+        self._last: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # bin and score of each answer, in order
 
     def __call__(self, outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of a request; on the event loop, in microseconds."""
         for outcome in outcomes:
             if isinstance(outcome, Labelled):
-                place = self._count % WINDOW
-                self._bins[place] = self._bin_of[outcome.label_ids[0]]
-                self._scores[place] = outcome.scores[0]
-                self._count += 1
+                self._last.append((self._bin_of[outcome.label_ids[0]], outcome.scores[0]))
 
     @property
     def index(self) -> float:
         """The population stability index; NaN before there are LEAST answers."""
-        found = np.bincount(self._bins[: self._count], minlength=len(self._expected))
-        return stability_index(self._expected, found) if self._count >= LEAST else math.nan
+        bins = [each for each, _ in self._last]
+        found = np.bincount(np.array(bins, np.int64), minlength=len(self._expected))
+        return stability_index(self._expected, found) if len(bins) >= LEAST else math.nan
 
     @property
     def mean_score(self) -> float:
         """Mean score of the best labels of the same answers; NaN before there are LEAST."""
-        return float(self._scores[: self._count].mean()) if self._count >= LEAST else math.nan
+        return statistics.fmean(score for _, score in self._last) if len(self._last) >= LEAST else math.nan
 
 
 def bins_of(counts: Int64Array) -> Int64Array:
@@ -120,8 +117,7 @@ def bins_of(counts: Int64Array) -> Int64Array:
         return np.arange(len(counts))
     share = counts.sum() / BINS
     is_frequent = counts >= share
-    # How often the others have filled a bin.
-    filled = np.where(is_frequent, 0, counts).cumsum() // share
+    filled = np.where(is_frequent, 0, counts).cumsum() // share  # how often the others have filled a bin
     begins = is_frequent | np.roll(is_frequent, 1) | (np.diff(filled, prepend=0) > 0)
     begins[0] = False
     return np.cumsum(begins, dtype=np.int64)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from models.catalog import load_labels
 from models.decode.decode import DecodedImage, ImageLimits, decode_image
+from models.decode.photographs import bundled_photographs
 from models.errors import DeadlineError, InputError, NotReadyError
 from models.graph.fp16 import load_graph
 from models.inference.classifier import Classifier
@@ -54,6 +54,9 @@ class Engine:
     report: Callable[[Sequence[Item]], None] = lambda _: None  # see `Batcher`
     log: PredictionLog | None = None  # takes what is answered for images; closed with the engine
     drift: Drift | None = None  # how far its labels are from a baseline's
+    statistics: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # counts of the protocol, by its name of the model
 
     def __post_init__(self) -> None:
         self.spec = spec = self.settled.spec
@@ -61,7 +64,8 @@ class Engine:
         self.precision = precision = self.settled.choice.precision
         self._provider = self.settled.choice.provider
         self.labels = load_labels(spec)  # by class index
-        self._limits = self.config.image_limits()
+        # The bytes of an image are bounded by its request's.
+        self._limits = ImageLimits(self.config.max_pixels, self.config.max_request_bytes)
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
         graph = load_graph(spec, precision, locate(spec, precision), temperature)
         self._classifier = Classifier(spec, precision=precision, provider=self._provider, top_k=1, graph=graph)
@@ -125,9 +129,10 @@ class Engine:
         """
         most = top_k if self.log is None else max(top_k, self.log.top_k)
         wanted = Wanted(most, probabilities, embedding)
-        outcomes: list[Outcome] = await self._submit([Item(data, deadline, wanted) for data in images])
+        items = [Item(data, deadline, wanted) for data in images]
+        outcomes: list[Outcome] = await self._submit(items)
         if self.log is not None:
-            self.log(images, outcomes)
+            self.log(items, outcomes)
         if self.drift is not None:
             self.drift(outcomes)
         return outcomes if most == top_k else [_cut(outcome, top_k) for outcome in outcomes]
@@ -177,6 +182,8 @@ class Engine:
         """Decode an image, in a thread of the batcher; a tensor is what it is."""
         if item.options is None:
             return None
+        if self.log is not None:
+            item.digest = sha256(item.payload).hexdigest()
         return decode_image(item.payload, self.spec.preprocessing, self.config.decode, self._limits)
 
     def run(self, items: Sequence[Item]) -> list[Any]:
@@ -228,14 +235,11 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Decode and run, as requests will be: a model that cannot is never ready."""
-        side = self.spec.preprocessing.crop
-        buffer = io.BytesIO()
-        Image.new("RGB", (2 * side, 2 * side), (90, 120, 150)).save(buffer, "JPEG")
-        image = decode_image(buffer.getvalue(), self.spec.preprocessing, self.config.decode, ImageLimits())
+        image = bundled_photographs(self.spec.preprocessing, self.config.decode)[:1]
         for size in range(1, self.plan.batch_size + 1):
-            self._classifier.predict(_stacked([image.pixels] * size), top_k=min(5, len(self.labels)))
+            self._classifier.predict(image.repeat(size, axis=0), top_k=min(5, len(self.labels)))
         if self.spec.embedding is not None:
-            self._classifier.predict(_stacked([image.pixels]), embedding=True)
+            self._classifier.predict(image, embedding=True)
 
 
 def _stacked(images: list[Any]) -> Any:  # noqa: ANN401 (arrays)

@@ -9,14 +9,10 @@ from serve.model.engine import Engine
 
 
 class Models:
-    """The models that one replica answers for. The first is meant where none is named, or no version of a name.
-
-    Attributes:
-        unavailable: Why models that this replica was told of are not there, by name.
-    """
+    """The models that one replica answers for. The first is meant where none is named, or no version of a name."""
 
     def __init__(self, *engines: Engine) -> None:
-        self.unavailable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}  # why models that this replica was told of are not there, by name
         self._watchers: list[Callable[[], None]] = []
         self._engines: tuple[Engine, ...] = ()
         self.replace(engines)

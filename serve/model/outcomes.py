@@ -10,8 +10,7 @@ from models.inference.predictions import Float32Array, Int32Array
 
 # Of the request that is answered: the header X-Request-Id, or the protocol's own id. "" without one.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-# Longer ones are cut: whoever sends them chooses what the log takes.
-MAX_ID = 200
+MAX_ID = 200  # longer ones are cut: whoever sends them chooses what the log takes
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,7 @@ from serve.model.settled import Settled
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts to rebuild a model that has failed.
-REBUILD_S = 10.0
+REBUILD_S = 10.0  # between two attempts to rebuild a model that has failed
 _PATH = re.compile(r"(?<![\w:/.])(?:/[\w.@+-]+)+/")
 
 
@@ -50,8 +49,7 @@ class Repository:
     _configured: dict[str, Settled | None] = field(default_factory=dict)
     # And since when callers have asked for it, `time.time_ns()`; 0 where it is as configured.
     _loaded: dict[str, tuple[Engine, int]] = field(default_factory=dict)
-    # Offered no more, and not ended yet.
-    _retired: set[Engine] = field(default_factory=set)
+    _retired: set[Engine] = field(default_factory=set)  # offered no more, and not ended yet
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     # `time.monotonic()` before which a model that has failed, or could not be built, is not rebuilt.
     _not_before: dict[str, float] = field(default_factory=dict)

@@ -22,10 +22,8 @@ BYTES: Literal["BYTES"] = "BYTES"
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64", "BYTES"
 ]  # fmt: skip
-# A BYTES element begins with its length.
-LENGTH_BYTES = 4
-# Models here have one input and five outputs at most.
-_MAX_TENSORS = 16
+LENGTH_BYTES = 4  # a BYTES element begins with its length
+_MAX_TENSORS = 16  # models here have one input and five outputs at most
 
 
 def _whole(value: object) -> object:
@@ -34,8 +32,7 @@ def _whole(value: object) -> object:
     return value
 
 
-# Some clients send them as text.
-_Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**63 - 1)]
+_Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**63 - 1)]  # some clients send them as text
 _DATA = WithJsonSchema({"type": "array", "description": "Row-major, nested or flat; images as base64 text."})
 
 
@@ -63,8 +60,7 @@ class Parameters(BaseModel):
         return self
 
 
-# One for all that have none; null is none too.
-_NO_PARAMETERS = Parameters()
+_NO_PARAMETERS = Parameters()  # one for all that have none; null is none too
 _MaybeParameters = Annotated[
     Parameters, BeforeValidator(lambda value: _NO_PARAMETERS if value in (None, {}) else value)
 ]
@@ -77,8 +73,7 @@ class Tensor(BaseModel):
     datatype: Datatype
     shape: Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(max_length=8)]
     parameters: _MaybeParameters = Field(default_factory=lambda: _NO_PARAMETERS)
-    # Values, or bytes as a memoryview.
-    data: Annotated[Any, _DATA] = None
+    data: Annotated[Any, _DATA] = None  # values, or bytes as a memoryview
 
     @property
     def count(self) -> int:

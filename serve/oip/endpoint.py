@@ -21,12 +21,10 @@ _EXTENSIONS = [
     *("binary_tensor_data", "classification", "model_configuration"),
     *("statistics", "schedule_policy", "parameters"),
 ]
-# The name that clients know a model run by ONNX Runtime by.
-_PLATFORM = "onnxruntime_onnx"
+_PLATFORM = "onnxruntime_onnx"  # the name that clients know a model run by ONNX Runtime by
 # RPCs that are answered without a key: probes have none.
 OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
-# Limit on every request but one to infer: these hold a name or two.
-MAX_OPTIONS_BYTES = 64 * 1024
+MAX_OPTIONS_BYTES = 64 * 1024  # limit on every request but one to infer: these hold a name or two
 
 
 class Endpoint:
@@ -101,7 +99,8 @@ class Endpoint:
                 return await self._change(rpc, name, options.parameters)
         model = self.model(name, model_version)
         if rpc == "ModelReady":
-            model.check_ready()
+            if not model.backend.is_ready:
+                raise NotReadyError(f"model {name!r} is not ready yet")
             return {"name": name, "ready": True}
         return {"config": self._config(model)} if rpc == "ModelConfig" else self._metadata(model)
 

@@ -25,8 +25,7 @@ from serve.oip.grpc.messages import answer_class, json_schema
 from serve.oip.served import ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
-# Below this much, packing an answer is cheaper than handing it to a thread.
-_PACK_INLINE_BYTES = 256 * 1024
+_PACK_INLINE_BYTES = 256 * 1024  # below this much, packing an answer is cheaper than handing it to a thread
 # zlib's window bits of an answer's encodings, the better first: 15 is a zlib stream, which HTTP calls deflate.
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 # An encoding that is accepted; a weight of 0 forbids it.
@@ -78,6 +77,8 @@ _ABOUT_INFER = About(
 )
 # Of what these RPCs answer, HTTP has one field alone.
 _FIELDS = {"ModelConfig": "config", "RepositoryIndex": "models"}
+
+
 # Over HTTP these answer more than their messages have.
 _TYPES = {"ModelReady": ModelReady, "RepositoryModelLoad": ModelState, "RepositoryModelUnload": ModelState}
 

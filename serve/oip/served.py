@@ -7,12 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InputError, NotReadyError
+from models.errors import InputError
 from models.inference.predictions import Float32Array
 from models.spec import Layout
 from serve.config import ServeConfig
@@ -27,8 +26,6 @@ Array = npt.NDArray[Any]
 # Values of the outputs, BYTES as objects; and of the best classes the ids and the scores, of shape (n_images, k).
 Answer = tuple[Mapping[str, Array], Array, Float32Array]
 
-# Of each backend's models, by name: HTTP and gRPC, which have an endpoint each, count together.
-_statistics: WeakKeyDictionary[Engine, dict[str, dict[str, Any]]] = WeakKeyDictionary()
 _STAGES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
@@ -71,7 +68,8 @@ class ServedModel(ABC):
             "inference_stats": {stage: {"count": 0, "ns": 0} for stage in _STAGES},
             "batch_stats": [],
         }
-        self.statistics = _statistics.setdefault(backend, {}).setdefault(name, counts)
+        # HTTP and gRPC, which have an endpoint each, count together.
+        self.statistics = backend.statistics.setdefault(name, counts)
 
     @abstractmethod
     def raw_input(self, body: bytes) -> Tensor:
@@ -82,11 +80,6 @@ class ServedModel(ABC):
         self, tensor: Tensor, wanted: Sequence[WantedOutput], top_k: int | None, deadline: float
     ) -> Answer:
         """Run the model; return as many outputs and classes as are wanted."""
-
-    def check_ready(self) -> None:
-        """Raise NotReadyError where the model's first inference has not passed yet."""
-        if not self.backend.is_ready:
-            raise NotReadyError(f"model {self.name!r} is not ready yet")
 
     async def infer(
         self, read: Callable[[], Awaitable[InferRequest]], *, started: float, deadline: float
@@ -100,12 +93,10 @@ class ServedModel(ABC):
 
         Raises:
             Rejected: The tensors are not this model's, or an image cannot be labelled; or as `read` raises it.
-            NotReadyError: The model's first inference has not passed yet.
-            OverloadedError, DeadlineError: As `Engine.label` raises them.
+            NotReadyError, OverloadedError, DeadlineError: As `Engine` raises them.
         """
         counts, result = self.statistics, "fail"
         try:
-            self.check_ready()
             self.backend.admit(1)
             request = await read()
             if request.id:

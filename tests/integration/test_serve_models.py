@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +101,7 @@ def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(
             assert done.stdout.split() == ["False", "True", "StatusCode.NOT_FOUND"], done.stderr[-2000:]
 
         names = {(entry["name"], entry["state"]) for entry in client.get_model_repository_index()}
+        metrics = [urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics").read() for _ in range(8)]
         after = set(endpoint.replicas())
 
     assert big.failures == colours.failures == []
@@ -108,3 +111,4 @@ def test_models_are_swapped_loaded_and_unloaded_under_load_and_no_request_fails(
     assert there == [False] * 8 + [True] * 8
     assert names == {(name, "READY") for model in (BIG, OWN) for name in (model, f"{model}-tensor")}
     assert before == after
+    assert [len(set(re.findall(rb'_in_flight{.*replica="(\w+)"', text))) for text in metrics] == [2] * 8

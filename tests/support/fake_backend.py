@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from types import SimpleNamespace
 
 import numpy as np
 
 from models.calibration import Calibration
 from models.catalog import load_spec
-from models.errors import DeadlineError, InputError, OverloadedError, UndecodableImageError
+from models.errors import DeadlineError, InputError, NotReadyError, OverloadedError, UndecodableImageError
 from models.inference.predictions import Float32Array
 from models.spec import Precision
 from serve.model.batcher import Item
@@ -36,6 +37,7 @@ class FakeBackend(Engine):
         self.room = room
         self.seen: list[bytes] = []
         self.error: Exception | None = None
+        self.statistics = {}
 
     is_ready = True
     queued = 0
@@ -44,6 +46,8 @@ class FakeBackend(Engine):
     def admit(self, images: int) -> None:
         if self.full is not None:
             raise self.full
+        if not self.is_ready:
+            raise NotReadyError("not ready")
 
     async def _submit(self, items: Sequence[Item]) -> list[Outcome]:
         images, deadline = [item.payload for item in items], min(item.deadline for item in items)
@@ -56,6 +60,8 @@ class FakeBackend(Engine):
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         self.seen += images
+        for item in items:
+            item.digest = sha256(item.payload).hexdigest()
         wanted = items[0].options
         return [self._outcome(image, wanted.top_k, wanted.probabilities, wanted.embedding) for image in images]
 

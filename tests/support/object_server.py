@@ -92,7 +92,7 @@ class ObjectServer(ABC):
 
 def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until a started server listens."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # a busy machine has taken 30 s to start Node
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from models.calibration import Calibration
-from models.errors import EmptyImageError, ImageTooLargeError, InputError, UndecodableImageError, UnsupportedImageError
+from models.errors import (
+    EmptyImageError,
+    ImageTooLargeError,
+    InputError,
+    NotReadyError,
+    UndecodableImageError,
+    UnsupportedImageError,
+)  # fmt: skip
 from models.spec import Artifact, InputSpec, Interpolation, ModelSpec, OutputKind, OutputSpec, Precision, Preprocessing
 from serve.config import ServeConfig
 from serve.http.application import Application
-from serve.http.bodies import BodyMemory
 from serve.http.in_flight import Extras
 from serve.model.models import Models
 from serve.model.outcomes import Labelled
@@ -57,10 +63,13 @@ class FakeBackend:
     raises: Exception | None = None
     full: Exception | None = None
     calls: list[dict[str, object]] = field(default_factory=list)
+    statistics: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def admit(self, images: int) -> None:
         if self.full is not None:
             raise self.full
+        if not self.is_ready:
+            raise NotReadyError("not ready")
 
     async def label(self, images: Sequence[bytes], *, top_k: int, deadline: float, probabilities: bool = False):
         self.calls.append(
@@ -123,7 +132,7 @@ class Client:
         self.backend = backend or FakeBackend()
         self.models = models or Models(self.backend)
         routes = oip_routes(Endpoint(self.models, limits or ServeConfig(), control))
-        self.app = Application(routes, BodyMemory(2**30), Extras())
+        self.app = Application(routes, Extras())
 
     def __call__(self, method: str, path: str, body: bytes | None = None, root: str = "", **headers: object) -> Got:
         return asyncio.run(self._call(method, path, body or b"", root, headers))

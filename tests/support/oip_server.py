@@ -14,6 +14,7 @@ import uvicorn
 
 from models.spec import Precision
 from serve.config import ServeConfig, plan_replica
+from serve.http.in_flight import Extras
 from serve.model.engine import Engine
 from serve.model.models import Models
 from serve.model.settled import settle
@@ -37,6 +38,7 @@ class _Ingress(Methods):
     def __init__(self, models: Models, config: ServeConfig) -> None:
         self.models = models
         self.config = config
+        self.extras = Extras()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from starlette.staticfiles import NotModifiedResponse
 from serve.http.asgi import JsonResponse
 from serve.model.models import Models
 
-# What every answer of these routes says to a browser.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

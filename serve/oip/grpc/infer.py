@@ -16,8 +16,7 @@ from serve.oip.grpc.messages import request_class
 # The field of a tensor's typed contents for each datatype that models here take or give.
 _CONTENTS = {"BOOL": "bool_contents", "INT32": "int_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
 
-# Smaller messages are parsed in less than 1 ms, to some megabytes at most.
-SMALL_BYTES = 32 * 1024
+SMALL_BYTES = 32 * 1024  # smaller messages are parsed in less than 1 ms, to some megabytes at most
 # Of a number that is packed with others in a field; of other types it takes 1 byte.
 _LEAST_BYTES = {FieldDescriptor.CPPTYPE_FLOAT: 4, FieldDescriptor.CPPTYPE_DOUBLE: 8}
 

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from models.errors import NotReadyError, UnknownModelError
 from serve.config import ServeConfig
 from serve.http.asgi import Rejected, rejection
-from serve.http.bodies import BodyMemory, Held
+from serve.http.bodies import Held
 from serve.http.in_flight import Extras, InFlight, observed
 from serve.model.models import Models
 from serve.oip.codec import InferRequest, InferResponse, malformed
@@ -28,12 +28,10 @@ from serve.oip.grpc.messages import answer_class, request_class
 from serve.oip.grpc.service import PATHS, STREAM, WATCH, Metadata, Refusal
 
 _INFERS = frozenset({"ModelInfer", STREAM})
-# gRPC refuses headers of more than 8 kB in all.
-_MAX_DETAILS = 2000
+_MAX_DETAILS = 2000  # gRPC refuses headers of more than 8 kB in all
 # Fields of a ModelInferRequest beside its images, each of which is one: names, parameters and outputs.
 _FIELDS_BESIDE = 1000
-# Between two messages of a Watch.
-WATCH_S = 5.0
+WATCH_S = 5.0  # between two messages of a Watch
 # From HTTP's status to gRPC's; every other is INTERNAL. Over the size limit is RESOURCE_EXHAUSTED, as gRPC itself says of a
 # message over its own; a full queue is UNAVAILABLE, which clients may retry.
 _CODES = {
@@ -69,16 +67,11 @@ class Methods:
 
     models: Models
     config: ServeConfig
-    # The same as HTTP's.
-    extras: Extras = Extras()
+    extras: Extras  # the same as HTTP's
 
     @cached_property
     def _endpoint(self) -> Endpoint:
         return Endpoint(self.models, self.config, self.extras.control)
-
-    @cached_property
-    def _memory(self) -> BodyMemory:
-        return self.extras.memory or BodyMemory(self.config.max_body_memory)
 
     def start_grpc(self) -> None:
         """Look at the head of each call of this process from now on, before its message is received."""
@@ -156,7 +149,7 @@ class Methods:
     async def _answer(self, rpc: str, content: bytes, context: ServicerContext) -> Message:
         """Answer one message. Where that fails, the context gets the status, or a stream's answer the reason."""
         headers, path, message = _headers(context.invocation_metadata()), PATHS[rpc], None
-        client, held = _client(context, headers), Held(self._memory)
+        client, held = _client(context, headers), Held(self.extras.memory)
         call = _Call("gRPC", path, f"grpc/{rpc}", headers, client, len(content), held)
         with observed(self.extras, call):
             try:

@@ -28,27 +28,23 @@ PATHS = {rpc: f"/{method.containing_service.full_name}/{rpc}" for rpc, method in
 # Messages that are received at once. How long one is shows only when it is there, packed ones at their full length: so
 # this bounds what calls take before they are counted. A small message is there already, and takes its turn in no time.
 RECEIVED_AT_ONCE = 2
-# For a message's turn, and to receive it.
-RECEIVE_S = 5.0
-# Streams that are open at once: each may be receiving a message that is not counted yet, and which one is, nothing tells.
-STREAMS_AT_ONCE = 4
+RECEIVE_S = 5.0  # for a message's turn, and to receive it
+# Calls that are open at once. Each stream may be receiving a message that is not counted yet, and which one is, nothing
+# tells; who watches has no key, and holds a connection.
+AT_ONCE = {STREAM: 4, WATCH: 8}
 # Requests of a stream that were received and are not answered; the next is left with the client until one is.
 STREAM_IN_FLIGHT = 8
 # Of a stream that asks nothing. HAProxy would close it after 60 s, without a word.
 STREAM_IDLE_S = 50.0
-# Who watches has no key, and each holds a connection.
-WATCHES_AT_ONCE = 8
 
 Metadata = Sequence[tuple[str, str]]
 # What answers a message, or an iterator of them: with a message, or an iterator of them; for Ray Serve's proxies with bytes.
 _Answer = Callable[[Any, ServicerContext], Any]
-# A call that is refused: status, text and metadata behind it.
-Refusal = tuple[grpc.StatusCode, str, Metadata]
+Refusal = tuple[grpc.StatusCode, str, Metadata]  # a call that is refused: status, text and metadata behind it
 
 # Set by the process that answers: looks at an RPC's name and metadata.
 look: Callable[[str, Metadata], Refusal | None] = lambda rpc, metadata: None  # noqa: E731
-# `time.monotonic()` when the head of this call arrived.
-arrived: ContextVar[float] = ContextVar("arrived")
+arrived: ContextVar[float] = ContextVar("arrived")  # `time.monotonic()` when the head of this call arrived
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -57,7 +53,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         self._method_handlers = handlers
         self._turns = asyncio.Semaphore(RECEIVED_AT_ONCE)
-        self._places = {STREAM: asyncio.Semaphore(STREAMS_AT_ONCE), WATCH: asyncio.Semaphore(WATCHES_AT_ONCE)}
+        self._places = {rpc: asyncio.Semaphore(limit) for rpc, limit in AT_ONCE.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call whose head has arrived; None where there is no such RPC."""
@@ -85,10 +81,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         await _look(rpc, context)
         places = self._places[rpc]
         if places.locked():
-            if rpc == STREAM:
-                text = f"{STREAMS_AT_ONCE} streams are open here; use one of them, or try again later"
-                await context.abort(grpc.StatusCode.UNAVAILABLE, text)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_AT_ONCE} are watching; ask by Check")
+            text = f"{AT_ONCE[rpc]} calls of {rpc} are open here; use one of them, or try again later"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, text)
         room = asyncio.Semaphore(STREAM_IN_FLIGHT)
         async with places:
             asked = _messages(context, room) if rpc == STREAM else await self._received(context)

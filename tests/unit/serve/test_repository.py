@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import re
 import threading
 import time
 import weakref
@@ -534,16 +535,50 @@ def test_a_calibration_is_of_one_model_whatever_else_is_loaded_later(tmp_path):
     assert [each is not None for each in found] == [True, False]
 
 
-def test_a_replica_that_died_is_no_fault_of_a_model_and_what_another_raises_stays_in_the_log(monkeypatch, caplog):
-    from serve import replica
+def all_replicas(*answers: object) -> SimpleNamespace:
+    """Return a handle by which all replicas answer, or a call of which fails."""
 
     async def results_async(**_: object) -> list[object]:
-        return [{}, RayActorError(), RuntimeError("Traceback of 10.0.0.7, /home/ann/x.py"), {"two": "no memory"}]
+        for each in answers:
+            if isinstance(each, TimeoutError):
+                raise each
+        return list(answers)
 
-    handle = SimpleNamespace(broadcast=lambda _: SimpleNamespace(results_async=results_async))
-    monkeypatch.setattr(replica.ray_serve, "get_deployment_handle", lambda *_: handle)
+    return SimpleNamespace(broadcast=lambda _: SimpleNamespace(results_async=results_async))
 
-    wrong = asyncio.run(replica.Replica._call_all(SimpleNamespace(_application="a")))
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        pytest.param([], {"a"}, id="alone, and not known to itself yet"),
+        pytest.param(["a", "b"], {"a", "b"}, id="two"),
+        pytest.param(["b", RayActorError(), RuntimeError("no")], {"a", "b"}, id="one died, one fails"),
+        pytest.param([TimeoutError()], {"a"}, id="one hangs"),
+    ],
+)
+def test_any_replica_answers_for_all_that_answer_and_always_for_itself(others, expected):
+    from serve.replica import Replica
+
+    async def metrics(name: str = "a") -> tuple[str, bytes]:
+        own = ServeMetrics("m", name)
+        own.request("/v1/classify", 200, 0.01, None)
+        return name, own.render()
+
+    handle = all_replicas(*(asyncio.run(metrics(one)) if isinstance(one, str) else one for one in others))
+
+    text = asyncio.run(Replica._metrics_of_all(SimpleNamespace(_all=handle, metrics=metrics))).decode()
+
+    found = re.findall(r'^shardlabel_requests_total{.*replica="(\w)"', text, re.MULTILINE)
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_replica_that_died_is_no_fault_of_a_model_and_what_another_raises_stays_in_the_log(caplog):
+    from serve import replica
+
+    fault = RuntimeError("Traceback of 10.0.0.7, /home/ann/x.py")
+    handle = all_replicas({}, RayActorError(), fault, {"two": "no memory"})
+
+    wrong = asyncio.run(replica.Replica._call_all(SimpleNamespace(_all=handle)))
 
     assert wrong == [{}, {"": "a replica did not answer; the log says more"}, {"two": "no memory"}]
     assert "10.0.0.7" in caplog.text

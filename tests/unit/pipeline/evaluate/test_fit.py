@@ -230,7 +230,10 @@ def test_a_fitted_file_calibrates_and_says_what_the_other_half_came_to(tiny_mode
     run(*options, "--fit", again, "--precision-target", 80)
     assert again.read_bytes() == file.read_bytes()
 
-    calibrated = json.loads(run(*options, "--calibration", file, "--output", page).stdout)
+    once_more = run(*options, "--calibration", file, "--output", page)
+    calibrated = json.loads(once_more.stdout)
+    assert f"wrote {page}" in done.stderr
+    assert f"replaced {page}" in once_more.stderr
     assert "accepts" in page.read_text()
     assert (calibrated["top1"], calibrated["confusions"]) == (values["top1"], values["confusions"])
     assert calibrated["calibration_error"] < values["calibration_error"]

@@ -18,7 +18,7 @@ def full(monkeypatch):
     state, write = [True], os.write
 
     def maybe(fd, data):
-        if state:
+        if state and data:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data)
 

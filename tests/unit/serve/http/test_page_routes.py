@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from serve.http.application import Application
-from serve.http.bodies import BodyMemory
 from serve.http.in_flight import Extras
 from serve.http.page.routes import page_routes
 from serve.model.models import Models
@@ -23,7 +22,7 @@ from tests.support.fake_backend import FakeBackend
 
 
 def page_of(backend: FakeBackend) -> Application:
-    return Application(page_routes(Models(backend), 1000), BodyMemory(0), Extras())
+    return Application(page_routes(Models(backend), 1000), Extras())
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_an_endpoint_that_runs_and_does_not_answer_is_an_error_that_says_how(mon
         launch._wait_until_ready(ServeOptions(port=free_ports(1)[0]), tmp_path, print)
 
 
-def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_behind(monkeypatch, tmp_path):
+def test_an_application_that_is_deleted_leaves_no_list_of_models_behind(monkeypatch, tmp_path):
     deleted = []
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.shutdown", lambda: None)
@@ -138,7 +138,7 @@ def test_an_application_that_is_deleted_leaves_no_metrics_and_no_list_of_models_
 
     Endpoint(ServeOptions(address="ray://x", port=1), tmp_path).close()
 
-    assert deleted == [(b"", True, "shardlabel-metrics-shardlabel"), (b"", True, "shardlabel-models-shardlabel")]
+    assert deleted == [(b"", True, "shardlabel-models-shardlabel")]
 
 
 def test_a_ray_whose_grpc_listens_in_another_way_is_refused(monkeypatch):

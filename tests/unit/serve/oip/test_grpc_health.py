@@ -76,7 +76,7 @@ def test_who_watches_is_told_now_and_again(name, first, then, monkeypatch):
 
 
 def test_watchers_are_bounded_and_leave_room_when_they_go(monkeypatch):
-    monkeypatch.setattr(service, "WATCHES_AT_ONCE", 2)
+    monkeypatch.setitem(service.AT_ONCE, service.WATCH, 2)
 
     async def many():
         async with serving(Ingress()) as channel:
@@ -92,4 +92,4 @@ def test_watchers_are_bounded_and_leave_room_when_they_go(monkeypatch):
                 call.cancel()
             return one_more, answer.status
 
-    assert asyncio.run(many()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, SERVING)
+    assert asyncio.run(many()) == (grpc.StatusCode.UNAVAILABLE, SERVING)

@@ -16,7 +16,7 @@ from serve.http.in_flight import Extras
 from serve.metrics import ServeMetrics
 from serve.oip.grpc import service
 from serve.oip.grpc.messages import answer_class
-from serve.oip.grpc.service import STREAM_IN_FLIGHT, STREAMS_AT_ONCE
+from serve.oip.grpc.service import AT_ONCE, STREAM, STREAM_IN_FLIGHT
 from tests.support.grpc_service import SERVICE, serving
 from tests.support.oip_backend import FakeBackend
 from tests.unit.serve.oip.test_grpc import Context, Ingress, raw_images, with_model
@@ -192,7 +192,7 @@ def test_a_stream_that_asks_nothing_is_ended_and_told(monkeypatch):
 def test_there_are_no_more_streams_than_may_be_and_each_gives_its_place_back():
     async def many():
         async with serving(Ingress()) as channel:
-            calls = [stream_of(channel) for _ in range(STREAMS_AT_ONCE)]
+            calls = [stream_of(channel) for _ in range(AT_ONCE[STREAM])]
             for call in calls:
                 await call.write(raw_images(b"R").SerializeToString())
                 await call.read()

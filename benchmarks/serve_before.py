@@ -6,7 +6,8 @@
 Whole rounds of `benchmarks.serve_rivals` lie minutes apart, in which a shared machine changes by more than two commits
 differ. Here the loads of a pair follow each other at once, the order turns from pair to pair (AB, BA), and the server that
 has no load idles beside the other in both cases. The figure is the median of the pairs' ratios, with their quartiles.
-With `.` as the other checkout, `--more '--prediction-log FOLDER'` says what an option costs, and `--set` what a variable does.
+With `.` as the other checkout, `--more '--prediction-log FOLDER'` says what an option costs, and `--set` what a variable
+does.
 
 The last line of output is one JSON object.
 """

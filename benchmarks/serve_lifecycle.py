@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.serve_load import Load, Tally, sample_images
@@ -265,6 +266,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="File for the answers of each version by the second.")
     parser.add_argument("--plot", type=Path, help="The same as a picture; wants matplotlib.")
     args = parser.parse_args()
+    if args.plot and find_spec("matplotlib") is None:
+        parser.error("--plot wants matplotlib: pip install matplotlib")
     images = sample_images(args.images)
     events = []
     print("| event | seconds | requests | failed | by status | p99 ms |\n|---|---|---|---|---|---|")

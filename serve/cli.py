@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -70,8 +69,7 @@ def serve(
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"shardlabel: {text}\n")
-    sys.stderr.flush()
+    typer.echo(f"shardlabel: {text}", err=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -29,7 +29,6 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 # Each stage, and the times of an item at which it begins and ends.
 STAGES = (("queue", "since", "taken"), ("decode", "taken", "decoded_at"), ("infer", "run_at", "done_at"))
-_NO_SPAN = nullcontext()
 _propagator = TraceContextTextMapPropagator()
 
 _tracer: trace.Tracer | None = None  # of this process; None where it does not trace
@@ -83,7 +82,7 @@ def stop() -> None:
 def request(named: Callable[[], tuple[str, Mapping[str, str]]], headers: Headers) -> AbstractContextManager[object]:
     """Hold the span of a request over HTTP or gRPC for the time of a block; `named` gives its name and attributes."""
     if _tracer is None:
-        return _NO_SPAN
+        return nullcontext()
     name, about = named()
     # Where Ray traces, its span is the parent, and has this one as its own.
     context = None if trace.get_current_span().get_span_context().is_valid else _sent(headers)

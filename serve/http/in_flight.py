@@ -28,8 +28,7 @@ class Extras:
     render_metrics: Callable[[], Awaitable[bytes]] | None = None  # gives the body of /metrics
     keys: ApiKeys | None = None  # checks the key of a request
     access_log: AccessLog | None = None  # has a line for each request
-    # The budget of all bodies, over HTTP and gRPC.
-    memory: BodyMemory = field(default_factory=lambda: BodyMemory(ServeConfig().max_body_memory))
+    memory: BodyMemory = field(default_factory=lambda: BodyMemory(ServeConfig().max_body_memory))  # of all bodies
     control: Repository | None = None  # loads and unloads models for callers; None where they may not ask for it
 
 

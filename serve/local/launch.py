@@ -149,7 +149,7 @@ def _start_serve(options: ServeOptions, host: str, folder: Path) -> None:
         )
     except Exception as err:  # Ray raises bare ones here
         _look_for_refusal(folder)
-        raise ClusterError(f"Ray Serve does not start: {' '.join(str(err).split())[:300]}") from err
+        raise ClusterError(f"Ray Serve does not start: {_in_a_line(str(err))}") from err
 
 
 def _as_it_listens(options: ServeOptions, say: Say) -> ServeOptions:
@@ -212,10 +212,12 @@ def _can_grow() -> bool:
 
 def _reason(app: Any) -> str:  # noqa: ANN401 (Serve's status has no public type)
     texts = [] if app is None else [str(app.message), *(str(d.message) for d in app.deployments.values())]
-    text = max(texts, key=len, default="") or "Serve does not say why"
-    if "Traceback" in text:
-        text = text.strip().splitlines()[-1]  # says what went wrong
-    return " ".join(text.split())[:400]
+    return _in_a_line(max(texts, key=len, default="") or "Serve does not say why")
+
+
+def _in_a_line(text: str) -> str:
+    """Return what Ray says; of a traceback the last line, which says what went wrong."""
+    return " ".join((text.strip().splitlines()[-1] if '  File "' in text else text).split())[:400]
 
 
 def _silence(options: ServeOptions) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import socket
 
 import psutil
@@ -28,12 +29,14 @@ def check_free(host: str, port: int, option: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that were free a moment ago."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Return ports of the loopback interface that were free a moment ago, none of those that connections are given."""
+    ports: list[int] = []
+    candidates = iter(random.sample(range(20_000, 30_000), 1_000))
+    while len(ports) < count:
+        port = next(candidates)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+    return ports
 
 
 def _by_whom(port: int) -> str:

@@ -68,8 +68,7 @@ class ServedModel(ABC):
             "inference_stats": {stage: {"count": 0, "ns": 0} for stage in _STAGES},
             "batch_stats": [],
         }
-        # HTTP and gRPC, which have an endpoint each, count together.
-        self.statistics = backend.statistics.setdefault(name, counts)
+        self.statistics = backend.statistics.setdefault(name, counts)  # HTTP's and gRPC's endpoints count together
 
     @abstractmethod
     def raw_input(self, body: bytes) -> Tensor:

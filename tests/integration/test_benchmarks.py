@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_bulk_runs_each_tool_once_and_goes_on_where_it_stopped(images, tmp_path):
     common = ("--source", images, "--images", 80, "--modes", "decode", "--work", tmp_path / "work",
               "--into", tmp_path / "results.json", "--peers-python", sys.executable)  # fmt: skip

@@ -14,6 +14,7 @@ PHOTOS = Path(__file__).parents[2] / "models" / "samples" / "photos.tar"
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long
 def test_every_part_of_the_whole_is_measured_and_kept(tmp_path, tiny_model, capsys):
     output = tmp_path / "figures.json"
 
@@ -52,6 +53,7 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path):
     assert kept["two"]["rate"] == 1
 
 
+@pytest.mark.long
 def test_feeding_is_compared_with_decoding_alone(tiny_model, capsys):
     found = gpu_feed.main([str(PHOTOS), "--model", str(tiny_model), "--repeat", "12", "--runs", "1"])
 

@@ -216,6 +216,7 @@ def test_a_changed_option_is_rolled_out_and_no_request_fails(deployed):
     assert cluster.labels() == 3
 
 
+@pytest.mark.long
 def test_a_version_that_cannot_be_built_leaves_the_old_one_serving_and_says_why(deployed):
     cluster = deployed
     with Load("127.0.0.1", cluster.port, sample_images(None), 4) as load:

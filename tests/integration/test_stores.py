@@ -120,17 +120,19 @@ def test_a_fifth_of_all_calls_may_fail(proxy: FaultProxy, place: Place) -> None:
 
 @KINDS
 def test_a_listing_of_many_pages_is_whole_and_in_order(place: Place) -> None:
-    names = [f"{i:05d}" for i in range(1200)]
+    names = [f"{i:05d}" for i in range(120)]
     storage = place.storage
     for name in names:
         place.put(f"many/{name}", b"")
 
     # Then with a name that is no path on the second page, and on the first.
-    for odd in (None, "01150//x", "00050//x"):
+    for odd in (None, "00115//x", "00005//x"):
         if odd:
             place.put(f"many/{odd}", b"")
             names = sorted([*names, odd])
-        assert [file.path for page in storage.pages("many") for file in page] == [f"many/{name}" for name in names]
+        pages = list(storage.pages("many", most=100))
+        assert len(pages) > 1
+        assert [file.path for page in pages for file in page] == [f"many/{name}" for name in names]
 
 
 @pytest.fixture

@@ -209,7 +209,9 @@ def is_free_again() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lost_with_its_node", "status"), [(True, "done"), (False, "failed")])
+@pytest.mark.parametrize(
+    ("lost_with_its_node", "status"), [pytest.param(True, "done", marks=pytest.mark.long), (False, "failed")]
+)
 def test_the_loss_of_a_node_is_no_attempt_and_the_death_of_a_process_is(
     tmp_path, tiny_model, monkeypatch, lost_with_its_node, status
 ):
@@ -246,7 +248,7 @@ def test_the_loss_of_a_node_is_no_attempt_and_the_death_of_a_process_is(
         assert report.units_done == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_image_that_hangs_the_model_is_a_row_in_the_two_stage_shape_too(tmp_path):
     model = ON_WHITE["a-loop-that-never-ends"](tmp_path)
     colour_shards(tmp_path / "in", shards=3, samples=5)

@@ -310,3 +310,17 @@ def test_behind_haproxy_replicas_are_told_to_stop_where_they_have_rows_or_spans_
     haproxy.wait()
 
     assert found == deleted
+
+
+def test_why_serve_does_not_start_is_the_end_of_its_traceback(monkeypatch, tmp_path):
+    def start(**_):
+        frames = "".join(
+            f'  File "/ray/_private/part_{number}.py", line 1, in ready\n    x()\n' for number in range(20)
+        )
+        raise RuntimeError(f"ray::ProxyActor.ready() (pid=1)\n{frames}OSError: port 8001 cannot be had\n")
+
+    monkeypatch.setattr("ray.serve.start", start)
+    monkeypatch.setattr("serve.replica.build_application", lambda *_, **__: None)
+
+    with pytest.raises(ClusterError, match=r"^Ray Serve does not start: OSError: port 8001 cannot be had$"):
+        launch._start_serve(ServeOptions(), "127.0.0.1", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -322,6 +323,7 @@ def test_unique_keys_cost_little_memory_and_no_quadratic_time() -> None:
     assert unique._slots.itemsize * len(unique._slots) <= 32 * 32_768
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="measuring coverage slows what is timed")
 def test_reading_costs_little_beside_the_bytes() -> None:
     content = tar_bytes([(f"{i:06d}.jpg", b"x" * 400) for i in range(5_000)])
 

@@ -1,6 +1,6 @@
 """How much of an object store's latency a run feels: `label` from S3 with so many ms added to each request, and with none.
 
-    python -m benchmarks.latency --images 1000 --rounds 3 --delay-ms 30 [--kind images,tar] [--dest s3]
+    python -m benchmarks.latency --source samples/*.tar --images 1000 --rounds 3 [--kind images,tar] [--dest s3]
 
 The store is the tests' own (moto) behind a proxy that remembers what it read of SOURCE, so that a request costs little of
 the cores that are measured, and that waits before it answers. Runs take turns, and ratios are formed within a round. The

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from models.device import SimulatedDevice
-from models.errors import ConfigError
+from models.errors import ConfigError, StorageError
 from pipeline.config import LabelConfig, build_config
 from pipeline.options import options_of
 
@@ -122,9 +122,9 @@ def _check(fit: Path | None, target: float | None, *, compared: bool, calibrated
 
 
 def _write(option: str, path: Path, text: str) -> None:
-    was_there = path.exists()
+    from pipeline.report.files import write_page
+
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as err:
-        raise ConfigError(f"{option} {path} cannot be written: {err.strerror or err}") from err
-    _say(f"shardlabel: {'replaced' if was_there else 'wrote'} {path}")
+        _say(f"shardlabel: wrote {write_page(str(path), text)}")
+    except StorageError as err:
+        raise ConfigError(f"{option}: {err}") from err
